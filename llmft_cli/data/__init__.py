@@ -1,0 +1,1 @@
+"""prepare: read rows, render them with the chat template, mask, tokenise, split and pack."""

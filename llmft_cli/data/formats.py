@@ -1,0 +1,213 @@
+"""The forms in which people keep training rows, brought to one: a conversation or a document.
+
+Forms: OpenAI-style messages, sharegpt conversations, alpaca, prompt/completion, raw text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, str]
+
+SHAREGPT_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "system": "system",
+}
+ROLES = ("system", "user", "assistant")
+
+
+class RowError(Exception):
+    """Why one row cannot be used; the text goes to rejected.jsonl."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages with the roles system, user and assistant; the last is the assistant's."""
+
+    messages: list[Message]
+
+
+@dataclass(frozen=True)
+class Document:
+    text: str
+
+
+Example = Conversation | Document
+
+
+def recognise(value: Any) -> str:
+    """The form of a row, by its keys.
+
+    Raises:
+        RowError: it has none of the known forms.
+    """
+    if not isinstance(value, Mapping):
+        raise RowError(f"a row must be an object, not {kind_of(value)}")
+    if "messages" in value:
+        return "messages"
+    if "conversations" in value:
+        turns = value["conversations"]
+        first = turns[0] if isinstance(turns, list) and turns else None
+        return "messages" if isinstance(first, Mapping) and "role" in first else "sharegpt"
+    for form, keys in {
+        "alpaca": ("instruction", "output"),
+        "prompt-completion": ("prompt", "completion"),
+        "text": ("text",),
+    }.items():
+        if all(key in value for key in keys):
+            return form
+    raise RowError(f"no known form has the keys {', '.join(map(str, value)) or '(none)'}")
+
+
+def parse(value: Any, form: str = "auto") -> tuple[str, Example]:
+    """The form of a row and its content.
+
+    Raises:
+        RowError: it cannot be used, and why.
+    """
+    name = recognise(value) if form == "auto" else form
+    if not isinstance(value, Mapping):
+        raise RowError(f"a row must be an object, not {kind_of(value)}")
+    return name, PARSERS[name](value)
+
+
+def parse_messages(row: Mapping[str, Any]) -> Conversation:
+    return checked(messages_of(row, "messages" if "messages" in row else "conversations"))
+
+
+def messages_of(row: Mapping[str, Any], key: str) -> list[Message]:
+    messages = []
+    for where, turn in turns_of(row, key):
+        role = text_of(turn, "role", where)
+        if role not in ROLES:
+            raise RowError(f"{where} has the unknown role {role!r}")
+        messages.append({"role": role, "content": content_of(turn, where)})
+    return messages
+
+
+def parse_prompt_messages(value: Any) -> list[Message]:
+    """The messages of a prompt to answer: `messages` that end with the user's, or a text `prompt`.
+
+    Raises:
+        RowError: it is neither.
+    """
+    if not isinstance(value, Mapping):
+        raise RowError(f"a prompt must be an object, not {kind_of(value)}")
+    if "messages" not in value:
+        return [{"role": "user", "content": text_of(value, "prompt")}]
+    messages = messages_of(value, "messages")
+    checked([*messages, {"role": "assistant", "content": "an answer"}])
+    return messages
+
+
+def parse_sharegpt(row: Mapping[str, Any]) -> Conversation:
+    messages = []
+    if row.get("system"):
+        messages.append({"role": "system", "content": text_of(row, "system")})
+    for where, turn in turns_of(row, "conversations"):
+        speaker = text_of(turn, "from", where)
+        if speaker not in SHAREGPT_ROLES:
+            raise RowError(f"{where} is from the unknown speaker {speaker!r}")
+        messages.append({"role": SHAREGPT_ROLES[speaker], "content": text_of(turn, "value", where)})
+    return checked(messages)
+
+
+def parse_alpaca(row: Mapping[str, Any]) -> Conversation:
+    question = text_of(row, "instruction")
+    if row.get("input"):
+        question += "\n\n" + text_of(row, "input")
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": text_of(row, "output")}]
+    if row.get("system"):
+        messages.insert(0, {"role": "system", "content": text_of(row, "system")})
+    return checked(messages)
+
+
+def parse_prompt_completion(row: Mapping[str, Any]) -> Conversation:
+    return checked(
+        [
+            {"role": "user", "content": text_of(row, "prompt")},
+            {"role": "assistant", "content": text_of(row, "completion")},
+        ]
+    )
+
+
+def parse_text(row: Mapping[str, Any]) -> Document:
+    text = text_of(row, "text")
+    if not text.strip():
+        raise RowError("text is empty")
+    return Document(text)
+
+
+PARSERS: dict[str, Callable[[Mapping[str, Any]], Example]] = {
+    "messages": parse_messages,
+    "sharegpt": parse_sharegpt,
+    "alpaca": parse_alpaca,
+    "prompt-completion": parse_prompt_completion,
+    "text": parse_text,
+}
+
+
+def checked(messages: list[Message]) -> Conversation:
+    """A conversation in order: an optional system message, then user and assistant in turn, the assistant last."""
+    turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    if not any(turn["role"] == "assistant" for turn in turns):
+        raise RowError("there is no assistant turn to learn from")
+    for number, turn in enumerate(turns):
+        expected = ("user", "assistant")[number % 2]
+        if turn["role"] != expected:
+            position = number + 1 + len(messages) - len(turns)
+            raise RowError(f"message {position} is from {turn['role']} where {expected} should speak")
+        if not turn["content"].strip():
+            raise RowError(f"a {turn['role']} message is empty")
+    if turns[-1]["role"] != "assistant":
+        raise RowError("the last message is from user, with no answer to learn from")
+    return Conversation(messages)
+
+
+def turns_of(row: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The turns of a conversation, each with the name of its place."""
+    turns = row.get(key)
+    if not isinstance(turns, list) or not turns:
+        raise RowError(f"{key} must be a list with messages, not {kind_of(turns)}")
+    for number, turn in enumerate(turns, 1):
+        if not isinstance(turn, Mapping):
+            raise RowError(f"{key}[{number}] is {kind_of(turn)}, not an object")
+        yield f"{key}[{number}]", turn
+
+
+def text_of(row: Mapping[str, Any], key: str, where: str = "") -> str:
+    name = f"{where}.{key}" if where else key
+    if key not in row:
+        raise RowError(f"{name} is missing")
+    if not isinstance(row[key], str):
+        raise RowError(f"{name} is {kind_of(row[key])}, not text")
+    return row[key]
+
+
+def content_of(turn: Mapping[str, Any], where: str) -> str:
+    """A message's text, also where it comes in parts (`[{"type": "text", "text": ...}]`)."""
+    parts = turn.get("content")
+    if isinstance(parts, list) and parts and all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
+        return "".join(text_of(part, "text", f"{where}.content") for part in parts)
+    return text_of(turn, "content", where)
+
+
+def kind_of(value: Any) -> str:
+    names = {
+        type(None): "null",
+        bool: "true/false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }
+    return "an empty list" if value == [] else names.get(type(value), type(value).__name__)

@@ -1,0 +1,1 @@
+"""eval: base against tuned on the same prompts."""

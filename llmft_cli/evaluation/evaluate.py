@@ -1,0 +1,172 @@
+"""eval: base and tuned on the same held-out rows and the same prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from llmft_cli import config as settings
+from llmft_cli.config import Config
+from llmft_cli.data.formats import RowError
+from llmft_cli.data.store import HELD_OUT_FILE, VALIDATION, load_split, write_json_lines
+from llmft_cli.errors import DataError, StageError, UsageError
+from llmft_cli.evaluation import report
+from llmft_cli.evaluation.loss import HeldOutLoss, held_out_loss
+from llmft_cli.evaluation.metrics import TEXT_METRICS, score
+from llmft_cli.evaluation.prompts import Prompt, read_prompts
+from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
+from llmft_cli.evaluation.statistics import Comparison, compare
+from llmft_cli.inference import BASE, TUNED, TunedModel, answer_all, load_tuned
+from llmft_cli.libraries import versions
+from llmft_cli.progress import Reporter
+from llmft_cli.run_dir import RunDir, hash_file, hash_path, replacing_directory
+
+ARMS = (BASE, TUNED)
+HELD_OUT_NAME = "held-out"
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What `eval --json` prints."""
+
+    name: str
+    headline: str
+    prompts: int
+    held_out_tokens: int
+    arms: dict[str, ArmScores]
+    comparisons: list[Comparison]
+    report: str
+
+
+def evaluate(
+    run: RunDir,
+    prompts_file: Path | None,
+    name: str | None,
+    config: Config,
+    reporter: Reporter,
+    *,
+    overwrite: bool = False,
+    allow_stale: bool = False,
+) -> EvalResult:
+    """Compare the tuned model with its base and write the report to `eval/NAME`.
+
+    Args:
+        prompts_file: prompts to answer; the run's held-out rows by default.
+        name: of this evaluation; the prompt file's name by default.
+
+    Raises:
+        StageError: the run is not trained or stale, has this evaluation already, or has nothing to evaluate on.
+        DataError: the prompt file cannot be used.
+    """
+    name = valid_name(name or (prompts_file.stem if prompts_file else HELD_OUT_NAME))
+    prompts = read_prompts(prompts_file) if prompts_file else held_out_prompts(run)
+    run.require("train", allow_stale)
+    inputs = {"adapter": hash_path(run.adapter)}
+    if prompts_file:
+        inputs[str(prompts_file.resolve())] = hash_file(prompts_file)
+    with run.stage(f"eval/{name}", settings.of_command(config, "eval"), inputs, overwrite) as record:
+        tuned = load_tuned(run, config, reporter, allow_stale)
+        losses = held_out_losses(tuned, run, config, reporter)
+        if not prompts and not losses:
+            raise StageError(
+                f"{run.path} held no rows out, so there is nothing to evaluate on", "give prompts with --prompts FILE"
+            )
+        predictions = predict(tuned, prompts, config, reporter)
+        summary = Summary(
+            run=str(run.path),
+            name=name,
+            model=config.model,
+            arms={arm: arm_scores(arm, losses.get(arm), predictions) for arm in ARMS},
+            comparisons=comparisons_of(predictions, config.seed),
+            predictions=predictions,
+            settings=settings.of_command(config, "eval"),
+        )
+        result = EvalResult(
+            name=name,
+            headline=report.headline(summary),
+            prompts=len(prompts),
+            held_out_tokens=losses[BASE].tokens if losses else 0,
+            arms=summary.arms,
+            comparisons=summary.comparisons,
+            report=str(run.evaluations / name / "report.html"),
+        )
+        with replacing_directory(run.evaluations / name) as folder:
+            write(folder, summary, result)
+        record.outputs.append(f"eval/{name}")
+        record.facts |= {"arms": {arm: asdict(scores) for arm, scores in summary.arms.items()}, "versions": versions()}
+    return result
+
+
+def valid_name(name: str) -> str:
+    if not name or name != Path(name).name or name.startswith("."):
+        raise UsageError(f"--name {name!r} cannot name a folder")
+    return name
+
+
+def held_out_prompts(run: RunDir) -> list[Prompt]:
+    file = run.data / HELD_OUT_FILE
+    return read_prompts(file) if file.exists() and file.stat().st_size else []
+
+
+def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Reporter) -> dict[str, HeldOutLoss]:
+    """Loss of both arms on the held-out split; empty where nothing was held out."""
+    rows = load_split(run.data, VALIDATION)
+    losses: dict[str, HeldOutLoss] = {}
+    if rows is None:
+        return losses
+    with reporter.track("held-out loss", total=len(ARMS)) as advance:
+        for arm in ARMS:
+            with tuned.arm(arm) as model:
+                losses[arm] = held_out_loss(model, list(rows), config.eval_batch_size, tuned.device)
+            advance(1)
+    return losses
+
+
+def predict(tuned: TunedModel, prompts: Sequence[Prompt], config: Config, reporter: Reporter) -> list[Prediction]:
+    """Both arms' greedy answers to every prompt, scored where an answer is expected."""
+    try:
+        ids = [tuned.encoder.prompt(prompt.messages) for prompt in prompts]
+    except RowError as error:
+        raise DataError(f"a prompt cannot be rendered: {error}") from error
+    answers: dict[str, list[str]] = {}
+    for arm in ARMS:
+        with reporter.track(f"{arm} answers", total=len(prompts)) as advance:
+            answers[arm] = answer_all(tuned, ids, arm, config.max_new_tokens, config.eval_batch_size, advance)
+    predictions = []
+    for index, prompt in enumerate(prompts):
+        own = {arm: answers[arm][index] for arm in ARMS}
+        scores = {} if prompt.expected is None else {arm: score(answer, prompt.expected) for arm, answer in own.items()}
+        predictions.append(Prediction(prompt.messages, prompt.expected, own, scores))
+    return predictions
+
+
+def arm_scores(arm: str, loss: HeldOutLoss | None, predictions: Sequence[Prediction]) -> ArmScores:
+    scored = [prediction.scores[arm] for prediction in predictions if prediction.scores]
+    means: dict[str, float | None] = {
+        metric: fmean(row[metric] for row in scored) if scored else None for metric in TEXT_METRICS
+    }
+    return ArmScores(loss=loss.loss if loss else None, perplexity=loss.perplexity if loss else None, **means)
+
+
+def comparisons_of(predictions: Sequence[Prediction], seed: int) -> list[Comparison]:
+    """Tuned against base, prompt by prompt, for every text metric."""
+    scored = [prediction.scores for prediction in predictions if prediction.scores]
+    if not scored:
+        return []
+    return [
+        compare(metric, BASE, TUNED, [row[BASE][metric] for row in scored], [row[TUNED][metric] for row in scored], seed)
+        for metric in TEXT_METRICS
+    ]
+
+
+def write(folder: Path, summary: Summary, result: EvalResult) -> None:
+    content: dict[str, Any] = asdict(summary)
+    write_json_lines(folder / "predictions.jsonl", content.pop("predictions"))
+    content |= {"headline": result.headline, "prompts": result.prompts, "held_out_tokens": result.held_out_tokens}
+    (folder / "summary.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(report.markdown(summary), encoding="utf-8")
+    (folder / "report.html").write_text(report.html(summary), encoding="utf-8")

@@ -1,0 +1,59 @@
+"""The loss on held-out rows, one number wherever it is asked for: during training and in eval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli.data.rendering import IGNORED
+from llmft_cli.training.batches import collate
+
+if TYPE_CHECKING:
+    import torch
+
+# exp of more overflows a float; a loss of 700 nats is far beyond any model.
+LARGEST_EXPONENT = 700.0
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Mean negative log-likelihood in nats per supervised token, and the number of those tokens."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, LARGEST_EXPONENT))
+
+
+def held_out_loss(model: torch.nn.Module, sequences: Sequence[Any], batch_size: int, device: torch.device) -> HeldOutLoss:
+    """Loss over all supervised tokens of the sequences, each token weighing the same.
+
+    Draws no random numbers, so that evaluating in between leaves training as it is.
+
+    Args:
+        sequences: as `data/store.py` writes them, at least one.
+        batch_size: sequences in one forward pass.
+    """
+    import torch
+
+    was_training = model.training
+    model.eval()
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    tokens = 0
+    by_length = sorted(sequences, key=lambda sequence: len(sequence["input_ids"]))
+    with torch.no_grad():
+        for start in range(0, len(by_length), batch_size):
+            batch = {name: tensor.to(device) for name, tensor in collate(by_length[start : start + batch_size]).items()}
+            logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+            targets = batch["labels"][:, 1:]
+            supervised = targets != IGNORED
+            # Only supervised positions are taken to fp32: the full logits in fp32 would be the largest tensor of all.
+            losses = torch.nn.functional.cross_entropy(logits[:, :-1][supervised].float(), targets[supervised], reduction="sum")
+            total += losses.double()
+            tokens += int(supervised.sum())
+    model.train(was_training)
+    return HeldOutLoss(total.item() / tokens, tokens)

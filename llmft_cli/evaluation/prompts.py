@@ -1,0 +1,57 @@
+"""Prompts to evaluate on: from a file, or the run's held-out rows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmft_cli.data.formats import Message, RowError, parse_prompt_messages
+from llmft_cli.errors import DataError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Messages that the assistant is to answer, and the answer that is expected, if any."""
+
+    messages: list[Message]
+    expected: str | None
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Prompts of a file: `.txt` has one a line, `.jsonl` objects with `prompt` or `messages`, and optionally `expected`.
+
+    Raises:
+        DataError: the file is missing, empty or of another type, or a line of it is not a prompt.
+    """
+    if path.suffix not in (".txt", ".jsonl"):
+        raise DataError(
+            f"{path} is not a prompt file", "give a .txt with one prompt a line, or a .jsonl with `prompt` and `expected`"
+        )
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"the prompt file {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"the prompt file {path} is not UTF-8 (byte {error.start})") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise DataError(f"the prompt file {path} is empty")
+    if path.suffix == ".txt":
+        return [Prompt([{"role": "user", "content": line.strip()}], None) for _, line in numbered]
+    return [parse_prompt(line, f"{path} line {number}") for number, line in numbered]
+
+
+def parse_prompt(line: str, where: str) -> Prompt:
+    try:
+        value: Any = json.loads(line)
+        messages = parse_prompt_messages(value)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: malformed JSON: {error}") from error
+    except RowError as error:
+        raise DataError(f"{where}: {error}") from error
+    expected = value.get("expected")
+    if expected is not None and not isinstance(expected, str):
+        raise DataError(f"{where}: expected must be text")
+    return Prompt(messages, expected)

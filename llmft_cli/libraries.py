@@ -1,0 +1,83 @@
+"""The libraries underneath: kept quiet, kept off the network, and their versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import sys
+import warnings
+from types import ModuleType
+
+RECORDED = ("llmft", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
+
+
+def calm() -> None:
+    """Make the libraries imported later narrate nothing of their own; users see our lines, once.
+
+    Called by a command before it imports any of them.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DATASETS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # transformers would fetch and run compute kernels from the Hub where the package `kernels` is installed.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
+    warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|bitsandbytes|accelerate|datasets)\b")
+
+
+def import_transformers() -> ModuleType:
+    """transformers without its weight-loading progress bars."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def import_bitsandbytes() -> ModuleType:
+    """bitsandbytes, without the line it prints and the code it would load from the Hub on import.
+
+    On processors with AVX512-BF16 it asks the package `kernels` for a kernel from the Hub, and
+    prints a complaint when that package is missing.
+    """
+    loaded = sys.modules.get("bitsandbytes")
+    if loaded is not None:
+        return loaded
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    kernels = sys.modules.get("kernels")
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    logger.setLevel(logging.CRITICAL)
+    try:
+        import bitsandbytes
+    finally:
+        logger.setLevel(level)
+        if kernels is None:
+            del sys.modules["kernels"]
+        else:
+            sys.modules["kernels"] = kernels
+    return bitsandbytes
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what a stage's result depends on, for the ledger."""
+    return {"python": platform.python_version(), **{package: version_of(package) for package in RECORDED}}
+
+
+def hardware() -> dict[str, str | int | None]:
+    """The machine a stage ran on, for the ledger."""
+    import torch
+
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"platform": platform.platform(), "processor": platform.machine(), "cpu_count": os.cpu_count(), "gpu": gpu}

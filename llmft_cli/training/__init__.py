@@ -1,0 +1,1 @@
+"""train: QLoRA with transformers' Trainer."""

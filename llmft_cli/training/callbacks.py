@@ -1,0 +1,106 @@
+"""What happens between the steps: figures to metrics.jsonl and the screen, and stopping when asked to."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llmft_cli.progress import Advance, Reporter
+from llmft_cli.training.trainer import StepClock
+
+FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
+
+
+def peak_memory_bytes() -> int:
+    """Peak of what torch allocated on the GPU, or without one of what the process holds in RAM."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class StopRequest:
+    """Set by the first Ctrl-C (or SIGTERM); the second ends the process at once."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.made = False
+        self._reporter = reporter
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.made:
+            raise KeyboardInterrupt
+        self.made = True
+        self._reporter.warn("stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)")
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class StopWhenAsked(TrainerCallback):
+    """Ends training after the step in which it was asked to, with a checkpoint; the last step is evaluated and saved too."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._stop.made:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = args.load_best_model_at_end = False
+        elif state.global_step >= state.max_steps:
+            control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
+
+
+class Figures(TrainerCallback):
+    """Writes every logged step to metrics.jsonl, and shows it."""
+
+    def __init__(self, file: Path, clock: StepClock, reporter: Reporter, advance: Advance) -> None:
+        self._file = file
+        self._clock = clock
+        self._reporter = reporter
+        self._advance = advance
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._clock.step_ended()
+        self._advance(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        figures: dict[str, float | int | None] = {name: float(value) for name, value in (logs or {}).items() if name in FIGURES}
+        if not figures:
+            return
+        row = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **figures}
+        if "eval_loss" in figures:
+            self._reporter.note(f"step {state.global_step}: held-out loss {figures['eval_loss']:.4f}")
+        else:
+            speed = self._clock.tokens_per_second
+            row |= {
+                "tokens_per_second": speed and round(speed, 1),
+                "peak_memory_bytes": peak_memory_bytes(),
+                "tokens": self._clock.tokens,
+            }
+            self._advance(
+                0, **{name: row[name] for name in ("loss", "learning_rate", "tokens_per_second", "peak_memory_bytes")}
+            )
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,41 @@
+"""Checkpoints as Trainer writes them: which one is complete, and making it fit to resume from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+STATE_FILE = "trainer_state.json"
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def read_state(checkpoint: Path) -> dict[str, Any] | None:
+    """Trainer's state, or None where the checkpoint is not complete: Trainer writes this file last."""
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return state
+
+
+def last_complete(folder: Path) -> Path | None:
+    """The checkpoint of the highest step that is complete; incomplete ones are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True) if folder.is_dir() else []
+    for checkpoint in found:
+        if read_state(checkpoint) is not None:
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def make_movable(checkpoint: Path) -> None:
+    """Point the state at the best checkpoint beside it; Trainer records a path, which a moved run no longer has."""
+    state = read_state(checkpoint) or {}
+    if best := state.get("best_model_checkpoint"):
+        state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
+        (checkpoint / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")

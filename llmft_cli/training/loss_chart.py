@@ -1,0 +1,33 @@
+"""loss.svg: training and held-out loss by step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def draw(metrics: Path, chart: Path) -> None:
+    """Draw the chart from metrics.jsonl."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(metrics)
+    training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    held_out = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
+    # A fixed salt and no date: the same metrics give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "llmft", "svg.fonttype": "none", "font.size": 10}):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*zip(*training, strict=True), color="#4c72b0", linewidth=1.2, label="training")
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), color="#c44e52", marker="o", markersize=4, label="held out")
+        axes.set(xlabel="optimizer step", ylabel="loss (nats per supervised token)", ylim=(0, None))
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+        figure.savefig(chart, format="svg", metadata={"Date": None})

@@ -1,0 +1,99 @@
+"""How many steps a training has, what happens when, and the same as Trainer's arguments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli.config import Config
+from llmft_cli.models import compute_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import TrainingArguments
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In optimizer steps: all of them, those of the warm-up, and those between evaluations."""
+
+    total: int
+    warmup: int
+    evaluate_every: int
+
+
+def plan(sequences: int, config: Config) -> Schedule:
+    """The schedule for so many training sequences."""
+    batches = math.ceil(sequences / config.batch_size)
+    per_epoch = math.ceil(batches / config.gradient_accumulation_steps)
+    total = config.max_steps or math.ceil(per_epoch * config.num_epochs)
+    every = config.eval_steps if config.eval_steps >= 1 else config.eval_steps * total
+    return Schedule(total, math.ceil(config.warmup_ratio * total), max(1, math.ceil(every)))
+
+
+def checkpoints_activations(config: Config, device: torch.device) -> bool:
+    """Memory is what GPUs are short of; on a CPU recomputing only costs time."""
+    return device.type == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
+
+
+def training_arguments(
+    folder: Path, steps: Schedule, config: Config, device: torch.device, evaluate: bool
+) -> TrainingArguments:
+    """The config in Trainer's terms; checkpoints go to `folder`."""
+    import torch
+    from transformers import TrainingArguments
+
+    on_gpu = device.type == "cuda"
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps.total,
+        warmup_steps=steps.warmup,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optim,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        bf16=compute_dtype(device) == torch.bfloat16,
+        fp16=on_gpu and compute_dtype(device) == torch.float16,
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        seed=config.seed,
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=steps.evaluate_every,
+        save_strategy="steps",
+        save_steps=steps.evaluate_every,
+        save_total_limit=config.save_total_limit,
+        load_best_model_at_end=evaluate and (config.load_best_model_at_end or config.early_stopping_patience is not None),
+        metric_for_best_model="eval_loss" if evaluate else None,
+        greater_is_better=False if evaluate else None,
+        logging_steps=config.logging_steps,
+        report_to=[] if config.report_to == "none" else [config.report_to],
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+        log_level="error",
+    )
+    if arguments.n_gpu > 1:
+        # The model is on one GPU; Trainer would otherwise replicate it on every GPU it sees.
+        arguments._n_gpu = 1
+    return arguments
+
+
+def describe(config: Config, device: torch.device, checkpointing: bool) -> dict[str, Any]:
+    """How the training ran, for the result and the ledger."""
+    return {
+        "device": str(device),
+        "quantization": config.quantization,
+        "compute_dtype": str(compute_dtype(device)).removeprefix("torch."),
+        "batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "max_seq_length": config.max_seq_length,
+        "packing": config.packing,
+        "gradient_checkpointing": checkpointing,
+        "optim": config.optim,
+    }

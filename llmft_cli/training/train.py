@@ -1,0 +1,204 @@
+"""train: an adapter on the quantised base, with checkpoints, figures and a chart in the run."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli import config as settings
+from llmft_cli import models
+from llmft_cli.adapters import add_adapter, check_changes_something, save_adapter
+from llmft_cli.config import Config
+from llmft_cli.data.store import TRAIN, VALIDATION, load_split
+from llmft_cli.errors import ConfigError, Interrupted, StageError, VerificationError
+from llmft_cli.libraries import hardware, import_transformers, versions
+from llmft_cli.progress import Reporter
+from llmft_cli.run_dir import RunDir, hash_path, replacing_directory, write_atomically
+from llmft_cli.training import checkpoints, loss_chart, schedule
+from llmft_cli.training.batches import collate
+from llmft_cli.training.tracking import wandb_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.trainer_utils import TrainOutput
+
+    from llmft_cli.training.trainer import QLoRATrainer
+
+# Settings that do not shape the result.
+MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train --json` prints; losses are nats per supervised token."""
+
+    steps: int
+    train_loss: float
+    eval_loss: float | None
+    best_step: int | None
+    tokens_per_second: float | None
+    peak_memory_bytes: int
+    plan: dict[str, Any]
+    adapter: str
+    trainable_parameters: int
+    seconds: float
+
+
+def train(
+    run: RunDir, config: Config, reporter: Reporter, *, overwrite: bool = False, resume: bool = False, allow_stale: bool = False
+) -> TrainResult:
+    """Train an adapter on the run's prepared data.
+
+    Args:
+        resume: continue an interrupted training from its last complete checkpoint.
+
+    Raises:
+        StageError: the run is not prepared, was prepared with other settings, or is trained already.
+        Interrupted: asked to stop; the checkpoint can be resumed from.
+        VerificationError: the loss is not a number, or the adapter changed nothing.
+    """
+    prepared = run.require("prepare", allow_stale)
+    check_same_data_settings(run, prepared["config"], config)
+    checkpoint = checkpoint_to_resume(run, config) if resume else None
+    inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
+    with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
+        device = models.pick_device(config.device)
+        source = models.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        record.facts |= {"model": source.facts(), "seed": config.seed, "versions": versions(), "hardware": hardware()}
+        reporter.note(f"loading {source.name} ({config.quantization}) on {device}")
+        base = models.load_base(source, device, config.quantization)
+        models.keep_training_layout(base)
+        forget_steps_after(run, checkpoint)
+        try:
+            result = fit(run, base, source.name, config, checkpoint, reporter)
+        finally:
+            record.resumable = checkpoints.last_complete(run.checkpoints) is not None
+        record.outputs += ["adapter", "metrics.jsonl", "loss.svg"]
+        record.facts["headline"] = asdict(result)
+    return result
+
+
+def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: Config) -> None:
+    """Refuse to train on data that was prepared with other settings than are asked for now; the seed may differ."""
+    for name, value in prepared.items():
+        wanted = getattr(config, name, value)
+        if wanted != value and name != "seed":
+            flag = settings.flag_of(name)
+            hint = f"prepare again: llmft prepare DATA --run {run.path} {flag} {wanted} --overwrite"
+            raise StageError(f"{run.path} was prepared with {flag} {value}, not {wanted}", hint)
+
+
+def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
+    """The last complete checkpoint of an interrupted training with the same settings.
+
+    Raises:
+        StageError: there is nothing to resume.
+        ConfigError: settings that shape the result differ.
+    """
+    entry = run.entry("train")
+    if entry is not None and entry["status"] == "done":
+        raise StageError(f"{run.path}: train is done already, there is nothing to resume")
+    checkpoint = checkpoints.last_complete(run.checkpoints) if entry else None
+    if entry is None or checkpoint is None:
+        raise StageError(f"{run.path} has no checkpoint to resume from", f"start with: llmft train {run.path}")
+    for name, value in entry["config"].items():
+        wanted = getattr(config, name)
+        if wanted != value and name not in MAY_CHANGE_ON_RESUME:
+            flag = settings.flag_of(name)
+            raise ConfigError(
+                f"{flag} was {value} before the interruption and is {wanted} now",
+                f"leave {flag} out, or start anew with --overwrite",
+            )
+    checkpoints.make_movable(checkpoint)
+    return checkpoint
+
+
+def forget_steps_after(run: RunDir, checkpoint: Path | None) -> None:
+    """Clear what an earlier training left: all of it, or what came after the checkpoint that is resumed from."""
+    if checkpoint is None:
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        run.metrics.unlink(missing_ok=True)
+    else:
+        last = checkpoints.step_of(checkpoint)
+        rows = [row for row in loss_chart.read_metrics(run.metrics) if row["step"] <= last]
+        write_atomically(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def fit(
+    run: RunDir, base: PreTrainedModel, base_name: str, config: Config, checkpoint: Path | None, reporter: Reporter
+) -> TrainResult:
+    """Run the Trainer and leave adapter, figures and chart in the run."""
+    from llmft_cli.training.callbacks import peak_memory_bytes
+    from llmft_cli.training.trainer import QLoRATrainer
+
+    train_rows, validation_rows = load_split(run.data, TRAIN), load_split(run.data, VALIDATION)
+    assert train_rows is not None
+    import_transformers().set_seed(config.seed)
+    model = add_adapter(base, config, base_name)
+    steps = schedule.plan(len(train_rows), config)
+    arguments = schedule.training_arguments(run.checkpoints, steps, config, base.device, evaluate=validation_rows is not None)
+    checkpointing = schedule.checkpoints_activations(config, base.device)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    trainer = QLoRATrainer(
+        model=model, args=arguments, train_dataset=train_rows, eval_dataset=validation_rows, data_collator=collate
+    )
+    started = time.perf_counter()
+    output = run_trainer(trainer, run, config, checkpoint, reporter)
+    seconds = time.perf_counter() - started
+    if not math.isfinite(output.training_loss):
+        raise VerificationError(f"the training loss is {output.training_loss}", "lower --learning-rate")
+    check_changes_something(model)
+    with replacing_directory(run.adapter) as folder:
+        save_adapter(model, folder)
+    loss_chart.draw(run.metrics, run.loss_chart)
+    return TrainResult(
+        steps=trainer.state.global_step,
+        train_loss=output.training_loss,
+        eval_loss=trainer.final_eval_loss(),
+        best_step=trainer.state.best_global_step,
+        tokens_per_second=trainer.clock.tokens_per_second,
+        peak_memory_bytes=peak_memory_bytes(),
+        plan=schedule.describe(config, base.device, checkpointing),
+        adapter=str(run.adapter),
+        trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
+        seconds=seconds,
+    )
+
+
+def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: Path | None, reporter: Reporter) -> TrainOutput:
+    """Train with our callbacks, stopping with a checkpoint when asked to.
+
+    Raises:
+        Interrupted: the user or the system asked to stop.
+    """
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    from llmft_cli.training.callbacks import Figures, StopRequest, StopWhenAsked
+
+    stop = StopRequest(reporter)
+    done = checkpoints.step_of(checkpoint) if checkpoint else 0
+    total = trainer.args.max_steps
+    tracked: AbstractContextManager[None] = nullcontext()
+    if config.report_to == "wandb":
+        tracked = wandb_run(run.path, config.wandb_project, run.path.name, settings.of_command(config, "train"), reporter)
+    with tracked, stop.listening(), reporter.track("training", total=total, done=done) as advance:
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance))
+        trainer.add_callback(StopWhenAsked(stop))
+        if config.early_stopping_patience and trainer.eval_dataset is not None:
+            trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if stop.made and trainer.state.global_step < total:
+        raise Interrupted(
+            f"stopped after step {trainer.state.global_step} of {total}", f"go on with: llmft train {run.path} --resume"
+        )
+    return output

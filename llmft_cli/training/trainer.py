@@ -1,0 +1,91 @@
+"""transformers' Trainer with our loss on held-out rows, our way of saving, and a clock on the steps."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+from llmft_cli.adapters import save_adapter
+from llmft_cli.evaluation.loss import held_out_loss
+
+UNTIMED_STEPS = 2
+
+
+class StepClock:
+    """Tokens per second over the steps after the first two, without evaluating and saving."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.tokens = 0
+        self._timed_tokens = 0
+        self._started = 0.0
+        self._stopped = 0.0
+        self._pauses = 0.0
+
+    def add_tokens(self, count: int) -> None:
+        self.tokens += count
+        if self.steps >= UNTIMED_STEPS:
+            self._timed_tokens += count
+
+    def step_ended(self) -> None:
+        self.steps += 1
+        self._stopped = time.perf_counter()
+        if self.steps == UNTIMED_STEPS:
+            self._started = self._stopped
+            self._pauses = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._pauses += time.perf_counter() - start
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        if self.steps <= UNTIMED_STEPS:
+            return None
+        return self._timed_tokens / (self._stopped - self._started - self._pauses)
+
+
+class QLoRATrainer(transformers.Trainer):
+    """Differs from its parent in three places: evaluate, _save and the token count of a batch."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.clock = StepClock()
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self.clock.add_tokens(int(inputs.pop("token_count")))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Loss per supervised token. The parent averages batches' means, and draws random numbers for its data loader."""
+        with self.clock.paused():
+            result = held_out_loss(self.model, self.eval_dataset, self.args.per_device_eval_batch_size, self.args.device)
+        metrics = {"eval_loss": result.loss}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self.clock.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Only the adapter: the parent asks the Hub about the base at each save, and pickles its arguments."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        os.makedirs(folder, exist_ok=True)
+        save_adapter(self.model, folder)
+
+    def final_eval_loss(self) -> float | None:
+        """Held-out loss of the weights that training ended with, or None where nothing was evaluated."""
+        if self.args.load_best_model_at_end:
+            return self.state.best_metric
+        losses: list[float] = [row["eval_loss"] for row in self.state.log_history if "eval_loss" in row]
+        return losses[-1] if losses else None

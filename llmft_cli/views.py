@@ -1,0 +1,155 @@
+"""What each command's result looks like to a person: titled rows of text, laid out by the console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmft_cli.data.report import PrepareResult
+    from llmft_cli.evaluation.evaluate import EvalResult
+    from llmft_cli.gpu import Report
+    from llmft_cli.merging import MergeResult
+    from llmft_cli.training.train import TrainResult
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows under a title; without a header they are names and values."""
+
+    title: str
+    rows: Sequence[Sequence[str]]
+    header: Sequence[str] = ()
+
+
+def named(title: str, values: Mapping[str, Any]) -> Section:
+    """A section of names and values; None is left out."""
+    return Section(title, [(name, str(value)) for name, value in values.items() if value is not None])
+
+
+def gibibytes(count: int | None) -> str | None:
+    return None if count is None else f"{count / 2**30:.1f} GiB"
+
+
+def share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1%}"
+
+
+def gpu_check(report: Report) -> list[Section]:
+    gpus = [
+        named(
+            f"GPU {gpu.index}: {gpu.name}",
+            {
+                "memory": f"{gibibytes(gpu.memory_free_bytes)} free of {gibibytes(gpu.memory_total_bytes)}",
+                "load": share(gpu.load),
+                "temperature": None if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} degrees Celsius",
+                "driver": gpu.driver,
+                "compute capability": gpu.compute_capability,
+                "bf16": {True: "yes", False: "no", None: None}[gpu.bf16],
+            },
+        )
+        for gpu in report.gpus
+    ]
+    probe = report.nf4_probe
+    found = f"ok on {probe.device}" if probe.ok else probe.problem
+    if probe.max_relative_error is not None:
+        found = (
+            f"{found} (4-bit product {probe.max_relative_error:.3f} off fp32, round trip {probe.round_trip_relative_error:.3f})"
+        )
+    machine = named(
+        "Machine",
+        {
+            "GPU": None if report.gpus else f"none: {report.gpu_problem}",
+            "NF4 probe": found,
+            "memory": f"{gibibytes(report.memory.available_bytes)} available of {gibibytes(report.memory.total_bytes)}",
+            **{f"disk for {disk.purpose}": f"{gibibytes(disk.free_bytes)} free at {disk.path}" for disk in report.disks},
+        },
+    )
+    sections = [
+        *gpus,
+        machine,
+        named("Versions", {name: version or "not installed" for name, version in report.versions.items()}),
+    ]
+    if report.problems:
+        sections.append(Section("Problems", [(problem.what, problem.mend) for problem in report.problems], ("what", "mend")))
+    return sections
+
+
+def prepare(run: str, result: PrepareResult) -> list[Section]:
+    rows = result.rows
+    sections = [
+        named(
+            f"Prepared {run}",
+            {
+                "rows": f"{rows['kept']:,} kept of {rows['read']:,} read",
+                "rejected": f"{rows['rejected']:,} (see {run}/data/rejected.jsonl)" if rows["rejected"] else None,
+                "duplicates": f"{rows['duplicates']:,} left out" if rows["duplicates"] else None,
+                "too long": f"{rows['overlength']:,} left out (see {run}/data/rejected.jsonl)" if rows["overlength"] else None,
+                "texts split": f"{result.documents_split:,}" if result.documents_split else None,
+                "forms": ", ".join(f"{form} {count:,}" for form, count in result.forms.items()),
+                "tokens": f"{result.tokens['total']:,}, of which {result.tokens['supervised']:,} supervised",
+                "row lengths": "min {min}, median {median:g}, p95 {p95}, max {max} tokens".format(**result.lengths),
+                "split": f"{result.splits['train']:,} training, {result.splits['validation']:,} held out",
+                "packing": f"{result.packing['rows']:,} sequences, {result.packing['efficiency']:.1%} full",
+            },
+        )
+    ]
+    if result.rejected_reasons:
+        reasons = [(item["reason"], str(item["count"]), ", ".join(item["first"])) for item in result.rejected_reasons[:5]]
+        sections.append(Section("Rejected", reasons, ("reason", "rows", "first")))
+    return [*sections, next_command(f"llmft train {run}")]
+
+
+def train(run: str, result: TrainResult) -> list[Section]:
+    speed = result.tokens_per_second
+    return [
+        named(
+            f"Trained {run}",
+            {
+                "steps": result.steps,
+                "training loss": f"{result.train_loss:.4f}",
+                "held-out loss": None if result.eval_loss is None else f"{result.eval_loss:.4f}",
+                "best step": result.best_step,
+                "speed": None if speed is None else f"{speed:,.0f} tokens/s",
+                "peak memory": gibibytes(result.peak_memory_bytes),
+                "time": f"{result.seconds:,.0f} s",
+                "trainable": f"{result.trainable_parameters:,} parameters",
+                "adapter": result.adapter,
+            },
+        ),
+        next_command(f"llmft eval {run}"),
+    ]
+
+
+def merge(run: str, result: MergeResult) -> list[Section]:
+    proof = result.verification
+    return [
+        named(
+            f"Merged {run}",
+            {
+                "merged": f"{result.merged} ({result.dtype})",
+                "verified": f"top-1 agreement {proof.top1_agreement:.2%} and mean KL {proof.mean_kl:.1e} over {proof.tokens} tokens",
+                "the adapter itself": f"mean KL {proof.mean_kl_of_base:.2f} from the base",
+                "peak memory": gibibytes(result.peak_rss_bytes),
+                "time": f"{result.seconds:,.0f} s",
+            },
+        ),
+        next_command(f"llmft chat {run}"),
+    ]
+
+
+def evaluate(run: str, result: EvalResult) -> list[Section]:
+    metrics = list(vars(next(iter(result.arms.values()))))
+    rows = [
+        [arm, *(f"{value:.3f}" if value is not None else "-" for value in vars(scores).values())]
+        for arm, scores in result.arms.items()
+    ]
+    return [
+        Section(f"Evaluated {run}: {result.name}, {result.prompts} prompts", rows, ["", *metrics]),
+        named("", {"": result.headline, "report": result.report}),
+    ]
+
+
+def next_command(command: str) -> Section:
+    return named("", {"next": command})

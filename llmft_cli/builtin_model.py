@@ -97,6 +97,8 @@ def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**location)
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
+    # The GGUF's own title of the model, which transformers would write down as its path.
+    vars(model.config).pop("_model_name_or_path", None)
     with replacing_directory(target) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

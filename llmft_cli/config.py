@@ -9,55 +9,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from llmft_cli.errors import ConfigError
+from llmft_cli.setting import Command, Setting, rows_or_share, setting, share
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
-
-Command = Literal["gpu-check", "prepare", "train", "merge", "eval", "chat"]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is known of one config field besides its type and default."""
-
-    help: str
-    panel: str
-    commands: tuple[Command, ...]
-    minimum: float | None = None
-    above: float | None = None
-    maximum: float | None = None
-    below: float | None = None
-    choices: tuple[str, ...] = ()
-    parse: Callable[[str], Any] | None = None
-
-    def complaint(self, value: Any) -> str:
-        """Why `value` is not allowed, or an empty string."""
-        if self.choices and value not in self.choices:
-            return f"must be one of {', '.join(self.choices)}"
-        bounds = (
-            (self.minimum, lambda bound: value >= bound, "at least"),
-            (self.above, lambda bound: value > bound, "above"),
-            (self.maximum, lambda bound: value <= bound, "at most"),
-            (self.below, lambda bound: value < bound, "below"),
-        )
-        broken = [f"{word} {bound:g}" for bound, holds, word in bounds if bound is not None and not holds(bound)]
-        return f"must be {broken[0]}" if broken else ""
-
-
-def share(text: str) -> float:
-    """`5%` or `0.05` as 0.05."""
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-
-
-def setting(default: Any, help: str, panel: str, commands: str, **rules: Any) -> Any:
-    """A dataclass field whose metadata is a `Setting`; `commands` are the commands that have the flag."""
-    return field(default=default, metadata={"setting": Setting(help, panel, tuple(commands.split()), **rules)})  # type: ignore[arg-type]
+LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 
 
 @dataclass(frozen=True)
@@ -94,7 +56,12 @@ class Config:
         True, "Put several rows into one sequence, without attention between them.", "Data", "prepare train"
     )
     val_size: float = setting(
-        0.05, "Rows held out: a share below 1 (or 5%), or a number of rows.", "Data", "prepare train", minimum=0, parse=share
+        0.05, "Rows held out: a share below 1 (or 5%), or a number of rows.",
+        "Data",
+        "prepare train",
+        minimum=0,
+        parse=rows_or_share,
+        form="a share below 1 (0.05 or 5%) or a number of rows",
     )
     max_rejected: float = setting(
         0.05,
@@ -104,6 +71,7 @@ class Config:
         minimum=0,
         maximum=1,
         parse=share,
+        form="a share (0.05 or 5%)",
     )
     # -- training
     learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", "train", above=0, below=1)
@@ -131,7 +99,7 @@ class Config:
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass; by default on a GPU only.", "Training", "train"
     )
-    seed: int = setting(42, "Seed of the split, the order and the initialisation.", "Training", "prepare train chat", minimum=0)
+    seed: int = setting(42, "Seed of the split, the order and the initialisation.", "Training", "prepare train chat", minimum=0, maximum=LARGEST_SEED)
     # -- adapter
     lora_r: int = setting(16, "Rank of the LoRA matrices.", "Adapter", "train", minimum=1)
     lora_alpha: float = setting(32, "LoRA scaling numerator (scaling = alpha / r).", "Adapter", "train", above=0)
@@ -233,20 +201,30 @@ def flag_of(name: str) -> str:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Settings from a flat YAML file, by field name; dashes and transformers' long names are accepted."""
+    """Settings from a flat YAML file, by field name; dashes and transformers' long names are accepted.
+
+    Raises:
+        ConfigError: it cannot be read, is no flat YAML, or has an unknown or repeated setting.
+    """
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold settings as `key: value` lines, not a {type(content).__name__}")
-    return {known_name(str(key), path): value for key, value in content.items()}
+    values: dict[str, Any] = {}
+    for key, value in content.items():
+        name = known_name(str(key), path)
+        if name in values:
+            raise ConfigError(f"{name} is set twice in {path}, the second time as {key}", "keep one of them")
+        values[name] = value
+    return values
 
 
 def known_name(key: str, path: Path) -> str:
@@ -268,7 +246,7 @@ def checked(name: str, value: Any, origin: str) -> Any:
         raise ConfigError(f"{origin} has no value")
     try:
         typed = convert(item, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{origin}: {value!r} is not {described(item)}") from None
     complaint = item.setting.complaint(typed)
     if complaint:
@@ -288,14 +266,15 @@ def convert(item: Field, value: Any) -> Any:
             raise TypeError
         return value
     # YAML 1.1 reads 2e-4 as text, so text that is a number is taken as one.
-    number = item.setting.parse(value) if item.setting.parse and isinstance(value, str) else float(value)
+    number = (item.setting.parse or float)(value) if isinstance(value, str) else float(value)
     if not math.isfinite(number) or (item.type is int and number != int(number)):
         raise ValueError
-    return int(number) if item.type is int else float(number)
+    return int(number) if item.type is int else number
 
 
 def described(item: Field) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[item.type]
+    """What a value of this field must be."""
+    return item.setting.form or {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[item.type]
 
 
 def dump(values: Mapping[str, Any]) -> str:

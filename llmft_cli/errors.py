@@ -8,9 +8,18 @@ bug of ours and exits 1.
 from __future__ import annotations
 
 import errno
+import os
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-NOT_WRITABLE = {errno.EROFS, errno.EACCES, errno.EPERM}
+FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+# What libraries that have no error number say. torch.save on a full disk speaks of positions in its archive only.
+TEXTS = {
+    errno.ENOSPC: ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos"),
+    errno.EROFS: ("Read-only file system", "os error 30"),
+    errno.EACCES: ("Permission denied (os error 13)", "strerror: Permission denied"),
+    errno.ENOMEM: ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
+}
+SMALLER = "use a smaller --batch-size or --max-seq-length, or --gradient-checkpointing"
 
 
 class LlmftError(Exception):
@@ -92,27 +101,38 @@ def from_os_error(error: OSError) -> LlmftError | None:
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in DISK_FULL:
         return MachineError(f"no space left on the disk{where}", "free some space, or put the run on another disk with --run")
-    if error.errno in NOT_WRITABLE:
+    if error.errno in FORBIDDEN:
         return MachineError(
-            f"not allowed to write{where} ({error.strerror})",
-            "choose a run directory you can write to, or mend its permissions",
+            f"not allowed to read or write{where} ({error.strerror})",
+            "mend its permissions, or put the run where you can write with --run",
         )
+    if error.errno == errno.ENOMEM:
+        return OutOfMemory(f"out of memory: {error.strerror}", SMALLER)
     return None
 
 
-def from_library_error(error: Exception) -> LlmftError | None:
-    """The user's version of an error that a library raised with its cause only in the text.
+def from_library_error(error: BaseException) -> LlmftError | None:
+    """The user's version of an error that a library raised with its cause only in the text, or wrapped in its own.
 
-    safetensors, torch.save and Arrow report a full disk, and CUDA an exhausted card, in words.
+    safetensors, tokenizers and torch report a full disk, and CUDA an exhausted card, in words.
     """
     text = str(error)
-    if "No space left on device" in text or "os error 28" in text:
-        return from_os_error(OSError(errno.ENOSPC, "No space left on device"))
-    if "Read-only file system" in text or "os error 30" in text:
-        return from_os_error(OSError(errno.EROFS, "Read-only file system"))
-    if type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-        first_line = text.splitlines()[0]
-        return OutOfMemory(
-            f"out of memory: {first_line}", "use a smaller --batch-size or --max-seq-length, or --gradient-checkpointing"
-        )
-    return None
+    for number, signs in TEXTS.items():
+        if any(sign in text for sign in signs):
+            return from_os_error(OSError(number, os.strerror(number)))
+    # torch's own class for an exhausted card or host is known by name, so that torch need not be imported.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return OutOfMemory(": ".join(["out of memory", *text.splitlines()[:1]]), SMALLER)
+    cause = error.__cause__
+    if isinstance(cause, OSError) and (known := from_os_error(cause)):
+        return known
+    return from_library_error(cause) if cause else None
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: library code that it strikes, imports above all, may raise another one from it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

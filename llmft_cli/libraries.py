@@ -10,7 +10,9 @@ import sys
 import warnings
 from types import ModuleType
 
-RECORDED = ("llmft", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
+from llmft_cli import __version__
+
+RECORDED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 
 
 def calm() -> None:
@@ -72,7 +74,7 @@ def version_of(package: str) -> str | None:
 
 def versions() -> dict[str, str | None]:
     """Versions of what a stage's result depends on, for the ledger."""
-    return {"python": platform.python_version(), **{package: version_of(package) for package in RECORDED}}
+    return {"python": platform.python_version(), "llmft": __version__, **{package: version_of(package) for package in RECORDED}}
 
 
 def hardware() -> dict[str, str | int | None]:

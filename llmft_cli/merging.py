@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 8
 PROBE_TOKENS = 512
-# Rounding the merged weights to 16 bits moves a model by about 1e-4 nats; an adapter that is
-# missing, doubled or in the wrong place moves it by about what training did, tenths of a nat or more.
-LARGEST_MEAN_KL = 0.01
-SMALLEST_TOP1_AGREEMENT = 0.97
+# Rounding merged weights to 16 bits, and computing in 16 bits, moves a model's distributions by
+# 1e-3 nats or so (measured: 1.5e-3 on smollm2-135m); an adapter that is missing, doubled or in the
+# wrong place moves them by about as much as training did.
+ROUNDING_KL = 5e-3
+SHARE_OF_BASE_KL = 0.01
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def compare(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], ba
     mean_kl = sum(kl_divergence(one, other) for one, other in pairs) / tokens
     mean_kl_of_base = sum(kl_divergence(one, other) for one, other in zip(expected, base, strict=True)) / tokens
     finite = all(bool(torch.isfinite(logits).all()) for logits in actual)
-    passed = finite and mean_kl <= LARGEST_MEAN_KL and same / tokens >= SMALLEST_TOP1_AGREEMENT
+    passed = finite and mean_kl <= ROUNDING_KL + SHARE_OF_BASE_KL * mean_kl_of_base
     return Verification(passed, same / tokens, mean_kl, largest, mean_kl_of_base, tokens)
 
 

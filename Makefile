@@ -1,0 +1,55 @@
+# make demo   fine-tune a real chat model on this machine and see that it got better
+# make test   all tests that need no GPU
+# make check  lint, format and types
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MODEL := smollm2-135m
+RUN := runs/demo
+
+.PHONY: demo test check format clean
+.DELETE_ON_ERROR:
+
+# One line per command, printed as a user would type it.
+llmft = @printf '\n\033[1m$$ llmft %s\033[0m\n' '$(1)'; $(BIN)/llmft $(1)
+
+demo: $(VENV)/installed
+	@rm -rf $(RUN)
+	$(call llmft,prepare sample_data/chat.jsonl --run $(RUN) --model $(MODEL) --max-seq-length 256)
+	$(call llmft,train $(RUN) --batch-size 2 --gradient-accumulation-steps 1 --learning-rate 2e-3 --eval-steps 0.34)
+	$(call llmft,eval $(RUN) --prompts sample_data/prompts.jsonl --max-new-tokens 48 --eval-batch-size 16)
+	$(call llmft,merge $(RUN))
+	$(call llmft,chat $(RUN) --compare --prompt "My station blinks amber. What should I do?")
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(f"llmft needs Python 3.11 or later, {sys.executable} is {sys.version.split()[0]}" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-test
+	$(PIP) --editable '.[test,dev]'
+	@touch $@

@@ -1,0 +1,66 @@
+"""What is known of a single setting besides its type and default, kept in the metadata of its config field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Command = Literal["gpu-check", "prepare", "train", "merge", "eval", "chat"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one config field besides its type and default.
+
+    Attributes:
+        panel: heading of its group in the help.
+        commands: the commands that have the flag.
+        minimum, above, maximum, below: the range, with and without its ends.
+        parse: reads it from text, where more than a plain number is taken.
+        form: what such a text must be, for the complaint.
+    """
+
+    help: str
+    panel: str
+    commands: tuple[Command, ...]
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    parse: Callable[[str], float] | None = None
+    form: str = ""
+
+    def complaint(self, value: Any) -> str:
+        """Why `value` is not allowed, or an empty string."""
+        if self.choices and value not in self.choices:
+            return f"must be one of {', '.join(self.choices)}"
+        bounds = (
+            (self.minimum, lambda bound: value >= bound, "at least"),
+            (self.above, lambda bound: value > bound, "above"),
+            (self.maximum, lambda bound: value <= bound, "at most"),
+            (self.below, lambda bound: value < bound, "below"),
+        )
+        broken = [f"{word} {bound:g}" for bound, holds, word in bounds if bound is not None and not holds(bound)]
+        return f"must be {broken[0]}" if broken else ""
+
+
+def share(text: str) -> float:
+    """`5%` or `0.05` as 0.05."""
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
+def rows_or_share(text: str) -> float:
+    """As `share`, where 1 and more is a number of rows: 100% must not become one row."""
+    number = share(text)
+    if (text.endswith("%") and number >= 1) or (number > 1 and number != int(number)):
+        raise ValueError
+    return number
+
+
+def setting(default: Any, help: str, panel: str, commands: str, **rules: Any) -> Any:
+    """A dataclass field whose metadata is a `Setting`; `commands` are separated by spaces."""
+    return field(default=default, metadata={"setting": Setting(help, panel, tuple(commands.split()), **rules)})  # type: ignore[arg-type]
+
+

@@ -1,0 +1,199 @@
+"""Training end to end on a tiny model: what it writes, and what must not change its result."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmft_cli.config import resolve
+from llmft_cli.data.prepare import prepare
+from llmft_cli.errors import ConfigError, Interrupted, StageError
+from llmft_cli.progress import Silent
+from llmft_cli.run_dir import RunDir
+from llmft_cli.training.train import train
+
+FLAGS = {"max_steps": 6, "batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3, "lora_r": 4, "device": "cpu"}
+TOPICS = "sun rain wind snow frost mist cloud storm hail fog heat cold dew ice thaw gale".split()
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Tell me of {one} and {other}."},
+                {"role": "assistant", "content": f"{one} then {other}."},
+            ]
+        }
+        for one in TOPICS
+        for other in TOPICS[:3]
+    ]
+    file = tmp_path / "weather.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def prepared_run(path: Path, data_file: Path, tiny_model_dir: Path, **flags) -> RunDir:
+    run = RunDir(path)
+    prepare(
+        run, [str(data_file)], resolve({"model": str(tiny_model_dir), "max_seq_length": 96, "val_size": 6.0, **flags}), Silent()
+    )
+    return run
+
+
+def train_run(run: RunDir, resume: bool = False, overwrite: bool = False, reporter=None, **flags):
+    stages = ("prepare", "train") if resume else ("prepare",)
+    config = resolve({**FLAGS, **flags}, saved=run.saved_settings(*stages))
+    return train(run, config, reporter or Silent(), resume=resume, overwrite=overwrite)
+
+
+def adapter_of(run: RunDir) -> dict[str, torch.Tensor]:
+    return load_file(run.adapter / "adapter_model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_writes_adapter_figures_chart_and_ledger(tmp_path, data_file, tiny_model_dir):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    result = train_run(run, eval_steps=3.0)
+    assert result.steps == 6
+    assert result.plan["quantization"] == "nf4"
+    weights = adapter_of(run)
+    assert len(weights) == 2 * 7 * 2  # A and B of seven linears in two layers
+    assert json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model_dir)
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6]
+    assert rows[-1]["eval_loss"] < rows[2]["loss"]
+    assert result.eval_loss == min(row["eval_loss"] for row in rows if "eval_loss" in row)
+    assert "<svg" in run.loss_chart.read_text()
+    entry = run.entry("train")
+    assert entry["status"] == "done"
+    assert set(entry["outputs"]) == {"adapter", "metrics.jsonl", "loss.svg"}
+    assert entry["model"]["name"] == str(tiny_model_dir)
+    assert not list(run.path.rglob("training_args.bin"))
+
+
+def test_evaluating_in_between_gives_the_same_adapter(tmp_path, data_file, tiny_model_dir):
+    often = prepared_run(tmp_path / "often", data_file, tiny_model_dir)
+    once = prepared_run(tmp_path / "once", data_file, tiny_model_dir)
+    train_run(often, eval_steps=1.0, load_best_model_at_end=False, lora_dropout=0.1)
+    train_run(once, eval_steps=6.0, load_best_model_at_end=False, lora_dropout=0.1)
+    assert same(adapter_of(often), adapter_of(once))
+
+
+def test_same_seed_same_adapter_other_seed_another(tmp_path, data_file, tiny_model_dir):
+    runs = [prepared_run(tmp_path / name, data_file, tiny_model_dir) for name in "abc"]
+    for run, seed in zip(runs, (1, 1, 2), strict=True):
+        train_run(run, seed=seed)
+    assert same(adapter_of(runs[0]), adapter_of(runs[1]))
+    assert not same(adapter_of(runs[0]), adapter_of(runs[2]))
+
+
+class InterruptAt(Silent):
+    """Asks to stop, as Ctrl-C does, when the held-out loss of a step is told."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def note(self, message: str) -> None:
+        import os
+        import signal
+
+        if message.startswith(f"step {self.step}:"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_interrupted_training_resumes_to_the_same_adapter(tmp_path, data_file, tiny_model_dir):
+    whole = prepared_run(tmp_path / "whole", data_file, tiny_model_dir)
+    train_run(whole, eval_steps=2.0, lora_dropout=0.1)
+    broken = prepared_run(tmp_path / "broken", data_file, tiny_model_dir)
+    with pytest.raises(Interrupted, match="stopped after step 3 of 6") as raised:
+        train_run(broken, eval_steps=2.0, lora_dropout=0.1, reporter=InterruptAt(2))
+    assert raised.value.hint == f"go on with: llmft train {broken.path} --resume"
+    assert broken.entry("train")["status"] == "interrupted"
+    assert not broken.adapter.exists()
+    moved = RunDir(tmp_path / "moved")
+    broken.path.rename(moved.path)
+    result = train_run(moved, resume=True)
+    assert result.steps == 6
+    assert same(adapter_of(whole), adapter_of(moved))
+    steps = [json.loads(line)["step"] for line in moved.metrics.read_text().splitlines()]
+    assert steps == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+
+
+def test_resume_refuses_other_settings(tmp_path, data_file, tiny_model_dir):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    with pytest.raises(Interrupted):
+        train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
+    with pytest.raises(ConfigError, match="--learning-rate was 0.005 before the interruption and is 0.1 now"):
+        train_run(run, resume=True, learning_rate=0.1)
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path, data_file, tiny_model_dir):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    with pytest.raises(Interrupted):
+        train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
+    (run.checkpoints / "checkpoint-3" / "trainer_state.json").write_text('{"torn')
+    assert train_run(run, resume=True).steps == 6
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+
+
+def test_nothing_to_resume(tmp_path, data_file, tiny_model_dir):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    with pytest.raises(StageError, match="has no checkpoint to resume from"):
+        train_run(run, resume=True)
+
+
+def test_settings_of_the_data_cannot_change_after_prepare(tmp_path, data_file, tiny_model_dir):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    with pytest.raises(StageError, match="was prepared with --max-seq-length 96, not 128"):
+        train_run(run, max_seq_length=128)
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2), (1, 4)])
+def test_accumulation_does_not_change_the_step(tmp_path, data_file, tiny_model_dir, batch_size, accumulation):
+    """The loss is divided by the supervised tokens of the whole step, however it is cut into passes."""
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    flags = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "quantization": "none", "max_steps": 2}
+    train_run(run, **flags)
+    first = json.loads(run.metrics.read_text().splitlines()[0])
+    reference = prepared_run(tmp_path / "reference", data_file, tiny_model_dir)
+    train_run(reference, **(flags | {"batch_size": 4, "gradient_accumulation_steps": 1}))
+    expected = json.loads(reference.metrics.read_text().splitlines()[0])
+    assert first["loss"] == pytest.approx(expected["loss"], rel=2e-3)  # bf16 activations
+    assert first["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-2)
+
+
+def test_early_stopping_takes_the_best_evaluation(tmp_path, data_file, tiny_model_dir):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    result = train_run(run, eval_steps=1.0, early_stopping_patience=1, learning_rate=0.9, max_steps=40, max_grad_norm=0.0)
+    losses = [row["eval_loss"] for row in map(json.loads, run.metrics.read_text().splitlines()) if "eval_loss" in row]
+    assert result.steps < 40
+    assert len(losses) == result.steps
+    assert result.eval_loss == min(losses)
+    assert result.best_step == losses.index(min(losses)) + 1
+
+
+@pytest.mark.parametrize("quantization", ["fp4", "int8", "none"])
+def test_other_quantisations_train(tmp_path, data_file, tiny_model_dir, quantization):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    result = train_run(run, quantization=quantization, max_steps=3)
+    assert result.plan["quantization"] == quantization
+    assert result.eval_loss > 0
+
+
+@pytest.mark.parametrize(
+    "flags", [{"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "gaussian"}, {"target_modules": "q_proj,v_proj"}]
+)
+def test_peft_options_reach_the_adapter(tmp_path, data_file, tiny_model_dir, flags):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    train_run(run, max_steps=2, **flags)
+    written = json.loads((run.adapter / "adapter_config.json").read_text())
+    for name, value in flags.items():
+        expected = sorted(value.split(",")) if name == "target_modules" else value
+        assert (sorted(written[name]) if name == "target_modules" else written[name]) == expected

@@ -6,22 +6,25 @@ Nothing heavy is imported here: every command imports what it needs when it runs
 
 from __future__ import annotations
 
-import inspect
-import os
 import sys
-import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+try:
+    import os
+    import signal
+    import traceback
+    from dataclasses import asdict
+    from datetime import datetime
+    from pathlib import Path
+    from typing import TYPE_CHECKING, Annotated
 
-from llmft_cli import __version__
-from llmft_cli import config as settings
-from llmft_cli.config import Command, Config
-from llmft_cli.errors import Interrupted, LlmftError, UsageError, from_library_error, from_os_error
+    import typer
+    import typer.main
+
+    from llmft_cli import __version__
+    from llmft_cli.errors import Interrupted, LlmftError, UsageError, from_library_error, from_os_error, is_interrupt
+    from llmft_cli.flags import Given, command
+except KeyboardInterrupt:  # Ctrl-C right after the start, when there is no error boundary yet
+    sys.exit(130)
 
 if TYPE_CHECKING:
     from llmft_cli.console import Console
@@ -30,108 +33,18 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="llmft",
     help="Fine-tune a language model with QLoRA, and measure that it worked.",
-    epilog="Every command takes --json, --quiet and --debug. Exit codes: 0 done, 2 usage, 3 environment, 4 data, 5 memory, 6 verification.",
-    no_args_is_help=True,
+    epilog="Every command takes --json, --quiet and --debug. Exit codes: 0 done, 1 a bug, 2 usage, 3 environment, "
+    "4 data, 5 memory, 6 verification, 130 interrupted.",
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
 )
 
 RunArgument = Annotated[
     Path | None, typer.Argument(help="Run directory; by default the newest under runs/.", show_default=False)
 ]
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of settings, spelled like the flags.", show_default=False)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No narration, no progress.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks (also LLMFT_DEBUG=1).")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do a finished stage again.")]
 StaleOption = Annotated[bool, typer.Option("--allow-stale", help="Use stages whose inputs have changed since.")]
-GENERAL = {"as_json": JsonOption, "quiet": QuietOption, "debug": DebugOption}
-
-
-def settings_flags(command: Command) -> dict[str, Any]:
-    """Typer annotations of the flags that set a command's settings, by field name."""
-    flags: dict[str, Any] = {}
-    for name, item in settings.FIELDS.items():
-        rule = item.setting
-        if command not in rule.commands:
-            continue
-        flag = settings.flag_of(name)
-        names = f"{flag}/--no-{flag[2:]}" if item.type is bool and item.default is not False else flag
-        option = typer.Option(names, help=flag_help(item), rich_help_panel=rule.panel, show_default=False)
-        flags[name] = Annotated[(str if rule.parse else item.type) | None, option]
-    return flags
-
-
-def flag_help(item: settings.Field) -> str:
-    """Help text with the choices and the default, which Typer cannot know: to it, every flag defaults to not given."""
-    text = item.setting.help
-    if item.setting.choices:
-        text += f" One of {', '.join(item.setting.choices)}."
-    if item.default is None or item.default is False:
-        return text
-    default = "on" if item.default is True else f"{item.default:g}" if isinstance(item.default, float) else item.default
-    return f"{text} [dim]\\[default: {default}][/dim]"
-
-
-def command(name: Command, **options: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command: its own parameters, the flags of its settings, and --config, --json, --quiet, --debug.
-
-    The function gets its own parameters, and `given`: the settings from flags and file, to be
-    completed by `Given.config`, and the console to show things on.
-    """
-
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            parameter
-            for parameter in inspect.signature(function, eval_str=True).parameters.values()
-            if parameter.name != "given"
-        ]
-        flags = settings_flags(name)
-        general: dict[str, Any] = {**({"config_file": ConfigOption} if flags else {}), **GENERAL}
-        extra = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False if key in GENERAL else None, annotation=kind)
-            for key, kind in {**flags, **general}.items()
-        ]
-
-        def run(**values: Any) -> None:
-            given = Given(
-                flags={key: values.pop(key) for key in flags},
-                file=values.pop("config_file", None),
-                console=make_console(values.pop("as_json"), values.pop("quiet")),
-            )
-            values.pop("debug")
-            function(**values, given=given)
-
-        run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *extra]}
-        run.__doc__ = function.__doc__
-        app.command(name, **options)(run)
-        return function
-
-    return register
-
-
-class Given:
-    """What the user gave besides a command's own parameters."""
-
-    def __init__(self, flags: Mapping[str, Any], file: Path | None, console: Console) -> None:
-        self.flags = flags
-        self.file = file
-        self.console = console
-
-    def config(self, saved: Mapping[str, Any] | None = None) -> Config:
-        return settings.resolve(self.flags, self.file, saved)
-
-
-def make_console(as_json: bool, quiet: bool) -> Console:
-    from llmft_cli import libraries
-    from llmft_cli.console import Console
-
-    libraries.calm()
-    return Console(as_json=as_json, quiet=quiet or as_json)
 
 
 def find_run(path: Path | None, console: Console) -> RunDir:
@@ -153,7 +66,7 @@ def new_run(sources: list[str]) -> RunDir:
     return RunDir(RUNS_ROOT / f"{stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
 
 
-@command("gpu-check")
+@command(app, "gpu-check")
 def gpu_check(
     require_gpu: Annotated[
         bool, typer.Option("--require-gpu", help="Exit 3 unless there is a GPU that computes right.")
@@ -161,7 +74,7 @@ def gpu_check(
     *,
     given: Given,
 ) -> None:
-    """Look at GPUs, versions, memory and disk, and try 4-bit weights for real."""
+    """Look at GPU, versions, memory and disk; try 4-bit weights."""
     from llmft_cli import gpu, views
     from llmft_cli.builtin_model import cache_dir
     from llmft_cli.run_dir import RUNS_ROOT
@@ -172,7 +85,7 @@ def gpu_check(
     given.console.result("gpu-check", None, asdict(report), views.gpu_check(report))
 
 
-@command("prepare")
+@command(app, "prepare")
 def prepare(
     data: Annotated[
         list[str], typer.Argument(help="Files (.json .jsonl .csv .parquet .txt), directories, or Hub dataset ids.")
@@ -194,7 +107,7 @@ def prepare(
     given.console.result("prepare", str(target.path), asdict(result), views.prepare(str(target.path), result))
 
 
-@command("train")
+@command(app, "train")
 def train(
     run: RunArgument = None,
     data: Annotated[
@@ -224,11 +137,11 @@ def train(
     given.console.result("train", str(target.path), asdict(result), views.train(str(target.path), result))
 
 
-@command("merge")
+@command(app, "merge")
 def merge(
     run: RunArgument = None, overwrite: OverwriteOption = False, allow_stale: StaleOption = False, *, given: Given
 ) -> None:
-    """Fold the adapter into the 16-bit model, and prove that it is the same."""
+    """Fold the adapter into 16-bit weights, and prove it is the same."""
     from llmft_cli import views
     from llmft_cli.merging import merge as merge_adapter
 
@@ -238,7 +151,7 @@ def merge(
     given.console.result("merge", str(target.path), asdict(result), views.merge(str(target.path), result))
 
 
-@command("eval")
+@command(app, "eval")
 def evaluate(
     run: RunArgument = None,
     prompts: Annotated[
@@ -261,7 +174,7 @@ def evaluate(
     given.console.result("eval", str(target.path), asdict(result), views.evaluate(str(target.path), result))
 
 
-@command("chat")
+@command(app, "chat")
 def chat(
     run: RunArgument = None,
     prompt: Annotated[str | None, typer.Option("--prompt", help="Ask this one question and leave.", show_default=False)] = None,
@@ -271,7 +184,7 @@ def chat(
     *,
     given: Given,
 ) -> None:
-    """Talk to the tuned model: interactively, with --prompt, or with lines piped in."""
+    """Talk to the tuned model, or ask it one thing with --prompt."""
     from llmft_cli.chat import Session, converse
     from llmft_cli.console import ChatScreen, NoScreen
     from llmft_cli.inference import load_tuned
@@ -291,13 +204,18 @@ def chat(
     console.result("chat", str(target.path), values, [])
 
 
-@app.callback(invoke_without_command=True)
-def version(
-    show: Annotated[bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)] = False,
-) -> None:
-    if show:
+def show_version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"llmft {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None: ...
 
 
 def main() -> None:
@@ -305,12 +223,14 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or os.environ.get("LLMFT_DEBUG") == "1"
     try:
-        code = app(standalone_mode=False)
+        code = run_command(arguments)
     except BrokenPipeError:
         # The reader of our output went away (`| head`); there is nobody left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except (Exception, KeyboardInterrupt) as error:
+        # From here on, another Ctrl-C ends the process at once instead of in a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         known = as_llmft_error(error)
         if debug or known is None:
             traceback.print_exc()
@@ -318,17 +238,32 @@ def main() -> None:
     sys.exit(code)
 
 
+def run_command(arguments: list[str]) -> int:
+    """Parse and run a command line, without arguments the help; returns the exit code.
+
+    Typer's own main would turn Ctrl-C and closed pipes into bare exits before we could tell of them.
+    """
+    root = typer.main.get_command(app)
+    try:
+        with root.make_context("llmft", arguments or ["--help"]) as context:
+            root.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code if arguments else UsageError.exit_code
+    return 0
+
+
 def as_llmft_error(error: BaseException) -> LlmftError | None:
     """The user's version of whatever ended a command, or None where it is a bug of ours."""
     if isinstance(error, LlmftError):
         return error
-    if isinstance(error, KeyboardInterrupt | typer.Abort):
+    if is_interrupt(error):
         return Interrupted("interrupted", "what was finished before is saved")
     if isinstance(error, typer.TyperException):
-        return UsageError(error.format_message(), "see --help")
+        context = getattr(error, "ctx", None)
+        return UsageError(error.format_message(), f"see {context.command_path if context else 'llmft'} --help")
     if isinstance(error, OSError) and (known := from_os_error(error)):
         return known
-    return from_library_error(error) if isinstance(error, Exception) else None
+    return from_library_error(error)
 
 
 def bug(error: BaseException) -> LlmftError:

@@ -29,7 +29,7 @@ class Config:
     # -- model
     model: str = setting(
         DEFAULT_MODEL,
-        "Base model: Hub id, local directory, .gguf file, or the built-in smollm2-135m.",
+        "Hub id, local directory, .gguf file, or smollm2-135m (built in).",
         "Model",
         "prepare train",
     )
@@ -56,7 +56,8 @@ class Config:
         True, "Put several rows into one sequence, without attention between them.", "Data", "prepare train"
     )
     val_size: float = setting(
-        0.05, "Rows held out: a share below 1 (or 5%), or a number of rows.",
+        0.05,
+        "Rows held out: a share below 1 (or 5%), or a number of rows.",
         "Data",
         "prepare train",
         minimum=0,
@@ -99,7 +100,14 @@ class Config:
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass; by default on a GPU only.", "Training", "train"
     )
-    seed: int = setting(42, "Seed of the split, the order and the initialisation.", "Training", "prepare train chat", minimum=0, maximum=LARGEST_SEED)
+    seed: int = setting(
+        42,
+        "Seed of the split, the order and the initialisation.",
+        "Training",
+        "prepare train chat",
+        minimum=0,
+        maximum=LARGEST_SEED,
+    )
     # -- adapter
     lora_r: int = setting(16, "Rank of the LoRA matrices.", "Adapter", "train", minimum=1)
     lora_alpha: float = setting(32, "LoRA scaling numerator (scaling = alpha / r).", "Adapter", "train", above=0)
@@ -246,11 +254,11 @@ def checked(name: str, value: Any, origin: str) -> Any:
         raise ConfigError(f"{origin} has no value")
     try:
         typed = convert(item, value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError):
         raise ConfigError(f"{origin}: {value!r} is not {described(item)}") from None
     complaint = item.setting.complaint(typed)
     if complaint:
-        raise ConfigError(f"{origin}: {value!r} {complaint}")
+        raise ConfigError(f"{origin}: {typed!r} {complaint}")
     return typed
 
 
@@ -266,7 +274,7 @@ def convert(item: Field, value: Any) -> Any:
             raise TypeError
         return value
     # YAML 1.1 reads 2e-4 as text, so text that is a number is taken as one.
-    number = (item.setting.parse or float)(value) if isinstance(value, str) else float(value)
+    number = (item.setting.parse or float)(str(value))
     if not math.isfinite(number) or (item.type is int and number != int(number)):
         raise ValueError
     return int(number) if item.type is int else number

@@ -7,6 +7,7 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from llmft_cli.inference import Reply
 
 
+PIPE_WIDTH = 10_000  # lines of a pipe or file are not wrapped
+
+
+class Stream(RichConsole):
+    """rich's console, whose closed pipe is for the error boundary to judge: rich itself would exit with 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Console:
     """How one command talks to its user.
 
@@ -33,8 +44,12 @@ class Console:
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self.out = RichConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
-        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                # A terminal that is not UTF-8 gets \\u... for what it cannot show.
+                stream.reconfigure(errors="backslashreplace")
+        self.out = Stream(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        self.err = Stream(stderr=True, highlight=False, soft_wrap=True)
 
     # -- narration, as the library's `Reporter`
 
@@ -54,7 +69,7 @@ class Console:
             yield PlainProgress(self, description, total, done)
         else:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -90,12 +105,14 @@ class Console:
             self.err.print(Text.assemble(("hint: ", "bold"), one_line(error.hint)))
 
     def print_json(self, value: Mapping[str, Any]) -> None:
-        sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
         sys.stdout.flush()
 
     def lines(self) -> Iterator[str]:
         """The user's lines, prompted for on a terminal, until end of input."""
         if not sys.stdin.isatty():
+            if isinstance(sys.stdin, TextIOWrapper):
+                sys.stdin.reconfigure(errors="replace")
             yield from sys.stdin
             return
         with suppress(ImportError):
@@ -103,7 +120,9 @@ class Console:
         self.note("/help lists the commands, /exit leaves")
         with suppress(EOFError):
             while True:
-                yield input("> ")
+                if not sys.stdout.isatty():  # where input() would write the prompt between the answers
+                    self.err.print("> ", end="")
+                yield input("> " if sys.stdout.isatty() else "")
 
     def raw(self, text: str) -> None:
         """Text from a model, on stdout as it comes; control characters are shown, not obeyed."""
@@ -202,19 +221,17 @@ def one_line(text: str) -> str:
 
 
 def render(section: Section) -> Table:
-    """A section as a table without lines."""
+    """A section as a table without lines; nothing in it is cut off or read as markup."""
     table = Table(
-        title=section.title,
+        title=Text(printable(section.title), style="bold") if section.title else None,
         title_justify="left",
-        title_style="bold",
         box=None,
         pad_edge=False,
         show_header=bool(section.header),
     )
     for number, name in enumerate(section.header or ("", "")):
-        table.add_column(
-            name, style="dim" if number == 0 else "", justify="left" if number == 0 or not section.header else "right"
-        )
+        figures = number > 0 and all(row[number][:1] in "-0123456789" for row in section.rows)
+        table.add_column(name, style="" if number else "dim", justify="right" if figures else "left", overflow="fold")
     for row in section.rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return table

@@ -8,12 +8,10 @@ that the operating system drops when its holder dies.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
-import os
+import shlex
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,63 +19,23 @@ from pathlib import Path
 from typing import Any
 
 from llmft_cli import config
-from llmft_cli.errors import Interrupted, StageError
+from llmft_cli.errors import Interrupted, StageError, is_interrupt
+from llmft_cli.files import hash_file as hash_file
+from llmft_cli.files import hash_path as hash_path
+from llmft_cli.files import replacing_directory as replacing_directory
+from llmft_cli.files import write_atomically as write_atomically
 
 SCHEMA_VERSION = 1
 RUNS_ROOT = Path("runs")
-# What a command needs before it, and the command line that makes it.
+# What a command needs before it, and what makes it.
 NEEDS = {"prepare": None, "train": "prepare", "merge": "train", "eval": "train", "chat": "train"}
 MADE_BY = {"prepare": "llmft prepare DATA --run {run}", "train": "llmft train {run}", "merge": "llmft merge {run}"}
+MAKE_ONE = "make one with: llmft prepare DATA --run RUN"
+RESTORE = "restore it from a copy, or make a new run"
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it holds either its old content or the whole new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-@contextmanager
-def replacing_directory(target: Path) -> Iterator[Path]:
-    """A fresh directory to fill; it takes the place of `target` when the block ends well, else it is gone."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_path(path: Path) -> str:
-    """sha256 of a file, or of a directory's file names and contents."""
-    if path.is_file():
-        return hash_file(path)
-    digest = hashlib.sha256()
-    for file in sorted(item for item in path.rglob("*") if item.is_file()):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
-    return digest.hexdigest()
 
 
 @dataclass
@@ -157,17 +115,14 @@ class RunDir:
         try:
             content = json.loads(self.ledger_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise StageError(
-                f"{self.path} is not a run (it has no run.json)", "make one with: llmft prepare DATA --run RUN"
-            ) from None
+            raise StageError(f"{self.path} is not a run (it has no run.json)", MAKE_ONE) from None
         except (ValueError, OSError) as error:
-            raise StageError(f"{self.ledger_file} cannot be read: {error}") from error
-        if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
-            raise StageError(f"{self.ledger_file} is not a ledger of llmft")
-        if content.get("schema_version", 0) > SCHEMA_VERSION:
-            raise StageError(
-                f"{self.ledger_file} was written by a newer llmft (schema {content['schema_version']})", "upgrade llmft"
-            )
+            raise StageError(f"{self.ledger_file} cannot be read: {error}", RESTORE) from error
+        version = content.get("schema_version") if isinstance(content, dict) else None
+        if not isinstance(version, int) or not isinstance(content.get("stages"), dict):
+            raise StageError(f"{self.ledger_file} is not a ledger of llmft", RESTORE)
+        if version > SCHEMA_VERSION:
+            raise StageError(f"{self.ledger_file} was written by a newer llmft (schema {version})", "upgrade llmft")
         return content
 
     def entry(self, stage: str) -> dict[str, Any] | None:
@@ -185,22 +140,34 @@ class RunDir:
             StageError: the stage is not done, its outputs are missing or changed, or it is stale.
         """
         entry = self.ledger()["stages"].get(stage)
-        command = MADE_BY[stage].format(run=self.path)
         if entry is None or entry["status"] != "done":
-            status = "not been run" if entry is None else f"not finished ({entry['status']})"
-            hint = command + (" --resume" if stage == "train" and entry is not None else "")
-            raise StageError(f"{self.path}: the stage {stage} has {status}", f"first: {hint}")
+            raise self._not_done(stage, entry)
+        again = f"make it again: {self.command_for(stage)} --overwrite"
         for name in entry["outputs"]:
             if not (self.path / name).exists():
-                raise StageError(f"{self.path / name} is missing", f"make it again: {command} --overwrite")
+                raise StageError(f"{self.path / name} is missing", again)
         if not allow_stale:
             changed = self.changed_path({**entry["inputs"], **entry["outputs"]})
             if changed:
-                hint = f"make it again: {command} --overwrite, or use it as it is with --allow-stale"
-                raise StageError(f"{self.path}: the stage {stage} is stale, {changed} has changed since", hint)
+                stale = f"{self.path}: the stage {stage} is stale, {changed} has changed since"
+                raise StageError(stale, f"{again}, or use it as it is with --allow-stale")
             if before := NEEDS[stage]:
                 self.require(before)
         return entry
+
+    def command_for(self, stage: str) -> str:
+        """The command line that makes a stage of this run."""
+        return MADE_BY[stage].format(run=shlex.quote(str(self.path)))
+
+    def _not_done(self, stage: str, entry: Mapping[str, Any] | None) -> StageError:
+        """What keeps a stage from being used, and the command that mends it."""
+        status = entry["status"] if entry else None
+        if status == "running" and self.is_locked():
+            return StageError(f"{self.path}: the stage {stage} is running now", "wait for it to finish")
+        ended = "killed" if status == "running" else status  # with no time to write how it ended
+        words = f"not finished ({ended})" if ended else "not been run"
+        resume = " --resume" if entry and stage == "train" and any(self.checkpoints.glob("checkpoint-*")) else ""
+        return StageError(f"{self.path}: the stage {stage} has {words}", f"first: {self.command_for(stage)}{resume}")
 
     def changed_path(self, hashes: Mapping[str, str]) -> str | None:
         """The first of some recorded paths whose content is no longer what its hash says, or None.
@@ -229,57 +196,71 @@ class RunDir:
         Raises:
             StageError: the stage is done already, or another process writes to this run.
         """
-        created = not self.path.exists()
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with self.lock():
-                previous = self.entry(name)
-                if previous and previous["status"] == "done" and not (overwrite or resume):
-                    raise StageError(f"{self.path}: {name} is done already", "to do it again, add --overwrite")
-                record = StageRecord()
-                entry: dict[str, Any] = {
-                    "status": "running",
-                    "started": now(),
-                    "config": dict(settings),
-                    "inputs": dict(inputs),
-                }
+        made = self._make_directory()
+        with self.lock():
+            previous = self.entry(name)
+            if previous and previous["status"] == "done" and not (overwrite or resume):
+                raise StageError(f"{self.path}: {name} is done already", "to do it again, add --overwrite")
+            entry = {"status": "running", "started": now(), "config": dict(settings), "inputs": dict(inputs)}
+            try:
                 self._write_entry(name, entry)
-                try:
+                with self._ending_of(name, entry, previous) as record:
                     yield record
-                    record.facts["outputs"] = {output: hash_path(self.path / output) for output in record.outputs}
-                    self._write_entry(name, {**entry, **record.facts, "status": "done", "finished": now()})
-                except BaseException as error:
-                    # A full disk cannot take this entry either; the error that brought us here matters more.
-                    with suppress(OSError):
-                        self._write_entry(name, self._unfinished_entry(entry, record, previous, error))
-                    raise
-        except BaseException:
-            if created:
-                self._remove_unless_used()
+            except BaseException:
+                self._remove_unless_used(made)
+                raise
+
+    @contextmanager
+    def _ending_of(self, name: str, entry: dict[str, Any], previous: dict[str, Any] | None) -> Iterator[StageRecord]:
+        """Write how a stage ended."""
+        record = StageRecord()
+        try:
+            yield record
+            record.facts["outputs"] = {output: hash_path(self.path / output) for output in record.outputs}
+            self._write_entry(name, {**entry, **record.facts, "status": "done", "finished": now()})
+        except BaseException as error:
+            # A full disk cannot take this entry either; the error that brought us here matters more.
+            with suppress(OSError):
+                self._write_entry(name, self._unfinished_entry(entry, record, previous, error))
             raise
+
+    def _make_directory(self) -> list[Path]:
+        """Make the run's directory; returns the directories made for it, innermost first."""
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StageError(f"{self.path} cannot be a run directory: there is a file in its place", "name another") from None
+        return missing
 
     def _unfinished_entry(
         self, entry: dict[str, Any], record: StageRecord, previous: dict[str, Any] | None, error: BaseException
     ) -> dict[str, Any]:
         """What the ledger says after a stage broke off: the old entry where its outputs are untouched and still count."""
-        untouched = previous and previous["status"] == "done" and not self.changed_path(previous["outputs"])
-        if previous and untouched and not record.resumable:
+        outputs = previous["outputs"] if previous and previous["status"] == "done" else {}
+        there = outputs and all((self.path / output).exists() for output in outputs)
+        if previous and there and not record.resumable and not self.changed_path(outputs):
             return previous
-        stopped = isinstance(error, KeyboardInterrupt | Interrupted)
-        return {**entry, **record.facts, "status": "interrupted" if stopped else "failed", "finished": now()}
+        status = "interrupted" if isinstance(error, Interrupted) or is_interrupt(error) else "failed"
+        return {**entry, **record.facts, "status": status, "finished": now()}
 
     def _write_entry(self, stage: str, entry: Mapping[str, Any]) -> None:
-        ledger: dict[str, Any] = self.ledger() if self.exists() else {"schema_version": SCHEMA_VERSION, "created": now(), "stages": {}}
+        new: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "created": now(), "stages": {}}
+        ledger = self.ledger() if self.exists() else new
         ledger["stages"][stage] = entry
         ledger["updated"] = now()
-        write_atomically(self.ledger_file, json.dumps(ledger, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(self.ledger_file, json.dumps(ledger, indent=2) + "\n")
         write_atomically(self.config_file, config.dump(settings_of(ledger, "prepare", "train")))
 
-    def _remove_unless_used(self) -> None:
+    def _remove_unless_used(self, made: Sequence[Path]) -> None:
         """Take a new run away again when nothing in it can be used, so that no husk is left."""
         stages = self.ledger()["stages"] if self.exists() else {}
-        if not any(entry["status"] == "done" for entry in stages.values()) and not self.checkpoints.exists():
-            shutil.rmtree(self.path, ignore_errors=True)
+        if not made or self.checkpoints.exists() or any(entry["status"] == "done" for entry in stages.values()):
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):  # another run may have come into a parent meanwhile
+            for folder in made[1:]:
+                folder.rmdir()
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -290,26 +271,27 @@ class RunDir:
                 raise StageError(f"another llmft is writing to {self.path}", "wait for it to finish, or stop it") from None
             yield
 
+    def is_locked(self) -> bool:
+        """Whether a living process writes to this run."""
+        try:
+            with self.lock():
+                return False
+        except StageError:
+            return True
+
     def saved_settings(self, *stages: str) -> dict[str, Any]:
         """The settings that these stages ran with, by name; later ones win."""
         return settings_of(self.ledger(), *stages) if self.exists() else {}
 
 
 def settings_of(ledger: Mapping[str, Any], *stages: str) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for stage in stages:
-        settings |= ledger["stages"].get(stage, {}).get("config", {})
-    return settings
+    entries = [ledger["stages"].get(stage, {}) for stage in stages]
+    return {name: value for entry in entries for name, value in entry.get("config", {}).items()}
 
 
 def newest(root: Path = RUNS_ROOT) -> RunDir:
-    """The run whose ledger was written last.
-
-    Raises:
-        StageError: there is no run under `root`.
-    """
-    runs = [RunDir(item) for item in root.iterdir()] if root.is_dir() else []
-    runs = [run for run in runs if run.exists()]
+    """The run whose ledger was written last, or a StageError where `root` has none."""
+    runs = [run for run in map(RunDir, root.glob("*")) if run.exists()]
     if not runs:
         raise StageError(f"there is no run under {root}/", "name one, or make one with: llmft prepare DATA")
     return max(runs, key=lambda run: run.ledger().get("updated", ""))

@@ -36,14 +36,15 @@ class Setting:
         """Why `value` is not allowed, or an empty string."""
         if self.choices and value not in self.choices:
             return f"must be one of {', '.join(self.choices)}"
-        bounds = (
-            (self.minimum, lambda bound: value >= bound, "at least"),
-            (self.above, lambda bound: value > bound, "above"),
-            (self.maximum, lambda bound: value <= bound, "at most"),
-            (self.below, lambda bound: value < bound, "below"),
-        )
-        broken = [f"{word} {bound:g}" for bound, holds, word in bounds if bound is not None and not holds(bound)]
-        return f"must be {broken[0]}" if broken else ""
+        if self.minimum is not None and value < self.minimum:
+            return f"must be at least {self.minimum}"
+        if self.above is not None and value <= self.above:
+            return f"must be above {self.above}"
+        if self.maximum is not None and value > self.maximum:
+            return f"must be at most {self.maximum}"
+        if self.below is not None and value >= self.below:
+            return f"must be below {self.below}"
+        return ""
 
 
 def share(text: str) -> float:
@@ -62,5 +63,3 @@ def rows_or_share(text: str) -> float:
 def setting(default: Any, help: str, panel: str, commands: str, **rules: Any) -> Any:
     """A dataclass field whose metadata is a `Setting`; `commands` are separated by spaces."""
     return field(default=default, metadata={"setting": Setting(help, panel, tuple(commands.split()), **rules)})  # type: ignore[arg-type]
-
-

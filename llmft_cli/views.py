@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,9 @@ def gpu_check(report: Report) -> list[Section]:
         named(
             f"GPU {gpu.index}: {gpu.name}",
             {
-                "memory": f"{gibibytes(gpu.memory_free_bytes)} free of {gibibytes(gpu.memory_total_bytes)}",
+                "memory": None
+                if gpu.memory_free_bytes is None
+                else f"{gibibytes(gpu.memory_free_bytes)} free of {gibibytes(gpu.memory_total_bytes)}",
                 "load": share(gpu.load),
                 "temperature": None if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} degrees Celsius",
                 "driver": gpu.driver,
@@ -98,7 +101,7 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
     if result.rejected_reasons:
         reasons = [(item["reason"], str(item["count"]), ", ".join(item["first"])) for item in result.rejected_reasons[:5]]
         sections.append(Section("Rejected", reasons, ("reason", "rows", "first")))
-    return [*sections, next_command(f"llmft train {run}")]
+    return [*sections, next_command("train", run)]
 
 
 def train(run: str, result: TrainResult) -> list[Section]:
@@ -118,7 +121,7 @@ def train(run: str, result: TrainResult) -> list[Section]:
                 "adapter": result.adapter,
             },
         ),
-        next_command(f"llmft eval {run}"),
+        next_command("eval", run),
     ]
 
 
@@ -129,13 +132,13 @@ def merge(run: str, result: MergeResult) -> list[Section]:
             f"Merged {run}",
             {
                 "merged": f"{result.merged} ({result.dtype})",
-                "verified": f"top-1 agreement {proof.top1_agreement:.2%} and mean KL {proof.mean_kl:.1e} over {proof.tokens} tokens",
+                "verified": f"top-1 agreement {proof.top1_agreement:.2%}, mean KL {proof.mean_kl:.1e}, {proof.tokens} tokens",
                 "the adapter itself": f"mean KL {proof.mean_kl_of_base:.2f} from the base",
                 "peak memory": gibibytes(result.peak_rss_bytes),
                 "time": f"{result.seconds:,.0f} s",
             },
         ),
-        next_command(f"llmft chat {run}"),
+        next_command("chat", run),
     ]
 
 
@@ -151,5 +154,6 @@ def evaluate(run: str, result: EvalResult) -> list[Section]:
     ]
 
 
-def next_command(command: str) -> Section:
-    return named("", {"next": command})
+def next_command(name: str, run: str) -> Section:
+    """What to do next, ready to be pasted into a shell."""
+    return named("", {"next": f"llmft {name} {shlex.quote(run)}"})

@@ -5,7 +5,8 @@ Forms: OpenAI-style messages, sharegpt conversations, alpaca, prompt/completion,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,14 @@ SHAREGPT_ROLES = {
     "system": "system",
 }
 ROLES = ("system", "user", "assistant")
+# Forms whose keys hold texts, by the keys that a row of the form has.
+FLAT_FORMS = {
+    "alpaca": {"instruction", "output"},
+    "prompt-completion": {"prompt", "completion"},
+    "text": {"text"},
+}
+# JSON can spell half of a surrogate pair, which is no character and has no UTF-8 form.
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RowError(Exception):
@@ -51,20 +60,23 @@ def recognise(value: Any) -> str:
     """
     if not isinstance(value, Mapping):
         raise RowError(f"a row must be an object, not {kind_of(value)}")
-    if "messages" in value:
+    # A table has every column in every row: where a form's keys are null, look for another form first.
+    given = {key for key, cell in value.items() if cell is not None}
+    form = form_with(given, value) or form_with(set(value), value)
+    if form is None:
+        keys = ", ".join(map(repr, value))
+        raise RowError(f"no known form has the keys {keys}" if keys else "the object is empty")
+    return form
+
+
+def form_with(keys: Set[str], row: Mapping[str, Any]) -> str | None:
+    if "messages" in keys:
         return "messages"
-    if "conversations" in value:
-        turns = value["conversations"]
+    if "conversations" in keys:
+        turns = row["conversations"]
         first = turns[0] if isinstance(turns, list) and turns else None
         return "messages" if isinstance(first, Mapping) and "role" in first else "sharegpt"
-    for form, keys in {
-        "alpaca": ("instruction", "output"),
-        "prompt-completion": ("prompt", "completion"),
-        "text": ("text",),
-    }.items():
-        if all(key in value for key in keys):
-            return form
-    raise RowError(f"no known form has the keys {', '.join(map(str, value)) or '(none)'}")
+    return next((form for form, wanted in FLAT_FORMS.items() if keys >= wanted), None)
 
 
 def parse(value: Any, form: str = "auto") -> tuple[str, Example]:
@@ -80,7 +92,7 @@ def parse(value: Any, form: str = "auto") -> tuple[str, Example]:
 
 
 def parse_messages(row: Mapping[str, Any]) -> Conversation:
-    return checked(messages_of(row, "messages" if "messages" in row else "conversations"))
+    return checked(messages_of(row, "conversations" if row.get("messages") is None and "conversations" in row else "messages"))
 
 
 def messages_of(row: Mapping[str, Any], key: str) -> list[Message]:
@@ -109,9 +121,7 @@ def parse_prompt_messages(value: Any) -> list[Message]:
 
 
 def parse_sharegpt(row: Mapping[str, Any]) -> Conversation:
-    messages = []
-    if row.get("system"):
-        messages.append({"role": "system", "content": text_of(row, "system")})
+    messages = system_message_of(row)
     for where, turn in turns_of(row, "conversations"):
         speaker = text_of(turn, "from", where)
         if speaker not in SHAREGPT_ROLES:
@@ -122,12 +132,10 @@ def parse_sharegpt(row: Mapping[str, Any]) -> Conversation:
 
 def parse_alpaca(row: Mapping[str, Any]) -> Conversation:
     question = text_of(row, "instruction")
-    if row.get("input"):
-        question += "\n\n" + text_of(row, "input")
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": text_of(row, "output")}]
-    if row.get("system"):
-        messages.insert(0, {"role": "system", "content": text_of(row, "system")})
-    return checked(messages)
+    if addition := optional_text_of(row, "input"):
+        question += "\n\n" + addition
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": text_of(row, "output")}]
+    return checked(system_message_of(row) + turns)
 
 
 def parse_prompt_completion(row: Mapping[str, Any]) -> Conversation:
@@ -162,11 +170,11 @@ def checked(messages: list[Message]) -> Conversation:
         raise RowError("there is no assistant turn to learn from")
     for number, turn in enumerate(turns):
         expected = ("user", "assistant")[number % 2]
+        position = number + 1 + len(messages) - len(turns)
         if turn["role"] != expected:
-            position = number + 1 + len(messages) - len(turns)
             raise RowError(f"message {position} is from {turn['role']} where {expected} should speak")
         if not turn["content"].strip():
-            raise RowError(f"a {turn['role']} message is empty")
+            raise RowError(f"message {position} ({turn['role']}) is empty")
     if turns[-1]["role"] != "assistant":
         raise RowError("the last message is from user, with no answer to learn from")
     return Conversation(messages)
@@ -174,7 +182,9 @@ def checked(messages: list[Message]) -> Conversation:
 
 def turns_of(row: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The turns of a conversation, each with the name of its place."""
-    turns = row.get(key)
+    if key not in row:
+        raise RowError(f"{key} is missing")
+    turns = row[key]
     if not isinstance(turns, list) or not turns:
         raise RowError(f"{key} must be a list with messages, not {kind_of(turns)}")
     for number, turn in enumerate(turns, 1):
@@ -189,15 +199,38 @@ def text_of(row: Mapping[str, Any], key: str, where: str = "") -> str:
         raise RowError(f"{name} is missing")
     if not isinstance(row[key], str):
         raise RowError(f"{name} is {kind_of(row[key])}, not text")
-    return row[key]
+    text: str = row[key]
+    if half := LONE_SURROGATE.search(text):
+        raise RowError(f"{name} has half a character (\\u{ord(half.group()):04x} without its other half)")
+    return text
+
+
+def optional_text_of(row: Mapping[str, Any], key: str) -> str:
+    """A text that may be missing, null or blank: then it is empty."""
+    text = "" if row.get(key) is None else text_of(row, key)
+    return text if text.strip() else ""
+
+
+def system_message_of(row: Mapping[str, Any]) -> list[Message]:
+    """The system message that a row has beside its turns, as a list of one or none."""
+    text = optional_text_of(row, "system")
+    return [{"role": "system", "content": text}] if text else []
 
 
 def content_of(turn: Mapping[str, Any], where: str) -> str:
     """A message's text, also where it comes in parts (`[{"type": "text", "text": ...}]`)."""
     parts = turn.get("content")
-    if isinstance(parts, list) and parts and all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts):
-        return "".join(text_of(part, "text", f"{where}.content") for part in parts)
-    return text_of(turn, "content", where)
+    if not isinstance(parts, list) or not parts:
+        return text_of(turn, "content", where)
+    texts = []
+    for number, part in enumerate(parts, 1):
+        place = f"{where}.content[{number}]"
+        if not isinstance(part, Mapping):
+            raise RowError(f"{place} is {kind_of(part)}, not an object")
+        if part.get("type") != "text":
+            raise RowError(f"{place} is of the type {part.get('type')!r}, and only 'text' can be used")
+        texts.append(text_of(part, "text", place))
+    return "".join(texts)
 
 
 def kind_of(value: Any) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
 from llmft_cli import config as settings
 from llmft_cli import models
 from llmft_cli.config import Config
@@ -64,10 +65,10 @@ def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporte
     result = summarise(intake, train, validation, sequences, config)
     inputs = {str(item.path.resolve()): hash_file(item.path) for item in sources if item.path is not None}
     with run.stage("prepare", settings.of_command(config, "prepare"), inputs, overwrite) as record:
-        with replacing_directory(run.data) as folder:
-            write_data(folder, intake, train, validation, sequences, result)
-        with replacing_directory(run.tokenizer) as folder:
-            tokenizer.save_pretrained(folder)
+        # Both are complete before either takes the place of what was there.
+        with replacing_directory(run.data) as data, replacing_directory(run.tokenizer) as frozen:
+            write_data(data, intake, train, validation, sequences, result)
+            tokenizer.save_pretrained(frozen)
         record.outputs += ["data", "tokenizer"]
         record.facts |= {
             "model": {"name": source.name, "revision": source.revision},
@@ -123,6 +124,8 @@ def prepare_row(row: Row | BadRow, encoder: ConversationEncoder, config: Config,
         prepared = [PreparedRow(row.source, row.line, encoder.conversation(example.messages), example.messages)]
     else:
         parts = document_parts(example, encoder, config.max_seq_length)
+        if not parts:
+            raise RowError("the text is a single token, with nothing to learn")
         intake.split_documents += len(parts) > 1
         prepared = [PreparedRow(row.source, row.line, part, None) for part in parts]
     intake.forms[form] += 1

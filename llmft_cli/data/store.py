@@ -57,7 +57,8 @@ def load_split(data: Path, split: str) -> datasets.Dataset | None:
 
 
 def write_json_lines(path: Path, values: Sequence[Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    # A file name that is not UTF-8 holds lone surrogates, which backslashes turn into JSON's own spelling of them.
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for value in values:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")
 

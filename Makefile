@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 MODEL := smollm2-135m
 RUN := runs/demo
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-light check format clean
 .DELETE_ON_ERROR:
 
 # One line per command, printed as a user would type it.
@@ -25,6 +25,19 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
+
+# Everything that needs no torch, on another Python: make test-light PYTHON=python3.13
+LIGHT := .venv-light
+LIGHT_PACKAGES := datasets GPUtil huggingface_hub Jinja2 psutil pyarrow PyYAML rich rouge-score sacrebleu safetensors scipy setuptools \
+	transformers typer hypothesis pytest
+test-light:
+	rm -rf $(LIGHT)
+	$(PYTHON) -m venv $(LIGHT)
+	$(LIGHT)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(LIGHT_PACKAGES)
+	$(LIGHT)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(LIGHT)/bin/llmft --help
+	$(LIGHT)/bin/llmft gpu-check
+	$(LIGHT)/bin/python -m pytest tests/unit
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ app = typer.Typer(
 )
 
 RunArgument = Annotated[
-    Path | None, typer.Argument(help="Run directory; by default the newest under runs/.", show_default=False)
+    Path | None, typer.Argument(metavar="RUN", help="Run directory; by default the newest under runs/.", show_default=False)
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do a finished stage again.")]
 StaleOption = Annotated[bool, typer.Option("--allow-stale", help="Use stages whose inputs have changed since.")]
@@ -58,12 +58,15 @@ def find_run(path: Path | None, console: Console) -> RunDir:
     return run
 
 
-def new_run(sources: list[str]) -> RunDir:
-    """A run named after its data and the time."""
+def run_to_prepare(path: Path | None, sources: list[str]) -> RunDir:
+    """The run that was named, or a new one named after its data and the time; where it cannot be, that is told at once."""
+    from llmft_cli.files import check_place
     from llmft_cli.run_dir import RUNS_ROOT, RunDir
 
     stem = Path(sources[0]).stem or "data"
-    return RunDir(RUNS_ROOT / f"{stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    run = RunDir(path or RUNS_ROOT / f"{stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    check_place(run.path)
+    return run
 
 
 @command(app, "gpu-check")
@@ -88,7 +91,8 @@ def gpu_check(
 @command(app, "prepare")
 def prepare(
     data: Annotated[
-        list[str], typer.Argument(help="Files (.json .jsonl .csv .parquet .txt), directories, or Hub dataset ids.")
+        list[str],
+        typer.Argument(metavar="DATA", help="Files (.json .jsonl .csv .parquet .txt .md), directories, or Hub dataset ids."),
     ],
     run: Annotated[
         Path | None, typer.Option("--run", help="Run directory; by default a new one under runs/.", show_default=False)
@@ -100,9 +104,8 @@ def prepare(
     """Read, check, render, mask, tokenise, split and pack the data."""
     from llmft_cli import views
     from llmft_cli.data.prepare import prepare as prepare_data
-    from llmft_cli.run_dir import RunDir
 
-    target = RunDir(run) if run else new_run(data)
+    target = run_to_prepare(run, data)
     result = prepare_data(target, data, given.config(), given.console, overwrite)
     given.console.result("prepare", str(target.path), asdict(result), views.prepare(str(target.path), result))
 
@@ -122,11 +125,10 @@ def train(
     """Train a LoRA adapter on the quantised model."""
     from llmft_cli import views
     from llmft_cli.data.prepare import prepare as prepare_data
-    from llmft_cli.run_dir import RunDir
     from llmft_cli.training.train import train as train_adapter
 
     if data:
-        target = RunDir(run) if run else new_run(data)
+        target = run_to_prepare(run, data)
         prepare_data(target, data, given.config(), given.console, overwrite)
     else:
         target = find_run(run, given.console)
@@ -245,7 +247,7 @@ def run_command(arguments: list[str]) -> int:
     """
     root = typer.main.get_command(app)
     try:
-        with root.make_context("llmft", arguments or ["--help"]) as context:
+        with root.make_context("llmft", list(arguments) or ["--help"]) as context:
             root.invoke(context)
     except typer.Exit as leave:
         return leave.exit_code if arguments else UsageError.exit_code
@@ -260,7 +262,7 @@ def as_llmft_error(error: BaseException) -> LlmftError | None:
         return Interrupted("interrupted", "what was finished before is saved")
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
-        return UsageError(error.format_message(), f"see {context.command_path if context else 'llmft'} --help")
+        return UsageError(error.format_message(), f"see {context.command_path} --help" if context else "see --help")
     if isinstance(error, OSError) and (known := from_os_error(error)):
         return known
     return from_library_error(error)

@@ -286,10 +286,10 @@ def described(item: Field) -> str:
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """Settings as YAML text, spelled as `read_file` takes them."""
+    """Settings as YAML text in ASCII, spelled as `read_file` takes them; PyYAML loses U+0085 when it writes Unicode."""
     import yaml
 
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(dict(values), sort_keys=False)
 
 
 def of_command(config: Config, command: Command) -> dict[str, Any]:

@@ -11,6 +11,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llmft_cli.errors import MachineError, StageError
+
+
+def check_place(directory: Path) -> None:
+    """Refuse early a place where no directory can be made or written to.
+
+    Raises:
+        StageError: there is a file in its place.
+        MachineError: it is not writable.
+    """
+    nearest = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise StageError(f"{directory} cannot be a run directory: {nearest} is a file", "name another")
+    if not os.access(nearest, os.W_OK):
+        raise MachineError(f"not allowed to write in {nearest}", "mend its permissions, or put the run elsewhere with --run")
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it holds either its old content or the whole new one."""

@@ -23,7 +23,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No narration, no progress.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks (also LLMFT_DEBUG=1).")]
 GENERAL = {"as_json": JsonOption, "quiet": QuietOption, "debug": DebugOption}
-TYPE_NAMES = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
+TYPE_NAMES = {str: "<str>", int: "<int>", float: "<float>"}  # as Typer calls them
 
 
 class GroupedCommand(TyperCommand):

@@ -20,6 +20,7 @@ from typing import Any
 
 from llmft_cli import config
 from llmft_cli.errors import Interrupted, StageError, is_interrupt
+from llmft_cli.files import check_place
 from llmft_cli.files import hash_file as hash_file
 from llmft_cli.files import hash_path as hash_path
 from llmft_cli.files import replacing_directory as replacing_directory
@@ -226,11 +227,9 @@ class RunDir:
 
     def _make_directory(self) -> list[Path]:
         """Make the run's directory; returns the directories made for it, innermost first."""
+        check_place(self.path)
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError):
-            raise StageError(f"{self.path} cannot be a run directory: there is a file in its place", "name another") from None
+        self.path.mkdir(parents=True, exist_ok=True)
         return missing
 
     def _unfinished_entry(

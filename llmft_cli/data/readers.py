@@ -64,7 +64,7 @@ def find_sources(names: Sequence[str]) -> list[Source]:
             sources += [Source(str(file), file) for file in files]
         elif path.exists():
             sources.append(Source(name, path))
-        elif path.suffix.lower() in READERS or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        elif path.suffix.lower() in READERS or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
             raise DataError(f"{name} does not exist")
         else:
             sources.append(Source(name, None))

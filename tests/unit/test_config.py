@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -228,6 +228,7 @@ def values_of(item: Field) -> st.SearchStrategy[Any]:
 
 @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.fixed_dictionaries({name: values_of(item) for name, item in FIELDS.items()}))
+@example(values={**dataclasses.asdict(Config()), "wandb_project": "\x85", "model": "\u6a21\u578b"})
 def test_what_is_saved_reads_back_as_it_was(values: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(config.dump(values), encoding="utf-8")

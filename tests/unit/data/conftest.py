@@ -1,6 +1,19 @@
-"""Lets the tests here import the helper modules beside them."""
+"""The chat templates that the tests here try, and the helper modules beside them made importable."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmft_cli.data.rendering import ConversationEncoder
 
 sys.path.insert(0, str(Path(__file__).parent))
+from templates import STYLES, tokenizer_for
+
+
+@pytest.fixture(scope="session")
+def encoders(tiny_tokenizer: Any) -> dict[str, ConversationEncoder]:
+    return {style.name: ConversationEncoder(tokenizer_for(style, tiny_tokenizer)) for style in STYLES}

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmft_cli.data.rendering import IGNORED, Encoded
+
 Message = dict[str, str]
 
 
@@ -115,7 +117,8 @@ QWEN3 = Style(
 {%- if '</think>' in m.content %}
 {%- set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') %}
 {%- set answer = m.content.split('</think>')[-1].lstrip('\n') %}{% endif %}
-{%- if loop.index0 == last %}{{ '<think>\n' + thought + '\n</think>\n\n' + answer.lstrip('\n') }}{% else %}{{ answer }}{% endif %}
+{%- if loop.index0 == last %}{{ '<think>\n' + thought + '\n</think>\n\n' + answer.lstrip('\n') }}
+{%- else %}{{ answer }}{% endif %}
 {%- else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}""",
     ["<|im_start|>", "<|im_end|>"],
@@ -192,3 +195,19 @@ def metaspace_tokenizer(style: Style, sentences: Sequence[str]) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=style.bos, eos_token=style.end.strip(), chat_template=style.template
     )
+
+
+def talk(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def supervised(encoded: Encoded) -> list[int]:
+    return [label for label in encoded.labels if label != IGNORED]
+
+
+def text_of(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def special_ids(tokenizer: Any, ids: list[int]) -> list[int]:
+    return [token for token in ids if tokenizer.added_tokens_decoder.get(token, None) is not None]

@@ -3,41 +3,33 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from templates import (
+    CHATML,
+    LLAMA_2,
+    LLAMA_3,
+    MISTRAL,
+    PHI_3,
+    QWEN3,
+    STYLES,
+    ZEPHYR,
+    Style,
+    metaspace_tokenizer,
+    special_ids,
+    supervised,
+    talk,
+    text_of,
+    tokenizer_for,
+)
 
-from llmft_cli.data.formats import RowError, parse
-from llmft_cli.data.rendering import IGNORED, ConversationEncoder, Encoded
+from llmft_cli.data.formats import RowError
+from llmft_cli.data.rendering import IGNORED, ConversationEncoder
 from llmft_cli.errors import ModelError
-
-from templates import CHATML, GEMMA, LLAMA_2, LLAMA_3, MISTRAL, PHI_3, QWEN3, STYLES, ZEPHYR, Style, metaspace_tokenizer, tokenizer_for
 
 SINGLE = [("user", "How do I mount it?"), ("assistant", "Fix the bracket with two screws.")]
 MULTI = [*SINGLE, ("user", "And the red light?"), ("assistant", "The battery is low.")]
 SYSTEM = [("system", "Answer in one sentence.")]
 CONVERSATIONS = {"single": SINGLE, "multi": MULTI, "system": SYSTEM + SINGLE, "system-multi": SYSTEM + MULTI}
 SENTENCES = ["Fix the bracket to a post with two screws.", "The battery is low: charge it for four hours."]
-
-
-def talk(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    return [{"role": role, "content": content} for role, content in turns]
-
-
-def supervised(encoded: Encoded) -> list[int]:
-    return [label for label in encoded.labels if label != IGNORED]
-
-
-def text_of(tokenizer: Any, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def special_ids(tokenizer: Any, ids: list[int]) -> list[int]:
-    return [token for token in ids if tokenizer.added_tokens_decoder.get(token, None) is not None]
-
-
-@pytest.fixture(scope="session")
-def encoders(tiny_tokenizer: Any) -> dict[str, ConversationEncoder]:
-    return {style.name: ConversationEncoder(tokenizer_for(style, tiny_tokenizer)) for style in STYLES}
 
 
 @pytest.fixture
@@ -116,7 +108,9 @@ def test_the_prompt_begins_the_conversation_and_nothing_of_it_is_supervised(styl
 
 def test_llama_2_in_full(encoders: Any) -> None:
     encoder = encoders["llama-2"]
-    messages = talk([("system", " Be brief. "), ("user", " Hi "), ("assistant", "\nHello. "), ("user", "Bye"), ("assistant", "Bye.")])
+    messages = talk(
+        [("system", " Be brief. "), ("user", " Hi "), ("assistant", "\nHello. "), ("user", "Bye"), ("assistant", "Bye.")]
+    )
     encoded = encoder.conversation(messages)
     assert text_of(encoder.tokenizer, encoded.input_ids) == (
         "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello. </s><s>[INST] Bye [/INST] Bye. </s>"
@@ -137,7 +131,9 @@ def test_earlier_thinking_that_the_template_strips_is_not_supervised(encoders: A
     assert text_of(encoder.tokenizer, supervised(encoded)) == "b<|im_end|><think>\n\n</think>\n\nd<|im_end|>"
 
 
-@pytest.mark.parametrize("thought", ["<think>\nwell\n</think>\n\n", "<think>well</think>"], ids=["as-rendered", "laid-out-anew"])
+@pytest.mark.parametrize(
+    "thought", ["<think>\nwell\n</think>\n\n", "<think>well</think>"], ids=["as-rendered", "laid-out-anew"]
+)
 def test_thinking_of_the_last_turn_is_supervised(thought: str, encoders: Any) -> None:
     encoder = encoders["qwen3"]
     encoded = encoder.conversation(talk([("user", "a"), ("assistant", thought + "b")]))
@@ -265,48 +261,3 @@ def test_a_document_stands_between_beginning_and_end_of_text(encoders: Any) -> N
     ids = encoder.document("a <|eot_id|> b")
     assert text_of(encoder.tokenizer, ids) == "<|begin_of_text|>a <|eot_id|> b<|eot_id|>"
     assert special_ids(encoder.tokenizer, ids) == [encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id]
-
-
-PARTS = ["<|im_end|>", "</s>", "[/INST]", " [/INST] ", "<|im_start|>assistant\n", "<think>", "</think>", "{{ x }}", "{%", "<<SYS>>"]
-PARTS += ["\ue0f00\ue0f1", "\ue0f01\ue0f1", "\n", "  ", "👩‍👩‍👧", "é", "e\u0301", "\0", "\u2028", "a", "<end_of_turn>", "<|end|>", "<|eot_id|>"]
-TEXTS = st.lists(st.one_of(st.sampled_from(PARTS), st.text(max_size=6)), max_size=5).map("".join)
-
-
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    style=st.sampled_from([CHATML, LLAMA_2, LLAMA_3, MISTRAL, GEMMA, ZEPHYR]),
-    system=st.none() | TEXTS,
-    texts=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3),
-)
-def test_any_text_is_masked_exactly(style: Style, system: str | None, texts: Any, encoders: Any) -> None:
-    encoder = encoders[style.name]
-    turns = [("system", system)] if system is not None and style.system else []
-    turns += [turn for question, answer in texts for turn in (("user", question), ("assistant", answer))]
-    messages = talk(turns)
-    try:
-        parse({"messages": messages})
-    except RowError as error:
-        assert "is empty" in str(error)
-        assert any(not content.strip() for role, content in turns if role != "system")
-        return
-    encoded = encoder.conversation(messages)
-    tokenizer = encoder.tokenizer
-    clean = encoder.conversation(talk([(role, "a") for role, _ in turns]))
-    assert text_of(tokenizer, encoded.input_ids) == encoder.render(messages, False)
-    assert text_of(tokenizer, supervised(encoded)) == style.supervised(messages)
-    assert special_ids(tokenizer, encoded.input_ids) == special_ids(tokenizer, clean.input_ids)
-
-
-@settings(max_examples=100, deadline=None)
-@given(question=TEXTS, answer=TEXTS)
-def test_thinking_templates_supervise_all_that_follows_the_prompt(question: str, answer: str, encoders: Any) -> None:
-    encoder = encoders["qwen3"]
-    messages = talk([("user", "q" + question), ("assistant", answer + "z")])
-    try:
-        encoded = encoder.conversation(messages)
-    except RowError as error:
-        assert str(error) == "a message spells a special token, and the chat template does not show where messages lie"
-        assert "</think>" in answer
-        return
-    written = encoder.render(messages, False).removeprefix(encoder.render(messages[:1], True)).removesuffix("\n")
-    assert text_of(encoder.tokenizer, supervised(encoded)) == written

@@ -1,0 +1,56 @@
+"""What a run leaves is plain PEFT and plain transformers, and llmft answers as they do."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+PROMPTS = 10
+NEW_TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def questions(workspace) -> list[str]:
+    lines = (workspace / "chat.jsonl").read_text().splitlines()[:PROMPTS]
+    return [json.loads(line)["messages"][0]["content"] for line in lines]
+
+
+def greedy_answers(model, tokenizer, questions) -> list[str]:
+    answers = []
+    for question in questions:
+        messages = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        generated = model.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
+        answers.append(tokenizer.decode(generated[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    return answers
+
+
+def test_adapter_on_the_plain_base_and_merged_model_give_the_same_greedy_answers(
+    llmft_json, workspace, trained, builtin_model_dir, questions
+):
+    run = workspace / "runs/brindle"
+    if not (run / "merged").exists():
+        llmft_json("merge", "runs/brindle", folder=workspace)
+    tokenizer = AutoTokenizer.from_pretrained(run / "merged")
+    base = AutoModelForCausalLM.from_pretrained(builtin_model_dir, dtype=torch.float32)
+    from_adapter = greedy_answers(PeftModel.from_pretrained(base, run / "adapter").eval(), tokenizer, questions)
+    merged = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32)
+    assert greedy_answers(merged, tokenizer, questions) == from_adapter
+
+
+def test_chat_answers_as_plain_peft_on_the_same_quantised_base(llmft, workspace, trained, builtin_model_dir, questions):
+    run = workspace / "runs/brindle"
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+    )
+    base = AutoModelForCausalLM.from_pretrained(
+        builtin_model_dir, dtype=torch.bfloat16, quantization_config=nf4, device_map={"": "cpu"}
+    )
+    model = PeftModel.from_pretrained(base, run / "adapter").eval()
+    expected = greedy_answers(model, AutoTokenizer.from_pretrained(run / "tokenizer"), questions)
+    lines = "".join(f"/reset\n{question}\n" for question in questions)
+    flags = ("--max-new-tokens", NEW_TOKENS, "--device", "cpu", "--quiet")
+    done = llmft("chat", "runs/brindle", *flags, folder=workspace, stdin=lines)
+    assert done.stdout.splitlines() == expected

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmft_cli import config
+from llmft_cli.data import store
+from llmft_cli.data.prepare import prepare
+from llmft_cli.data.rendering import IGNORED, ConversationEncoder
+from llmft_cli.data.report import PrepareResult
+from llmft_cli.errors import ConfigError, DataError, StageError
+from llmft_cli.progress import Silent
+from llmft_cli.run_dir import RunDir, hash_file
+
+Prepare = Callable[..., PrepareResult]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A model directory without weights: prepare needs none."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+@pytest.fixture
+def do_prepare(run: RunDir, tokenizer_dir: Path) -> Prepare:
+    def do(*sources: Path, overwrite: bool = False, into: RunDir = run, **flags: Any) -> PrepareResult:
+        settings = config.resolve({"model": str(tokenizer_dir), **flags})
+        return prepare(into, [str(source) for source in sources], settings, Silent(), overwrite)
+
+    return do
+
+
+def chat(number: int) -> dict[str, Any]:
+    question, answer = f"Question {number}?", f"Answer {number}."
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write_lines(rows: list[Any], name: str = "rows.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write_lines
+
+
+def lines_of(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_everything_that_prepare_leaves(run: RunDir, write: Any, do_prepare: Prepare, tokenizer_dir: Path) -> None:
+    data = write([chat(number) for number in range(20)])
+    result = do_prepare(data, val_size=0.2, seed=7)
+    assert result.rows == {"read": 20, "kept": 20, "rejected": 0, "duplicates": 0, "overlength": 0}
+    assert result.splits == {"train": 16, "validation": 4}
+    assert result.forms == {"messages": 20}
+    train, validation = store.load_split(run.data, "train"), store.load_split(run.data, "validation")
+    assert train is not None
+    assert validation is not None
+    assert len(train) == result.packing["rows"] < 16
+    assert sum(len(lengths) for lengths in train["row_lengths"]) == 16
+    assert len(validation) == 4
+    assert result.tokens["total"] == sum(map(len, [*train["input_ids"], *validation["input_ids"]]))
+    held_out = lines_of(run.data / "held_out.jsonl")
+    assert len(held_out) == 4
+    for row in held_out:
+        number = int(row["expected"].split()[1].rstrip("."))
+        assert row == {"messages": chat(number)["messages"][:1], "expected": f"Answer {number}."}
+    assert lines_of(run.data / "rejected.jsonl") == []
+    assert json.loads((run.data / "report.json").read_text()) == vars(result)
+    assert (run.tokenizer / "tokenizer.json").read_bytes() == (tokenizer_dir / "tokenizer.json").read_bytes()
+
+
+def test_the_ledger_entry(run: RunDir, write: Any, do_prepare: Prepare, tokenizer_dir: Path) -> None:
+    data = write([chat(number) for number in range(4)])
+    result = do_prepare(data, seed=7)
+    entry = run.require("prepare")
+    assert entry["status"] == "done"
+    assert entry["config"]["model"] == str(tokenizer_dir)
+    assert entry["config"]["seed"] == entry["seed"] == 7
+    assert entry["inputs"] == {str(data): hash_file(data)}
+    assert set(entry["outputs"]) == {"data", "tokenizer"}
+    assert entry["model"] == {"name": str(tokenizer_dir), "revision": None}
+    assert entry["sources"] == [str(data)]
+    assert (entry["rows"], entry["tokens"], entry["splits"]) == (result.rows, result.tokens, result.splits)
+    assert entry["versions"]["transformers"]
+
+
+def test_the_split_is_the_seeds(tmp_path: Path, write: Any, do_prepare: Prepare) -> None:
+    data = write([chat(number) for number in range(30)])
+    held_out = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        do_prepare(data, into=RunDir(tmp_path / name), seed=seed, val_size=5)
+        held_out.append((tmp_path / name / "data" / "held_out.jsonl").read_text())
+    assert held_out[0] == held_out[1] != held_out[2]
+
+
+@pytest.mark.parametrize(
+    ("rows", "val_size", "splits"),
+    [
+        (1, 0.05, (1, 0)),
+        (2, 0.05, (1, 1)),
+        (10, 0.05, (9, 1)),
+        (10, 0, (10, 0)),
+        (10, 0.3, (7, 3)),
+        (10, 4, (6, 4)),
+        (3, 100, (1, 2)),
+    ],
+)
+def test_split_sizes(rows: int, val_size: float, splits: tuple[int, int], write: Any, do_prepare: Prepare, run: RunDir) -> None:
+    result = do_prepare(write([chat(number) for number in range(rows)]), val_size=val_size)
+    assert (result.splits["train"], result.splits["validation"]) == splits
+    assert (store.load_split(run.data, "validation") is None) == (splits[1] == 0)
+
+
+def test_bad_long_and_repeated_rows_are_set_aside(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    long = {"prompt": "q", "completion": "word " * 200}
+    data = write([chat(1), '{"messages": ', chat(1), long, chat(2), {"text": ""}])
+    result = do_prepare(data, max_rejected=0.5, max_seq_length=100)
+    assert result.rows == {"read": 6, "kept": 2, "rejected": 2, "duplicates": 1, "overlength": 1}
+    rejected = lines_of(run.data / "rejected.jsonl")
+    assert [(row["line"], row["reason"]) for row in rejected if row["line"] != 4] == [
+        (2, "malformed JSON: it ends too early"),
+        (6, "text is empty"),
+    ]
+    assert {row["source"] for row in rejected} == {str(data)}
+    assert rejected[1]["reason"].endswith(" tokens, more than --max-seq-length 100")
+    assert result.rejected_reasons == [
+        {"reason": "malformed JSON: it ends too early", "count": 1, "first": [f"{data}:2"]},
+        {"reason": "text is empty", "count": 1, "first": [f"{data}:6"]},
+    ]
+
+
+def test_a_document_is_split_into_parts_whose_first_token_is_not_supervised(
+    run: RunDir, tmp_path: Path, do_prepare: Prepare, tiny_tokenizer: Any
+) -> None:
+    text = " ".join(f"The station number {number} stands in the garden." for number in range(20))
+    (tmp_path / "a.txt").write_text(text)
+    result = do_prepare(tmp_path / "a.txt", max_seq_length=64, val_size=0, packing=False)
+    ids = ConversationEncoder(tiny_tokenizer).document(text)
+    parts = [ids[start : start + 64] for start in range(0, len(ids), 64)]
+    train = store.load_split(run.data, "train")
+    assert train is not None
+    assert train["input_ids"] == [part for part in parts if len(part) > 1]
+    assert train["labels"] == [[IGNORED, *part[1:]] for part in parts if len(part) > 1]
+    assert result.documents_split == 1
+    assert result.rows["read"] == 1
+    assert ids[0] == tiny_tokenizer.bos_token_id
+    assert ids[-1] == tiny_tokenizer.eos_token_id
+    assert result.packing == {"rows": len(train), "efficiency": 1.0}
+
+
+def test_a_text_of_one_token_is_rejected_not_lost(
+    run: RunDir, write: Any, do_prepare: Prepare, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    bare = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    bare.save_pretrained(tmp_path / "bare")
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    result = do_prepare(write([{"text": "a"}, {"text": "a station"}]), model=str(tmp_path / "bare"), max_rejected=1)
+    assert result.rows == {"read": 2, "kept": 1, "rejected": 1, "duplicates": 0, "overlength": 0}
+    assert lines_of(run.data / "rejected.jsonl")[0]["reason"] == "the text is a single token, with nothing to learn"
+
+
+def test_no_more_bad_rows_than_max_rejected(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    data = write([*(chat(number) for number in range(9)), {"a": 1}])
+    with pytest.raises(DataError) as caught:
+        do_prepare(data)
+    assert caught.value.message == (
+        f"1 of 10 rows are bad, more than --max-rejected 0.05; the first: {data} line 10: no known form has the keys 'a'"
+    )
+    assert caught.value.exit_code == 4
+    assert not run.path.exists()
+    assert do_prepare(data, max_rejected=0.1).rows["kept"] == 9
+
+
+def test_nothing_is_written_when_no_row_is_left(run: RunDir, write: Any, do_prepare: Prepare, tmp_path: Path) -> None:
+    data = write([chat(1)])
+    with pytest.raises(DataError) as caught:
+        do_prepare(data, max_seq_length=8)
+    message = rf"no row is left (1 read, 0 rejected, 1 too long); the first: {data} line 1: "
+    assert caught.value.message.startswith(message)
+    assert caught.value.message.endswith(" tokens, more than --max-seq-length 8")
+    with pytest.raises(DataError, match="does not exist"):
+        do_prepare(tmp_path / "none.jsonl")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        do_prepare(data, chat_template=str(tmp_path / "none.jinja"))
+    assert not run.path.exists()
+
+
+def test_a_failed_write_leaves_no_run(run: RunDir, write: Any, do_prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "write_json_lines", full)
+    with pytest.raises(OSError, match="No space left"):
+        do_prepare(write([chat(1)]))
+    assert not run.path.exists()
+
+
+def test_a_prepared_run_is_redone_only_when_told(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    data = write([chat(number) for number in range(4)])
+    do_prepare(data)
+    with pytest.raises(StageError, match=r"run: prepare is done already$"):
+        do_prepare(data)
+    assert do_prepare(write([chat(1), chat(2)]), overwrite=True).rows["kept"] == 2
+    assert run.require("prepare")["rows"]["kept"] == 2
+
+
+@pytest.mark.parametrize("fault", ["bad-data", "data", "tokenizer"])
+def test_a_failed_second_prepare_keeps_the_first(
+    fault: str, run: RunDir, write: Any, do_prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_prepare(write([chat(number) for number in range(4)]))
+    before = run.require("prepare")
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    other = write([chat(9), chat(10)] if fault != "bad-data" else ["{"], "other.jsonl")
+    with monkeypatch.context() as patch:
+        if fault == "data":
+            patch.setattr(store, "write_split", full)
+        if fault == "tokenizer":
+            patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
+        with pytest.raises((OSError, DataError)):
+            do_prepare(other, overwrite=True)
+    assert run.require("prepare") == before
+    assert sorted(path.name for path in run.path.iterdir() if path.name != ".lock") == [
+        "config.yaml",
+        "data",
+        "run.json",
+        "tokenizer",
+    ]
+
+
+def test_a_chat_template_of_the_users_own_is_frozen_in_the_run(
+    run: RunDir, write: Any, do_prepare: Prepare, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    (tmp_path / "own.jinja").write_text(template)
+    do_prepare(write([chat(1)]), chat_template=str(tmp_path / "own.jinja"), val_size=0)
+    tokenizer = AutoTokenizer.from_pretrained(run.tokenizer)
+    train = store.load_split(run.data, "train")
+    assert train is not None
+    assert tokenizer.chat_template == template
+    assert tokenizer.decode(train[0]["input_ids"]) == "user: Question 1?<|im_end|>assistant: Answer 1.<|im_end|>"
+
+
+def test_files_of_several_forms_go_together(write: Any, do_prepare: Prepare) -> None:
+    chats = write([chat(number) for number in range(3)])
+    table = write(["prompt,completion", "a,b", "c,d"], "table.csv")
+    text = write(["A station stands in the garden."], "text.txt")
+    result = do_prepare(chats, table, text)
+    assert result.forms == {"messages": 3, "prompt-completion": 2, "text": 1}
+    assert result.rows["kept"] == 6
+
+
+def test_the_sample_data_is_all_kept(write: Any, do_prepare: Prepare, tmp_path: Path) -> None:
+    samples = Path(__file__).parents[3] / "sample_data"
+    for number, (name, kept) in enumerate({"chat.jsonl": 398, "alpaca.json": 342, "prompt_completion.csv": 342}.items()):
+        result = do_prepare(samples / name, into=RunDir(tmp_path / str(number)))
+        assert (result.rows["kept"], result.rows["rejected"]) == (kept, 0)
+    assert do_prepare(samples / "documents", into=RunDir(tmp_path / "pages")).rows["read"] == 14

@@ -1,0 +1,479 @@
+"""The run directory: whole or not at all, a ledger that tells the truth, and one writer at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmft_cli import files, run_dir
+from llmft_cli.errors import Interrupted, MachineError, StageError
+from llmft_cli.run_dir import RunDir, hash_path, newest, replacing_directory, write_atomically
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path / "runs" / "x")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("{}\n")
+    return file
+
+
+def do(run: RunDir, stage: str, output: str, inputs: dict[str, str] | None = None, **options: Any) -> None:
+    """Run a stage that writes one directory."""
+    with run.stage(stage, options.pop("settings", {"seed": 1}), inputs or {}, options.pop("overwrite", False)) as record:
+        with replacing_directory(run.path / output) as folder:
+            (folder / "file.txt").write_text(options.get("content", stage))
+        record.outputs.append(output)
+
+
+def prepare(run: RunDir, source: Path) -> None:
+    do(run, "prepare", "data", {str(source): hash_path(source)})
+
+
+def train(run: RunDir) -> None:
+    do(run, "train", "adapter", {"data": hash_path(run.data)})
+
+
+def complaint_of(action: Callable[[], Any]) -> tuple[str, str]:
+    with pytest.raises(StageError) as caught:
+        action()
+    return caught.value.message, caught.value.hint
+
+
+def entries_of(folder: Path) -> list[str]:
+    return sorted(item.name for item in folder.iterdir())
+
+
+def set_status(run: RunDir, stage: str, status: str) -> None:
+    ledger = run.ledger()
+    ledger["stages"][stage]["status"] = status
+    run.ledger_file.write_text(json.dumps(ledger))
+
+
+# -- files that appear whole or not at all
+
+
+def test_write_atomically_replaces_the_content(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    write_atomically(file, "old")
+    write_atomically(file, "new \u00e9")
+    assert file.read_text(encoding="utf-8") == "new \u00e9"
+    assert entries_of(tmp_path) == ["run.json"]
+
+
+def test_a_failed_write_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "run.json"
+    write_atomically(file, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert entries_of(tmp_path) == ["run.json"]
+
+
+def test_a_directory_is_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "data"
+    with replacing_directory(target) as folder:
+        (folder / "a").write_text("1")
+        assert not target.exists()
+    with replacing_directory(target) as folder:
+        (folder / "b").write_text("2")
+        assert entries_of(target) == ["a"]
+    assert entries_of(target) == ["b"]
+    assert entries_of(target.parent) == ["data"]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_directory_stays_as_it_was_when_filling_fails(tmp_path: Path, error: type[BaseException]) -> None:
+    target = tmp_path / "data"
+    with replacing_directory(target) as folder:
+        (folder / "a").write_text("1")
+    with pytest.raises(error), replacing_directory(target) as folder:  # noqa: PT012
+        (folder / "b").write_text("2")
+        raise error
+    assert entries_of(tmp_path) == ["data"]
+    assert entries_of(target) == ["a"]
+
+
+def test_the_old_directory_comes_back_when_the_new_one_cannot_be_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "data"
+    with replacing_directory(target) as folder:
+        (folder / "a").write_text("1")
+    rename = Path.rename
+
+    def fail_for_the_new_one(self: Path, to: Path) -> Path:
+        if self.name == "new":
+            raise OSError(28, "No space left on device")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    with pytest.raises(OSError, match="No space left"), replacing_directory(target) as folder:
+        (folder / "b").write_text("2")
+    assert entries_of(tmp_path) == ["data"]
+    assert entries_of(target) == ["a"]
+
+
+def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, sys; from llmft_cli.run_dir import replacing_directory\n"
+        "with replacing_directory(pathlib.Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'part').write_text('half'); os.kill(os.getpid(), 9)\n"
+    )
+    target = tmp_path / "merged[1]"
+    (tmp_path / ".merged1.tmp-other").mkdir()
+    assert subprocess.run([sys.executable, "-c", code, str(target)]).returncode == -9
+    assert len(entries_of(tmp_path)) == 2
+    with replacing_directory(target) as folder:
+        (folder / "whole").write_text("1")
+    assert entries_of(tmp_path) == [".merged1.tmp-other", "merged[1]"]
+
+
+def test_the_hash_of_a_directory_covers_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "one").write_text("1")
+    first = hash_path(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    assert hash_path(tmp_path / "b") == first
+    (tmp_path / "b" / "one").rename(tmp_path / "b" / "two")
+    assert hash_path(tmp_path / "b") != first
+    (tmp_path / "a" / "one").write_text("2")
+    assert hash_path(tmp_path / "a") != first
+
+
+# -- the ledger through a stage's life
+
+
+def test_a_stage_that_ends_well_is_done(run: RunDir, source: Path) -> None:
+    with run.stage("prepare", {"seed": 3, "model": "m"}, {str(source): "f00"}, overwrite=False) as record:
+        running = run.entry("prepare")
+        assert running is not None
+        assert running["status"] == "running"
+        run.data.mkdir()
+        record.outputs.append("data")
+        record.facts["rows"] = {"read": 2}
+    entry = run.entry("prepare")
+    assert entry is not None
+    assert {key: entry[key] for key in ("status", "config", "inputs", "rows")} == {
+        "status": "done",
+        "config": {"seed": 3, "model": "m"},
+        "inputs": {str(source): "f00"},
+        "rows": {"read": 2},
+    }
+    assert entry["outputs"] == {"data": hash_path(run.data)}
+    assert entry["started"] <= entry["finished"]
+    assert run.ledger()["schema_version"] == run_dir.SCHEMA_VERSION
+    assert run.config_file.read_text() == "seed: 3\nmodel: m\n"
+    assert run.saved_settings("prepare", "train") == {"seed": 3, "model": "m"}
+
+
+def test_later_stages_win_among_saved_settings(run: RunDir) -> None:
+    do(run, "prepare", "data", settings={"seed": 1, "format": "auto"})
+    do(run, "train", "adapter", settings={"seed": 2})
+    assert run.saved_settings("prepare", "train") == {"seed": 2, "format": "auto"}
+    assert run.saved_settings("prepare") == {"seed": 1, "format": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("x"), "failed"),
+        (MachineError("disk"), "failed"),
+        (KeyboardInterrupt(), "interrupted"),
+        (Interrupted("stopped"), "interrupted"),
+    ],
+)
+def test_a_stage_that_breaks_off_says_how(run: RunDir, source: Path, error: BaseException, status: str) -> None:
+    prepare(run, source)
+    with pytest.raises(type(error)), run.stage("train", {"seed": 1}, {}, overwrite=False) as record:  # noqa: PT012
+        record.facts["model"] = {"name": "m"}
+        raise error
+    entry = run.entry("train")
+    assert entry is not None
+    assert (entry["status"], entry["model"]) == (status, {"name": "m"})
+    assert run.is_done("prepare")
+
+
+def test_a_new_run_that_came_to_nothing_leaves_nothing(run: RunDir, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="x"), run.stage("prepare", {}, {}, overwrite=False):
+        raise ValueError("x")
+    assert entries_of(tmp_path) == []
+
+
+def test_a_new_run_beside_others_leaves_them(run: RunDir, tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "y").mkdir()
+    with pytest.raises(ValueError, match="x"), run.stage("prepare", {}, {}, overwrite=False):
+        raise ValueError("x")
+    assert entries_of(tmp_path / "runs") == ["y"]
+
+
+def test_a_directory_that_was_there_is_kept(run: RunDir) -> None:
+    run.path.mkdir(parents=True)
+    (run.path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="x"), run.stage("prepare", {}, {}, overwrite=False):
+        raise ValueError("x")
+    assert (run.path / "notes.txt").read_text() == "mine"
+
+
+def test_a_finished_stage_is_not_done_again_unasked(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    before = run.ledger_file.read_text()
+    assert complaint_of(lambda: prepare(run, source)) == (
+        f"{run.path}: prepare is done already",
+        "to do it again, add --overwrite",
+    )
+    assert run.ledger_file.read_text() == before
+    do(run, "prepare", "data", overwrite=True, content="again")
+    assert (run.data / "file.txt").read_text() == "again"
+
+
+def test_a_failed_overwrite_keeps_the_old_result_where_it_is_untouched(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    before = run.entry("prepare")
+    with pytest.raises(ValueError, match="x"), run.stage("prepare", {"seed": 9}, {}, overwrite=True):
+        raise ValueError("x")
+    assert run.entry("prepare") == before
+    assert run.require("prepare") == before
+
+
+@pytest.mark.parametrize("harm", ["change", "remove"])
+def test_a_failed_overwrite_that_touched_the_old_result_has_failed(run: RunDir, source: Path, harm: str) -> None:
+    prepare(run, source)
+    with pytest.raises(ValueError, match="x"), run.stage("prepare", {"seed": 9}, {}, overwrite=True):  # noqa: PT012
+        if harm == "change":
+            (run.data / "file.txt").write_text("half")
+        else:
+            shutil.rmtree(run.data)
+        raise ValueError("x")
+    entry = run.entry("prepare")
+    assert entry is not None
+    assert entry["status"] == "failed"
+
+
+def test_an_interrupted_overwrite_that_can_be_resumed_is_interrupted(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    train(run)
+    with pytest.raises(Interrupted), run.stage("train", {}, {}, overwrite=True) as record:  # noqa: PT012
+        record.resumable = True
+        raise Interrupted("stopped")
+    entry = run.entry("train")
+    assert entry is not None
+    assert entry["status"] == "interrupted"
+
+
+# -- what a command that needs a stage is told
+
+
+def test_require_of_what_is_no_run(run: RunDir, tmp_path: Path) -> None:
+    hint = "make one with: llmft prepare DATA --run RUN"
+    assert complaint_of(lambda: run.require("prepare")) == (f"{run.path} is not a run (it has no run.json)", hint)
+    file = tmp_path / "file"
+    file.write_text("")
+    assert complaint_of(lambda: RunDir(file).require("prepare")) == (f"{file} is not a run (it has no run.json)", hint)
+
+
+def test_require_of_a_stage_that_was_not_run(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    message = f"{run.path}: the stage train has not been run"
+    assert complaint_of(lambda: run.require("train")) == (message, f"first: llmft train {run.path}")
+
+
+def test_hints_can_be_pasted_into_a_shell(tmp_path: Path, source: Path) -> None:
+    run = RunDir(tmp_path / "my run")
+    prepare(run, source)
+    assert complaint_of(lambda: run.require("train"))[1] == f"first: llmft train '{run.path}'"
+
+
+@pytest.mark.parametrize(("status", "word"), [("failed", "failed"), ("interrupted", "interrupted"), ("running", "killed")])
+def test_require_of_a_stage_that_broke_off(run: RunDir, source: Path, status: str, word: str) -> None:
+    prepare(run, source)
+    train(run)
+    set_status(run, "train", status)
+    message = f"{run.path}: the stage train has not finished ({word})"
+    assert complaint_of(lambda: run.require("train")) == (message, f"first: llmft train {run.path}")
+    (run.checkpoints / "checkpoint-4").mkdir(parents=True)
+    assert complaint_of(lambda: run.require("train")) == (message, f"first: llmft train {run.path} --resume")
+    set_status(run, "prepare", status)
+    assert complaint_of(lambda: run.require("prepare"))[1] == f"first: llmft prepare DATA --run {run.path}"
+
+
+def test_require_of_a_stage_that_is_being_run(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    with run.stage("train", {}, {}, overwrite=False):
+        assert complaint_of(lambda: run.require("train")) == (
+            f"{run.path}: the stage train is running now",
+            "wait for it to finish",
+        )
+
+
+def test_require_of_outputs_that_are_gone(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    shutil.rmtree(run.data)
+    assert complaint_of(lambda: run.require("prepare")) == (
+        f"{run.data} is missing",
+        f"make it again: llmft prepare DATA --run {run.path} --overwrite",
+    )
+
+
+def test_require_of_outputs_that_changed(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    train(run)
+    (run.adapter / "file.txt").write_text("other")
+    again = f"make it again: llmft train {run.path} --overwrite, or use it as it is with --allow-stale"
+    assert complaint_of(lambda: run.require("train")) == (
+        f"{run.path}: the stage train is stale, adapter has changed since",
+        again,
+    )
+    assert run.require("train", allow_stale=True)["status"] == "done"
+
+
+def test_require_of_a_stage_whose_source_changed(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    train(run)
+    source.write_text("{}\n{}\n")
+    again = f"make it again: llmft prepare DATA --run {run.path} --overwrite, or use it as it is with --allow-stale"
+    stale = (f"{run.path}: the stage prepare is stale, {source} has changed since", again)
+    assert complaint_of(lambda: run.require("prepare")) == stale
+    assert complaint_of(lambda: run.require("train")) == stale
+    assert run.require("train", allow_stale=True)["status"] == "done"
+
+
+def test_require_of_a_stage_whose_stage_before_was_done_again(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    train(run)
+    do(run, "prepare", "data", overwrite=True, content="other rows")
+    assert complaint_of(lambda: run.require("train"))[0] == f"{run.path}: the stage train is stale, data has changed since"
+
+
+def test_a_run_that_was_moved_without_its_sources_is_not_stale(run: RunDir, source: Path, tmp_path: Path) -> None:
+    prepare(run, source)
+    train(run)
+    source.unlink()
+    moved = RunDir(tmp_path / "elsewhere")
+    run.path.rename(moved.path)
+    assert moved.require("train")["status"] == "done"
+
+
+# -- damaged and foreign ledgers
+
+
+@pytest.mark.parametrize("text", ["", "{", "\ufeff{}", '{"stages": '])
+def test_a_damaged_ledger(run: RunDir, text: str) -> None:
+    run.path.mkdir(parents=True)
+    run.ledger_file.write_text(text)
+    message, hint = complaint_of(run.ledger)
+    assert message.startswith(f"{run.ledger_file} cannot be read: ")
+    assert hint == "restore it from a copy, or make a new run"
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"schema_version": 1, "stages": []}', '{"schema_version": "1", "stages": {}}'])
+def test_a_ledger_of_something_else(run: RunDir, text: str) -> None:
+    run.path.mkdir(parents=True)
+    run.ledger_file.write_text(text)
+    assert complaint_of(run.ledger) == (
+        f"{run.ledger_file} is not a ledger of llmft",
+        "restore it from a copy, or make a new run",
+    )
+
+
+def test_a_ledger_of_a_newer_version(run: RunDir) -> None:
+    run.path.mkdir(parents=True)
+    run.ledger_file.write_text('{"schema_version": 2, "stages": {}}')
+    message = f"{run.ledger_file} was written by a newer llmft (schema 2)"
+    assert complaint_of(run.ledger) == (message, "upgrade llmft")
+
+
+def test_a_file_in_the_place_of_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for path in (file, file / "below"):
+        message = f"{path} cannot be a run directory: {file} is a file"
+        assert complaint_of(lambda path=path: do(RunDir(path), "prepare", "data")) == (message, "name another")  # type: ignore[misc]
+    assert file.read_text() == "mine"
+
+
+def test_names_that_are_not_utf8_can_be_recorded(run: RunDir, tmp_path: Path) -> None:
+    file = os.fsdecode(os.fsencode(tmp_path) + b"/rows-\xff.jsonl")
+    do(run, "prepare", "data", {file: "f00"})
+    entry = run.entry("prepare")
+    assert entry is not None
+    assert entry["inputs"] == {file: "f00"}
+
+
+# -- the lock
+
+HOLDER = """
+import pathlib, sys, time
+from llmft_cli.run_dir import RunDir
+with RunDir(pathlib.Path(sys.argv[1])).stage("train", {}, {}, overwrite=False):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == b"held\n"
+        refused = (f"another llmft is writing to {run.path}", "wait for it to finish, or stop it")
+        assert complaint_of(lambda: train(run)) == refused
+        assert complaint_of(lambda: run.require("train"))[0] == f"{run.path}: the stage train is running now"
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert complaint_of(lambda: run.require("train"))[0] == f"{run.path}: the stage train has not finished (killed)"
+    train(run)
+    assert run.is_done("train")
+
+
+def test_a_refused_writer_does_not_take_the_run_away(run: RunDir) -> None:
+    """Two processes may start on one new run at the same time."""
+    with run.stage("prepare", {}, {}, overwrite=False) as record:
+        assert complaint_of(lambda: train(run))[0] == f"another llmft is writing to {run.path}"
+        run.data.mkdir()
+        record.outputs.append("data")
+    assert run.is_done("prepare")
+
+
+# -- the newest run
+
+
+def test_the_newest_run_is_the_one_whose_ledger_was_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter(f"2025-01-01T00:00:{second:02}.000+00:00" for second in range(60))
+    monkeypatch.setattr(run_dir, "now", lambda: next(times))
+    for name in ("b", "a", "c"):
+        do(RunDir(tmp_path / name), "prepare", "data")
+    (tmp_path / "no-run").mkdir()
+    os.utime(tmp_path / "b" / "run.json", (4e9, 4e9))
+    assert newest(tmp_path).path.name == "c"
+    train(RunDir(tmp_path / "a"))
+    assert newest(tmp_path).path.name == "a"
+
+
+def test_no_run_at_all(tmp_path: Path) -> None:
+    for root in (tmp_path, tmp_path / "none"):
+        message = f"there is no run under {root}/"
+        assert complaint_of(lambda root=root: newest(root)) == (  # type: ignore[misc]
+            message,
+            "name one, or make one with: llmft prepare DATA",
+        )

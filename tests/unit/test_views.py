@@ -1,0 +1,152 @@
+"""What the results of the commands look like to a person."""
+
+from __future__ import annotations
+
+from llmft_cli import views
+from llmft_cli.data.report import PrepareResult
+from llmft_cli.evaluation.evaluate import EvalResult
+from llmft_cli.evaluation.results import ArmScores
+from llmft_cli.gpu import Disk, Gpu, Memory, Nf4Probe, Problem, Report
+from llmft_cli.merging import MergeResult, Verification
+from llmft_cli.training.train import TrainResult
+from llmft_cli.views import Section
+
+GIB = 2**30
+
+
+def rows(section: Section) -> dict[str, str]:
+    return {row[0]: row[1] for row in section.rows}
+
+
+def report(**changes: object) -> Report:
+    values = {
+        "gpus": [],
+        "gpu_problem": "nvidia-smi was not found on the PATH",
+        "nf4_probe": Nf4Probe(True, "cpu", 0.0934, 0.0921, None),
+        "versions": {"torch": "2.13.0", "triton": None},
+        "bf16": None,
+        "memory": Memory(8 * GIB, 2 * GIB),
+        "disks": [Disk("/runs", "runs", 3 * GIB, 9 * GIB)],
+        "problems": [],
+    }
+    return Report(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_gpu_check_without_a_gpu() -> None:
+    machine, versions = views.gpu_check(report())
+    assert machine.title == "Machine"
+    assert rows(machine) == {
+        "GPU": "none: nvidia-smi was not found on the PATH",
+        "NF4 probe": "ok on cpu (4-bit product 0.093 off fp32, round trip 0.092)",
+        "memory": "2.0 GiB available of 8.0 GiB",
+        "disk for runs": "3.0 GiB free at /runs",
+    }
+    assert rows(versions) == {"torch": "2.13.0", "triton": "not installed"}
+
+
+def test_gpu_check_with_gpus_that_tell_all_or_little() -> None:
+    full = Gpu(0, "H100", "u", 80 * GIB, 60 * GIB, 0.25, 41.0, "570", "9.0", True)
+    little = Gpu(1, "Old", "v", None, None, None, None, "570")
+    first, second, machine, _ = views.gpu_check(report(gpus=[full, little], gpu_problem=None))
+    assert first.title == "GPU 0: H100"
+    assert rows(first) == {
+        "memory": "60.0 GiB free of 80.0 GiB",
+        "load": "25.0%",
+        "temperature": "41 degrees Celsius",
+        "driver": "570",
+        "compute capability": "9.0",
+        "bf16": "yes",
+    }
+    assert rows(second) == {"driver": "570"}
+    assert "GPU" not in rows(machine)
+
+
+def test_gpu_check_lists_problems_and_a_failed_probe() -> None:
+    found = report(nf4_probe=Nf4Probe(False, None, None, None, "no bitsandbytes"), problems=[Problem("no disk", "free some")])
+    machine, _, problems = views.gpu_check(found)
+    assert rows(machine)["NF4 probe"] == "no bitsandbytes"
+    assert (problems.title, problems.header) == ("Problems", ("what", "mend"))
+    assert rows(problems) == {"no disk": "free some"}
+
+
+def prepared(**changes: object) -> PrepareResult:
+    values = {
+        "rows": {"read": 1200, "kept": 1100, "rejected": 0, "duplicates": 0, "overlength": 0},
+        "tokens": {"total": 5000, "supervised": 2000},
+        "splits": {"train": 1000, "validation": 100},
+        "packing": {"rows": 40, "efficiency": 0.9512},
+        "lengths": {"min": 4, "median": 7.5, "mean": 8.0, "p95": 20, "max": 30},
+        "forms": {"messages": 1100},
+        "documents_split": 0,
+        "rejected_reasons": [],
+    }
+    return PrepareResult(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_prepare_of_clean_rows() -> None:
+    figures, following = views.prepare("runs/x", prepared())
+    assert figures.title == "Prepared runs/x"
+    assert rows(figures) == {
+        "rows": "1,100 kept of 1,200 read",
+        "forms": "messages 1,100",
+        "tokens": "5,000, of which 2,000 supervised",
+        "row lengths": "min 4, median 7.5, p95 20, max 30 tokens",
+        "split": "1,000 training, 100 held out",
+        "packing": "40 sequences, 95.1% full",
+    }
+    assert rows(following) == {"next": "llmft train runs/x"}
+
+
+def test_prepare_tells_what_was_left_out() -> None:
+    counts = {"read": 10, "kept": 4, "rejected": 3, "duplicates": 2, "overlength": 1}
+    reasons = [{"reason": f"reason {number}", "count": number, "first": ["a:1", "a:2"]} for number in range(7)]
+    figures, rejected, _ = views.prepare("runs/x", prepared(rows=counts, documents_split=2, rejected_reasons=reasons))
+    shown = rows(figures)
+    assert shown["rejected"] == "3 (see runs/x/data/rejected.jsonl)"
+    assert shown["duplicates"] == "2 left out"
+    assert shown["too long"] == "1 left out (see runs/x/data/rejected.jsonl)"
+    assert shown["texts split"] == "2"
+    assert list(rejected.rows) == [(f"reason {number}", str(number), "a:1, a:2") for number in range(5)]
+
+
+def test_train() -> None:
+    result = TrainResult(
+        steps=12, train_loss=1.23456, eval_loss=None, best_step=None, tokens_per_second=1234.5, peak_memory_bytes=3 * GIB,
+        plan={}, adapter="runs/a b/adapter", trainable_parameters=1_000_000, seconds=61.2,
+    )  # fmt: skip
+    figures, following = views.train("runs/a b", result)
+    assert rows(figures) == {
+        "steps": "12",
+        "training loss": "1.2346",
+        "speed": "1,234 tokens/s",
+        "peak memory": "3.0 GiB",
+        "time": "61 s",
+        "trainable": "1,000,000 parameters",
+        "adapter": "runs/a b/adapter",
+    }
+    assert rows(following) == {"next": "llmft eval 'runs/a b'"}
+
+
+def test_merge() -> None:
+    proof = Verification(True, 0.99876, 1.5e-4, 0.25, 0.4321, 900)
+    figures, following = views.merge("runs/x", MergeResult("runs/x/merged", "bfloat16", "bfloat16", proof, 5 * GIB, 12.3))
+    assert rows(figures) == {
+        "merged": "runs/x/merged (bfloat16)",
+        "verified": "top-1 agreement 99.88%, mean KL 1.5e-04, 900 tokens",
+        "the adapter itself": "mean KL 0.43 from the base",
+        "peak memory": "5.0 GiB",
+        "time": "12 s",
+    }
+    assert rows(following) == {"next": "llmft chat runs/x"}
+
+
+def test_eval() -> None:
+    arms = {"base": ArmScores(loss=2.5, perplexity=12.1825), "tuned": ArmScores(1.5, 4.48, 0.5, 0.75, 0.6, 0.4)}
+    scores, summary = views.evaluate("runs/x", EvalResult("held-out", "tuned is better", 20, 300, arms, [], "report.html"))
+    assert scores.title == "Evaluated runs/x: held-out, 20 prompts"
+    assert scores.header == ["", "loss", "perplexity", "exact_match", "token_f1", "rouge_l", "chrf"]
+    assert scores.rows == [
+        ["base", "2.500", "12.182", "-", "-", "-", "-"],
+        ["tuned", "1.500", "4.480", "0.500", "0.750", "0.600", "0.400"],
+    ]
+    assert summary.rows == [("", "tuned is better"), ("report", "report.html")]

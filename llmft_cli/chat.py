@@ -78,8 +78,8 @@ class Session:
         return str(file)
 
 
-def converse(session: Session, lines: Iterable[str], screen: Screen) -> None:
-    """Answer line after line until they end or one says /exit."""
+def converse(session: Session, lines: Iterable[str], screen: Screen, interactive: bool) -> None:
+    """Answer line after line until they end or one says /exit; at a terminal, Ctrl-C ends an answer and not the talk."""
     for line in lines:
         text = line.strip()
         if text == "/exit":
@@ -87,7 +87,12 @@ def converse(session: Session, lines: Iterable[str], screen: Screen) -> None:
         if text.startswith("/"):
             screen.say(obey(session, text))
         elif text:
-            session.ask(text, screen)
+            try:
+                session.ask(text, screen)
+            except KeyboardInterrupt:
+                if not interactive:
+                    raise
+                screen.say("\n(stopped; this question and its answer are not kept)")
 
 
 def obey(session: Session, text: str) -> str:

@@ -199,7 +199,7 @@ def chat(
     session = Session(target, load_tuned(target, config, console, allow_stale), config, compare)
     session.set_system(system or "")
     if prompt is None:
-        converse(session, console.lines(), ChatScreen(console))
+        converse(session, console.lines(), ChatScreen(console), interactive=sys.stdin.isatty())
         return
     reply = session.ask(prompt, NoScreen() if console.as_json else ChatScreen(console))
     values = {"reply": reply.text, "tokens": reply.tokens, "tokens_per_second": reply.tokens_per_second}

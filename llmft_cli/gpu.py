@@ -294,5 +294,5 @@ def first_line(error: Any) -> str:
 
 def measure_disk(path: Path, purpose: Literal["cache", "runs"]) -> Disk:
     path = path.absolute()
-    usage = shutil.disk_usage(next(place for place in (path, *path.parents) if os.path.exists(place)))
+    usage = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists()))
     return Disk(str(path), purpose, usage.free, usage.total)

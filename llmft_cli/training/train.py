@@ -67,6 +67,8 @@ def train(
     prepared = run.require("prepare", allow_stale)
     check_same_data_settings(run, prepared["config"], config)
     checkpoint = checkpoint_to_resume(run, config) if resume else None
+    if not resume and not overwrite:
+        refuse_to_forget_checkpoints(run)
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device = models.pick_device(config.device)
@@ -118,6 +120,17 @@ def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
             )
     checkpoints.make_movable(checkpoint)
     return checkpoint
+
+
+def refuse_to_forget_checkpoints(run: RunDir) -> None:
+    """An interrupted training is hours of work; starting over must be asked for."""
+    entry = run.entry("train")
+    checkpoint = checkpoints.last_complete(run.checkpoints)
+    if entry is not None and entry["status"] != "done" and checkpoint is not None:
+        raise StageError(
+            f"{run.path} has a training that stopped at step {checkpoints.step_of(checkpoint)}",
+            f"go on with: llmft train {run.path} --resume, or start anew with --overwrite",
+        )
 
 
 def forget_steps_after(run: RunDir, checkpoint: Path | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +55,8 @@ class StepClock:
 class QLoRATrainer(transformers.Trainer):
     """Differs from its parent in three places: evaluate, _save and the token count of a batch."""
 
+    control: transformers.TrainerControl
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.clock = StepClock()
@@ -80,7 +81,7 @@ class QLoRATrainer(transformers.Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only the adapter: the parent asks the Hub about the base at each save, and pickles its arguments."""
         folder = Path(output_dir or str(self.args.output_dir))
-        os.makedirs(folder, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         save_adapter(self.model, folder)
 
     def final_eval_loss(self) -> float | None:

@@ -15,7 +15,7 @@ from llmft_cli.run_dir import RunDir
 from llmft_cli.training.train import train
 
 FLAGS = {"max_steps": 6, "batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3, "lora_r": 4, "device": "cpu"}
-TOPICS = "sun rain wind snow frost mist cloud storm hail fog heat cold dew ice thaw gale".split()
+TOPICS = ["sun", "rain", "wind", "snow", "frost", "mist", "cloud", "storm", "hail", "fog", "heat", "cold", "dew", "ice"]
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_interrupted_training_resumes_to_the_same_adapter(tmp_path, data_file, t
     whole = prepared_run(tmp_path / "whole", data_file, tiny_model_dir)
     train_run(whole, eval_steps=2.0, lora_dropout=0.1)
     broken = prepared_run(tmp_path / "broken", data_file, tiny_model_dir)
-    with pytest.raises(Interrupted, match="stopped after step 3 of 6") as raised:
+    with pytest.raises(Interrupted, match=r"stopped after step 3 of 6") as raised:
         train_run(broken, eval_steps=2.0, lora_dropout=0.1, reporter=InterruptAt(2))
     assert raised.value.hint == f"go on with: llmft train {broken.path} --resume"
     assert broken.entry("train")["status"] == "interrupted"
@@ -130,8 +130,17 @@ def test_resume_refuses_other_settings(tmp_path, data_file, tiny_model_dir):
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
     with pytest.raises(Interrupted):
         train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
-    with pytest.raises(ConfigError, match="--learning-rate was 0.005 before the interruption and is 0.1 now"):
+    with pytest.raises(ConfigError, match=r"--learning-rate was 0.005 before the interruption and is 0.1 now"):
         train_run(run, resume=True, learning_rate=0.1)
+
+
+def test_starting_over_an_interrupted_training_must_be_asked_for(tmp_path, data_file, tiny_model_dir):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    with pytest.raises(Interrupted):
+        train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
+    with pytest.raises(StageError, match="has a training that stopped at step 3"):
+        train_run(run)
+    assert train_run(run, overwrite=True).steps == 6
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path, data_file, tiny_model_dir):

@@ -93,7 +93,11 @@ class Console:
             self.print_json({"ok": True, "command": command, "run": run, **values})
         else:
             for section in sections:
-                self.out.print(render(section))
+                with self.out.capture() as shown:
+                    self.out.print(render(section))
+                # rich pads every line to the table's width.
+                sys.stdout.write("".join(line.rstrip() + "\n" for line in shown.get().splitlines()))
+            sys.stdout.flush()
 
     def error(self, error: LlmftError) -> None:
         """One line of what is wrong, one of what mends it; or the same as JSON on stdout."""

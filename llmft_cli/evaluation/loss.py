@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data.rendering import IGNORED
 from llmft_cli.training.batches import collate
+from llmft_cli.training.loss import summed_loss
 
 if TYPE_CHECKING:
     import torch
@@ -48,12 +48,7 @@ def held_out_loss(model: torch.nn.Module, sequences: Sequence[Any], batch_size: 
     with torch.no_grad():
         for start in range(0, len(by_length), batch_size):
             batch = {name: tensor.to(device) for name, tensor in collate(by_length[start : start + batch_size]).items()}
-            logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-            targets = batch["labels"][:, 1:]
-            supervised = targets != IGNORED
-            # Only supervised positions are taken to fp32: the full logits in fp32 would be the largest tensor of all.
-            losses = torch.nn.functional.cross_entropy(logits[:, :-1][supervised].float(), targets[supervised], reduction="sum")
-            total += losses.double()
-            tokens += int(supervised.sum())
+            total += summed_loss(model, batch).double()
+            tokens += len(batch["predicting"])
     model.train(was_training)
     return HeldOutLoss(total.item() / tokens, tokens)

@@ -21,8 +21,9 @@ def collate(sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         sequences: with `input_ids`, `labels` and `row_lengths` as `data/store.py` writes them.
 
     Returns:
-        input_ids, labels and position_ids of shape (batch, longest), and token_count, the number of
-        tokens that are not padding, of shape ().
+        input_ids, labels and position_ids of shape (batch, longest); predicting, the flattened positions
+        whose next token is supervised, of shape (supervised tokens,); and token_count, the number of tokens
+        that are not padding, of shape ().
     """
     import torch
 
@@ -35,4 +36,7 @@ def collate(sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [*sequence["row_lengths"], padding]
         batch["position_ids"].append([position for length in lengths for position in range(length)])
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in batch.items()}
-    return {**tensors, "token_count": torch.tensor(sum(len(sequence["input_ids"]) for sequence in sequences))}
+    # Nothing predicts the first token of a sequence; `data/prepare.py` never supervises it.
+    supervised = (tensors["labels"] != IGNORED).flatten().nonzero().squeeze(1)
+    token_count = torch.tensor(sum(len(sequence["input_ids"]) for sequence in sequences))
+    return {**tensors, "predicting": supervised - 1, "token_count": token_count}

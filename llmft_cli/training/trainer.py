@@ -12,6 +12,7 @@ import transformers
 
 from llmft_cli.adapters import save_adapter
 from llmft_cli.evaluation.loss import held_out_loss
+from llmft_cli.training.loss import summed_loss
 
 UNTIMED_STEPS = 2
 
@@ -53,17 +54,22 @@ class StepClock:
 
 
 class QLoRATrainer(transformers.Trainer):
-    """Differs from its parent in three places: evaluate, _save and the token count of a batch."""
+    """Differs from its parent in how the loss is computed, how held-out rows are evaluated, and what is saved."""
 
     control: transformers.TrainerControl
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.clock = StepClock()
+        # Have the step's supervised tokens counted and given to compute_loss, whatever the model's forward takes.
+        self.model_accepts_loss_kwargs = True
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self.clock.add_tokens(int(inputs.pop("token_count")))
-        return super().compute_loss(model, inputs, *args, **kwargs)
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Any:
+        """The batch's share of the mean loss over the supervised tokens of the whole step."""
+        self.clock.add_tokens(int(inputs["token_count"]))
+        return summed_loss(self.model, inputs, forward=model) / num_items_in_batch
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss per supervised token. The parent averages batches' means, and draws random numbers for its data loader."""

@@ -96,7 +96,7 @@ def check_changes_something(model: PeftModel) -> None:
     matrices = [weights for name, weights in model.named_parameters() if ".lora_B." in name]
     if not any(weights.any() for weights in matrices):
         raise VerificationError(
-            "the adapter changes nothing: all its B matrices are zero", "train longer, or with a higher --learning-rate"
+            "the adapter changes nothing: all its B matrices are zero", "train longer, or with another --learning-rate"
         )
 
 

@@ -58,6 +58,9 @@ def replacing_directory(target: Path) -> Iterator[Path]:
     try:
         fresh.mkdir()
         yield fresh
+        for file in fresh.rglob("*"):
+            # safetensors writes for its owner alone; who may enter the run may read it.
+            file.chmod(0o755 if file.is_dir() else 0o644)
         if target.exists():
             target.rename(old)
         try:

@@ -180,7 +180,8 @@ def test_accumulation_does_not_change_the_step(tmp_path, data_file, tiny_model_d
 
 def test_early_stopping_takes_the_best_evaluation(tmp_path, data_file, tiny_model_dir):
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
-    result = train_run(run, eval_steps=1.0, early_stopping_patience=1, learning_rate=0.9, max_steps=40, max_grad_norm=0.0)
+    flags = {"learning_rate": 0.3, "warmup_ratio": 0.0, "max_grad_norm": 0.0, "max_steps": 40}
+    result = train_run(run, eval_steps=1.0, early_stopping_patience=1, **flags)
     losses = [row["eval_loss"] for row in map(json.loads, run.metrics.read_text().splitlines()) if "eval_loss" in row]
     assert result.steps < 40
     assert len(losses) == result.steps

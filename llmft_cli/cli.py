@@ -129,7 +129,8 @@ def train(
 
     if data:
         target = run_to_prepare(run, data)
-        prepare_data(target, data, given.config(), given.console, overwrite)
+        rows = prepare_data(target, data, given.config(), given.console, overwrite).rows
+        given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
     else:
         target = find_run(run, given.console)
     saved = target.saved_settings(*(("prepare", "train") if resume else ("prepare",)))

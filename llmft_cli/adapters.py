@@ -91,9 +91,13 @@ def check_changes_something(model: PeftModel) -> None:
     """An adapter whose B matrices are all zero is the base model under another name.
 
     Raises:
-        VerificationError: it is so.
+        VerificationError: it is so, or the weights are no numbers.
     """
     matrices = [weights for name, weights in model.named_parameters() if ".lora_B." in name]
+    if not all(weights.isfinite().all() for weights in matrices):
+        raise VerificationError(
+            "the adapter is broken: it has weights that are not finite", "train with a lower --learning-rate"
+        )
     if not any(weights.any() for weights in matrices):
         raise VerificationError(
             "the adapter changes nothing: all its B matrices are zero", "train longer, or with another --learning-rate"

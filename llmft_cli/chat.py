@@ -79,20 +79,24 @@ class Session:
 
 
 def converse(session: Session, lines: Iterable[str], screen: Screen, interactive: bool) -> None:
-    """Answer line after line until they end or one says /exit; at a terminal, Ctrl-C ends an answer and not the talk."""
+    """Answer line after line until they end or one says /exit.
+
+    At a terminal, neither Ctrl-C during an answer nor what one line makes fail ends the talk.
+    """
     for line in lines:
         text = line.strip()
         if text == "/exit":
             return
-        if text.startswith("/"):
-            screen.say(obey(session, text))
-        elif text:
-            try:
+        try:
+            if text.startswith("/"):
+                screen.say(obey(session, text))
+            elif text:
                 session.ask(text, screen)
-            except KeyboardInterrupt:
-                if not interactive:
-                    raise
-                screen.say("\n(stopped; this question and its answer are not kept)")
+        except (KeyboardInterrupt, DataError, OSError) as error:
+            if not interactive or isinstance(error, BrokenPipeError):
+                raise
+            stopped = isinstance(error, KeyboardInterrupt)
+            screen.say("\n(stopped; this question and its answer are not kept)" if stopped else f"that failed: {error}")
 
 
 def obey(session: Session, text: str) -> str:

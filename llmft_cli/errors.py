@@ -100,11 +100,11 @@ def from_os_error(error: OSError) -> LlmftError | None:
     """
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in DISK_FULL:
-        return MachineError(f"no space left on the disk{where}", "free some space, or put the run on another disk with --run")
+        return MachineError(f"no space left on the disk{where}", "free some space, or keep the run on another disk")
     if error.errno in FORBIDDEN:
         return MachineError(
             f"not allowed to read or write{where} ({error.strerror})",
-            "mend its permissions, or put the run where you can write with --run",
+            "mend its permissions, or keep the run where you can write",
         )
     if error.errno == errno.ENOMEM:
         return OutOfMemory(f"out of memory: {error.strerror}", SMALLER)

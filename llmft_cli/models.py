@@ -88,7 +88,10 @@ def resolve_recorded(facts: Mapping[str, Any], reporter: Reporter) -> ModelSourc
     """
     source = resolve(facts["name"], reporter, revision=facts["revision"], trust_remote_code=facts["trust_remote_code"])
     if source.fingerprint != facts["fingerprint"]:
-        raise ModelError(f"the base model {facts['name']} is not the one this run was trained on (its files differ)")
+        raise ModelError(
+            f"the base model {facts['name']} is not the one this run was trained on (its files differ)",
+            "put the original back, or train anew with --overwrite",
+        )
     return source
 
 

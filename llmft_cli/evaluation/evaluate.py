@@ -132,6 +132,7 @@ def predict(tuned: TunedModel, prompts: Sequence[Prompt], config: Config, report
         ids = [tuned.encoder.prompt(prompt.messages) for prompt in prompts]
     except RowError as error:
         raise DataError(f"a prompt cannot be rendered: {error}") from error
+    reporter.note(f"answering {len(prompts)} prompts with {' and '.join(ARMS)}")
     answers: dict[str, list[str]] = {}
     for arm in ARMS:
         with reporter.track(f"{arm} answers", total=len(prompts)) as advance:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from llmft_cli.errors import VerificationError
 from llmft_cli.progress import Advance, Reporter
 from llmft_cli.training.trainer import StepClock
 
@@ -63,6 +65,8 @@ class StopWhenAsked(TrainerCallback):
         elif state.global_step >= state.max_steps:
             control.should_save = True
             control.should_evaluate = args.eval_strategy != "no"
+        # A checkpoint's own record of the losses is complete, for whoever resumes from it.
+        control.should_log = control.should_log or control.should_save
 
 
 class Figures(TrainerCallback):
@@ -86,10 +90,12 @@ class Figures(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        figures: dict[str, float | int | None] = {name: float(value) for name, value in (logs or {}).items() if name in FIGURES}
+        figures = {name: float(value) for name, value in (logs or {}).items() if name in FIGURES}
         if not figures:
             return
-        row = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4), **figures}
+        check_finite(figures, state.global_step)
+        row: dict[str, float | int | None] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
+        row |= {name: value if math.isfinite(value) else None for name, value in figures.items()}
         if "eval_loss" in figures:
             self._reporter.note(f"step {state.global_step}: held-out loss {figures['eval_loss']:.4f}")
         else:
@@ -104,3 +110,16 @@ class Figures(TrainerCallback):
             )
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def check_finite(figures: Mapping[str, float], step: int) -> None:
+    """Stop a training that has broken down, before it is saved. A gradient norm may be infinite for a step in fp16.
+
+    Raises:
+        VerificationError: a loss is not a finite number.
+    """
+    for name, words in (("loss", "training loss"), ("eval_loss", "held-out loss")):
+        if name in figures and not math.isfinite(figures[name]):
+            raise VerificationError(
+                f"the {words} is {figures[name]} at step {step}", "start anew with a lower --learning-rate and --overwrite"
+            )

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from llmft_cli.files import write_atomically
+
 STATE_FILE = "trainer_state.json"
 
 
@@ -38,4 +40,4 @@ def make_movable(checkpoint: Path) -> None:
     state = read_state(checkpoint) or {}
     if best := state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
-        (checkpoint / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        write_atomically(checkpoint / STATE_FILE, json.dumps(state, indent=2) + "\n")

@@ -11,6 +11,11 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
+def tokens_so_far(metrics: Path) -> int:
+    """Tokens that a training which is resumed has seen."""
+    return max((row.get("tokens", 0) for row in read_metrics(metrics)), default=0)
+
+
 def draw(metrics: Path, chart: Path) -> None:
     """Draw the chart from metrics.jsonl."""
     import matplotlib

@@ -72,6 +72,7 @@ def training_arguments(
         metric_for_best_model="eval_loss" if evaluate else None,
         greater_is_better=False if evaluate else None,
         logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # it would log a loss of 0 where the loss is not a number
         report_to=[] if config.report_to == "none" else [config.report_to],
         remove_unused_columns=False,
         label_names=["labels"],

@@ -7,13 +7,18 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from llmft_cli.builtin_model import first_line
 from llmft_cli.network import is_reachable
 from llmft_cli.progress import Reporter
 
+if TYPE_CHECKING:
+    from wandb import Run
+
 DEFAULT_SERVER = "https://api.wandb.ai"
+LOGIN_TIMEOUT_SECONDS = 10  # wandb's own is 90
 
 
 @contextmanager
@@ -23,18 +28,31 @@ def wandb_run(folder: Path, project: str, name: str, settings: Mapping[str, Any]
     Args:
         folder: where wandb keeps its files (`folder/wandb`).
     """
-    import wandb
-
-    os.environ["WANDB_SILENT"] = "true"
-    mode: Literal["online", "offline"] = "online" if can_log_online() else "offline"
-    tracked = wandb.init(project=project, name=name, dir=folder, mode=mode, config=dict(settings))
+    options = {"project": project, "name": name, "dir": str(folder), "config": dict(settings)}
+    tracked = begin(options, reporter)
     location = Path(tracked.dir).parent
     try:
         yield
     finally:
-        wandb.finish()
-        if mode == "offline":
+        tracked.finish()
+        if tracked.offline:
             reporter.note(f"W&B is not logged in or not reachable; the run was kept offline. To sync: wandb sync {location}")
+
+
+def begin(options: Mapping[str, Any], reporter: Reporter) -> Run:
+    """Start a W&B run, offline where its server refuses us or takes too long."""
+    os.environ["WANDB_SILENT"] = "true"
+    # Telemetry about wandb itself, whose failures it prints after our result.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    limits = wandb.Settings(init_timeout=LOGIN_TIMEOUT_SECONDS)
+    if can_log_online():
+        try:
+            return wandb.init(**options, mode="online", settings=limits)
+        except wandb.Error as error:
+            reporter.warn(f"W&B did not take the run ({type(error).__name__}: {first_line(error)})")
+    return wandb.init(**options, mode="offline", settings=limits)
 
 
 def can_log_online() -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,8 +16,9 @@ from llmft_cli import models
 from llmft_cli.adapters import add_adapter, check_changes_something, save_adapter
 from llmft_cli.config import Config
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
-from llmft_cli.errors import ConfigError, Interrupted, StageError, VerificationError
+from llmft_cli.errors import ConfigError, Interrupted, StageError
 from llmft_cli.libraries import hardware, import_transformers, versions
+from llmft_cli.models import ModelSource
 from llmft_cli.progress import Reporter
 from llmft_cli.run_dir import RunDir, hash_path, replacing_directory, write_atomically
 from llmft_cli.training import checkpoints, loss_chart, schedule
@@ -27,7 +27,6 @@ from llmft_cli.training.tracking import wandb_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-    from transformers.trainer_utils import TrainOutput
 
     from llmft_cli.training.trainer import QLoRATrainer
 
@@ -67,12 +66,13 @@ def train(
     prepared = run.require("prepare", allow_stale)
     check_same_data_settings(run, prepared["config"], config)
     checkpoint = checkpoint_to_resume(run, config) if resume else None
+    recorded = (run.entry("train") or {}).get("model")
     if not resume and not overwrite:
         refuse_to_forget_checkpoints(run)
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device = models.pick_device(config.device)
-        source = models.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        source = base_model(recorded if resume else None, config, reporter)
         record.facts |= {"model": source.facts(), "seed": config.seed, "versions": versions(), "hardware": hardware()}
         reporter.note(f"loading {source.name} ({config.quantization}) on {device}")
         base = models.load_base(source, device, config.quantization)
@@ -122,6 +122,13 @@ def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
     return checkpoint
 
 
+def base_model(recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
+    """The model that the settings name, or the very one that an interrupted training has recorded."""
+    if recorded:
+        return models.resolve_recorded(recorded, reporter)
+    return models.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
+
+
 def refuse_to_forget_checkpoints(run: RunDir) -> None:
     """An interrupted training is hours of work; starting over must be asked for."""
     entry = run.entry("train")
@@ -164,18 +171,17 @@ def fit(
     trainer = QLoRATrainer(
         model=model, args=arguments, train_dataset=train_rows, eval_dataset=validation_rows, data_collator=collate
     )
+    trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
     started = time.perf_counter()
-    output = run_trainer(trainer, run, config, checkpoint, reporter)
+    run_trainer(trainer, run, config, checkpoint, reporter)
     seconds = time.perf_counter() - started
-    if not math.isfinite(output.training_loss):
-        raise VerificationError(f"the training loss is {output.training_loss}", "lower --learning-rate")
     check_changes_something(model)
     with replacing_directory(run.adapter) as folder:
         save_adapter(model, folder)
     loss_chart.draw(run.metrics, run.loss_chart)
     return TrainResult(
         steps=trainer.state.global_step,
-        train_loss=output.training_loss,
+        train_loss=trainer.mean_loss(),
         eval_loss=trainer.final_eval_loss(),
         best_step=trainer.state.best_global_step,
         tokens_per_second=trainer.clock.tokens_per_second,
@@ -187,7 +193,7 @@ def fit(
     )
 
 
-def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: Path | None, reporter: Reporter) -> TrainOutput:
+def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: Path | None, reporter: Reporter) -> None:
     """Train with our callbacks, stopping with a checkpoint when asked to.
 
     Raises:
@@ -209,9 +215,11 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
         trainer.add_callback(StopWhenAsked(stop))
         if config.early_stopping_patience and trainer.eval_dataset is not None:
             trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
-        output = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if checkpoint and done >= total:
+            trainer.restore_end(checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.made and trainer.state.global_step < total:
         raise Interrupted(
             f"stopped after step {trainer.state.global_step} of {total}", f"go on with: llmft train {run.path} --resume"
         )
-    return output

@@ -12,6 +12,7 @@ import transformers
 
 from llmft_cli.adapters import save_adapter
 from llmft_cli.evaluation.loss import held_out_loss
+from llmft_cli.training.checkpoints import STATE_FILE
 from llmft_cli.training.loss import summed_loss
 
 UNTIMED_STEPS = 2
@@ -89,6 +90,21 @@ class QLoRATrainer(transformers.Trainer):
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(self.model, folder)
+
+    def restore_end(self, checkpoint: Path) -> None:
+        """Take up the end of a training from its last step's checkpoint; the parent's `train` would add a step."""
+        self.state = transformers.TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self.model.load_adapter(best or str(checkpoint), "default", is_trainable=True)
+
+    def mean_loss(self) -> float:
+        """Training loss over all steps, those before a resumption included."""
+        total, last = 0.0, 0
+        for row in self.state.log_history:
+            if "loss" in row:
+                total += row["loss"] * (row["step"] - last)
+                last = row["step"]
+        return total / last
 
     def final_eval_loss(self) -> float | None:
         """Held-out loss of the weights that training ended with, or None where nothing was evaluated."""

@@ -6,16 +6,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from llmft_cli.run_dir import RunDir
 
-LLMFT = str(Path(sys.executable).with_name("llmft"))
+from .conftest import LLMFT, files_in
+
 UNREACHABLE = "the model nobody/nothing is not on this machine and the Hub cannot be reached"
 CONNECT = "connect to the Hub, give a local directory, or use the built-in model: --model smollm2-135m"
 READABLE = "readable types: .json, .jsonl, .csv, .parquet, .txt, .md"
@@ -141,16 +141,12 @@ def write_rows(file: Path, count: int) -> None:
 
 def llmft(folder: Path, *arguments: str, online: bool = False) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not (online and name == "HF_HUB_OFFLINE")}
-    return subprocess.run([LLMFT, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
-
-
-def tree(folder: Path) -> set[str]:
-    return {str(item.relative_to(folder)) for item in folder.rglob("*")}
+    return subprocess.run([str(LLMFT), *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def check(folder: Path, arguments: list[str], code: int, kind: str, message: str, hint: str) -> None:
     """Run a command that must fail, for people and for programs."""
-    before = tree(folder.parent)
+    before = files_in(folder.parent)
     shown = llmft(folder, *arguments)
     lines = [f"error: {message}", *([f"hint: {hint}"] if hint else [])]
     assert (shown.returncode, shown.stdout, shown.stderr.splitlines()) == (code, "", lines)
@@ -158,7 +154,7 @@ def check(folder: Path, arguments: list[str], code: int, kind: str, message: str
     expected = {"ok": False, "error": {"kind": kind, "message": message, "hint": hint}}
     assert len(shown.stdout.splitlines()) == 1
     assert (shown.returncode, json.loads(shown.stdout), shown.stderr) == (code, expected, "")
-    assert tree(folder.parent) == before
+    assert files_in(folder.parent) == before
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -197,36 +193,24 @@ def test_names_that_are_not_utf8_are_shown(folder: Path) -> None:
 # -- disks
 
 
-def mount_tmpfs(folder: Path, size: str) -> None:
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        pytest.skip(f"cannot mount here: {done.stderr.strip()}")
-
-
 @pytest.fixture
-def read_only(tmp_path: Path) -> Iterator[Path]:
+def read_only(tmp_path: Path, mounted: Callable[[str], Path]) -> Iterator[Path]:
     """A directory that cannot be written to: by its mode, which root ignores, or as a mount."""
+    if os.geteuid() == 0:
+        target = mounted("1m")
+        subprocess.run(["mount", "-o", "remount,ro", str(target)], check=True)
+        yield target
+        return
     target = tmp_path / "disk"
     target.mkdir()
-    if os.geteuid() != 0:
-        target.chmod(0o555)
-        yield target
-        target.chmod(0o755)
-        return
-    mount_tmpfs(target, "1m")
-    subprocess.run(["mount", "-o", "remount,ro", str(target)], check=True)
+    target.chmod(0o555)
     yield target
-    subprocess.run(["umount", str(target)], check=True)
+    target.chmod(0o755)
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    target = tmp_path / "disk"
-    target.mkdir()
-    mount_tmpfs(target, "64k")
-    yield target
-    subprocess.run(["umount", str(target)], check=True)
+def small_disk(mounted: Callable[[str], Path]) -> Path:
+    return mounted("64k")
 
 
 def test_a_read_only_place_for_the_run(folder: Path, read_only: Path) -> None:
@@ -236,7 +220,7 @@ def test_a_read_only_place_for_the_run(folder: Path, read_only: Path) -> None:
         3,
         "environment",
         f"not allowed to write in {read_only}",
-        "mend its permissions, or put the run elsewhere with --run",
+        "mend its permissions, or keep the run elsewhere",
     )
 
 
@@ -249,8 +233,8 @@ def test_a_full_disk(free: int, folder: Path, small_disk: Path, tiny_model_dir: 
     error = json.loads(shown.stdout)["error"]
     assert (shown.returncode, error["kind"], shown.stderr) == (3, "environment", "")
     assert error["message"].startswith("no space left on the disk")
-    assert error["hint"] == "free some space, or put the run on another disk with --run"
-    assert tree(small_disk) == {"filler"}
+    assert error["hint"] == "free some space, or keep the run on another disk"
+    assert files_in(small_disk) == {"filler"}
 
 
 def test_a_full_disk_leaves_the_earlier_result_usable(folder: Path, small_disk: Path, tiny_model_dir: Path) -> None:
@@ -271,7 +255,7 @@ def test_a_full_disk_leaves_the_earlier_result_usable(folder: Path, small_disk: 
 
 
 def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([LLMFT, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([str(LLMFT), *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_until(process: subprocess.Popen[str], library: str, file: Path | None = None) -> None:
@@ -290,14 +274,14 @@ def wait_until(process: subprocess.Popen[str], library: str, file: Path | None =
 
 def test_ctrl_c_while_rows_are_read(folder: Path, tiny_model_dir: Path) -> None:
     write_rows(folder / "rows.jsonl", 100_000)
-    before = tree(folder.parent)
+    before = files_in(folder.parent)
     process = started(folder, "prepare", "rows.jsonl", "--model", str(tiny_model_dir), "--run", "new/run", "--json")
     wait_until(process, "tokenizers", folder / "rows.jsonl")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     error = {"kind": "interrupted", "message": "interrupted", "hint": "what was finished before is saved"}
     assert (process.returncode, json.loads(out), err) == (130, {"ok": False, "error": error}, "")
-    assert tree(folder.parent) == before
+    assert files_in(folder.parent) == before
 
 
 @pytest.mark.parametrize(
@@ -316,7 +300,7 @@ def test_ctrl_c_during_imports_shows_no_traceback(library: str, arguments: str, 
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
     assert err.endswith("error: interrupted\nhint: what was finished before is saved\n")
-    assert "x" not in tree(folder)
+    assert "x" not in files_in(folder)
 
 
 def test_ctrl_c_right_after_the_start_ends_without_a_word(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -159,7 +159,7 @@ def keep_the_handler(monkeypatch: pytest.MonkeyPatch) -> None:
             3,
             "environment",
             "no space left on the disk at /x",
-            "free some space, or put the run on another disk with --run",
+            "free some space, or keep the run on another disk",
         ),
         (
             raising(MemoryError()),

@@ -34,7 +34,7 @@ def test_full_disk(number: int) -> None:
     known = from_os_error(OSError(number, os.strerror(number), "/runs/x/run.json"))
     assert isinstance(known, MachineError)
     assert known.message == "no space left on the disk at /runs/x/run.json"
-    assert known.hint == "free some space, or put the run on another disk with --run"
+    assert known.hint == "free some space, or keep the run on another disk"
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_forbidden_files(number: int, reason: str) -> None:
     known = from_os_error(OSError(number, reason, "/runs"))
     assert isinstance(known, MachineError)
     assert known.message == f"not allowed to read or write at /runs ({reason})"
-    assert known.hint == "mend its permissions, or put the run where you can write with --run"
+    assert known.hint == "mend its permissions, or keep the run where you can write"
 
 
 def test_other_file_errors_are_not_the_machines() -> None:

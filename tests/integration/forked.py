@@ -1,0 +1,36 @@
+"""Becomes `llmft` in a process that is forked from one with the libraries loaded; the fixture `start` runs it with its globals.
+
+What it is given: arguments, folder, environment, streams (paths for stdin, stdout and stderr), and
+halt_at, a text: the process stops itself (SIGSTOP) when it has written that to stderr.
+"""
+
+import io
+import os
+import signal
+import sys
+
+given = globals()
+
+
+class Halting(io.TextIOWrapper):
+    def write(self, text: str) -> int:
+        count = super().write(text)
+        if given["halt_at"] and given["halt_at"] in text:
+            self.flush()
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return count
+
+
+for number, path in enumerate(given["streams"]):
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND if number else os.O_RDONLY
+    os.dup2(os.open(path, flags, 0o644), number)
+sys.stdin, sys.stdout = os.fdopen(0), os.fdopen(1, "w")
+sys.stderr = Halting(os.fdopen(2, "wb"), encoding="utf-8", line_buffering=True)
+os.chdir(given["folder"])
+os.environ.clear()
+os.environ.update(given["environment"])
+sys.argv = ["llmft", *given["arguments"]]
+
+from llmft_cli.cli import main  # noqa: E402
+
+main()

@@ -12,6 +12,7 @@ from llmft_cli.config import Config
 from llmft_cli.data.formats import Message, RowError
 from llmft_cli.errors import DataError
 from llmft_cli.inference import BASE, TUNED, Reply, TunedModel, stream_answer
+from llmft_cli.libraries import import_transformers
 from llmft_cli.run_dir import RunDir, write_atomically
 
 HELP = """\
@@ -44,6 +45,9 @@ class Session:
     config: Config
     compare: bool = False
     messages: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        import_transformers().set_seed(self.config.seed)
 
     def ask(self, question: str, screen: Screen) -> Reply:
         """Answer a question, and keep both in the history.

@@ -65,16 +65,14 @@ def evaluate(
     name = valid_name(name or (prompts_file.stem if prompts_file else HELD_OUT_NAME))
     prompts = read_prompts(prompts_file) if prompts_file else held_out_prompts(run)
     run.require("train", allow_stale)
+    if not prompts and load_split(run.data, VALIDATION) is None:
+        raise StageError(f"{run.path} held no rows out, so there is nothing to evaluate on", "give prompts with --prompts FILE")
     inputs = {"adapter": hash_path(run.adapter)}
     if prompts_file:
         inputs[str(prompts_file.resolve())] = hash_file(prompts_file)
     with run.stage(f"eval/{name}", settings.of_command(config, "eval"), inputs, overwrite) as record:
         tuned = load_tuned(run, config, reporter, allow_stale)
         losses = held_out_losses(tuned, run, config, reporter)
-        if not prompts and not losses:
-            raise StageError(
-                f"{run.path} held no rows out, so there is nothing to evaluate on", "give prompts with --prompts FILE"
-            )
         predictions = predict(tuned, prompts, config, reporter)
         summary = Summary(
             run=str(run.path),
@@ -132,7 +130,8 @@ def predict(tuned: TunedModel, prompts: Sequence[Prompt], config: Config, report
         ids = [tuned.encoder.prompt(prompt.messages) for prompt in prompts]
     except RowError as error:
         raise DataError(f"a prompt cannot be rendered: {error}") from error
-    reporter.note(f"answering {len(prompts)} prompts with {' and '.join(ARMS)}")
+    if prompts:
+        reporter.note(f"answering {len(prompts)} prompts with {' and '.join(ARMS)}")
     answers: dict[str, list[str]] = {}
     for arm in ARMS:
         with reporter.track(f"{arm} answers", total=len(prompts)) as advance:

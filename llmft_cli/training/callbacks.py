@@ -6,6 +6,7 @@ import json
 import math
 import resource
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from llmft_cli.errors import VerificationError
 from llmft_cli.progress import Advance, Reporter
 from llmft_cli.training.trainer import StepClock
 
+STOPPING = "stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)"
 FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
 
 
@@ -40,7 +42,8 @@ class StopRequest:
         if self.made:
             raise KeyboardInterrupt
         self.made = True
-        self._reporter.warn("stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)")
+        # The signal may have struck in the middle of a print, into which another must not be written.
+        threading.Thread(target=self._reporter.warn, args=[STOPPING]).start()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -59,12 +62,12 @@ class StopWhenAsked(TrainerCallback):
         self._stop = stop
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._stop.made:
-            control.should_save = control.should_training_stop = True
-            control.should_evaluate = args.load_best_model_at_end = False
-        elif state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps:
             control.should_save = True
             control.should_evaluate = args.eval_strategy != "no"
+        elif self._stop.made:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = args.load_best_model_at_end = False
         # A checkpoint's own record of the losses is complete, for whoever resumes from it.
         control.should_log = control.should_log or control.should_save
 

@@ -186,15 +186,19 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
         # These are read when the libraries are imported.
         patch.setenv("HOME", str(scratch))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        # Threads that wait for each other crawl where other processes keep the cores busy.
+        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("TQDM_DISABLE", "1")
         patch.setenv("TRANSFORMERS_VERBOSITY", "error")
         forkserver.ensure_running()
 
-    def run(*arguments: object, folder: Path, stdin: str = "", halt_at: str = "", **environment: str) -> Started:
+    def run(
+        *arguments: object, folder: Path, stdin: str = "", stdin_from: str = "", halt_at: str = "", **environment: str
+    ) -> Started:
         place = scratch / str(next(numbers))
         place.mkdir()
         (place / "in").write_text(stdin)
-        streams = [str(place / name) for name in ("in", "out", "err")]
+        streams = [stdin_from or str(place / "in"), str(place / "out"), str(place / "err")]
         variables = {"PATH": os.environ["PATH"], "HOME": str(place), "LANG": "C.UTF-8", "HF_HUB_OFFLINE": "1"}
         given = {
             "arguments": [str(argument) for argument in arguments],

@@ -265,7 +265,7 @@ def wait_until(process: subprocess.Popen[str], library: str, file: Path | None =
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         if library in (here / "maps").read_text():
-            opened = {str(link.readlink()) for link in (here / "fd").iterdir() if link.is_symlink()}
+            opened = {str(link.resolve()) for link in (here / "fd").iterdir()}  # some are gone by the time they are read
             if file is None or str(file) in opened:
                 return
         time.sleep(0.001)

@@ -113,6 +113,12 @@ def trained(llmft_json: Callable[..., dict], workspace: Path, prepared: dict) ->
 
 
 @pytest.fixture(scope="session")
+def merged(llmft_json: Callable[..., dict], workspace: Path, trained: dict) -> dict:
+    """What `merge --json` said of `runs/brindle`."""
+    return llmft_json("merge", "runs/brindle", folder=workspace)
+
+
+@pytest.fixture(scope="session")
 def builtin_model_dir(trained: dict) -> Path:
     """The built-in model's plain directory, which training has put into the cache."""
     return next(path for path in CACHE.glob("smollm2-135m-*") if path.is_dir())

@@ -28,16 +28,14 @@ def greedy_answers(model, tokenizer, questions) -> list[str]:
 
 
 def test_adapter_on_the_plain_base_and_merged_model_give_the_same_greedy_answers(
-    llmft_json, workspace, trained, builtin_model_dir, questions
+    workspace, merged, builtin_model_dir, questions
 ):
     run = workspace / "runs/brindle"
-    if not (run / "merged").exists():
-        llmft_json("merge", "runs/brindle", folder=workspace)
     tokenizer = AutoTokenizer.from_pretrained(run / "merged")
     base = AutoModelForCausalLM.from_pretrained(builtin_model_dir, dtype=torch.float32)
     from_adapter = greedy_answers(PeftModel.from_pretrained(base, run / "adapter").eval(), tokenizer, questions)
-    merged = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32)
-    assert greedy_answers(merged, tokenizer, questions) == from_adapter
+    folded = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32)
+    assert greedy_answers(folded, tokenizer, questions) == from_adapter
 
 
 def test_chat_answers_as_plain_peft_on_the_same_quantised_base(llmft, workspace, trained, builtin_model_dir, questions):

@@ -25,14 +25,20 @@ def read_state(checkpoint: Path) -> dict[str, Any] | None:
     return state
 
 
+def newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
+
+
 def last_complete(folder: Path) -> Path | None:
-    """The checkpoint of the highest step that is complete; incomplete ones are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True) if folder.is_dir() else []
-    for checkpoint in found:
-        if read_state(checkpoint) is not None:
-            return checkpoint
-        shutil.rmtree(checkpoint)
-    return None
+    """The checkpoint of the highest step that is complete, or None."""
+    return next((checkpoint for checkpoint in newest_first(folder) if read_state(checkpoint) is not None), None)
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Clear torn checkpoints; only for who holds the run's lock, another training may be writing one right now."""
+    for checkpoint in newest_first(folder):
+        if read_state(checkpoint) is None:
+            shutil.rmtree(checkpoint)
 
 
 def make_movable(checkpoint: Path) -> None:

@@ -146,6 +146,7 @@ def forget_steps_after(run: RunDir, checkpoint: Path | None) -> None:
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         run.metrics.unlink(missing_ok=True)
     else:
+        checkpoints.remove_incomplete(run.checkpoints)
         last = checkpoints.step_of(checkpoint)
         rows = [row for row in loss_chart.read_metrics(run.metrics) if row["step"] <= last]
         write_atomically(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))

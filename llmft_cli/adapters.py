@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmft_cli.config import Config
 from llmft_cli.errors import ConfigError, ModelError, VerificationError
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 
 
 def lora_config(config: Config, base_name: str) -> LoraConfig:
@@ -102,8 +100,3 @@ def check_changes_something(model: PeftModel) -> None:
         raise VerificationError(
             "the adapter changes nothing: all its B matrices are zero", "train longer, or with another --learning-rate"
         )
-
-
-def read_adapter_config(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    return content

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from llmft_cli.errors import ModelError
+from llmft_cli.errors import ModelError, first_line
 from llmft_cli.libraries import import_transformers
 from llmft_cli.progress import Reporter
 from llmft_cli.run_dir import hash_file, replacing_directory
@@ -102,10 +102,6 @@ def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
     with replacing_directory(target) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from llmft_cli.errors import LlmftError
 from llmft_cli.progress import Advance
-from llmft_cli.views import Section
+from llmft_cli.views import Section, gibibytes
 
 if TYPE_CHECKING:
     from llmft_cli.inference import Reply
@@ -204,10 +204,6 @@ def figures_text(figures: Mapping[str, float | int | None]) -> str:
             shown = gibibytes(value) if name.endswith("_bytes") else value
             parts.append(FIGURE_FORMATS[name].format(shown))
     return "  ".join(parts)
-
-
-def gibibytes(count: float) -> str:
-    return f"{count / 2**30:.2f} GiB"
 
 
 def printable(text: str) -> str:

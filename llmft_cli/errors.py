@@ -129,6 +129,12 @@ def from_library_error(error: BaseException) -> LlmftError | None:
     return from_library_error(cause) if cause else None
 
 
+def first_line(error: object) -> str:
+    """The first line of an error's text that says something, or else what kind of error it is."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
+
+
 def is_interrupt(error: BaseException | None) -> bool:
     """Whether Ctrl-C is behind an error: library code that it strikes, imports above all, may raise another one from it."""
     while error is not None:

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from llmft_cli import __version__
-from llmft_cli.errors import MachineError
+from llmft_cli.errors import MachineError, first_line
 from llmft_cli.libraries import import_bitsandbytes, version_of
 from llmft_cli.progress import Reporter
 
@@ -285,11 +285,6 @@ def probe_mend(torch: Any, error: Exception | None = None) -> str:
     runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU"
     found = f"found bitsandbytes {version_of('bitsandbytes')} with torch {torch.__version__} for {runtime}"
     return f"reinstall bitsandbytes for {runtime}: pip install --force-reinstall --no-deps bitsandbytes ({found})"
-
-
-def first_line(error: Any) -> str:
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)
 
 
 def measure_disk(path: Path, purpose: Literal["cache", "runs"]) -> Disk:

@@ -63,7 +63,6 @@ class MergeResult:
 
     merged: str
     base_choice: str
-    dtype: str
     verification: Verification
     peak_rss_bytes: int
     seconds: float
@@ -89,7 +88,7 @@ def merge(
             reporter.note("comparing the written model with base + adapter")
             written = models.load_base(ModelSource(str(folder), folder, None, ""), device)
             verification = compare(expected, next_token_logits(written, probes), base)
-            dtype = str(written.dtype).removeprefix("torch.")
+            base_choice = str(written.dtype).removeprefix("torch.")
             if not verification.passed:
                 raise VerificationError(
                     f"the merged model is not base + adapter (mean KL {verification.mean_kl:.4f}, "
@@ -98,8 +97,7 @@ def merge(
                 )
         result = MergeResult(
             merged=str(run.merged),
-            base_choice=dtype,
-            dtype=dtype,
+            base_choice=base_choice,
             verification=verification,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             seconds=time.perf_counter() - started,

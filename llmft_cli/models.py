@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli import builtin_model
-from llmft_cli.builtin_model import first_line
-from llmft_cli.errors import MachineError, ModelError
+from llmft_cli.errors import MachineError, ModelError, first_line
 from llmft_cli.libraries import import_bitsandbytes, import_transformers
 from llmft_cli.network import hub_is_reachable
 from llmft_cli.progress import Reporter

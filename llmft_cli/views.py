@@ -29,8 +29,8 @@ def named(title: str, values: Mapping[str, Any]) -> Section:
     return Section(title, [(name, str(value)) for name, value in values.items() if value is not None])
 
 
-def gibibytes(count: int | None) -> str | None:
-    return None if count is None else f"{count / 2**30:.1f} GiB"
+def gibibytes(count: float | None) -> str | None:
+    return None if count is None else f"{count / 2**30:.2f} GiB"
 
 
 def share(value: float | None) -> str | None:
@@ -131,7 +131,7 @@ def merge(run: str, result: MergeResult) -> list[Section]:
         named(
             f"Merged {run}",
             {
-                "merged": f"{result.merged} ({result.dtype})",
+                "merged": f"{result.merged} ({result.base_choice})",
                 "verified": f"top-1 agreement {proof.top1_agreement:.2%}, mean KL {proof.mean_kl:.1e}, {proof.tokens} tokens",
                 "the adapter itself": f"mean KL {proof.mean_kl_of_base:.2f} from the base",
                 "peak memory": gibibytes(result.peak_rss_bytes),

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.builtin_model import first_line
-from llmft_cli.errors import DataError
+from llmft_cli.errors import DataError, first_line
 from llmft_cli.network import hub_is_reachable
 
 BINARY_PROBE_BYTES = 8192

@@ -15,7 +15,6 @@ from llmft_cli.data.formats import RowError
 from llmft_cli.data.store import HELD_OUT_FILE, VALIDATION, load_split, write_json_lines
 from llmft_cli.errors import DataError, StageError, UsageError
 from llmft_cli.evaluation import report
-from llmft_cli.evaluation.loss import HeldOutLoss, held_out_loss
 from llmft_cli.evaluation.metrics import TEXT_METRICS, score
 from llmft_cli.evaluation.prompts import Prompt, read_prompts
 from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
@@ -24,6 +23,7 @@ from llmft_cli.inference import BASE, TUNED, TunedModel, answer_all, load_tuned
 from llmft_cli.libraries import versions
 from llmft_cli.progress import Reporter
 from llmft_cli.run_dir import RunDir, hash_file, hash_path, replacing_directory
+from llmft_cli.training.held_out import HeldOutLoss, held_out_loss
 
 ARMS = (BASE, TUNED)
 HELD_OUT_NAME = "held-out"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-from llmft_cli.builtin_model import first_line
+from llmft_cli.errors import first_line
 from llmft_cli.network import is_reachable
 from llmft_cli.progress import Reporter
 

@@ -81,6 +81,7 @@ def train(
         try:
             result = fit(run, base, source.name, config, checkpoint, reporter)
         finally:
+            checkpoints.remove_incomplete(run.checkpoints)
             record.resumable = checkpoints.last_complete(run.checkpoints) is not None
         record.outputs += ["adapter", "metrics.jsonl", "loss.svg"]
         record.facts["headline"] = asdict(result)

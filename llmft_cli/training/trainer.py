@@ -11,8 +11,8 @@ from typing import Any
 import transformers
 
 from llmft_cli.adapters import save_adapter
-from llmft_cli.evaluation.loss import held_out_loss
 from llmft_cli.training.checkpoints import STATE_FILE
+from llmft_cli.training.held_out import held_out_loss
 from llmft_cli.training.loss import summed_loss
 
 UNTIMED_STEPS = 2

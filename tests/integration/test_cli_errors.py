@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -258,16 +259,23 @@ def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([str(LLMFT), *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def opened_files(process: Path) -> set[str]:
+    """What a process under /proc holds open; a file may be closed between being listed and being looked at."""
+    names = set()
+    for link in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            names.add(str(link.readlink()))
+    return names
+
+
 def wait_until(process: subprocess.Popen[str], library: str, file: Path | None = None) -> None:
     """Until the process has loaded a compiled library, and holds a file open."""
     here = Path(f"/proc/{process.pid}")
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
-        if library in (here / "maps").read_text():
-            opened = {str(link.resolve()) for link in (here / "fd").iterdir()}  # some are gone by the time they are read
-            if file is None or str(file) in opened:
-                return
+        if library in (here / "maps").read_text() and (file is None or str(file) in opened_files(here)):
+            return
         time.sleep(0.001)
     raise AssertionError(f"{library} was never loaded")
 

@@ -78,6 +78,15 @@ def test_models_do_not_know_the_commands(lower: str, upper: tuple[str, ...]) -> 
     assert not [name for name in own_imports(lower) if name.startswith(upper)]
 
 
+def test_the_packages_stand_on_each_other_one_way() -> None:
+    order = ["data", "training", "evaluation"]
+    for name in MODULES:
+        package = name.partition(".")[0]
+        if package in order:
+            above = order[order.index(package) + 1 :]
+            assert not [other for other in own_imports(name) if other.partition(".")[0] in above], name
+
+
 def test_nothing_but_the_console_prints() -> None:
     for name, tree in MODULES.items():
         for node in ast.walk(tree):

@@ -38,8 +38,8 @@ def test_gpu_check_without_a_gpu() -> None:
     assert rows(machine) == {
         "GPU": "none: nvidia-smi was not found on the PATH",
         "NF4 probe": "ok on cpu (4-bit product 0.093 off fp32, round trip 0.092)",
-        "memory": "2.0 GiB available of 8.0 GiB",
-        "disk for runs": "3.0 GiB free at /runs",
+        "memory": "2.00 GiB available of 8.00 GiB",
+        "disk for runs": "3.00 GiB free at /runs",
     }
     assert rows(versions) == {"torch": "2.13.0", "triton": "not installed"}
 
@@ -50,7 +50,7 @@ def test_gpu_check_with_gpus_that_tell_all_or_little() -> None:
     first, second, machine, _ = views.gpu_check(report(gpus=[full, little], gpu_problem=None))
     assert first.title == "GPU 0: H100"
     assert rows(first) == {
-        "memory": "60.0 GiB free of 80.0 GiB",
+        "memory": "60.00 GiB free of 80.00 GiB",
         "load": "25.0%",
         "temperature": "41 degrees Celsius",
         "driver": "570",
@@ -119,7 +119,7 @@ def test_train() -> None:
         "steps": "12",
         "training loss": "1.2346",
         "speed": "1,234 tokens/s",
-        "peak memory": "3.0 GiB",
+        "peak memory": "3.00 GiB",
         "time": "61 s",
         "trainable": "1,000,000 parameters",
         "adapter": "runs/a b/adapter",
@@ -129,12 +129,12 @@ def test_train() -> None:
 
 def test_merge() -> None:
     proof = Verification(True, 0.99876, 1.5e-4, 0.25, 0.4321, 900)
-    figures, following = views.merge("runs/x", MergeResult("runs/x/merged", "bfloat16", "bfloat16", proof, 5 * GIB, 12.3))
+    figures, following = views.merge("runs/x", MergeResult("runs/x/merged", "bfloat16", proof, 5 * GIB, 12.3))
     assert rows(figures) == {
         "merged": "runs/x/merged (bfloat16)",
         "verified": "top-1 agreement 99.88%, mean KL 1.5e-04, 900 tokens",
         "the adapter itself": "mean KL 0.43 from the base",
-        "peak memory": "5.0 GiB",
+        "peak memory": "5.00 GiB",
         "time": "12 s",
     }
     assert rows(following) == {"next": "llmft chat runs/x"}

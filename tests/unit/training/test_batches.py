@@ -4,9 +4,9 @@ import torch
 
 from llmft_cli import models
 from llmft_cli.data.rendering import IGNORED
-from llmft_cli.evaluation.loss import held_out_loss
 from llmft_cli.progress import Silent
 from llmft_cli.training.batches import collate
+from llmft_cli.training.held_out import held_out_loss
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22, 23], [31, 32, 33, 34, 35, 36, 37]]
 

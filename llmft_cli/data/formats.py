@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-Message = dict[str, str]
+# Role and content, and what else the chat template looks at (tool_calls, name, ...).
+Message = dict[str, Any]
 
 SHAREGPT_ROLES = {
     "human": "user",
@@ -39,9 +40,17 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages with the roles system, user and assistant; the last is the assistant's."""
+    """Messages of which the last is the assistant's.
+
+    Attributes:
+        messages: with the roles system, user, assistant and tool; a content is always text.
+        tools: JSON schemas of the functions that the assistant may call, as chat templates take them.
+        trained: for each message whether it may be learned, or None where the row does not say.
+    """
 
     messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    trained: tuple[bool, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,15 @@ class Document:
     text: str
 
 
-Example = Conversation | Document
+@dataclass(frozen=True)
+class Tokenised:
+    """A row that comes as token ids; `labels` are -100 where nothing is learned."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+Example = Conversation | Document | Tokenised
 
 
 def recognise(value: Any) -> str:

@@ -15,9 +15,10 @@ from llmft_cli.config import Config
 from llmft_cli.data import store
 from llmft_cli.data.formats import Conversation, Document, RowError, parse
 from llmft_cli.data.packing import pack
-from llmft_cli.data.readers import BadRow, Row, Source, find_sources, read
+from llmft_cli.data.readers import find_sources, read
 from llmft_cli.data.rendering import IGNORED, ConversationEncoder, Encoded
 from llmft_cli.data.report import PrepareResult, length_figures, packing_figures, reasons, token_figures
+from llmft_cli.data.rows import BadRow, Row, Source
 from llmft_cli.data.store import PreparedRow
 from llmft_cli.errors import ConfigError, DataError, StageError
 from llmft_cli.libraries import versions
@@ -121,13 +122,14 @@ def prepare_row(row: Row | BadRow, encoder: ConversationEncoder, config: Config,
         raise RowError(row.reason)
     form, example = parse(row.value, config.format)
     if isinstance(example, Conversation):
-        prepared = [PreparedRow(row.source, row.line, encoder.conversation(example.messages), example.messages)]
+        prepared = [PreparedRow(row.source, row.line, example, encoder.conversation(example.messages))]
     else:
+        assert isinstance(example, Document)
         parts = document_parts(example, encoder, config.max_seq_length)
         if not parts:
             raise RowError("the text is a single token, with nothing to learn")
         intake.split_documents += len(parts) > 1
-        prepared = [PreparedRow(row.source, row.line, part, None) for part in parts]
+        prepared = [PreparedRow(row.source, row.line, example, part) for part in parts]
     intake.forms[form] += 1
     return prepared
 
@@ -207,7 +209,7 @@ def write_data(
     store.write_split(folder / store.TRAIN, train, sequences)
     if validation:
         store.write_split(folder / store.VALIDATION, validation, [[index] for index in range(len(validation))])
-    held_out = [row.messages for row in validation if row.messages]
+    held_out = [row.example.messages for row in validation if isinstance(row.example, Conversation)]
     prompts = [{"messages": messages[:-1], "expected": messages[-1]["content"]} for messages in held_out]
     store.write_json_lines(folder / store.HELD_OUT_FILE, prompts)
     bad = sorted(intake.rejected + intake.overlength, key=lambda row: (row.source, row.line))

@@ -7,10 +7,9 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from llmft_cli.data.rows import BadRow, Row, Source
 from llmft_cli.errors import DataError, first_line
 from llmft_cli.network import hub_is_reachable
 
@@ -19,32 +18,6 @@ CSV_FIELD_BYTES = 1 << 27
 UTF_8_BOM = b"\xef\xbb\xbf"
 UTF_16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row as read. `value` is a dict; `line` counts from 1 (the row's number where the format has no lines)."""
-
-    source: str
-    line: int
-    value: Any
-
-
-@dataclass(frozen=True)
-class BadRow:
-    """A row that cannot be used, and why."""
-
-    source: str
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Source:
-    """Something that rows are read from: a file, or a Hub dataset where `path` is None."""
-
-    name: str
-    path: Path | None
 
 
 def find_sources(names: Sequence[str]) -> list[Source]:

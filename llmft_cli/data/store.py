@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data.formats import Message
+from llmft_cli.data.formats import Example
 from llmft_cli.data.rendering import IGNORED, Encoded
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ class PreparedRow:
 
     source: str
     line: int
+    example: Example
     encoded: Encoded
-    messages: list[Message] | None
 
     @property
     def length(self) -> int:

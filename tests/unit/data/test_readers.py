@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.data.readers import BadRow, Row, find_sources, read
+from llmft_cli.data.readers import find_sources, read
+from llmft_cli.data.rows import BadRow, Row
 from llmft_cli.errors import DataError
 
 

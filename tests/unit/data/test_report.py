@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from llmft_cli.data.readers import BadRow
 from llmft_cli.data.report import length_figures, packing_figures, reasons
+from llmft_cli.data.rows import BadRow
 
 
 def test_length_figures() -> None:

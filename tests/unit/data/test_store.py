@@ -3,13 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from llmft_cli.data.formats import Document
 from llmft_cli.data.rendering import IGNORED, Encoded
 from llmft_cli.data.store import PreparedRow, load_split, supervised_count, write_json_lines, write_split
 
 ROWS = [
-    PreparedRow("a.jsonl", 1, Encoded([1, 2, 3], [IGNORED, 2, 3]), []),
-    PreparedRow("a.jsonl", 2, Encoded([4, 5], [IGNORED, 5]), []),
-    PreparedRow("a.jsonl", 3, Encoded([6], [6]), None),
+    PreparedRow("a.jsonl", 1, Document("a"), Encoded([1, 2, 3], [IGNORED, 2, 3])),
+    PreparedRow("a.jsonl", 2, Document("b"), Encoded([4, 5], [IGNORED, 5])),
+    PreparedRow("a.jsonl", 3, Document("c"), Encoded([6], [6])),
 ]
 
 

@@ -1,0 +1,33 @@
+"""What flows from the readers: rows, rows that cannot be used, and the sources of both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row as read. `line` counts from 1 (the row's number where the format has no lines)."""
+
+    source: str
+    line: int
+    value: Any
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used, and why."""
+
+    source: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that rows are read from: a file, or a Hub dataset where `path` is None."""
+
+    name: str
+    path: Path | None

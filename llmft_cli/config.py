@@ -36,7 +36,7 @@ class Config:
     revision: str | None = setting(None, "Branch, tag or commit of a Hub model.", "Model", "prepare train")
     trust_remote_code: bool = setting(False, "Run code that the model's repository brings.", "Model", "prepare train")
     chat_template: str | None = setting(
-        None, "Jinja file to use as chat template, for models without one.", "Model", "prepare train"
+        None, "Jinja file to use as chat template, or `plain` for models without one.", "Model", "prepare train"
     )
     quantization: str = setting(
         "nf4", "How the frozen base weights are held.", "Model", "train", choices=("nf4", "fp4", "int8", "none")
@@ -48,10 +48,36 @@ class Config:
         "Form of the rows; auto recognises it by content.",
         "Data",
         "prepare train",
-        choices=("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"),
+        choices=(
+            "auto",
+            "messages",
+            "sharegpt",
+            "alpaca",
+            "prompt-completion",
+            "question-answer",
+            "text",
+            "tokens",
+        ),
+    )
+    columns: str | None = setting(
+        None, "Columns under other names: prompt=question,completion=answer (ours=theirs).", "Data", "prepare train"
     )
     dataset_split: str = setting("train", "Which split of a Hub dataset to read.", "Data", "prepare train")
     max_seq_length: int = setting(2048, "Longest row, in tokens.", "Data", "prepare train", minimum=8)
+    on_overlength: str = setting(
+        "drop",
+        "What to do with a row that is longer.",
+        "Data",
+        "prepare train",
+        choices=("drop", "truncate", "split", "error"),
+    )
+    train_on: str = setting(
+        "assistant",
+        "What is learned: all answers, the last one of each conversation, or every token.",
+        "Data",
+        "prepare train",
+        choices=("assistant", "last", "all"),
+    )
     packing: bool = setting(
         True, "Put several rows into one sequence, without attention between them.", "Data", "prepare train"
     )
@@ -74,6 +100,19 @@ class Config:
         parse=share,
         form="a share (0.05 or 5%)",
     )
+    weights: str | None = setting(
+        None,
+        "How often each source's training rows are used, in the order of the sources: 2,0.5 doubles and halves.",
+        "Data",
+        "prepare train",
+    )
+    max_rows: str | None = setting(
+        None, "Most rows to take of each source: one number for all, or one for each (1000,500).", "Data", "prepare train"
+    )
+    near_duplicates: bool = setting(
+        True, "Look for rows that are nearly the same, and keep them on one side of the split.", "Data", "prepare train"
+    )
+    strict: bool = setting(False, "Refuse data that a check warns of.", "Data", "prepare train")
     # -- training
     learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", "train", above=0, below=1)
     num_epochs: float = setting(3.0, "Passes over the training rows.", "Training", "train", above=0)

@@ -201,8 +201,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_of_command_gives_the_settings_of_a_command() -> None:
     assert config.of_command(Config(), "merge") == {"device": "auto"}
     assert set(config.of_command(Config(), "prepare")) == {
-        "model", "revision", "trust_remote_code", "chat_template", "format", "dataset_split", "max_seq_length", "packing",
-        "val_size", "max_rejected", "seed",
+        "model", "revision", "trust_remote_code", "chat_template", "format", "columns", "dataset_split", "max_seq_length",
+        "on_overlength", "train_on", "packing", "val_size", "max_rejected", "weights", "max_rows", "near_duplicates", "strict",
+        "seed",
     }  # fmt: skip
 
 

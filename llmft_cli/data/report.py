@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmft_cli.data.store import PreparedRow, supervised_count
@@ -27,6 +27,10 @@ class PrepareResult:
         forms: rows by form.
         documents_split: raw texts that did not fit one sequence and became several rows.
         rejected_reasons: reason, count and the first places.
+        sources: name, rows read, kept and rejected, and weight of each.
+        overlength: the policy, and the rows, tokens and ends of turn lost to it.
+        checks: check, level (error, warning, note), count, meaning and examples (source, line, excerpt).
+        template: hash of the chat template, and its end of turn.
     """
 
     rows: dict[str, int]
@@ -37,6 +41,10 @@ class PrepareResult:
     forms: dict[str, int]
     documents_split: int
     rejected_reasons: list[dict[str, Any]]
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    overlength: dict[str, Any] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    template: dict[str, Any] = field(default_factory=dict)
 
 
 def length_figures(lengths: Sequence[int]) -> dict[str, Any]:

@@ -175,10 +175,10 @@ def test_text_between_special_tokens_gets_the_ids_it_would_have_had(style: Style
         encoder = ConversationEncoder(tokenizer)
         text = encoder.render(talk(MULTI), False)
         owned = [match.span() for match in encoder._tokeniser.control.finditer(text)]
-        ids, offsets = encoder._tokeniser._encode_around(text, owned)
+        tokens = encoder._tokeniser._encode_around(text, owned)
         expected = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        assert ids == expected["input_ids"]
-        assert offsets == expected["offset_mapping"]
+        assert tokens.ids == expected["input_ids"]
+        assert tokens.offsets == expected["offset_mapping"]
 
 
 def test_offsets_without_their_spaces_give_the_same_mask(tiny_tokenizer: Any) -> None:

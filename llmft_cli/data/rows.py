@@ -27,7 +27,18 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Source:
-    """Something that rows are read from: a file, or a Hub dataset where `path` is None."""
+    """Something that rows are read from: a file, or a Hub dataset where `path` is None.
+
+    Attributes:
+        name: as it is shown; always valid Unicode, unlike a path.
+        path: the file on disk; for standard input a temporary one.
+        kind: what the file holds, as a file type (`.jsonl`), without the compression's.
+        compression: `gzip`, `zstd` or nothing.
+        size_bytes: of the file on disk.
+    """
 
     name: str
     path: Path | None
+    kind: str = ""
+    compression: str = ""
+    size_bytes: int = 0

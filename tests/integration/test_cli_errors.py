@@ -19,7 +19,9 @@ from .conftest import LLMFT, files_in
 
 UNREACHABLE = "the model nobody/nothing is not on this machine and the Hub cannot be reached"
 CONNECT = "connect to the Hub, give a local directory, or use the built-in model: --model smollm2-135m"
-READABLE = "readable types: .json, .jsonl, .csv, .parquet, .txt, .md"
+READABLE = (
+    "readable types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also with .gz or .zst behind it"
+)
 NO_RUN = "name one, or make one with: llmft prepare DATA"
 
 UNTRAINED = (2, "stage", "prepared: the stage train has not been run", "first: llmft train prepared")

@@ -62,7 +62,7 @@ def test_jsonl_lines_end_only_at_line_feeds(tmp_path: Path) -> None:
     [
         ("{'text': 1}", "malformed JSON: Expecting property name enclosed in double quotes in column 2"),
         ('{"text": "a"} x', "malformed JSON: Extra data in column 15"),
-        ('{"text": "a', "malformed JSON: Unterminated string starting at in column 10"),
+        ('{"text": "a', "malformed JSON: Unterminated string starting in column 10"),
         ("[" * 100_000, "malformed JSON: nested too deeply"),
         ('{"text":', "malformed JSON: it ends too early"),
     ],
@@ -81,7 +81,7 @@ def test_a_very_long_line_is_read(tmp_path: Path) -> None:
     ("content", "rows"),
     [
         ('{"text": "a"}', [(1, {"text": "a"})]),
-        ('\n{\n "messages": [1]\n}', [(1, {"messages": [1]})]),
+        ('\n{\n "messages": [1]\n}', [(2, {"messages": [1]})]),
         ('{"data": [\n{"n": 1},\n{"n": 2}]}', [(2, {"n": 1}), (3, {"n": 2})]),
         ('{"da[ta": [{"n": 1}]}', [(1, {"n": 1})]),
         ('{"data": []}', []),
@@ -111,7 +111,7 @@ def test_what_a_json_file_may_hold(content: str, rows: Any, tmp_path: Path) -> N
         ("[{}][{}]", "line 1: malformed JSON: Extra data in column 5"),
         ("[\n" + "[" * 100_000, "line 2: malformed JSON: nested too deeply"),
         ("{\n1}", "line 2: malformed JSON: Expecting property name enclosed in double quotes in column 1"),
-        ("\u00a0\u2003", "is empty"),
+        ("\u00a0\u2003", "line 1: malformed JSON: Expecting value in column 1"),
         (" " * 9000, "is empty"),
     ],
 )
@@ -141,7 +141,7 @@ def test_csv_errors(tmp_path: Path) -> None:
     ]
     assert refusal(tmp_path / "a.csv", 'prompt,n\na,1\n"b,2\nc,3\n') == "line 3: a quote is opened and never closed"
     latin_1 = b"prompt,n\n" + b"a,1\n" * 5000 + b"\xe4,1\n"
-    assert refusal(tmp_path / "a.csv", latin_1) == "line 5002 is not UTF-8 (byte 0xe4)"
+    assert rows_of(tmp_path / "a.csv", latin_1)[-1] == (5002, "not UTF-8 (byte 0xe4 in column 1)")
     assert rows_of(tmp_path / "a.csv", "prompt,completion\n") == []
 
 
@@ -162,7 +162,9 @@ def test_parquet_that_is_broken(tmp_path: Path) -> None:
     table = pyarrow.table({"text": pyarrow.Array.from_buffers(pyarrow.string(), 1, latin_1_buffers())})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     content = (tmp_path / "a.parquet").read_bytes()
-    assert refusal(tmp_path / "a.parquet", content).startswith("is not a readable Parquet file: 'utf-8' codec can't decode")
+    assert rows_of(tmp_path / "a.parquet", content) == [
+        (1, "the column 'text': Invalid UTF8 sequence at string index 0"),
+    ]
     assert refusal(tmp_path / "a.parquet", content[:-20]).startswith("is not a readable Parquet file: ")
 
 
@@ -210,7 +212,9 @@ def test_directories_are_read_through_without_hidden_files_and_readme(tmp_path: 
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path))}/none holds no data files$") as caught:
         find_sources([str(tmp_path / "none")])
-    assert caught.value.hint == "readable types: .json, .jsonl, .csv, .parquet, .txt, .md"
+    assert caught.value.hint == (
+        "readable types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also with .gz or .zst behind it"
+    )
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "/no/such/place", "./here", "a/b/c"])

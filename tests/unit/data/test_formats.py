@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.data.formats import Conversation, Document, RowError, parse, parse_prompt_messages
+from llmft_cli import config
+from llmft_cli.data.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse, parse_prompt_messages
 
 USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -13,6 +14,13 @@ SYSTEM = {"role": "system", "content": "s"}
 
 def messages(*turns: tuple[str, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def preference(column: str) -> str:
+    return (
+        "chosen and rejected are a pair of preferences, which is not trained on here; "
+        f"--columns {column}=chosen learns the chosen side"
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,6 +57,61 @@ def messages(*turns: tuple[str, Any]) -> dict[str, Any]:
         ),
         ({"prompt": "q", "completion": "a"}, "prompt-completion", [USER, ANSWER]),
         ({"instruction": None, "output": None, "prompt": "q", "completion": "a"}, "prompt-completion", [USER, ANSWER]),
+        ({"messages": "", "conversations": None, "prompt": "q", "completion": "a"}, "prompt-completion", [USER, ANSWER]),
+        ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "sharegpt", [USER, ANSWER]),
+        ({"messages": [{**USER, "from": None}, ANSWER]}, "messages", [USER, ANSWER]),
+        (
+            {"messages": ' [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
+            "messages",
+            [USER, ANSWER],
+        ),
+        (
+            {"conversations": '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'},
+            "sharegpt",
+            [USER, ANSWER],
+        ),
+        ({"messages": [USER, ANSWER], "system": "s"}, "messages", [SYSTEM, USER, ANSWER]),
+        ({"messages": [SYSTEM, USER, ANSWER], "system": "s"}, "messages", [SYSTEM, USER, ANSWER]),
+        ({"messages": [USER, ANSWER], "chosen": [ANSWER], "rejected": [ANSWER]}, "messages", [USER, ANSWER]),
+        (
+            {"instruction": "q", "output": "a", "history": [["x", "y"]], "system": "s"},
+            "alpaca",
+            [SYSTEM, {**USER, "content": "x"}, {**ANSWER, "content": "y"}, USER, ANSWER],
+        ),
+        (
+            {"instruction": "q", "output": "a", "history": '[["x", "y"]]'},
+            "alpaca",
+            [{**USER, "content": "x"}, {**ANSWER, "content": "y"}, USER, ANSWER],
+        ),
+        ({"instruction": "q", "output": "a", "history": []}, "alpaca", [USER, ANSWER]),
+        ({"instruction": "q", "output": "a", "history": None}, "alpaca", [USER, ANSWER]),
+        ({"instruction": "q", "output": "a", "history": ""}, "alpaca", [USER, ANSWER]),
+        ({"prompt": "q", "completion": "a", "system": "s"}, "prompt-completion", [SYSTEM, USER, ANSWER]),
+        ({"prompt": [SYSTEM, USER], "completion": [ANSWER]}, "prompt-completion", [SYSTEM, USER, ANSWER]),
+        ({"prompt": [USER], "completion": "a"}, "prompt-completion", [USER, ANSWER]),
+        ({"prompt": "q", "completion": [ANSWER, USER, ANSWER]}, "prompt-completion", [USER, ANSWER, USER, ANSWER]),
+        ({"prompt": "q", "completion": "a", "question": "x", "answer": "y"}, "prompt-completion", [USER, ANSWER]),
+        ({"question": "q", "answer": "a"}, "question-answer", [USER, ANSWER]),
+        ({"question": "q", "answer": ["a", "b"]}, "question-answer", [USER, ANSWER]),
+        ({"question": "q", "answer": {"text": "a"}}, "question-answer", [USER, ANSWER]),
+        (
+            {"context": "c", "question": "q", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}, "title": "t"},
+            "question-answer",
+            [{**USER, "content": "c\n\nq"}, ANSWER],
+        ),
+        ({"question": "q", "context": " ", "answer": "a"}, "question-answer", [USER, ANSWER]),
+        ({"question": "q", "answer": None, "response": "a"}, "question-answer", [USER, ANSWER]),
+        ({"system_prompt": "s", "question": "q", "response": "a"}, "question-answer", [SYSTEM, USER, ANSWER]),
+        ({"query": "q", "response": "a"}, "question-answer", [USER, ANSWER]),
+        ({"query": "q", "answer": "a"}, "question-answer", [USER, ANSWER]),
+        ({"prompt": "q", "response": "a"}, "question-answer", [USER, ANSWER]),
+        ({"input": "q", "output": "a"}, "question-answer", [USER, ANSWER]),
+        ({"instruction": "q", "response": "a"}, "question-answer", [USER, ANSWER]),
+        (
+            {"instruction": "q", "input": "i", "context": "c", "response": "a"},
+            "question-answer",
+            [{**USER, "content": "c\n\nq\n\ni"}, ANSWER],
+        ),
     ],
 )
 def test_conversations_of_every_form(row: Any, form: str, expected: Any) -> None:
@@ -58,6 +121,31 @@ def test_conversations_of_every_form(row: Any, form: str, expected: Any) -> None
 def test_a_text_is_a_document() -> None:
     assert parse({"text": " a\0 "}) == ("text", Document(" a\0 "))
     assert parse({"text": "t", "prompt": "q", "completion": "a"}, "text") == ("text", Document("t"))
+    assert parse({"content": "t", "id": 7, "url": "u", "prompt": None}) == ("text", Document("t"))
+    assert parse({"content": "t", "prompt": "q"}, "text") == ("text", Document("t"))
+
+
+def test_token_ids_are_taken_before_the_texts_they_were_made_of() -> None:
+    assert parse({"text": "t", "input_ids": [5, 6]}) == ("tokens", Tokenised([5, 6], [-100, 6]))
+    assert parse({"text": "t", "input_ids": None}) == ("text", Document("t"))
+    assert parse({"text": "t", "input_ids": ""}) == ("text", Document("t"))
+
+
+def test_answers_within_a_prompt_are_not_learned() -> None:
+    row = {"prompt": [SYSTEM, USER, ANSWER, USER], "completion": [ANSWER]}
+    expected = Conversation([SYSTEM, USER, ANSWER, USER, ANSWER], None, (False, False, False, False, True))
+    assert parse(row) == ("prompt-completion", expected)
+    row = {
+        "prompt": [USER, ANSWER, USER],
+        "completion": [{**ANSWER, "weight": 1}, USER, {**ANSWER, "weight": 0}],
+        "system": "s",
+    }
+    expected = Conversation([SYSTEM, USER, ANSWER, USER, ANSWER, USER, ANSWER], None, (*[False] * 4, True, False, False))
+    assert parse(row) == ("prompt-completion", expected)
+
+
+def test_every_form_of_the_setting_has_a_parser() -> None:
+    assert ("auto", *PARSERS) == config.FIELDS["format"].setting.choices
 
 
 @pytest.mark.parametrize(
@@ -79,7 +167,12 @@ def test_a_text_is_a_document() -> None:
         ({"messages": [{"content": "q"}]}, "messages[1].role is missing"),
         ({"messages": [{"role": "user"}, ANSWER]}, "messages[1].content is missing"),
         ({"messages": [{"role": 1, "content": "q"}]}, "messages[1].role is a number, not text"),
-        (messages(("tool", "x")), "messages[1] has the unknown role 'tool'"),
+        (messages(("critic", "x")), "messages[1] has the unknown role 'critic'"),
+        (messages(("x" * 99, "x")), "messages[1] has the unknown role 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
+        ({"messages": "[]"}, "messages must be a list with messages, not an empty list"),
+        ({"messages": "[{]"}, "messages is not valid JSON: Expecting property name enclosed in double quotes at character 3"),
+        ({"messages": "[" * 100_000}, "messages is nested too deeply"),
+        ({"messages": "[NaN]"}, "messages is not valid JSON: NaN is no JSON value"),
         (messages(("user", []), ("assistant", "a")), "messages[1].content is an empty list, not text"),
         (messages(("user", ["a"]), ("assistant", "a")), "messages[1].content[1] is text, not an object"),
         (messages(("user", [{"type": "text"}]), ("assistant", "a")), "messages[1].content[1].text is missing"),
@@ -103,16 +196,60 @@ def test_a_text_is_a_document() -> None:
             messages(("user", "q"), ("assistant", "a"), ("user", "r")),
             "the last message is from user, with no answer to learn from",
         ),
-        ({"conversations": [{"from": "tool", "value": "x"}]}, "conversations[1] is from the unknown speaker 'tool'"),
+        ({"conversations": [{"from": "critic", "value": "x"}]}, "conversations[1] is from the unknown speaker 'critic'"),
+        ({"conversations": [7]}, "conversations[1] is a number, not an object"),
         ({"conversations": [{"value": "x"}]}, "conversations[1].from is missing"),
         ({"conversations": [{"from": "human", "value": 3}]}, "conversations[1].value is a number, not text"),
         ({"conversations": "x"}, "conversations must be a list with messages, not text"),
         ({"instruction": "q", "input": 3, "output": "a"}, "input is a number, not text"),
         ({"instruction": "q", "output": None}, "output is null, not text"),
-        ({"prompt": ["q"], "completion": "a"}, "prompt is a list, not text"),
+        ({"messages": [USER, ANSWER], "system": 7}, "system is a number, not text"),
+        ({"messages": [SYSTEM, USER, ANSWER], "system": "t"}, "message 2 is from system where user should speak"),
+        ({"instruction": "q", "output": "a", "history": "x"}, "history must be a list of questions and answers, not text"),
+        ({"instruction": "q", "output": "a", "history": ["x"]}, "history[1] must be a question and its answer, not text"),
+        (
+            {"instruction": "q", "output": "a", "history": [["x", "y"], ["x"]]},
+            "history[2] must be a question and its answer, not a list of 1",
+        ),
+        (
+            {"instruction": "q", "output": "a", "history": [[]]},
+            "history[1] must be a question and its answer, not an empty list",
+        ),
+        ({"instruction": "q", "output": "a", "history": [["x", None]]}, "history[1][2] is null, not text"),
+        (
+            {"instruction": "q", "output": "a", "history": [["\ud83d", "y"]]},
+            "history[1][1] has half a character (\\ud83d without its other half)",
+        ),
+        ({"instruction": "q", "output": "a", "history": [["x", " "]]}, "message 2 (assistant) is empty"),
+        ({"prompt": ["q"], "completion": "a"}, "prompt[1] is text, not an object"),
+        ({"prompt": [], "completion": "a"}, "prompt must be a list with messages, not an empty list"),
+        ({"prompt": {}, "completion": "a"}, "prompt is an object, not text"),
+        ({"prompt": [USER], "completion": [{"role": "assistant"}]}, "completion[1].content is missing"),
+        ({"prompt": [USER], "completion": [USER]}, "there is no assistant turn to learn from"),
+        ({"prompt": [USER, ANSWER], "completion": "a"}, "message 3 is from assistant where user should speak"),
+        ({"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]}, "no message is to be learned"),
+        ({"question": "q", "answer": None}, "answer is null, not text"),
+        ({"question": ["q"], "answer": "a"}, "question is a list, not text"),
+        ({"question": "q", "answer": []}, "answer is an empty list, with no answer to learn from"),
+        ({"question": "q", "answers": {"text": []}}, "answers.text is an empty list, with no answer to learn from"),
+        ({"question": "q", "answers": {"value": "a"}}, "answers.text is missing"),
+        ({"question": "q", "answers": {"text": [{"text": 7}]}}, "answers.text[1].text is a number, not text"),
+        ({"question": "q", "answer": [""]}, "message 2 (assistant) is empty"),
+        ({"question": "q", "answer": ["\ud83d"]}, "answer[1] has half a character (\\ud83d without its other half)"),
+        ({"question": "q", "answer": "a", "context": {"title": "t"}}, "context is an object, not text"),
+        ({"content": " ", "id": 7}, "content is empty"),
+        ({"content": "t", "role": "user"}, "no known form has the keys 'content', 'role'"),
+        ({"content": "t", "question": "q"}, "no known form has the keys 'content', 'question'"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, preference("completion")),
+        ({"prompt": "q", "chosen": [ANSWER], "rejected": [ANSWER], "text": "t"}, preference("completion")),
+        ({"prompt": "q", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, preference("messages")),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, preference("messages")),
+        ({"question": "q", "chosen": "[a", "rejected": "b"}, preference("answer")),
+        ({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, preference("output")),
+        ({"chosen": "a", "rejected": "b"}, preference("text")),
         ({"text": "\u2003\n"}, "text is empty"),
         ({"text": "\ud83d"}, "text has half a character (\\ud83d without its other half)"),
-        ({"question": "q", "answer": "a"}, "no known form has the keys 'question', 'answer'"),
+        ({"ask": "q", "answer": "a"}, "no known form has the keys 'ask', 'answer'"),
     ],
 )
 def test_why_a_row_cannot_be_used(row: Any, reason: str) -> None:
@@ -128,7 +265,9 @@ def test_why_a_row_cannot_be_used(row: Any, reason: str) -> None:
         ("sharegpt", "conversations is missing"),
         ("alpaca", "instruction is missing"),
         ("prompt-completion", "prompt is missing"),
+        ("question-answer", "question is missing"),
         ("text", "text is missing"),
+        ("tokens", "input_ids is missing"),
     ],
 )
 def test_a_row_of_another_form_than_was_said(form: str, reason: str) -> None:
@@ -141,10 +280,12 @@ def test_a_row_of_another_form_than_was_said(form: str, reason: str) -> None:
 def test_prompts() -> None:
     assert parse_prompt_messages({"prompt": "q", "expected": "a"}) == [USER]
     assert parse_prompt_messages({"messages": [SYSTEM, USER, ANSWER, USER]}) == [SYSTEM, USER, ANSWER, USER]
+    assert parse_prompt_messages({"messages": [{**USER, "weight": "any"}], "prompt": "p"}) == [USER]
     for value, reason in [
         ("q", "a prompt must be an object, not text"),
         ({"question": "q"}, "prompt is missing"),
         ({"messages": [USER, ANSWER]}, "message 3 is from assistant where user should speak"),
+        ({"messages": None, "prompt": "q"}, "messages must be a list with messages, not null"),
         ({"messages": [SYSTEM]}, "message 2 is from assistant where user should speak"),
     ]:
         with pytest.raises(RowError) as caught:

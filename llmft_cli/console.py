@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,11 @@ from rich.text import Text
 
 from llmft_cli.errors import LlmftError
 from llmft_cli.progress import Advance
+from llmft_cli.terminal import marked, marks, one_line, printable
 from llmft_cli.views import Section, gibibytes
 
 if TYPE_CHECKING:
+    from llmft_cli.data.samples import Sample
     from llmft_cli.inference import Reply
 
 
@@ -98,6 +99,28 @@ class Console:
                 # rich pads every line to the table's width.
                 sys.stdout.write("".join(line.rstrip() + "\n" for line in shown.get().splitlines()))
             sys.stdout.flush()
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Prepared rows with their loss mask on stdout; nothing with --json.
+
+        On a terminal with colours, supervised text is bold and green, special tokens are inverted.
+        Elsewhere supervised text stands between marks, and no other text looks like one (see `marked`).
+        """
+        if self.as_json:
+            return
+        colours = self.out.is_terminal and self.out.color_system is not None and not self.out.no_color
+        opening, closing = marks(self.out.encoding)
+        legend = "bold and green, special tokens are inverted" if colours else f"between {opening} and {closing}"
+        self.note(f"what the model learns to write is {legend}")
+        for sample in samples:
+            place = one_line(f"{sample.source}:{sample.line} ({sample.split})")
+            header = f"=== {place}: {sample.tokens:,} tokens, {sample.supervised:,} supervised"
+            if colours:
+                self.out.print(Text(header, style="bold"), coloured(sample), "", sep="\n", soft_wrap=True)
+            else:
+                # Not through rich, which makes spaces of tabs.
+                sys.stdout.write(f"{header}\n{marked(sample, opening, closing)}\n\n")
+        sys.stdout.flush()
 
     def error(self, error: LlmftError) -> None:
         """One line of what is wrong, one of what mends it; or the same as JSON on stdout."""
@@ -206,18 +229,13 @@ def figures_text(figures: Mapping[str, float | int | None]) -> str:
     return "  ".join(parts)
 
 
-def printable(text: str) -> str:
-    """Text whose control characters other than newline and tab are written out (\\x1b), so that none is obeyed."""
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs") or character in "\u200d\u200c"
-        else character.encode("unicode_escape", "backslashreplace").decode()
-        for character in text
-    )
-
-
-def one_line(text: str) -> str:
-    return printable(" ".join(text.split()))
+def coloured(sample: Sample) -> Text:
+    """A sample's text; special tokens are inverted, whether supervised or not."""
+    text = Text()
+    for segment in sample.segments:
+        style = "bold green" if segment.supervised else "dim" if segment.special else ""
+        text.append(printable(segment.text), style=f"{style} reverse" if segment.special else style)
+    return text
 
 
 def render(section: Section) -> Table:

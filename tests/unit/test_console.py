@@ -12,9 +12,11 @@ import sys
 
 import pytest
 
-from llmft_cli.console import ChatScreen, Console, NoScreen, figures_text, one_line, printable
+from llmft_cli.console import ChatScreen, Console, NoScreen, figures_text
+from llmft_cli.data.samples import Sample, Segment
 from llmft_cli.errors import LlmftError, StageError
 from llmft_cli.inference import Reply
+from llmft_cli.terminal import marked, marks, one_line, printable
 from llmft_cli.views import Section, named
 
 Captured = pytest.CaptureFixture[str]
@@ -187,3 +189,92 @@ def test_progress_on_a_terminal_is_a_bar_with_figures_that_goes_away() -> None:
     assert "training [b]" in shown
     assert "2/2" in shown
     assert "loss 1.5000" in shown
+
+
+SAMPLE = Sample(
+    source="rows[b].jsonl\x1b",
+    line=3,
+    split="train",
+    tokens=1020,
+    supervised=8,
+    segments=[
+        Segment("<s>", supervised=False, special=True, tokens=1),
+        Segment("Say\t[bold]</s>[/] \x1b[31m \u27e6x", supervised=False, special=False, tokens=1010),
+        Segment("No\n 2 ", supervised=True, special=False, tokens=7),
+        Segment("</s>", supervised=True, special=True, tokens=1),
+        Segment("\n", supervised=False, special=False, tokens=1),
+    ],
+)
+SHOW_SAMPLE = f"""
+from llmft_cli.console import Console
+from llmft_cli.data.samples import Sample, Segment
+Console().samples([{SAMPLE!r}])
+"""
+
+
+def test_samples_in_a_pipe_have_marks_around_what_is_learned(capsys: Captured) -> None:
+    Console().samples([SAMPLE, SAMPLE])
+    shown = capsys.readouterr()
+    one = (
+        "=== rows[b].jsonl\\x1b:3 (train): 1,020 tokens, 8 supervised\n"
+        "<s>Say\t[bold]\\u003c/s>[/] \\x1b[31m \\u27e6x\u27e6No\n 2 </s>\u27e7\n\n\n"
+    )
+    assert shown.out == one * 2
+    assert shown.err == "what the model learns to write is between \u27e6 and \u27e7\n"
+
+
+def test_samples_are_not_printed_beside_json(capsys: Captured) -> None:
+    Console(as_json=True).samples([SAMPLE])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_samples_where_there_is_only_ascii() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", SHOW_SAMPLE], capture_output=True, text=True, env=environment)
+    assert "x{+No\n 2 </s>+}\n" in done.stdout
+    assert done.stderr == "what the model learns to write is between {+ and +}\n"
+    assert (marks("ascii"), marks("latin-1"), marks("utf-8")) == (("{+", "+}"), ("{+", "+}"), ("\u27e6", "\u27e7"))
+
+
+def test_text_that_spells_a_mark_or_a_special_token_is_told_from_one() -> None:
+    segments = [
+        Segment("{+}<eos><eo", False, False, 1),
+        Segment("<eos>", False, True, 1),
+        Segment("++}", True, False, 1),
+        Segment("<eos>", True, True, 1),
+    ]
+    sample = Sample("rows.jsonl", 1, "train", 4, 2, segments)
+    assert marked(sample, "{+", "+}") == "\\u007b\\u002b}\\u003ceos><eo<eos>{++\\u002b}<eos>+}"
+
+
+@pytest.mark.parametrize("colours", [True, False])
+def test_samples_on_a_terminal_are_coloured_unless_colours_are_not_wanted(
+    colours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    if colours:
+        monkeypatch.delenv("NO_COLOR")
+    shown = terminal_output(SHOW_SAMPLE).replace("\r\n", "\n")
+    if colours:
+        assert "\x1b[1;32mNo\x1b[0m\n\x1b[1;32m 2 \x1b[0m\x1b[1;7;32m</s>\x1b[0m\n" in shown
+        assert "\x1b[2;7m<s>\x1b[0mSay" in shown
+        assert "[bold]</s>[/] \\x1b[31m \u27e6x" in shown
+    else:
+        assert "\u27e6No\n 2 </s>\u27e7\n" in shown
+        assert "32m" not in shown
+
+
+def terminal_output(code: str) -> str:
+    """What a program writes to a terminal, which is its stdout and stderr."""
+    main, terminal = pty.openpty()
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(main, 65536)
+        except OSError:  # the other end is closed
+            break
+    os.close(main)
+    assert program.wait(timeout=20) == 0
+    return shown.decode()

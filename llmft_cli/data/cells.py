@@ -123,7 +123,8 @@ def from_json(text: str, where: str) -> Any:
     except json.JSONDecodeError as error:
         raise RowError(f"{where} is not valid JSON: {error.msg} at character {error.pos + 1}") from error
     except ValueError as error:
-        raise RowError(f"{where} is not valid JSON: {error}") from error
+        # A constant that is refused here, or a number of more digits than Python reads.
+        raise RowError(f"{where} is not valid JSON: {str(error).partition(':')[0]}") from error
     except RecursionError as error:
         raise RowError(f"{where} is nested too deeply") from error
 
@@ -152,8 +153,10 @@ def to_json(value: Any, where: str) -> str:
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise RowError(f"{where} cannot be written as JSON: {error}") from error
+    except ValueError as error:
+        raise RowError(f"{where} cannot be written as JSON: it has a number that is not finite") from error
     except RecursionError as error:
         raise RowError(f"{where} is nested too deeply") from error
     return whole(text, where)

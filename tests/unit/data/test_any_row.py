@@ -1,0 +1,119 @@
+"""Properties of reading that hold for any row."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmft_cli.data.columns import COLUMNS
+from llmft_cli.data.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse, parse_prompt_messages
+
+ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
+SPEAKERS = ["human", "gpt", "system", "function_call", "observation"]
+TURN_KEYS = ["role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", "weight", "train"]
+CALL_KEYS = ["id", "type", "function", "name", "arguments", "text"]
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-101, 9),
+    st.floats(),
+    st.text(st.characters(), max_size=4),
+    st.sampled_from([*ROLES, *SPEAKERS, "text", "[]", "{}", "[{", '{"name": "f"}', "\ud83d"]),
+)
+KEYS = st.sampled_from(TURN_KEYS + CALL_KEYS)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
+)
+TURNS = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(ROLES), "content": SCALARS | VALUES}, optional={"tool_calls": VALUES, "function_call": VALUES}
+    )
+    | st.fixed_dictionaries({"from": st.sampled_from(SPEAKERS), "value": SCALARS | VALUES})
+    | VALUES,
+    max_size=4,
+)
+ROWS = st.dictionaries(st.sampled_from([*COLUMNS, "chosen", "rejected", "other"]), TURNS | VALUES, max_size=5)
+
+
+def check_example(example: Any) -> None:
+    """What the rest of prepare relies on."""
+    if isinstance(example, Conversation):
+        json.dumps([example.messages, example.tools], ensure_ascii=False, allow_nan=False).encode()
+        assert all(isinstance(message["content"], str) for message in example.messages)
+        assert example.messages[-1]["role"] == "assistant"
+        assert example.trained is None or len(example.trained) == len(example.messages)
+    elif isinstance(example, Tokenised):
+        assert len(example.input_ids) == len(example.labels)
+        assert {*example.labels} - {-100} <= {*example.input_ids}
+    else:
+        assert isinstance(example, Document)
+        assert example.text.strip()
+        example.text.encode()
+
+
+@settings(max_examples=150, deadline=None)
+@given(row=ROWS | VALUES, form=st.sampled_from(["auto", *PARSERS]))
+def test_any_value_is_read_or_refused_with_a_reason(row: Any, form: str) -> None:
+    with contextlib.suppress(RowError):
+        check_example(parse(row, form)[1])
+    with contextlib.suppress(RowError):
+        parse_prompt_messages(row)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    row=ROWS, columns=st.dictionaries(st.sampled_from(COLUMNS), st.sampled_from([*COLUMNS, "other", "text.name"]), max_size=3)
+)
+def test_any_row_with_any_columns_is_read_or_refused_with_a_reason(row: Any, columns: dict[str, str]) -> None:
+    with contextlib.suppress(RowError):
+        check_example(parse(row, "auto", columns)[1])
+
+
+WHOLE = st.characters(exclude_categories=["Cs"])
+TEXTS = st.text(WHOLE, max_size=8)
+SAID = TEXTS.filter(str.strip)
+ARGUMENTS = st.dictionaries(
+    TEXTS,
+    st.recursive(TEXTS | st.integers() | st.booleans(), lambda inner: st.lists(inner, max_size=3), max_leaves=4),
+    max_size=3,
+)
+CALLS = st.fixed_dictionaries(
+    {"type": st.just("function"), "function": st.fixed_dictionaries({"name": SAID, "arguments": ARGUMENTS})},
+    optional={"id": SAID},
+)
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
+    messages = [{"role": "system", "content": draw(TEXTS)}] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append({"role": "user", "content": draw(SAID)})
+        for calls in draw(st.lists(st.lists(CALLS, min_size=1, max_size=2), max_size=2)):
+            messages.append({"role": "assistant", "content": draw(TEXTS), "tool_calls": calls})
+            messages += [{"role": "tool", "content": draw(TEXTS)} for _ in calls]
+        messages.append({"role": "assistant", "content": draw(SAID)})
+    return messages
+
+
+@settings(max_examples=100, deadline=None)
+@given(messages=conversations())
+def test_valid_conversations_come_through_unchanged(messages: list[dict[str, Any]]) -> None:
+    expected = ("messages", Conversation(messages))
+    assert parse({"messages": messages}) == expected
+    assert parse({"messages": json.dumps(messages)}) == expected
+    written = [
+        {**turn, "tool_calls": [{**call, "function": as_openai(call["function"])} for call in turn["tool_calls"]]}
+        if "tool_calls" in turn
+        else {**turn, "tool_calls": None, "name": None}
+        for turn in messages
+    ]
+    assert parse({"messages": written}) == expected
+
+
+def as_openai(function: dict[str, Any]) -> dict[str, Any]:
+    return {**function, "arguments": json.dumps(function["arguments"])}

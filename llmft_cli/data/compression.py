@@ -98,8 +98,10 @@ def broken(source: Source, sound_bytes: int, complaint: str) -> DataError:
         pyarrow.CompressedInputStream(file, source.compression) as stream,
         contextlib.suppress(OSError),
     ):
-        while stream.tell() < sound_bytes:
-            line += stream.read(min(CHUNK_BYTES, sound_bytes - stream.tell())).count(b"\n")
+        while sound_bytes > 0:
+            chunk = stream.read(min(CHUNK_BYTES, sound_bytes))
+            line += chunk.count(b"\n")
+            sound_bytes -= len(chunk)
         # A read that fails gives nothing of what it had unpacked by then.
         while byte := stream.read(1):
             line += byte == b"\n"

@@ -133,10 +133,10 @@ def array_rows(text: JsonText) -> Iterator[Row | BadRow]:
         following = text.peek()
         ended = following == "]"
         if following == ",":
-            comma = text.place(text.position)
             text.skip(1)
             if text.peek() == "]":
-                raise text.malformed("Illegal trailing comma before end of array", comma)
+                comma = text.text.rfind(",", 0, text.position)
+                raise text.malformed("Illegal trailing comma before end of array", text.place(max(comma, 0)))
         elif not ended:
             raise text.unexpected("Expecting ',' delimiter")
     text.skip(1)

@@ -39,6 +39,20 @@ class Record:
         self.line, self.size_bytes, self.problem = self.last_line + 1, 0, ""
 
 
+@dataclass
+class Told:
+    """How much of a file was told to have been read, where only the share of its rows is known."""
+
+    file_bytes: int
+    consumed: Consumed
+    told_bytes: int = 0
+
+    def up_to(self, share: float) -> None:
+        done_bytes = round(self.file_bytes * share)
+        self.consumed(done_bytes - self.told_bytes)
+        self.told_bytes = done_bytes
+
+
 def read_csv(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
     """Rows as objects with the header's names; `line` is where a row begins, for quoted cells may hold line ends.
 
@@ -125,11 +139,11 @@ def check_header(source: Source, record: Record, header: Sequence[str]) -> None:
 
 def check_names(where: str, names: Sequence[str]) -> None:
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{where}: the column {repeated!r} stands {names.count(repeated)} times in the header")
+        raise DataError(f"{where}: the column {repeated!r} stands more than once")
 
 
 def read_parquet(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
-    """The rows of a Parquet file.
+    """The rows of a Parquet file; one that cannot be told as Python values is bad.
 
     Raises:
         DataError: it cannot be read, or is made to fill the memory.
@@ -137,7 +151,7 @@ def read_parquet(source: Source, consumed: Consumed = ignore) -> Iterator[Row | 
     import pyarrow
     import pyarrow.parquet
 
-    number = told_bytes = 0
+    number, told = 0, Told(source.size_bytes, consumed)
     try:
         with unpacked_file(source) as path, pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
             check_names(source.name, file.schema_arrow.names)
@@ -145,9 +159,8 @@ def read_parquet(source: Source, consumed: Consumed = ignore) -> Iterator[Row | 
             for batch in file.iter_batches(batch_size=BATCH_ROWS):
                 yield from batch_rows(source, batch, number)
                 number += batch.num_rows
-                done_bytes = source.size_bytes * number // file.metadata.num_rows
-                consumed(done_bytes - told_bytes)
-                told_bytes = done_bytes
+                told.up_to(number / file.metadata.num_rows)
+        told.up_to(1)
     except (pyarrow.ArrowException, OSError) as error:
         place = f" behind row {number}" if number else ""
         raise DataError(f"{source.name} is not a readable Parquet file{place}: {first_line(error)}") from error
@@ -171,15 +184,18 @@ def read_arrow(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Ba
     """
     import pyarrow
 
-    number = told_bytes = 0
+    number, share_before, told = 0, 0.0, Told(source.size_bytes, consumed)
     try:
         with unpacked_file(source) as path, pyarrow.memory_map(str(path)) as file:
             for batch, share in arrow_batches(source, file):
+                # Values point into the batch by numbers that a damaged file may have wrong.
+                batch.validate(full=True)
                 for start in range(0, batch.num_rows, BATCH_ROWS):
+                    told.up_to(share_before + (share - share_before) * start / batch.num_rows)
                     yield from batch_rows(source, batch.slice(start, BATCH_ROWS), number + start)
                 number += batch.num_rows
-                consumed(round(source.size_bytes * share) - told_bytes)
-                told_bytes = round(source.size_bytes * share)
+                share_before = share
+        told.up_to(1)
     except (pyarrow.ArrowException, OSError) as error:
         place = f" behind row {number}" if number else ""
         raise DataError(f"{source.name} is not a readable Arrow file{place}: {first_line(error)}") from error
@@ -209,16 +225,14 @@ def batch_rows(source: Source, batch: Any, before: int) -> Iterator[Row | BadRow
     """
     import pyarrow
 
+    if batch.nbytes > compression.MAX_ROW_BYTES:
+        for index in range(batch.num_rows):
+            check_length(source, before + index + 1, batch.slice(index, 1).nbytes)
     try:
-        # Values point into the batch by numbers that a damaged file may have wrong.
-        batch.validate(full=True)
-        if batch.nbytes > compression.MAX_ROW_BYTES:
-            for index in range(batch.num_rows):
-                check_length(source, before + index + 1, batch.slice(index, 1).nbytes)
         values = batch.to_pylist()
-    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError):
         if batch.num_rows == 1:
-            yield BadRow(source.name, before + 1, column_complaint(batch) or first_line(error))
+            yield BadRow(source.name, before + 1, column_complaint(batch))
             return
         for index in range(batch.num_rows):
             yield from batch_rows(source, batch.slice(index, 1), before + index)
@@ -233,8 +247,9 @@ def column_complaint(batch: Any) -> str:
 
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
-            column.validate(full=True)
             column.to_pylist()
+        except UnicodeDecodeError as error:
+            return f"the column {name!r} is not UTF-8 (byte {error.object[error.start]:#04x})"
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:
             return f"the column {name!r}: {first_line(error)}"
-    return ""
+    raise AssertionError("each column can be read, and all of them cannot")

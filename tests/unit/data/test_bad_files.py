@@ -1,26 +1,30 @@
-"""Every documented data error, by its file in sample_data/bad/."""
+"""Malformed input: every documented error by its file in sample_data/bad/, and many more kinds."""
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmft_cli import config
-from llmft_cli.data.prepare import Intake, check_intake, take_in
-from llmft_cli.data.readers import find_sources
-from llmft_cli.data.rendering import ConversationEncoder
+from llmft_cli.data.examples import RowError
+from llmft_cli.data.formats import parse
+from llmft_cli.data.readers import read
+from llmft_cli.data.rows import BadRow
+from llmft_cli.data.sources import READABLE, find_sources
 from llmft_cli.errors import DataError
-from llmft_cli.progress import Silent
 
 BAD = Path(__file__).parents[3] / "sample_data" / "bad"
 
 # The bad row's line and reason; the two good rows beside it are kept.
 BAD_ROWS = {
+    "byte-0.jsonl": (2, "a byte 0 in column 21"),
+    "carriage-return.jsonl": (2, "a carriage return ends the row before column 48, where a line feed should"),
     "empty-answer.jsonl": (2, "message 2 (assistant) is empty"),
     "half-character.jsonl": (2, "messages[1].content has half a character (\\ud83d without its other half)"),
+    "header-again.csv": (3, "the header again, where a row should be"),
     "image-part.jsonl": (2, "messages[1].content[1] is of the type 'image_url', and only 'text' can be used"),
     "late-system-message.jsonl": (2, "message 3 is from system where user should speak"),
     "malformed-json.jsonl": (2, "malformed JSON: it ends too early"),
@@ -28,30 +32,40 @@ BAD_ROWS = {
     "missing-field.jsonl": (2, "output is null, not text"),
     "no-assistant-turn.jsonl": (2, "there is no assistant turn to learn from"),
     "not-an-object.jsonl": (2, "a row must be an object, not text"),
+    "not-utf8.csv": (3, "not UTF-8 (byte 0xdf in column 8)"),
     "not-utf8.jsonl": (2, "not UTF-8 (byte 0xdf in column 33)"),
     "null-content.jsonl": (2, "messages[2].content is null, not text"),
+    "python-literals.jsonl": (
+        2,
+        "malformed JSON: Expecting property name enclosed in double quotes in column 2",
+    ),
     "ragged.csv": (4, "has 3 columns, the header has 2"),
+    "repeated-key.jsonl": (2, "the key 'prompt' stands twice in an object"),
     "stray-quote.csv": (2, "malformed CSV: ',' expected after '\"'"),
     "two-users-in-a-row.jsonl": (2, "message 2 is from user where assistant should speak"),
     "unanswered.jsonl": (2, "the last message is from user, with no answer to learn from"),
-    "unknown-form.jsonl": (2, "no known form has the keys 'question', 'answer'"),
-    "unknown-role.jsonl": (2, "messages[1] has the unknown role 'tool'"),
-    "unknown-speaker.jsonl": (2, "conversations[1] is from the unknown speaker 'observation'"),
+    "unknown-form.jsonl": (2, "no known form has the keys 'source', 'target'"),
+    "unknown-role.jsonl": (2, "messages[1] has the unknown role 'moderator'"),
+    "unknown-speaker.jsonl": (2, "conversations[1] is from the unknown speaker 'moderator'"),
     "wrong-types.jsonl": (2, "messages[1].content is a number, not text"),
 }
 
 # What is said of a file that is refused as a whole; {file} is its path.
 BAD_FILES = {
     "binary.jsonl": "{file} is a binary file, not text (byte 0 at offset 8)",
-    "blank-text.txt": "no row is left (1 read, 1 rejected, 0 too long); the first: {file} line 1: text is empty",
     "broken-object.json": "{file} line 3: malformed JSON: Expecting ',' delimiter in column 21",
+    "column-without-name.csv": "{file} line 1: column 2 of the header has no name",
+    "cut-off.jsonl.gz": "{file} line 5: the gzip data ends too early here",
     "empty.json": "{file} is empty",
+    "gzip.jsonl": "{file} is gzip data",
     "missing-comma.json": "{file} line 3: malformed JSON: Expecting ',' delimiter in column 1",
-    "no-rows.json": "no row is left (0 read, 0 rejected, 0 too long)",
+    "not-gzip.jsonl.gz": "{file} is not gzip data, as its name says",
     "not-parquet.parquet": "{file} is not a readable Parquet file: Parquet magic bytes not found in footer. "
     "Either the file is corrupted or this is not a parquet file.",
     "not-utf8.txt": "{file} line 2 is not UTF-8 (byte 0xdf)",
     "only-a-bom.json": "{file} is empty",
+    "same-column-twice.csv": "{file} line 1: the column 'prompt' stands more than once",
+    "semicolons.csv": "{file} line 1: the header is a single column 'prompt;completion', parted by semicolons",
     "text-after-array.json": "{file} line 2: malformed JSON: Extra data in column 1",
     "trailing-comma.json": "{file} line 3: malformed JSON: Illegal trailing comma before end of array in column 133",
     "truncated-array.json": "{file} line 3: malformed JSON: it ends too early",
@@ -61,29 +75,388 @@ BAD_FILES = {
     "utf16.jsonl": "{file} is UTF-16, not UTF-8",
 }
 
+# Of these no row is left.
+NO_ROWS: dict[str, list[tuple[int, str]]] = {
+    "blank-text.txt": [(1, "text is empty")],
+    "no-rows.json": [],
+}
 
-def intake_of(name: str, tokenizer: Any) -> Intake:
-    return take_in(find_sources([str(BAD / name)]), ConversationEncoder(tokenizer), config.resolve({}), Silent())
+
+def outcome(path: Path) -> tuple[list[int], list[tuple[int, str]]]:
+    """The lines of the good rows of a file, and those of the bad ones with the reasons."""
+    kept, rejected = [], []
+    (source,) = find_sources([str(path)])
+    for row in read(source, "train"):
+        assert row.source == str(path)
+        if isinstance(row, BadRow):
+            rejected.append((row.line, row.reason))
+            continue
+        try:
+            parse(row.value)
+            kept.append(row.line)
+        except RowError as error:
+            rejected.append((row.line, str(error)))
+    return kept, rejected
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        outcome(path)
+    return caught.value.message
 
 
 @pytest.mark.parametrize("name", BAD_ROWS)
-def test_a_bad_row_is_set_aside_and_the_good_ones_are_kept(name: str, tiny_tokenizer: Any) -> None:
-    intake = intake_of(name, tiny_tokenizer)
-    assert [(row.source, row.line, row.reason) for row in intake.rejected] == [(str(BAD / name), *BAD_ROWS[name])]
-    assert (intake.read, len(intake.rows)) == (3, 2)
+def test_a_bad_row_is_set_aside_and_the_good_ones_are_kept(name: str) -> None:
+    kept, rejected = outcome(BAD / name)
+    assert rejected == [BAD_ROWS[name]]
+    assert len(kept) == 2
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_a_bad_file_is_refused(name: str, tiny_tokenizer: Any) -> None:
-    with pytest.raises(DataError) as caught:
-        check_intake(intake_of(name, tiny_tokenizer), config.resolve({}))
-    assert caught.value.message == BAD_FILES[name].format(file=BAD / name)
+def test_a_bad_file_is_refused(name: str) -> None:
+    assert refusal(BAD / name) == BAD_FILES[name].format(file=BAD / name)
+
+
+@pytest.mark.parametrize("name", NO_ROWS)
+def test_a_file_without_a_good_row(name: str) -> None:
+    assert outcome(BAD / name) == ([], NO_ROWS[name])
 
 
 def test_every_bad_file_is_tested_and_documented() -> None:
-    expected = {**BAD_ROWS, **BAD_FILES}
-    assert {file.name for file in BAD.iterdir()} == set(expected)
-    readme = (BAD.parent / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `bad/([^`]+)` \|[^|]+\| `(.+)` \|$", readme, re.MULTILINE))
-    said = {name: f"line {text[0]}: {text[1]}" if isinstance(text, tuple) else text for name, text in expected.items()}
-    assert rows == {name: text.replace("{file}", "FILE") for name, text in said.items()}
+    readme = (BAD / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([^`]+)` \|[^|]+\| `(.+)` \|$", readme, re.MULTILINE))
+    said = {name: f"line {line}: {reason}" for name, (line, reason) in BAD_ROWS.items()}
+    said |= {name: text.replace("{file}", "FILE") for name, text in BAD_FILES.items()}
+    assert {name: text for name, text in rows.items() if name not in NO_ROWS} == said
+    assert rows.keys() == said.keys() | NO_ROWS.keys()
+    assert {file.name for file in BAD.iterdir()} == rows.keys() | {"README.md"}
+
+
+GOOD = '{"prompt": "a", "completion": "b"}'
+TURNS = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}'
+
+# One bad line between two good ones, and why it is bad.
+BAD_LINES: dict[str, tuple[str | bytes, str]] = {
+    "cut in a text": ('{"prompt": "a", "compl', "malformed JSON: Unterminated string starting in column 17"),
+    "cut behind a colon": ('{"prompt":', "malformed JSON: it ends too early"),
+    "single quotes": ("{'prompt': 'a'}", "malformed JSON: Expecting property name enclosed in double quotes in column 2"),
+    "key without quotes": ('{prompt: "a"}', "malformed JSON: Expecting property name enclosed in double quotes in column 2"),
+    "typographic quotes": ("{“prompt”: “a”}", "malformed JSON: Expecting property name enclosed in double quotes in column 2"),
+    "None of Python": ('{"prompt": None}', "malformed JSON: Expecting value in column 12"),
+    "text without quotes": ('{"prompt": hello}', "malformed JSON: Expecting value in column 12"),
+    "missing colon": ('{"prompt" "a"}', "malformed JSON: Expecting ':' delimiter in column 11"),
+    "missing comma": ('{"prompt": "a" "completion": "b"}', "malformed JSON: Expecting ',' delimiter in column 16"),
+    "wrong bracket": ('{"prompt": "a"]}', "malformed JSON: Expecting ',' delimiter in column 15"),
+    "comma between rows": (GOOD + ",", "malformed JSON: Extra data in column 35"),
+    "two rows on a line": (GOOD + GOOD, "malformed JSON: Extra data in column 35"),
+    "carriage return between rows": (
+        GOOD + "\r" + GOOD,
+        "a carriage return ends the row before column 36, where a line feed should",
+    ),
+    "end of an array": ("]", "malformed JSON: Expecting value in column 1"),
+    "comment": ("// one more", "malformed JSON: Expecting value in column 1"),
+    "conflict of a merge": ("<<<<<<< HEAD", "malformed JSON: Expecting value in column 1"),
+    "CSV": ("a,b", "malformed JSON: Expecting value in column 1"),
+    "byte order mark within": ('{"prompt": \ufeff"a"}', "malformed JSON: Expecting value in column 12"),
+    "tab in a text": ('{"prompt": "a\tb"}', "malformed JSON: Invalid control character in column 14"),
+    "bell in a text": ('{"prompt": "\a"}', "malformed JSON: Invalid control character in column 13"),
+    "unknown escape": ('{"prompt": "\\x41"}', "malformed JSON: Invalid \\escape in column 13"),
+    "broken unicode escape": ('{"prompt": "\\u12g4"}', "malformed JSON: Invalid \\uXXXX escape in column 14"),
+    "number that starts with 0": ('{"prompt": 01}', "malformed JSON: Expecting ',' delimiter in column 13"),
+    "minus without a number": ('{"prompt": -}', "malformed JSON: Expecting value in column 12"),
+    "huge number": ('{"prompt": %s}' % ("1" * 5000), "a number of thousands of digits"),
+    "nested too deeply": ("[" * 100_000, "malformed JSON: nested too deeply"),
+    "key twice": ('{"prompt": "a", "prompt": "c", "completion": "b"}', "the key 'prompt' stands twice in an object"),
+    "key twice in a message": (
+        '{"messages": [{"role": "user", "content": "a", "role": "assistant"}]}',
+        "the key 'role' stands twice in an object",
+    ),
+    "bytes 0": (b"\0" * 20, "a byte 0 in column 1"),
+    "byte 0 in a text": (b'{"prompt": "a\0"}', "a byte 0 in column 14"),
+    "UTF-16": (GOOD.encode("utf-16-le"), "a byte 0 in column 2"),
+    "Latin-1": (b'{"prompt": "\xe4"}', "not UTF-8 (byte 0xe4 in column 13)"),
+    "cut character": (b'{"prompt": "\xc3"}', "not UTF-8 (byte 0xc3 in column 13)"),
+    "encoded surrogate": (b'{"prompt": "\xed\xa0\x80"}', "not UTF-8 (byte 0xed in column 13)"),
+    "overlong encoding": (b'{"prompt": "\xc0\xaf"}', "not UTF-8 (byte 0xc0 in column 13)"),
+    "half a character": (
+        '{"prompt": "\\ud83d", "completion": "b"}',
+        "prompt has half a character (\\ud83d without its other half)",
+    ),
+    "not a number": ('{"prompt": NaN, "completion": "b"}', "prompt is a number, not text"),
+    "infinity": ('{"prompt": "a", "completion": -Infinity}', "completion is a number, not text"),
+    "null": ("null", "a row must be an object, not null"),
+    "number": ("12", "a row must be an object, not a number"),
+    "true": ("true", "a row must be an object, not true/false"),
+    "list": ("[1, 2]", "a row must be an object, not a list"),
+    "text": ('"a"', "a row must be an object, not text"),
+    "empty object": ("{}", "the object is empty"),
+    "unknown form": ('{"source": "a"}', "no known form has the keys 'source'"),
+}
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".ndjson", ".jsonl.gz"])
+@pytest.mark.parametrize("kind", BAD_LINES)
+def test_a_bad_line_between_good_ones(kind: str, ending: str, tmp_path: Path) -> None:
+    line, reason = BAD_LINES[kind]
+    content = GOOD.encode() + b"\n" + (line.encode() if isinstance(line, str) else line) + b"\n" + TURNS.encode()
+    path = tmp_path / f"rows{ending}"
+    path.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+    assert outcome(path) == ([1, 3], [(2, reason)])
+
+
+def test_there_are_at_least_forty_kinds_of_bad_rows() -> None:
+    assert len(BAD_LINES) >= 40
+
+
+# A whole file, the lines of its good rows, and its bad ones.
+MIXED_FILES: dict[str, tuple[str, str | bytes, list[int], list[tuple[int, str]]]] = {
+    "line feed in a text": (
+        ".jsonl",
+        f'{GOOD}\n{{"prompt": "a\nb"}}\n{GOOD}',
+        [1, 4],
+        [
+            (2, "malformed JSON: Unterminated string starting in column 12"),
+            (3, "malformed JSON: Expecting value in column 1"),
+        ],
+    ),
+    "object over several lines": (
+        ".jsonl",
+        f'{GOOD}\n{{\n"prompt": "a"\n}}\n{GOOD}',
+        [1, 5],
+        [
+            (2, "malformed JSON: it ends too early"),
+            (3, "malformed JSON: Extra data in column 9"),
+            (4, "malformed JSON: Expecting value in column 1"),
+        ],
+    ),
+    "key twice in an array": (
+        ".json",
+        f'[\n{GOOD},\n{{"prompt": "a", "prompt": "b"}},\n{GOOD}]',
+        [2, 4],
+        [(3, "the key 'prompt' stands twice in an object")],
+    ),
+    "huge number in an array": (
+        ".json",
+        f'[\n{GOOD},\n{{"prompt": {"1" * 5000}}},\n{GOOD}]',
+        [2, 4],
+        [(3, "a number of thousands of digits")],
+    ),
+    "text in an array": (".json", f'[{GOOD},\n"a",\n{GOOD}]', [1, 3], [(2, "a row must be an object, not text")]),
+    "cut line under .json": (
+        ".json",
+        f'{GOOD}\n{{"prompt": "a"\n{GOOD}',
+        [1, 3],
+        [(2, "malformed JSON: it ends too early")],
+    ),
+    "too many cells": (
+        ".csv",
+        "prompt,completion\na,b\nc,d,e\nf,g\n",
+        [2, 4],
+        [(3, "has 3 columns, the header has 2")],
+    ),
+    "too few cells": (".tsv", "prompt\tcompletion\na\tb\nc\nf\tg\n", [2, 4], [(3, "has 1 columns, the header has 2")]),
+    "blank cells": (".csv", "prompt,completion\na,b\n,\nf,g\n", [2, 4], [(3, "message 1 (user) is empty")]),
+    "quote closed too early": (
+        ".csv",
+        'prompt,completion\na,b\n"c"d,e\nf,g\n',
+        [2, 4],
+        [(3, "malformed CSV: ',' expected after '\"'")],
+    ),
+    "quote that swallows a row": (
+        ".csv",
+        'prompt,completion\na,b\n"c,d\ne,f\n"g",h\ni,j\n',
+        [2, 6],
+        [(3, "malformed CSV: ',' expected after '\"' (the row runs to line 5)")],
+    ),
+    "Latin-1 in a table": (
+        ".csv",
+        b"prompt,completion\na,b\n\xe4,e\nf,g\n",
+        [2, 4],
+        [(3, "not UTF-8 (byte 0xe4 in column 1)")],
+    ),
+    "Latin-1 on a later line of a cell": (
+        ".csv",
+        b'prompt,completion\na,b\n"x\n\xe4",e\nf,g\n',
+        [2, 5],
+        [(3, "not UTF-8 (byte 0xe4 in column 1) on line 4")],
+    ),
+    "byte 0 in a table": (".csv", b"prompt,completion\na,b\nc\0,e\nf,g\n", [2, 4], [(3, "a byte 0 in column 2")]),
+    "joined tables": (
+        ".csv",
+        "prompt,completion\na,b\n\ufeffprompt,completion\nf,g\n",
+        [2, 4],
+        [(3, "the header again, where a row should be")],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED_FILES)
+def test_good_and_bad_rows_of_a_file(kind: str, tmp_path: Path) -> None:
+    ending, content, kept, rejected = MIXED_FILES[kind]
+    path = tmp_path / f"rows{ending}"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    assert outcome(path) == (kept, rejected)
+
+
+# A file that is refused as a whole, what is said of it behind its path, and what mends it.
+REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
+    "gzip under another name": (
+        "rows.jsonl",
+        gzip.compress(GOOD.encode()),
+        " is gzip data",
+        "name it {file}.gz",
+    ),
+    "Zstandard under another name": ("rows.csv", b"\x28\xb5\x2f\xfd...", " is zstd data", "name it {file}.zst"),
+    "zip": ("rows.jsonl", b"PK\x03\x04...", " is zip data", "unpack it first"),
+    "bzip2": ("rows.jsonl", b"BZh9...", " is bzip2 data", "unpack it first"),
+    "xz": ("rows.txt", b"\xfd7zXZ\0...", " is xz data", "unpack it first"),
+    "7-Zip": ("rows.txt", b"7z\xbc\xaf\x27\x1c...", " is 7-Zip data", "unpack it first"),
+    "archive in an archive": (
+        "rows.jsonl.gz",
+        gzip.compress(gzip.compress(GOOD.encode())),
+        " holds a gzip archive within the gzip data",
+        "unpack it first",
+    ),
+    "tar": ("rows.tar.gz", gzip.compress(b"..."), " has no type known here", "{readable}"),
+    "no gzip": ("rows.jsonl.gz", GOOD, " is not gzip data, as its name says", "take the .gz off its name"),
+    "no Zstandard": ("rows.csv.zst", "a,b", " is not zstd data, as its name says", "take the .zst off its name"),
+    "empty gzip file": ("rows.jsonl.gz", b"", " is empty", ""),
+    "gzip of nothing": ("rows.jsonl.gz", gzip.compress(b""), " is empty", ""),
+    "gzip of spaces": ("rows.jsonl.gz", gzip.compress(b" \n"), " is empty", ""),
+    "gzip cut in its header": (
+        "rows.jsonl.gz",
+        gzip.compress(GOOD.encode())[:5],
+        " line 1: the gzip data ends too early here",
+        "copy or make it again",
+    ),
+    "gzip with a wrong checksum": (
+        "rows.jsonl.gz",
+        gzip.compress(f"{GOOD}\n{GOOD}\n{GOOD}".encode())[:-8] + b"12345678",
+        " line 1: the gzip data is damaged here",
+        "copy or make it again",
+    ),
+    "text behind gzip": (
+        "rows.jsonl.gz",
+        gzip.compress(f"{GOOD}\n{GOOD}".encode()) + b"text",
+        " line 2: the gzip data is damaged here",
+        "copy or make it again",
+    ),
+    "UTF-16": ("rows.csv", "a,b".encode("utf-16"), " is UTF-16, not UTF-8", "save it as UTF-8"),
+    "UTF-32": ("rows.csv", "a,b".encode("utf-32"), " is UTF-32, not UTF-8", "save it as UTF-8"),
+    "Parquet under another name": ("rows.jsonl", b"PAR1...", " is Parquet data", "let its name end in .parquet"),
+    "Arrow under another name": ("rows.json", b"ARROW1\0\0", " is Arrow data", "let its name end in .arrow"),
+    "Latin-1 document": ("a.txt", b"a\nb\xe4", " line 2 is not UTF-8 (byte 0xe4)", ""),
+    "byte 0 in a document": ("a.md", b"a\nb\0", " line 2: a byte 0, which no text has", ""),
+    "Latin-1 in an array": ("a.json", b'[{"a": "b"},\n{"a": "\xe4"}]', " line 2 is not UTF-8 (byte 0xe4)", ""),
+    "array cut in a character": ("a.json", b'[{"a": "b"},\n{"a": "\xc3', " line 2 is not UTF-8 (byte 0xc3)", ""),
+    "HTML": ("a.json", "<html></html>", " line 1: malformed JSON: Expecting value in column 1", ""),
+    "broken second object": (
+        "a.json",
+        '{\n"text": "a"\n}\n{\n"text" "b"\n}',
+        " line 5: malformed JSON: Expecting ':' delimiter in column 8",
+        "",
+    ),
+    "text behind an object": ("a.json", '{\n"text": "a"\n}\nx', " line 4: malformed JSON: Extra data in column 1", ""),
+    "text behind wrapped rows": ("a.json", '{"data": [{}]}x', " line 1: malformed JSON: Extra data in column 15", ""),
+    "column twice": ("a.csv", "a,b,a\n1,2,3", " line 1: the column 'a' stands more than once", ""),
+    "column without a name": ("a.csv", "a, ,b\n1,2,3", " line 1: column 2 of the header has no name", ""),
+    "semicolons": (
+        "a.csv",
+        "a;b\n1;2",
+        " line 1: the header is a single column 'a;b', parted by semicolons",
+        ".csv is parted by commas, .tsv by tabs: save or name it so",
+    ),
+    "commas in .tsv": (
+        "a.tsv",
+        "a,b\n1,2",
+        " line 1: the header is a single column 'a,b', parted by commas",
+        ".csv is parted by commas, .tsv by tabs: save or name it so",
+    ),
+    "no header": (
+        "a.csv",
+        "a" * 300 + ",b\nc,d",
+        f" line 1: this is no header, for its column 1 has 300 characters ({'a' * 30!r}...)",
+        "the first line of a table names its columns, such as prompt,completion",
+    ),
+    "Latin-1 header": ("a.csv", b"pr\xe4,c\na,b", " line 1: the header is not UTF-8 (byte 0xe4 in column 3)", ""),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_file_that_is_refused_as_a_whole(kind: str, tmp_path: Path) -> None:
+    name, content, message, hint = REFUSED[kind]
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(DataError) as caught:
+        outcome(path)
+    assert caught.value.message == f"{path}{message}"
+    assert caught.value.hint == hint.format(file=path, readable=READABLE)
+
+
+def write_parquet(path: Path, columns: Any) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+
+def test_parquet_rows_that_python_cannot_hold(tmp_path: Path) -> None:
+    import pyarrow
+
+    path = tmp_path / "rows.parquet"
+    times = pyarrow.array([1, 2**62, 3], pyarrow.timestamp("us"))
+    write_parquet(path, {"text": ["a", "b", "c"], "time": times})
+    assert outcome(path) == ([1, 3], [(2, "the column 'time': date value out of range")])
+    sizes, values = pyarrow.py_buffer(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0])), pyarrow.py_buffer(b"a\xe4")
+    write_parquet(path, {"text": pyarrow.StringArray.from_buffers(2, sizes, values)})
+    assert outcome(path) == ([1], [(2, "the column 'text' is not UTF-8 (byte 0xe4)")])
+
+
+def test_parquet_files_that_are_refused(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    write_parquet(path, {"text": []})
+    assert outcome(path) == ([], [])
+    write_parquet(path, pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["x", "x"]))
+    assert refusal(path) == f"{path}: the column 'x' stands more than once"
+    write_parquet(path, {"text": [f"row {number}" * 20 for number in range(20_000)]})
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = bytes(200)
+    path.write_bytes(content)
+    assert re.fullmatch(
+        rf"{path} is not a readable Parquet file behind row \d+: Corrupt snappy compressed data\.", refusal(path)
+    )
+    path.write_bytes(content[:4])
+    assert refusal(path) == (
+        f"{path} is not a readable Parquet file: Parquet file size is 4 bytes, smaller than the minimum file footer (8 bytes)"
+    )
+
+
+def test_arrow_files_that_are_refused(tmp_path: Path) -> None:
+    import pyarrow
+
+    table, path = pyarrow.table({"text": ["abc", "def"]}), tmp_path / "rows.arrow"
+    with pyarrow.ipc.new_file(path, table.schema) as file:
+        file.write_table(table)
+    whole_file = path.read_bytes()
+    with pyarrow.ipc.new_stream(path, table.schema) as stream:
+        stream.write_table(table)
+        stream.write_table(table)
+    whole_stream = path.read_bytes()
+    offsets = bytes([0, 0, 0, 0, 3, 0, 0, 0, 6, 0, 0, 0])
+    for content, complaint in (
+        (whole_file[: len(whole_file) // 2], ": Not an Arrow file"),
+        (whole_file[:6], ": File is too small: 6"),
+        (whole_stream[:-60], " behind row 2: Expected to read 152 metadata bytes, but only read 124"),
+        (b"FEA1 is older", ": Expected to read 826361158 metadata bytes, but only read 9"),
+        (
+            whole_stream.replace(offsets, bytes([0, 0, 0, 0, 99, 0, 0, 0, 6, 0, 0, 0]), 1),
+            ": In column 0: Invalid: Offset invariant failure: offset for slot 1 out of bounds: 99 > 6",
+        ),
+        (whole_stream.replace(b"abc", b"ab\xe4", 1), ": In column 0: Invalid: Invalid UTF8 sequence at string index 0"),
+    ):
+        path.write_bytes(content)
+        assert refusal(path) == f"{path} is not a readable Arrow file{complaint}"

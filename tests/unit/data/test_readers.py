@@ -163,7 +163,7 @@ def test_parquet_that_is_broken(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     content = (tmp_path / "a.parquet").read_bytes()
     assert rows_of(tmp_path / "a.parquet", content) == [
-        (1, "the column 'text': Invalid UTF8 sequence at string index 0"),
+        (1, "the column 'text' is not UTF-8 (byte 0xe4)"),
     ]
     assert refusal(tmp_path / "a.parquet", content[:-20]).startswith("is not a readable Parquet file: ")
 

@@ -10,7 +10,7 @@ from llmft_cli.data.cells import kind_of
 from llmft_cli.data.examples import RowError
 from llmft_cli.errors import ConfigError
 
-# Every key that the forms of rows look at.
+# Every key that the forms of rows look at (but `content`, which is another name of `text`).
 COLUMNS = (
     "messages",
     "conversations",
@@ -31,7 +31,6 @@ COLUMNS = (
     "answers",
     "response",
     "text",
-    "content",
     "input_ids",
     "labels",
     "assistant_masks",

@@ -20,7 +20,7 @@ from llmft_cli.data.flat_forms import (
     parse_text,
 )
 from llmft_cli.data.messages import check_order, messages_of, parse_messages, parse_sharegpt, turns_of
-from llmft_cli.data.token_rows import parse_tokens
+from llmft_cli.data.token_rows import LEARNING_MASKS, PADDING_MASK, parse_tokens
 
 __all__ = [
     "Conversation",
@@ -44,20 +44,25 @@ PARSERS: dict[str, Callable[[dict[str, Any]], Example]] = {
     "tokens": parse_tokens,
 }
 PREFERENCE = "preference"
-# Forms by the keys that a row of the form has, in the order in which they are looked for.
-FORMS_BY_KEYS: tuple[tuple[str, frozenset[str]], ...] = (
-    ("alpaca", frozenset({"instruction", "output"})),
-    ("prompt-completion", frozenset({"prompt", "completion"})),
-    *(("question-answer", frozenset(pair)) for pair in QUESTIONS_AND_ANSWERS),
-    (PREFERENCE, frozenset({"chosen", "rejected"})),
-    ("text", frozenset({"text"})),
+SYSTEM = frozenset({"system", "system_prompt"})
+TOOLS = frozenset({"tools", "functions"})
+# Forms in the order in which they are looked for, by the keys that a row of the form has, and those that it may have.
+FORMS: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
+    ("tokens", frozenset({"input_ids"}), frozenset({"labels", PADDING_MASK, *LEARNING_MASKS})),
+    ("messages", frozenset({"messages"}), SYSTEM | TOOLS),
+    ("sharegpt", frozenset({"conversations"}), SYSTEM | TOOLS),
+    ("alpaca", frozenset({"instruction", "output"}), SYSTEM | {"input", "history"}),
+    ("prompt-completion", frozenset({"prompt", "completion"}), SYSTEM | TOOLS),
+    *(("question-answer", frozenset(pair), SYSTEM | {"context", "input"}) for pair in QUESTIONS_AND_ANSWERS),
+    (PREFERENCE, frozenset({"chosen", "rejected"}), frozenset()),
+    ("text", frozenset({"text"}), frozenset()),
 )
 # What answers a question, for rows that have two answers to choose from.
 CHOSEN_ANSWERS = {"prompt": "completion", "instruction": "output", "question": "answer", "query": "response", "input": "output"}
-# In a table these cells are empty texts where a row is of another form.
+# In a table these cells are empty texts or lists where a row is of another form.
 LISTS = ("input_ids", "messages", "conversations")
 # Beside one of these a `content` is not a document.
-BESIDE_CONTENT = frozenset(COLUMNS) - {"content"} | {"role", "from", "chosen", "rejected"}
+BESIDE_CONTENT = frozenset(COLUMNS) | {"role", "from", "chosen", "rejected"}
 
 
 def parse(value: Any, form: str = "auto", columns: Mapping[str, str] | None = None) -> tuple[str, Example]:
@@ -79,15 +84,15 @@ def parse(value: Any, form: str = "auto", columns: Mapping[str, str] | None = No
 
 
 def recognise(row: dict[str, Any], columns: Mapping[str, str]) -> str:
-    """The form of a row, by its keys; a form of which all keys are in `columns` comes first.
+    """The form of a row, by its keys; one that has a use for all `columns` comes first.
 
     Raises:
         RowError: it has none of the known forms, or is a pair of preferences.
     """
     # A table has every column in every row: where a form's keys are null, look for another form first.
-    given = {key for key, cell in row.items() if cell is not None and (cell != "" or key not in LISTS)}
-    form = form_with(given.intersection(columns), row) if columns else None
-    form = form or form_with(given, row) or form_with(row.keys(), row)
+    given = {key for key, cell in row.items() if cell is not None and (key not in LISTS or cell)}
+    named = given.intersection(columns)
+    form = form_with(given, row, named) or form_with(given, row) or form_with(row.keys(), row)
     if form is None:
         keys = ", ".join(map(repr, row))
         raise RowError(f"no known form has the keys {keys}" if keys else "the object is empty")
@@ -99,16 +104,20 @@ def recognise(row: dict[str, Any], columns: Mapping[str, str]) -> str:
     return form
 
 
-def form_with(keys: Set[str], row: dict[str, Any]) -> str | None:
-    if "input_ids" in keys:
-        return "tokens"
-    if "messages" in keys:
-        turn = first_turn(row, "messages")
-        return "sharegpt" if turn.get("role") is None and turn.get("from") is not None else "messages"
-    if "conversations" in keys:
-        return "sharegpt" if first_turn(row, "conversations").get("role") is None else "messages"
-    form = next((form for form, wanted in FORMS_BY_KEYS if keys >= wanted), None)
-    return "text" if form is None and "content" in keys and not keys & BESIDE_CONTENT else form
+def form_with(keys: Set[str], row: dict[str, Any], named: Set[str] = frozenset()) -> str | None:
+    """The first form that has all it needs in `keys`, and a use for all of `named`."""
+    for form, wanted, others in FORMS:
+        if keys >= wanted and (not named or named <= wanted | others):
+            return form_of_turns(row, form) if form in ("messages", "sharegpt") else form
+    return "text" if "content" in keys and not keys & BESIDE_CONTENT else None
+
+
+def form_of_turns(row: dict[str, Any], usual: str) -> str:
+    """The form of a conversation by its first turn: either form has been seen under the usual key of the other."""
+    turn = first_turn(row, "messages" if usual == "messages" else "conversations")
+    if turn.get("role") is not None:
+        return "messages"
+    return "sharegpt" if turn.get("from") is not None else usual
 
 
 def first_turn(row: dict[str, Any], key: str) -> dict[str, Any]:

@@ -65,6 +65,16 @@ def test_malformed_columns(text: str, message: str, hint: str) -> None:
             "prompt=ask,completion=say",
             ("prompt-completion", Conversation([USER, ANSWER])),
         ),
+        (
+            {"instruction": "q", "hint": "i", "say": "a", "prompt": "x", "completion": "y"},
+            "input=hint,output=say",
+            ("alpaca", Conversation([{**USER, "content": "q\n\ni"}, ANSWER])),
+        ),
+        (
+            {"chat": [USER, ANSWER], "input_ids": [5, 6]},
+            "messages=chat",
+            ("messages", Conversation([USER, ANSWER])),
+        ),
         ({"body": "t", "question": "q", "answer": "a"}, "text=body", ("text", Document("t"))),
         ({"body": None, "question": "q", "answer": "a"}, "text=body", ("question-answer", Conversation([USER, ANSWER]))),
         ({"body": "t", "text": "u"}, "text=body", ("text", Document("t"))),

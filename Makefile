@@ -28,7 +28,7 @@ test: $(VENV)/installed-test
 
 # Everything that needs no torch, on another Python: make test-light PYTHON=python3.13
 LIGHT := .venv-light
-LIGHT_PACKAGES := datasets GPUtil huggingface_hub Jinja2 psutil pyarrow PyYAML requests rich rouge-score sacrebleu safetensors scipy setuptools \
+LIGHT_PACKAGES := datasets GPUtil huggingface_hub Jinja2 numpy psutil py3langid pyarrow PyYAML rensa requests rich rouge-score sacrebleu safetensors scipy setuptools \
 	transformers typer hypothesis pytest
 test-light:
 	rm -rf $(LIGHT)

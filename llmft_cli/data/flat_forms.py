@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llmft_cli.data.cells import decoded, kind_of, optional_text_of, text_of, whole
@@ -75,7 +76,7 @@ def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
     return conversation(row, prompt + completion, learned and [False] * len(prompt) + learned)
 
 
-def side_of(row: dict[str, Any], key: str, speaker: Any) -> tuple[list[Message], list[bool] | None]:
+def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) -> tuple[list[Message], list[bool] | None]:
     """The messages of a prompt or completion, and which of them may be learned where they say so."""
     if not isinstance(row.get(key), list):
         return [speaker(text_of(row, key))], None

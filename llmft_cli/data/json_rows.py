@@ -18,7 +18,7 @@ WRAPPED_ROWS = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{')
 # Lists under these keys belong to one row.
 ROW_KEYS = {"messages", "conversations"}
 # How much of a first object to read before it is taken for a wrapper of rows.
-PATIENCE_CHARACTERS = 4 << 20
+PATIENCE_CHARACTERS = 1 << 20
 
 
 def read_jsonl(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
@@ -36,7 +36,10 @@ def read_jsonl(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Ba
         except (ValueError, RecursionError) as error:
             # Files that were joined have byte order marks between their lines.
             bare = raw.removeprefix(UTF_8_BOM)
-            yield json_row(name, line, bare) if bare != raw else BadRow(name, line, json_complaint(error))
+            if bare == raw:
+                yield BadRow(name, line, json_complaint(error))
+            elif bare.strip():
+                yield json_row(name, line, bare)
 
 
 def json_row(name: str, line: int, raw: bytes) -> Row | BadRow:

@@ -129,9 +129,9 @@ class JsonText:
                         raise refused
                     return value
             size = len(self.text) - self.position
-            check_length(self.source, self.line(), size)
             if patience is not None and size > patience:
                 return UNFINISHED
+            check_length(self.source, self.line(), size)
             self._grow()
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:

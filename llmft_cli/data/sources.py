@@ -59,10 +59,15 @@ def find_sources(names: Sequence[str]) -> list[Source]:
         raise DataError("standard input (-) is given twice, and can be read once")
     sources: list[Source] = []
     for name in names:
-        path = Path(name).expanduser()
         if name == STDIN:
             sources.append(spooled_stdin())
-        elif path.is_dir():
+            continue
+        try:
+            path = Path(name).expanduser()
+            is_folder = path.is_dir()
+        except (OSError, RuntimeError) as error:  # RuntimeError: there is no such user
+            raise DataError(f"{shown(name)} cannot be read: {getattr(error, 'strerror', error)}") from error
+        if is_folder:
             files = sorted(data_files(path))
             if not files:
                 raise DataError(f"{shown(name)} holds no data files", READABLE)
@@ -97,8 +102,14 @@ def data_files(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{shown(str(error.filename))} cannot be read: {error.strerror}") from error
 
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        # A link may lead back to where it stands.
+        if (place := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         saved_dataset = {"state.json", "dataset_info.json"} <= set(files)
         for name in files:
             file = Path(parent) / name
@@ -144,7 +155,7 @@ def head_of(source: Source) -> bytes:
         head += chunk
         if len(head) >= HEAD_BYTES:
             break
-    return head
+    return head[:HEAD_BYTES]
 
 
 def checked(source: Source, head: bytes) -> Source:

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import csv
+import gzip
+import io
+import itertools
 import json
-import re
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from llmft_cli.data.readers import find_sources, read
-from llmft_cli.data.rows import BadRow, Row
+from llmft_cli.data import compression
+from llmft_cli.data.readers import READERS, read
+from llmft_cli.data.rows import BadRow, Row, Source
+from llmft_cli.data.sources import KINDS, find_sources
 from llmft_cli.errors import DataError
 
 
@@ -177,50 +186,8 @@ def latin_1_buffers() -> list[Any]:
     return [None, pyarrow.py_buffer(struct.pack("<ii", 0, 1)), pyarrow.py_buffer(b"\xe4")]
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b"", "is empty"),
-        ("a.txt", b" \n\t", "is empty"),
-        ("a.csv", b"\xef\xbb\xbf\r\n", "is empty"),
-        ("a.json", b"ab\0c", "is a binary file, not text (byte 0 at offset 2)"),
-        ("a.csv", "a,b".encode("utf-16-be"), "is a binary file, not text (byte 0 at offset 0)"),
-        ("a.csv", "a,b".encode("utf-16"), "is UTF-16, not UTF-8"),
-        ("a.docx", b"x", "has no type known here"),
-        ("a", b"x", "has no type known here"),
-    ],
-)
-def test_files_that_cannot_hold_rows(name: str, content: bytes, message: str, tmp_path: Path) -> None:
-    assert refusal(tmp_path / name, content) == message
-
-
 def test_white_space_before_the_rows_is_no_emptiness(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.json", "\n" * 9000 + '[{"n": 1}]') == [(9001, {"n": 1})]
-
-
-def test_directories_are_read_through_without_hidden_files_and_readme(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a/z.CSV", "a/b/c.txt", "README.md", "notes.md", ".cache/d.txt", ".e.txt", "picture.png"):
-        file = tmp_path / "data" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("x")
-    found = [
-        source.path.relative_to(tmp_path / "data").as_posix()
-        for source in find_sources([str(tmp_path / "data")])
-        if source.path
-    ]
-    assert found == ["a/b/c.txt", "a/z.CSV", "b.jsonl", "notes.md"]
-    (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path))}/none holds no data files$") as caught:
-        find_sources([str(tmp_path / "none")])
-    assert caught.value.hint == (
-        "readable types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also with .gz or .zst behind it"
-    )
-
-
-@pytest.mark.parametrize("name", ["missing.jsonl", "/no/such/place", "./here", "a/b/c"])
-def test_a_path_that_is_not_there(name: str) -> None:
-    with pytest.raises(DataError, match=rf"^{re.escape(name)} does not exist$"):
-        find_sources([name])
 
 
 def test_a_hub_dataset_without_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,3 +220,313 @@ def test_bad_rows_carry_their_source(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("{\n")
     assert list(read(find_sources([str(path)])[0], "train")) == [BadRow(str(path), 1, "malformed JSON: it ends too early")]
+
+
+def test_there_is_a_reader_for_every_kind_of_file() -> None:
+    assert tuple(READERS) == KINDS
+
+
+def zstd(content: bytes) -> bytes:
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstd}
+VALUES: list[dict[str, Any]] = [{"prompt": "a\n\nä😀\t", "n": "1"}, {"prompt": "", "n": "-2.5e3"}, {"prompt": '"', "n": "x"}]
+
+
+def table_bytes(kind: str) -> bytes:
+    """`VALUES` as a binary table."""
+    import pyarrow
+    import pyarrow.parquet
+
+    table, sink = pyarrow.Table.from_pylist(VALUES), io.BytesIO()
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, sink, row_group_size=2)
+    else:
+        new = pyarrow.ipc.new_file if kind == "arrow file" else pyarrow.ipc.new_stream
+        with new(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=2)
+    return sink.getvalue()
+
+
+def csv_text(delimiter: str) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["prompt", "n"], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(VALUES)
+    return text.getvalue()
+
+
+# Names, contents, and the lines of the rows.
+FORMS: dict[str, tuple[str, bytes, list[int]]] = {
+    "jsonl": ("a.jsonl", "\n".join(map(json.dumps, VALUES)).encode(), [1, 2, 3]),
+    "ndjson": ("a.ndjson", "\r\n".join(map(json.dumps, VALUES)).encode(), [1, 2, 3]),
+    "array": ("a.json", json.dumps(VALUES, indent=1, ensure_ascii=False).encode(), [2, 6, 10]),
+    "array on a line": ("a.json", json.dumps(VALUES).encode(), [1, 1, 1]),
+    "array as jsonl": ("a.jsonl", json.dumps(VALUES, indent=1).encode(), [2, 6, 10]),
+    "wrapped": ("a.json", json.dumps({"da[ta\n": VALUES}, indent=1).encode(), [3, 7, 11]),
+    "lines as json": ("a.json", "\n".join(map(json.dumps, VALUES)).encode(), [1, 2, 3]),
+    "objects": ("a.json", "\n".join(json.dumps(value, indent=1) for value in VALUES).encode(), [1, 5, 9]),
+    "csv": ("a.csv", csv_text(",").encode(), [2, 5, 6]),
+    "tsv": ("a.tsv", csv_text("\t").encode(), [2, 5, 6]),
+    "parquet": ("a.parquet", table_bytes("parquet"), [1, 2, 3]),
+    "arrow file": ("a.arrow", table_bytes("arrow file"), [1, 2, 3]),
+    "arrow stream": ("a.arrow", table_bytes("arrow stream"), [1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_plain_and_compressed(form: str, packing: str, tmp_path: Path) -> None:
+    name, content, lines = FORMS[form]
+    path = tmp_path / (name + packing)
+    path.write_bytes(PACKERS[packing](content))
+    (source,) = find_sources([str(path)])
+    read_bytes: list[int] = []
+    rows = list(read(source, "train", read_bytes.append))
+    assert rows == [Row(str(path), line, value) for line, value in zip(lines, VALUES, strict=True)]
+    assert sum(read_bytes) == source.size_bytes == path.stat().st_size
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 16, 17, 64])
+@pytest.mark.parametrize("form", [form for form in FORMS if "arrow" not in form and form != "parquet"])
+def test_where_a_file_is_cut_into_chunks_changes_nothing(
+    form: str, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "CHUNK_BYTES", size)
+    name, content, lines = FORMS[form]
+    path = tmp_path / name
+    for start in (b"", b"\xef\xbb\xbf"):
+        assert rows_of(path, start + content) == list(zip(lines, VALUES, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8, 13])
+def test_values_of_an_array_that_are_cut(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "CHUNK_BYTES", size)
+    values = [-1.5e-3, 12345, 'a]\\"\u00e4\ud83d', None, True, [], {"a": [{"b": "}"}]}, "😀", 1e400]
+    content = "[" + " \n ,".join(map(json.dumps, values)) + "]"
+    assert rows_of(tmp_path / "a.json", content) == list(enumerate(values, 1))
+    assert refusal(tmp_path / "a.json", content[:-1]) == f"line {len(values)}: malformed JSON: it ends too early"
+    assert refusal(tmp_path / "a.json", '[{"a": 1},\n\n {"b": tru}]') == "line 3: malformed JSON: Expecting value in column 8"
+    assert refusal(tmp_path / "a.json", '[1,\n"ää", x]') == "line 2: malformed JSON: Expecting value in column 7"
+
+
+def test_csv_with_carriage_returns_alone(tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "a.csv", 'prompt,n\ra,1\r"b\rc",2') == [
+        (2, {"prompt": "a", "n": "1"}),
+        (3, {"prompt": "b\rc", "n": "2"}),
+    ]
+
+
+def test_byte_order_marks_of_joined_files(tmp_path: Path) -> None:
+    assert rows_of(tmp_path / "a.jsonl", '{"n": 1}\n\ufeff{"n": 2}\n') == [(1, {"n": 1}), (2, {"n": 2})]
+
+
+def test_compressed_files_that_were_joined(tmp_path: Path) -> None:
+    for packing in (".gz", ".zst"):
+        pack = PACKERS[packing]
+        content = pack(b'{"n": 1}\n') + pack(b'{"n": 2}\n')
+        assert rows_of(tmp_path / f"a.jsonl{packing}", content) == [(1, {"n": 1}), (2, {"n": 2})]
+
+
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_compressed_data_that_ends_too_early(packing: str, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"{number * 7919:x} {number * 104729:x}"}) for number in range(30_000)]
+    whole = PACKERS[packing]("\n".join(lines).encode())
+    path = tmp_path / f"a.jsonl{packing}"
+    path.write_bytes(whole[: len(whole) // 2])
+    (source,) = find_sources([str(path)])
+    with pytest.raises(DataError) as caught:
+        list(read(source, "train"))
+    name = {".gz": "gzip", ".zst": "zstd"}[packing]
+    line = int(caught.value.message.split()[2].rstrip(":"))
+    assert caught.value.message == f"{path} line {line}: the {name} data ends too early here"
+    assert 10_000 < line < 20_000
+
+
+# -- bounds
+
+
+@contextmanager
+def peak_memory(limit_bytes: int) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit_bytes
+    finally:
+        tracemalloc.stop()
+
+
+def too_long(path: Path) -> str:
+    return f"{path} line {{}}: a single row of more than {compression.MAX_ROW_BYTES >> 20} MiB"
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "line"),
+    [
+        ("a.jsonl", '{"n": 1}\n{"text": "', 2),
+        ("a.csv", "text\na\n", 3),
+        ("a.csv", 'text\na\n"\n', 4),
+        ("a.csv", "", 1),
+        ("a.tsv", "text\na\n\n", 4),
+        ("a.json", '[{"n": 1},\n{"text": "', 2),
+        ("a.json", '{"text": "', 1),
+        ("a.json", '{"data": [{"n": 1},\n\n{"text": "', 3),
+    ],
+)
+def test_a_row_may_not_be_longer_than_the_limit(
+    name: str, start: str, line: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compression, "MAX_ROW_BYTES", 1 << 20)
+    path = tmp_path / name
+    for packing, pack in PACKERS.items():
+        packed = path.with_name(name + packing)
+        packed.write_bytes(pack(start.encode() + b"a" * (2 << 20)))
+        with pytest.raises(DataError) as caught:
+            list(read(find_sources([str(packed)])[0], "train"))
+        assert caught.value.message == too_long(packed).format(line)
+
+
+def test_the_longest_row_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "MAX_ROW_BYTES", 1 << 20)
+    row = json.dumps({"text": "a" * ((1 << 20) - 12)})
+    assert len(row) == 1 << 20
+    assert [line for line, _ in rows_of(tmp_path / "a.jsonl", f"{row}\n{row}")] == [1, 2]
+    assert [line for line, _ in rows_of(tmp_path / "a.json", f"[{row},\n{row}]")] == [1, 2]
+    with pytest.raises(DataError, match="line 2: a single row of more than 1 MiB"):
+        rows_of(tmp_path / "a.jsonl", f"{row}\n {row}")
+    with pytest.raises(DataError, match="line 2: a single row of more than 1 MiB"):
+        rows_of(tmp_path / "a.json", f"[{row},\n{row[:-1]} }}]")
+
+
+def test_white_space_is_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "MAX_ROW_BYTES", 1 << 20)
+    for name in ("a.json", "a.jsonl", "a.csv"):
+        path = tmp_path / name
+        path.write_bytes(b" " * (2 << 20))
+        with pytest.raises(DataError) as caught:
+            list(read(find_sources([str(path)])[0], "train"))
+        assert caught.value.message == too_long(path).format(1)
+
+
+def test_a_long_document_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "MAX_ROW_BYTES", 1 << 20)
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\n" * (1 << 20))
+    with pytest.raises(DataError, match="line 1: a document of more than 1 MiB") as caught:
+        list(read(find_sources([str(path)])[0], "train"))
+    assert caught.value.hint == "a text file is one document: split it into several files"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_long_row_of_a_table(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr(compression, "MAX_ROW_BYTES", 1 << 20)
+    table = pyarrow.table({"text": ["a", "b" * 700_000, "b" * 700_000, "c" * 1_100_000]})
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path, compression="none")
+    else:
+        with pyarrow.ipc.new_file(path, table.schema) as file:
+            file.write_table(table)
+    with pytest.raises(DataError) as caught:
+        list(read(find_sources([str(path)])[0], "train"))
+    assert caught.value.message == too_long(path).format(4)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.csv", "a.tsv", "a.txt", "a.md"])
+def test_a_gigabyte_on_one_line_is_refused_without_being_read(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.write(b'{"text": "' + b"a" * 10_000)
+        file.seek(1 << 30)
+        file.write(b'"}')
+    started = time.monotonic()
+    with peak_memory(5 * compression.MAX_ROW_BYTES), pytest.raises(DataError) as caught:
+        list(read(find_sources([str(path)])[0], "train"))
+    assert time.monotonic() - started < 10
+    if name == "a.json":  # JSON has no byte 0, of which the rest of the file is made
+        assert caught.value.message == f"{path} line 1: malformed JSON: Invalid control character in column 10011"
+    else:
+        what = "document" if name in ("a.txt", "a.md") else "single row"
+        assert caught.value.message == f"{path} line 1: a {what} of more than 64 MiB"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt", "a.parquet"])
+@pytest.mark.parametrize("packing", [".gz", ".zst"])
+def test_a_bomb_is_refused(name: str, packing: str, tmp_path: Path) -> None:
+    """Small members of a compressed file, which may be any number, make it a bomb that costs nothing to lay."""
+    line = b'{"text": "' + b"a" * 20_000 + b'"}'
+    start, end = {"a.json": (b"[", b","), "a.csv": (b"", b"\n")}.get(name, (b"", b"\n"))
+    if name == "a.csv":
+        line = b"a" * 20_000
+        start = b"text\n"
+    pack = PACKERS[packing]
+    path = tmp_path / f"{name}{packing}"
+    path.write_bytes(pack(start) + pack((line + end) * 50) * 1000)
+    size = path.stat().st_size
+    assert size < 2_000_000
+    started = time.monotonic()
+    with peak_memory(3 * compression.MAX_ROW_BYTES), pytest.raises(DataError) as caught:
+        assert all(row.line for row in read(find_sources([str(path)])[0], "train"))
+    assert time.monotonic() - started < 20
+    message = caught.value.message
+    if name == "a.txt":
+        assert message == f"{path} line 1: a document of more than 64 MiB"
+    else:
+        grown = int(message.removeprefix(f"{path} grows ").split()[0])
+        assert grown > compression.MAX_EXPANSION
+        assert message.startswith(f"{path} grows {grown} times when it is unpacked (")
+
+
+def test_a_parquet_bomb_is_refused(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    table = pyarrow.table({"text": ["a" * (1 << 20)] * 100})
+    pyarrow.parquet.write_table(table, path, use_dictionary=False, compression="zstd")
+    size = path.stat().st_size
+    (source,) = find_sources([str(path)])
+    with pytest.raises(DataError) as caught:
+        list(read(source, "train"))
+    grown = 100 * (1 << 20) // size
+    assert caught.value.message.startswith(f"{path} grows ")
+    assert abs(int(caught.value.message.split()[2]) - grown) <= 1
+
+
+def long_file(path: Path, start: str, row: str, between: str, end: str, count: int) -> Source:
+    with path.open("w") as file:
+        file.write(start)
+        file.writelines(itertools.repeat(row + between, count))
+        file.write(row + end)
+    return find_sources([str(path)])[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "between", "end"),
+    [
+        ("a.jsonl", "", "\n", ""),
+        ("a.json", "[", ",\n", "]"),
+        ("a.json", '{"rows": [', ", ", "]}"),
+        ("a.json", "", "\n", "\n"),
+    ],
+    ids=["lines", "array", "wrapped", "lines as json"],
+)
+def test_a_long_file_takes_no_more_memory_than_a_short_one(
+    name: str, start: str, between: str, end: str, tmp_path: Path
+) -> None:
+    row = json.dumps({"prompt": "p" * 450, "completion": "c" * 450})
+    source = long_file(tmp_path / name, start, row, between, end, 29_999)
+    told: list[int] = []
+    with peak_memory(6 << 20):
+        assert sum(1 for _ in read(source, "train", told.append)) == 30_000
+    assert sum(told) == source.size_bytes > 27_000_000
+    assert 50 < len(told) < 1000

@@ -15,6 +15,7 @@ from llmft_cli.data.rows import Source
 from llmft_cli.errors import DataError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+UTF_8_BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 1 << 18
 MAX_ROW_BYTES = 64 << 20
 MAX_EXPANSION = 200

@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from llmft_cli.data.compression import Consumed, ignore, lines
+from llmft_cli.data.compression import UTF_8_BOM, Consumed, ignore, lines
 from llmft_cli.data.json_text import DECODER, UNFINISHED, JsonText, RefusedValue, json_complaint
 from llmft_cli.data.rows import BadRow, Row, Source
 from llmft_cli.errors import DataError
 
-UTF_8_BOM = b"\xef\xbb\xbf"
 # The objects of JSON lines open with their first key; those that are laid out over several lines, with a lone brace.
 LINE_OF_AN_OBJECT = re.compile(r"^\{[ \t]*\S", re.MULTILINE)
 WRAPPED_ROWS = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{')

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmft_cli.data.compression import CHUNK_BYTES, COMPRESSIONS, chunks
+from llmft_cli.data.compression import CHUNK_BYTES, COMPRESSIONS, UTF_8_BOM, chunks
 from llmft_cli.data.rows import Source
 from llmft_cli.errors import DataError, first_line
 
@@ -24,7 +24,6 @@ KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".t
 BINARY_KINDS = {".parquet", ".arrow"}
 READABLE = f"readable types: {', '.join(KINDS)}, each also with .gz or .zst behind it"
 HEAD_BYTES = 8192
-UTF_8_BOM = b"\xef\xbb\xbf"
 # In this order: the mark of UTF-32 begins with that of UTF-16.
 WIDE_BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -39,7 +38,7 @@ ARROW_MAGIC = (b"ARROW1", b"\xff\xff\xff\xff")
 # What datasets' save_to_disk writes beside the rows.
 SAVED_DATASET_FILES = {"state.json", "dataset_info.json", "dataset_dict.json"}
 COLUMN_NAMES = {"messages", "conversations", "prompt", "completion", "instruction", "output", "question", "answer", "text"}
-NO_FILES = {
+NOT_FILES = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -132,7 +131,7 @@ def file_source(name: str, path: Path) -> Source:
     except OSError as error:
         broken = f" (a symbolic link to {shown(str(path.readlink()))})" if path.is_symlink() else ""
         raise DataError(f"{name} cannot be read: {error.strerror}{broken}") from error
-    if what := NO_FILES.get(stat.S_IFMT(state.st_mode)):
+    if what := NOT_FILES.get(stat.S_IFMT(state.st_mode)):
         raise DataError(f"{name} is {what}, not a file", f"pass its rows through standard input: llmft prepare - < {name}")
     kind, compression = type_of(path)
     if kind not in KINDS:

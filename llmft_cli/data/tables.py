@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmft_cli.data import compression
-from llmft_cli.data.compression import Consumed, check_length, ignore, lines_with_ends, unpacked_file
-from llmft_cli.data.json_rows import UTF_8_BOM
+from llmft_cli.data.compression import UTF_8_BOM, Consumed, check_length, ignore, lines_with_ends, unpacked_file
 from llmft_cli.data.json_text import not_utf_8
 from llmft_cli.data.rows import BadRow, Row, Source
 from llmft_cli.errors import DataError, first_line
@@ -161,7 +160,7 @@ def read_parquet(source: Source, consumed: Consumed = ignore) -> Iterator[Row | 
                 number += batch.num_rows
                 told.up_to(number / file.metadata.num_rows)
         told.up_to(1)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         place = f" behind row {number}" if number else ""
         raise DataError(f"{source.name} is not a readable Parquet file{place}: {first_line(error)}") from error
 
@@ -196,7 +195,7 @@ def read_arrow(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Ba
                 number += batch.num_rows
                 share_before = share
         told.up_to(1)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         place = f" behind row {number}" if number else ""
         raise DataError(f"{source.name} is not a readable Arrow file{place}: {first_line(error)}") from error
 

@@ -10,6 +10,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -530,3 +531,43 @@ def test_a_long_file_takes_no_more_memory_than_a_short_one(
         assert sum(1 for _ in read(source, "train", told.append)) == 30_000
     assert sum(told) == source.size_bytes > 27_000_000
     assert 50 < len(told) < 1000
+
+
+# -- damage
+
+
+def damaged(content: bytes, random: Random) -> bytes:
+    """A content with a byte changed, some lost, some repeated, a sign put in, or its end cut off."""
+    start = random.randrange(len(content))
+    end = start + random.randrange(1, 12)
+    signs = [b'"', b"{", b"[", b",", b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"\\", b"]", b"}", b"1"]
+    return random.choice(
+        [
+            content[:start] + bytes([random.randrange(256)]) + content[start + 1 :],
+            content[:start] + content[end:],
+            content[:start] + content[start:end] * 2 + content[end:],
+            content[:start] + random.choice(signs) + content[start:],
+            content[:start],
+        ]
+    )
+
+
+@pytest.mark.parametrize("packing", PACKERS)
+@pytest.mark.parametrize("form", FORMS)
+def test_damage_is_told_in_one_line_and_nothing_else_happens(form: str, packing: str, tmp_path: Path) -> None:
+    name, content, _ = FORMS[form]
+    path, random = tmp_path / (name + packing), Random(form + packing)
+    for _ in range(60):
+        path.write_bytes(damaged(damaged(PACKERS[packing](content), random) or b"-", random))
+        told: list[int] = []
+        rows: list[Row | BadRow] = []
+        refusals = []
+        try:
+            (source,) = find_sources([str(path)])
+            rows = list(read(source, "train", told.append))
+        except DataError as error:
+            refusals = [error.message]
+        assert refusals or sum(told) == path.stat().st_size
+        assert all(message.startswith(str(path)) and "\n" not in message for message in refusals)
+        assert [row.line for row in rows] == sorted(row.line for row in rows)
+        assert all(row.reason and "\n" not in row.reason for row in rows if isinstance(row, BadRow))

@@ -63,12 +63,9 @@ def test_directories_are_read_through_without_hidden_files_and_readme(tmp_path: 
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path))}/none holds no data files$") as caught:
         find_sources([str(tmp_path / "none")])
-    assert (
-        caught.value.hint
-        == READABLE
-        == (
-            "readable types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also with .gz or .zst behind it"
-        )
+    assert caught.value.hint == READABLE
+    assert READABLE == (
+        "readable types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also with .gz or .zst behind it"
     )
 
 

@@ -92,11 +92,18 @@ def gpu_check(
 def prepare(
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA", help="Files (.json .jsonl .csv .parquet .txt .md), directories, or Hub dataset ids."),
+        typer.Argument(
+            metavar="DATA",
+            help="Files (.json .jsonl .csv .tsv .parquet .arrow .txt .md, also .gz and .zst), directories, "
+            "Hub dataset ids, or - for standard input.",
+        ),
     ],
     run: Annotated[
         Path | None, typer.Option("--run", help="Run directory; by default a new one under runs/.", show_default=False)
     ] = None,
+    preview: Annotated[
+        int, typer.Option("--preview", min=0, max=24, help="Show so many rows as the model will see them, with the loss mask.")
+    ] = 0,
     overwrite: OverwriteOption = False,
     *,
     given: Given,
@@ -104,10 +111,15 @@ def prepare(
     """Read, check, render, mask, tokenise, split and pack the data."""
     from llmft_cli import views
     from llmft_cli.data.prepare import prepare as prepare_data
+    from llmft_cli.data.samples import read_samples
 
     target = run_to_prepare(run, data)
     result = prepare_data(target, data, given.config(), given.console, overwrite)
-    given.console.result("prepare", str(target.path), asdict(result), views.prepare(str(target.path), result))
+    samples = read_samples(target.data, preview)
+    if samples:
+        given.console.samples(samples)
+    shown = {"preview": [asdict(sample) for sample in samples]} if preview else {}
+    given.console.result("prepare", str(target.path), asdict(result) | shown, views.prepare(str(target.path), result))
 
 
 @command(app, "train")

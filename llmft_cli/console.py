@@ -10,12 +10,21 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from llmft_cli.errors import LlmftError
-from llmft_cli.progress import Advance
+from llmft_cli.progress import Advance, Unit
 from llmft_cli.terminal import marked, marks, one_line, printable
 from llmft_cli.views import Section, gibibytes
 
@@ -62,7 +71,7 @@ class Console:
         self.err.print(Text(f"warning: {printable(message)}", style="yellow"))
 
     @contextmanager
-    def track(self, description: str, total: int, done: int = 0) -> Iterator[Advance]:
+    def track(self, description: str, total: int, done: int = 0, unit: Unit = "steps") -> Iterator[Advance]:
         """A progress bar on a terminal; elsewhere a plain line whenever there are new figures."""
         if self.quiet:
             yield lambda steps=1, **fields: None
@@ -72,7 +81,7 @@ class Console:
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
-                MofNCompleteColumn(),
+                MofNCompleteColumn() if unit == "steps" else DownloadColumn(binary_units=True),
                 TimeRemainingColumn(),
                 FiguresColumn(),
             )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Literal, Protocol
+
+Unit = Literal["steps", "bytes"]
 
 
 class Advance(Protocol):
@@ -18,8 +20,8 @@ class Reporter(Protocol):
     def warn(self, message: str) -> None:
         """One line that the user should not miss."""
 
-    def track(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
-        """A task of `total` steps, `done` of them before it began, shown while the context is open."""
+    def track(self, description: str, total: int, done: int = 0, unit: Unit = "steps") -> AbstractContextManager[Advance]:
+        """A task of `total` steps or bytes, `done` of them before it began, shown while the context is open."""
 
 
 class Silent:
@@ -29,7 +31,7 @@ class Silent:
 
     def warn(self, message: str) -> None: ...
 
-    def track(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+    def track(self, description: str, total: int, done: int = 0, unit: Unit = "steps") -> AbstractContextManager[Advance]:
         def advance(steps: int = 1, **fields: float | int | None) -> None: ...
 
         return nullcontext(advance)

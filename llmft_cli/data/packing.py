@@ -17,14 +17,23 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
         For each sequence the indices of its rows; no row is broken and none is left out.
     """
     sequences: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, sequence), sorted
+    # Open sequences by the tokens that they have free; there are at most `capacity` different rooms.
+    with_room: dict[int, list[int]] = {}
+    rooms: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        fit = bisect_left(room, (lengths[row], -1))
-        if fit < len(room):
-            free, sequence = room.pop(fit)
+        fit = bisect_left(rooms, lengths[row])
+        if fit < len(rooms):
+            free = rooms[fit]
+            sequence = with_room[free].pop()
+            if not with_room[free]:
+                del with_room[free], rooms[fit]
             sequences[sequence].append(row)
         else:
             free, sequence = capacity, len(sequences)
             sequences.append([row])
-        insort(room, (free - lengths[row], sequence))
+        left = free - lengths[row]
+        if left not in with_room:
+            with_room[left] = []
+            insort(rooms, left)
+        with_room[left].append(sequence)
     return sequences

@@ -1,217 +1,157 @@
-"""prepare: from sources to the run's data, or a clear no before anything is written."""
+"""prepare: from sources to the run's data, or a clear no that leaves nothing behind."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import random
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmft_cli import config as settings
 from llmft_cli import models
 from llmft_cli.config import Config
-from llmft_cli.data import store
-from llmft_cli.data.formats import Conversation, Document, RowError, parse
-from llmft_cli.data.packing import pack
-from llmft_cli.data.readers import find_sources, read
-from llmft_cli.data.rendering import IGNORED, ConversationEncoder, Encoded
-from llmft_cli.data.report import PrepareResult, length_figures, packing_figures, reasons, token_figures
-from llmft_cli.data.rows import BadRow, Row, Source
-from llmft_cli.data.store import PreparedRow
-from llmft_cli.errors import ConfigError, DataError, StageError
+from llmft_cli.data.chat_templates import read_template
+from llmft_cli.data.checks import Checks, byte_token_ids
+from llmft_cli.data.inputs import Input, find_inputs
+from llmft_cli.data.intake import Intake, Rejections, take_in
+from llmft_cli.data.near_duplicates import NearDuplicates
+from llmft_cli.data.output import write_data
+from llmft_cli.data.rendering import ConversationEncoder
+from llmft_cli.data.report import PrepareResult, read_result
+from llmft_cli.data.rows import Source
+from llmft_cli.data.store import REPORT_FILE, RowSpool
+from llmft_cli.errors import DataError, StageError
 from llmft_cli.libraries import versions
 from llmft_cli.progress import Reporter
 from llmft_cli.run_dir import RunDir, hash_file, replacing_directory
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-@dataclass
-class Intake:
-    """Rows taken in so far, and what became of the others."""
-
-    rows: list[PreparedRow] = field(default_factory=list)
-    rejected: list[BadRow] = field(default_factory=list)
-    overlength: list[BadRow] = field(default_factory=list)
-    forms: Counter[str] = field(default_factory=Counter)
-    read: int = 0
-    duplicates: int = 0
-    split_documents: int = 0
+STANDARD_INPUT = "stdin"
+# Changed whenever the same rows would be prepared differently, so that older data is not taken for current.
+DATA_VERSION = 2
 
 
 def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporter, overwrite: bool = False) -> PrepareResult:
     """Read, check, render, mask, tokenise, split and pack rows into `run.data`.
 
+    Data that was prepared from the very same sources, tokenizer and settings is left as it is.
+
     Args:
-        names: files, directories and Hub dataset ids.
+        names: files, directories and Hub dataset ids; `-` is the standard input.
 
     Raises:
-        DataError: a source cannot be read, no row is left, or too many rows are bad.
+        DataError: a source cannot be read, no row is left, too many rows are bad, or a check warns of them and
+            the settings are strict.
         ModelError: the tokenizer cannot be had or has no chat template where one is needed.
-        StageError: the run is prepared already.
+        StageError: the run is prepared already, from something else.
     """
-    if run.is_done("prepare") and not overwrite:
-        raise StageError(f"{run.path}: prepare is done already", "to do it again, add --overwrite")
-    sources = find_sources(names)
-    template = read_template(config.chat_template)
+    inputs = find_inputs(names, config)
     source = models.resolve(
         config.model, reporter, weights=False, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
     tokenizer = models.load_tokenizer(source.path, config.trust_remote_code)
-    tokenizer.chat_template = template or tokenizer.chat_template
-    intake = take_in(sources, ConversationEncoder(tokenizer), config, reporter)
-    check_intake(intake, config)
-    train, validation = split_rows(intake.rows, config)
-    sequences = sequences_of(train, config)
-    result = summarise(intake, train, validation, sequences, config)
-    inputs = {str(item.path.resolve()): hash_file(item.path) for item in sources if item.path is not None}
-    with run.stage("prepare", settings.of_command(config, "prepare"), inputs, overwrite) as record:
+    if config.chat_template:
+        tokenizer.chat_template = read_template(config.chat_template)
+    hashes = hashes_of(inputs)
+    key = key_of(inputs, hashes, tokenizer, config)
+    if not overwrite and (recorded := recorded_result(run, key, reporter)):
+        return recorded
+    with run.stage("prepare", settings.of_command(config, "prepare"), hashes, overwrite) as record:
         # Both are complete before either takes the place of what was there.
         with replacing_directory(run.data) as data, replacing_directory(run.tokenizer) as frozen:
-            write_data(data, intake, train, validation, sequences, result)
+            result = fill(data, inputs, tokenizer, config, reporter)
             tokenizer.save_pretrained(frozen)
         record.outputs += ["data", "tokenizer"]
         record.facts |= {
+            "key": key,
             "model": {"name": source.name, "revision": source.revision},
+            "template": result.template,
             "seed": config.seed,
             "versions": versions(),
+            "sources": list(names),
+            "rows": result.rows,
+            "tokens": result.tokens,
+            "splits": result.splits,
         }
-        record.facts |= {"sources": list(names), "rows": result.rows, "tokens": result.tokens, "splits": result.splits}
     return result
 
 
-def read_template(file: str | None) -> str | None:
-    if file is None:
+def hashes_of(inputs: Sequence[Input]) -> dict[str, str]:
+    """sha256 of every file by its path; the standard input has only a name."""
+    return {place_of(source): hash_file(source.path) for item in inputs for source in item.sources if source.path}
+
+
+def place_of(source: Source) -> str:
+    return source.name if source.path is None or source.name == STANDARD_INPUT else str(source.path.resolve())
+
+
+def key_of(
+    inputs: Sequence[Input], hashes: Mapping[str, str], tokenizer: PreTrainedTokenizerBase, config: Config
+) -> str | None:
+    """A hash of all that the prepared data depends on, or None where a source may change unseen (on the Hub)."""
+    if any(source.path is None for item in inputs for source in item.sources):
         return None
-    try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the chat template {file} cannot be read: {error}") from error
+    facts = {
+        "version": DATA_VERSION,
+        "sources": [[(source.name, hashes[place_of(source)]) for source in item.sources] for item in inputs],
+        "tokenizer": tokenizer.backend_tokenizer.to_str(),
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "template": tokenizer.chat_template,
+        "settings": {name: value for name, value in settings.of_command(config, "prepare").items() if name != "chat_template"},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def take_in(sources: Sequence[Source], encoder: ConversationEncoder, config: Config, reporter: Reporter) -> Intake:
-    """Read and encode every row; the bad, over-long and repeated ones are set aside and counted."""
-    intake = Intake()
-    seen: set[tuple[int, ...]] = set()
-    with reporter.track("reading", total=len(sources)) as advance:
-        for source in sources:
-            for row in read(source, config.dataset_split):
-                intake.read += 1
-                try:
-                    prepared = prepare_row(row, encoder, config, intake)
-                except RowError as error:
-                    intake.rejected.append(BadRow(row.source, row.line, str(error)))
-                    continue
-                for item in prepared:
-                    key = tuple(item.encoded.input_ids)
-                    if key in seen:
-                        intake.duplicates += 1
-                    elif item.length > config.max_seq_length:
-                        reason = f"{item.length} tokens, more than --max-seq-length {config.max_seq_length}"
-                        intake.overlength.append(BadRow(item.source, item.line, reason))
-                    else:
-                        seen.add(key)
-                        intake.rows.append(item)
-            advance(1)
-    return intake
+def recorded_result(run: RunDir, key: str | None, reporter: Reporter) -> PrepareResult | None:
+    """What the run was prepared to, where that is what would come out again; None where it is not prepared.
+
+    Raises:
+        StageError: it was prepared from something else, or its data has changed since.
+    """
+    if not run.is_done("prepare"):
+        return None
+    entry = run.ledger()["stages"]["prepare"]
+    if key is None or entry.get("key") != key:
+        raise StageError(f"{run.path}: prepare is done already, from other data or settings", "to do it again, add --overwrite")
+    run.require("prepare")
+    reporter.note(f"{run.path} is prepared from the same data and settings already: nothing to do")
+    return read_result(run.data / REPORT_FILE)
 
 
-def prepare_row(row: Row | BadRow, encoder: ConversationEncoder, config: Config, intake: Intake) -> list[PreparedRow]:
-    """A row's encodings: one for a conversation, one per `max_seq_length` tokens for a document."""
-    if isinstance(row, BadRow):
-        raise RowError(row.reason)
-    form, example = parse(row.value, config.format)
-    if isinstance(example, Conversation):
-        prepared = [PreparedRow(row.source, row.line, example, encoder.conversation(example.messages))]
-    else:
-        assert isinstance(example, Document)
-        parts = document_parts(example, encoder, config.max_seq_length)
-        if not parts:
-            raise RowError("the text is a single token, with nothing to learn")
-        intake.split_documents += len(parts) > 1
-        prepared = [PreparedRow(row.source, row.line, example, part) for part in parts]
-    intake.forms[form] += 1
-    return prepared
+def fill(
+    data: Path, inputs: list[Input], tokenizer: PreTrainedTokenizerBase, config: Config, reporter: Reporter
+) -> PrepareResult:
+    """Take the rows in and write the run's data.
 
-
-def document_parts(document: Document, encoder: ConversationEncoder, capacity: int) -> list[Encoded]:
-    """A text as rows of at most `capacity` tokens; every token but a row's first, which nothing predicts, is supervised."""
-    ids = encoder.document(document.text)
-    parts = [ids[start : start + capacity] for start in range(0, len(ids), capacity)]
-    return [Encoded(part, [IGNORED, *part[1:]]) for part in parts if len(part) > 1]
+    Raises:
+        DataError: as `prepare`.
+    """
+    room = data / "room"
+    encoder = ConversationEncoder(tokenizer, config.train_on)
+    with RowSpool(room) as spool, Rejections(data) as rejections:
+        near_duplicates = NearDuplicates(room) if config.near_duplicates else None
+        intake = Intake(inputs, spool, rejections, Checks(byte_token_ids(tokenizer)), near_duplicates)
+        take_in(intake, encoder, config, reporter)
+        check_intake(intake, config)
+        result = write_data(data, intake, encoder, config)
+    shutil.rmtree(room)
+    return result
 
 
 def check_intake(intake: Intake, config: Config) -> None:
     """Refuse data of which nothing is left, or too much is bad."""
-    bad, share = len(intake.rejected), len(intake.rejected) / max(intake.read, 1)
-    first = next(iter(intake.rejected or intake.overlength), None)
+    bad, share = intake.bad, intake.bad / max(intake.read, 1)
+    first = intake.rejections.first
     example = f"; the first: {first.source} line {first.line}: {first.reason}" if first else ""
-    if not intake.rows:
-        counts = f"{intake.read} read, {bad} rejected, {len(intake.overlength)} too long"
+    if not len(intake.spool):
+        counts = f"{intake.read} read, {bad} rejected, {intake.losses.rows} too long"
         raise DataError(f"no row is left ({counts}){example}", "mend the rows, or say how to read them with --format")
     if share > config.max_rejected:
         raise DataError(
             f"{bad} of {intake.read} rows are bad, more than --max-rejected {config.max_rejected:.3g}{example}",
             "mend the rows, or raise --max-rejected to keep the rest",
         )
-
-
-def split_rows(rows: Sequence[PreparedRow], config: Config) -> tuple[list[PreparedRow], list[PreparedRow]]:
-    """Training and validation rows by seed; at least one row stays for training, and one is held out if any shall be."""
-    wanted = config.val_size if config.val_size >= 1 else config.val_size * len(rows)
-    count = min(max(round(wanted), 1 if config.val_size else 0), len(rows) - 1)
-    held_out = set(random.Random(config.seed).sample(range(len(rows)), count))
-    return (
-        [row for index, row in enumerate(rows) if index not in held_out],
-        [row for index, row in enumerate(rows) if index in held_out],
-    )
-
-
-def sequences_of(rows: Sequence[PreparedRow], config: Config) -> list[list[int]]:
-    if not config.packing:
-        return [[index] for index in range(len(rows))]
-    return pack([row.length for row in rows], config.max_seq_length)
-
-
-def summarise(
-    intake: Intake,
-    train: Sequence[PreparedRow],
-    validation: Sequence[PreparedRow],
-    sequences: Sequence[Sequence[int]],
-    config: Config,
-) -> PrepareResult:
-    return PrepareResult(
-        rows={
-            "read": intake.read,
-            "kept": len(intake.rows),
-            "rejected": len(intake.rejected),
-            "duplicates": intake.duplicates,
-            "overlength": len(intake.overlength),
-        },
-        tokens=token_figures(intake.rows),
-        splits={"train": len(train), "validation": len(validation)},
-        packing=packing_figures([row.length for row in train], sequences, config.max_seq_length),
-        lengths=length_figures([row.length for row in intake.rows]),
-        forms=dict(intake.forms),
-        documents_split=intake.split_documents,
-        rejected_reasons=reasons(intake.rejected),
-    )
-
-
-def write_data(
-    folder: Path,
-    intake: Intake,
-    train: Sequence[PreparedRow],
-    validation: Sequence[PreparedRow],
-    sequences: Sequence[Sequence[int]],
-    result: PrepareResult,
-) -> None:
-    store.write_split(folder / store.TRAIN, train, sequences)
-    if validation:
-        store.write_split(folder / store.VALIDATION, validation, [[index] for index in range(len(validation))])
-    held_out = [row.example.messages for row in validation if isinstance(row.example, Conversation)]
-    prompts = [{"messages": messages[:-1], "expected": messages[-1]["content"]} for messages in held_out]
-    store.write_json_lines(folder / store.HELD_OUT_FILE, prompts)
-    bad = sorted(intake.rejected + intake.overlength, key=lambda row: (row.source, row.line))
-    store.write_json_lines(folder / store.REJECTED_FILE, [vars(row) for row in bad])
-    (folder / store.REPORT_FILE).write_text(json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,22 +11,30 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmft_cli.data.formats import Conversation, Document, Message, RowError
-from llmft_cli.data.layout import ChatTemplate, Layout
-from llmft_cli.data.tokenising import EncodedTokens, Tokeniser, Tokens
+from llmft_cli.data.examples import IGNORED, Conversation, Document, Message, RowError, Tokenised
+from llmft_cli.data.layout import ChatTemplate
+from llmft_cli.data.skeleton import Layout
+from llmft_cli.data.tokenising import EncodedTokens, Span, Tokeniser, Tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids, and as labels the supervised ones; the others are -100 (what torch's loss ignores)."""
+    """Token ids, and the stretches of them that are supervised, as (first, one after the last) in order."""
 
     input_ids: list[int]
-    labels: list[int]
+    supervised: list[Span]
+
+    @property
+    def labels(self) -> list[int]:
+        """The supervised ids; the others are -100 (what torch's loss ignores)."""
+        labels = [IGNORED] * len(self.input_ids)
+        for first, stop in self.supervised:
+            labels[first:stop] = self.input_ids[first:stop]
+        return labels
 
 
 class ConversationEncoder:
@@ -99,18 +107,27 @@ class ConversationEncoder:
         """
         ids = tokens.ids
         if layout.spans is None:
-            return Encoded(ids, [IGNORED, *ids[1:]])
-        labels = [IGNORED] * len(ids)
-        supervised = 0
+            return Encoded(ids, [(1, len(ids))])
+        supervised = []
         for span in layout.spans:
             first, stop = tokens.reaching_into(span)
             if ids[first] in self._tokeniser.control_ids and tokens.start_of(first) < span[0]:
                 first += 1
-            labels[first:stop] = ids[first:stop]
-            supervised += stop - first
+            if first < stop:
+                supervised.append((first, stop))
         if not supervised:
             raise RowError("no token is supervised")
-        return Encoded(ids, labels)
+        return Encoded(ids, supervised)
+
+    def given(self, row: Tokenised) -> Encoded:
+        """A row that comes as token ids.
+
+        Raises:
+            RowError: the tokenizer has no such token.
+        """
+        if max(row.input_ids) >= len(self.tokenizer):
+            raise RowError(f"input_ids holds {max(row.input_ids)}, and the tokenizer has {len(self.tokenizer)} tokens")
+        return Encoded(row.input_ids, stretches([label != IGNORED for label in [IGNORED, *row.labels[1:]]]))
 
     def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
         """The template's text for a conversation, as `ChatTemplate.render`."""
@@ -124,7 +141,7 @@ class ConversationEncoder:
             sample = self.conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
         except RowError:
             return None
-        return next(label for label in reversed(sample.labels) if label != IGNORED)
+        return sample.input_ids[sample.supervised[-1][1] - 1]
 
     def _learned(self, conversation: Conversation) -> Collection[int] | None:
         """The numbers of the messages that are learned, or None for the whole text."""
@@ -136,3 +153,9 @@ class ConversationEncoder:
         if conversation.trained is not None:
             answers = [number for number in answers if conversation.trained[number]]
         return answers
+
+
+def stretches(marks: Sequence[bool]) -> list[Span]:
+    """Where runs of marks begin and end."""
+    edges = [index for index, (mark, before) in enumerate(zip([*marks, False], [False, *marks], strict=True)) if mark != before]
+    return list(zip(edges[::2], edges[1::2], strict=True))

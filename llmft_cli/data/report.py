@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data.store import PreparedRow, supervised_count
+if TYPE_CHECKING:
+    from llmft_cli.config import Config
+    from llmft_cli.data.checks import Finding
+    from llmft_cli.data.intake import Intake, Rejections
+    from llmft_cli.data.rendering import ConversationEncoder
+    from llmft_cli.data.splitting import Split
 
 HISTOGRAM_BINS = 16
-EXAMPLES_PER_REASON = 3
 
 
 @dataclass(frozen=True)
@@ -19,7 +26,7 @@ class PrepareResult:
     """What `prepare --json` prints and `report.json` holds.
 
     Attributes:
-        rows: read, kept, rejected, duplicates, overlength.
+        rows: read, kept, rejected, duplicates, overlength, near_duplicates.
         tokens: total and supervised, of the kept rows.
         splits: rows in train and validation.
         packing: sequences the training rows were packed into (`rows`), and the share of their room that is used (`efficiency`).
@@ -62,10 +69,6 @@ def length_figures(lengths: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def token_figures(rows: Sequence[PreparedRow]) -> dict[str, int]:
-    return {"total": sum(row.length for row in rows), "supervised": sum(supervised_count(row.encoded) for row in rows)}
-
-
 def packing_figures(lengths: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int) -> dict[str, Any]:
     """Used share of the sequences' room; without packing a sequence is as long as its row, so nothing is wasted."""
     packed = any(len(sequence) > 1 for sequence in sequences)
@@ -73,10 +76,70 @@ def packing_figures(lengths: Sequence[int], sequences: Sequence[Sequence[int]], 
     return {"rows": len(sequences), "efficiency": round(sum(lengths) / room, 4)}
 
 
-def reasons(rejected: Sequence[Any]) -> list[dict[str, Any]]:
+def reasons(rejections: Rejections) -> list[dict[str, Any]]:
     """Rejected rows by reason, the commonest first."""
-    groups: dict[str, list[str]] = {}
-    for row in rejected:
-        groups.setdefault(row.reason, []).append(f"{row.source}:{row.line}")
-    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    return [{"reason": reason, "count": len(places), "first": places[:EXAMPLES_PER_REASON]} for reason, places in ordered]
+    return [
+        {"reason": reason, "count": count, "first": rejections.places[reason]}
+        for reason, count in rejections.reasons.most_common()
+    ]
+
+
+def summarise(
+    intake: Intake,
+    encoder: ConversationEncoder,
+    split: Split,
+    train: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+    findings: Sequence[Finding],
+    config: Config,
+) -> PrepareResult:
+    """All that is told of the data.
+
+    Args:
+        train: the training rows, each as often as it is used.
+        sequences: the same rows as they are packed.
+    """
+    spool = intake.spool
+    near_duplicates = next((finding.count for finding in findings if finding.check == "near_duplicates"), 0)
+    return PrepareResult(
+        rows={
+            "read": intake.read,
+            "kept": len(spool),
+            "rejected": intake.bad,
+            "duplicates": intake.duplicates,
+            "overlength": intake.losses.rows,
+            "near_duplicates": near_duplicates,
+        },
+        tokens={"total": sum(spool.lengths), "supervised": sum(spool.supervised)},
+        splits={"train": len(split.train), "validation": len(split.validation)},
+        packing=packing_figures([spool.lengths[row] for row in train], sequences, config.max_seq_length),
+        lengths=length_figures(spool.lengths),
+        forms=dict(intake.forms),
+        documents_split=intake.split_documents,
+        rejected_reasons=reasons(intake.rejections),
+        sources=[
+            {"name": item.name, "read": item.read, "kept": item.kept, "rejected": item.rejected, "weight": item.weight}
+            for item in intake.inputs
+        ],
+        overlength={"policy": config.on_overlength, **asdict(intake.losses)},
+        checks=[asdict(finding) for finding in findings],
+        template=template_facts(encoder),
+    )
+
+
+def template_facts(encoder: ConversationEncoder) -> dict[str, Any]:
+    """The chat template's hash, and the token that ends an answer; empty where the model has no template."""
+    template = encoder.tokenizer.chat_template
+    if not template:
+        return {}
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    end = encoder.end_of_turn()
+    return {
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "end_of_turn": None if end is None else encoder.tokenizer.convert_ids_to_tokens(end),
+    }
+
+
+def read_result(file: Path) -> PrepareResult:
+    """The result that an earlier prepare has written."""
+    return PrepareResult(**json.loads(file.read_text(encoding="utf-8")))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmft_cli.data.rendering import IGNORED
+from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.store import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +67,13 @@ def sample(
     """A row with its place, its counts and its text."""
     supervised = sum(label != IGNORED for label in labels)
     return Sample(source, line, split, len(input_ids), supervised, segments(tokenizer, input_ids, labels))
+
+
+def read_samples(data: Path, count: int) -> list[Sample]:
+    """The first of the samples that prepare has kept of a run's data."""
+    with (data / SAMPLES_FILE).open(encoding="utf-8") as file:
+        found = [json.loads(line) for line in islice(file, count)]
+    return [Sample(**{**row, "segments": [Segment(**segment) for segment in row["segments"]]}) for row in found]
 
 
 def segments(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]) -> list[Segment]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data.rendering import IGNORED
+from llmft_cli.data.examples import IGNORED
 
 if TYPE_CHECKING:
     import torch

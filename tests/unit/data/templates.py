@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmft_cli.data.rendering import IGNORED, Encoded
+from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.rendering import Encoded
 
 Message = dict[str, str]
 

@@ -9,10 +9,11 @@ import pytest
 
 from llmft_cli import config
 from llmft_cli.data import store
+from llmft_cli.data.examples import IGNORED
 from llmft_cli.data.prepare import prepare
-from llmft_cli.data.rendering import IGNORED, ConversationEncoder
+from llmft_cli.data.rendering import ConversationEncoder
 from llmft_cli.data.report import PrepareResult
-from llmft_cli.errors import ConfigError, DataError, StageError
+from llmft_cli.errors import ConfigError, DataError, ModelError, StageError
 from llmft_cli.progress import Silent
 from llmft_cli.run_dir import RunDir, hash_file
 
@@ -64,7 +65,7 @@ def lines_of(path: Path) -> list[Any]:
 def test_everything_that_prepare_leaves(run: RunDir, write: Any, do_prepare: Prepare, tokenizer_dir: Path) -> None:
     data = write([chat(number) for number in range(20)])
     result = do_prepare(data, val_size=0.2, seed=7)
-    assert result.rows == {"read": 20, "kept": 20, "rejected": 0, "duplicates": 0, "overlength": 0}
+    assert result.rows == {"read": 20, "kept": 20, "rejected": 0, "duplicates": 0, "overlength": 0, "near_duplicates": 0}
     assert result.splits == {"train": 16, "validation": 4}
     assert result.forms == {"messages": 20}
     train, validation = store.load_split(run.data, "train"), store.load_split(run.data, "validation")
@@ -130,7 +131,7 @@ def test_bad_long_and_repeated_rows_are_set_aside(run: RunDir, write: Any, do_pr
     long = {"prompt": "q", "completion": "word " * 200}
     data = write([chat(1), '{"messages": ', chat(1), long, chat(2), {"text": ""}])
     result = do_prepare(data, max_rejected=0.5, max_seq_length=100)
-    assert result.rows == {"read": 6, "kept": 2, "rejected": 2, "duplicates": 1, "overlength": 1}
+    assert result.rows == {"read": 6, "kept": 2, "rejected": 2, "duplicates": 1, "overlength": 1, "near_duplicates": 0}
     rejected = lines_of(run.data / "rejected.jsonl")
     assert [(row["line"], row["reason"]) for row in rejected if row["line"] != 4] == [
         (2, "malformed JSON: it ends too early"),
@@ -172,7 +173,7 @@ def test_a_text_of_one_token_is_rejected_not_lost(
     bare.save_pretrained(tmp_path / "bare")
     (tmp_path / "bare" / "config.json").write_text("{}")
     result = do_prepare(write([{"text": "a"}, {"text": "a station"}]), model=str(tmp_path / "bare"), max_rejected=1)
-    assert result.rows == {"read": 2, "kept": 1, "rejected": 1, "duplicates": 0, "overlength": 0}
+    assert result.rows == {"read": 2, "kept": 1, "rejected": 1, "duplicates": 0, "overlength": 0, "near_duplicates": 0}
     assert lines_of(run.data / "rejected.jsonl")[0]["reason"] == "the text is a single token, with nothing to learn"
 
 
@@ -215,10 +216,154 @@ def test_a_failed_write_leaves_no_run(run: RunDir, write: Any, do_prepare: Prepa
 def test_a_prepared_run_is_redone_only_when_told(run: RunDir, write: Any, do_prepare: Prepare) -> None:
     data = write([chat(number) for number in range(4)])
     do_prepare(data)
-    with pytest.raises(StageError, match=r"run: prepare is done already$"):
-        do_prepare(data)
+    with pytest.raises(StageError, match=r"run: prepare is done already, from other data or settings$"):
+        do_prepare(data, val_size=0)
     assert do_prepare(write([chat(1), chat(2)]), overwrite=True).rows["kept"] == 2
     assert run.require("prepare")["rows"]["kept"] == 2
+
+
+def test_the_same_data_is_prepared_once(
+    run: RunDir, write: Any, do_prepare: Prepare, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = write([chat(number) for number in range(4)])
+    first = do_prepare(data)
+    before = run.require("prepare")
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write_split", None)
+        assert do_prepare(data) == first
+    assert run.require("prepare") == before
+
+    changed = [
+        lambda: write([chat(number) for number in range(5)]),
+        lambda: write([chat(number) for number in range(4)], "other.jsonl"),
+    ]
+    for change in changed:
+        with pytest.raises(StageError, match="from other data or settings"):
+            do_prepare(change())
+    write([chat(number) for number in range(4)])
+    for settings in ({"seed": 1}, {"max_seq_length": 77}, {"train_on": "all"}, {"chat_template": "plain"}):
+        with pytest.raises(StageError, match="from other data or settings"):
+            do_prepare(data, **settings)
+    assert do_prepare(data) == first
+    (run.data / "held_out.jsonl").write_text("")
+    with pytest.raises(StageError, match="is stale, data has changed since"):
+        do_prepare(data)
+
+
+def test_strict_refuses_what_a_check_warns_of(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    rows = [chat(number) for number in range(4)]
+    rows[2]["messages"][1]["content"] = "The cafÃ© opens at nine."
+    data = write(rows)
+    with pytest.raises(DataError) as caught:
+        do_prepare(data, strict=True)
+    assert caught.value.message == "--strict, and the checks warn: mojibake 1"
+    assert not run.path.exists()
+    result = do_prepare(data)
+    assert [(check["check"], check["level"], check["count"]) for check in result.checks] == [("mojibake", "warning", 1)]
+    assert [(example["source"], example["line"]) for example in result.checks[0]["examples"]] == [(str(data), 3)]
+
+
+def test_rows_that_are_nearly_the_same_stay_on_one_side(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    texts = [" ".join(f"word{group * 31 + number * number}" for number in range(30)) for group in range(20)]
+    rows = [
+        {"prompt": f"Where is station {group}?", "completion": text + "!" * member}
+        for group, text in enumerate(texts)
+        for member in range(3)
+    ]
+    result = do_prepare(write(rows), val_size=15)
+    assert result.rows["near_duplicates"] == 40
+    stations = [row["messages"][0]["content"] for row in lines_of(run.data / "held_out.jsonl")]
+    assert len(stations) == 15
+    assert {stations.count(station) for station in stations} == {3}
+    apart = do_prepare(write(rows), val_size=15, near_duplicates=False, overwrite=True)
+    assert apart.rows["near_duplicates"] == 0
+
+
+def test_answers_to_one_question_stay_on_one_side(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    rows = [{"prompt": f"Question {number // 2}?", "completion": f"Answer {number}, {number * 3}."} for number in range(40)]
+    do_prepare(write(rows), val_size=10, near_duplicates=False)
+    questions = [row["messages"][0]["content"] for row in lines_of(run.data / "held_out.jsonl")]
+    assert sorted(questions) == sorted([*set(questions)] * 2)
+
+
+def test_weights_and_caps_of_sources(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    first = write([chat(number) for number in range(10)], "first.jsonl")
+    second = write([chat(number) for number in range(100, 120)], "second.jsonl")
+    result = do_prepare(first, second, weights="3,1", max_rows="10,5", val_size=0)
+    train = store.load_split(run.data, "train")
+    assert train is not None
+    assert sum(len(lengths) for lengths in train["row_lengths"]) == 35
+    assert result.sources == [
+        {"name": str(first), "read": 10, "kept": 10, "rejected": 0, "weight": 3.0},
+        {"name": str(second), "read": 5, "kept": 5, "rejected": 0, "weight": 1.0},
+    ]
+    for settings, complaint in (
+        ({"weights": "1,2,3"}, "--weights has 3 numbers for 2 sources"),
+        ({"weights": "much"}, "--weights: 'much' is not a list of numbers (2,0.5)"),
+        ({"max_rows": "0"}, "--max-rows: '0' has a number that is not above 0"),
+        ({"max_rows": "1.5"}, "--max-rows: '1.5' is not a list of numbers (2,0.5)"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            do_prepare(first, second, overwrite=True, **settings)
+        assert caught.value.message == complaint
+
+
+@pytest.mark.parametrize(
+    ("policy", "rows", "losses"),
+    [
+        ("drop", 1, {"rows": 1, "end_of_turns_lost": 1}),
+        ("truncate", 2, {"rows": 1, "end_of_turns_lost": 1}),
+        ("split", 4, {"rows": 1, "end_of_turns_lost": 0}),
+    ],
+)
+def test_over_long_rows(policy: str, rows: int, losses: dict[str, int], run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    long = {"prompt": "q", "completion": "".join(f"{number} bottles. " for number in range(40))}
+    result = do_prepare(write([chat(1), long]), max_seq_length=150, on_overlength=policy, val_size=0)
+    assert result.rows["kept"] == rows
+    assert {name: result.overlength[name] for name in losses} == losses
+    assert result.overlength["policy"] == policy
+    assert [(check["check"], check["count"]) for check in result.checks if check["check"] == "overlength"] == [
+        ("overlength", 1)
+    ]
+    assert len(lines_of(run.data / "rejected.jsonl")) == (policy == "drop")
+
+
+def test_an_over_long_row_can_be_an_error(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    data = write([chat(1), {"prompt": "q", "completion": "word " * 200}])
+    with pytest.raises(DataError, match=r"rows.jsonl line 2: \d+ tokens, more than --max-seq-length 100$"):
+        do_prepare(data, max_seq_length=100, on_overlength="error")
+    assert not run.path.exists()
+
+
+def test_token_rows_are_taken_as_they_are(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, -100, 7]}, {"input_ids": [5, 9999, 7]}]
+    result = do_prepare(write(rows), val_size=0, max_rejected=0.5)
+    train = store.load_split(run.data, "train")
+    assert train is not None
+    assert train[:] == {"input_ids": [[5, 6, 7]], "labels": [[-100, -100, 7]], "row_lengths": [[3]]}
+    assert result.forms == {"tokens": 1}
+    assert lines_of(run.data / "rejected.jsonl")[0]["reason"].startswith("input_ids holds 9999, and the tokenizer has ")
+
+
+def test_a_model_without_a_template_leaves_a_clear_choice(
+    run: RunDir, write: Any, do_prepare: Prepare, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    base = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer, eos_token="<|endoftext|>")
+    base.save_pretrained(tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text("{}")
+    with pytest.raises(ModelError) as caught:
+        do_prepare(write([chat(1)]), model=str(tmp_path / "base"))
+    assert caught.value.message == "the model's tokenizer has no chat template"
+    assert caught.value.hint.endswith("or use plain text turns with --chat-template plain")
+    result = do_prepare(write([chat(1)]), model=str(tmp_path / "base"), chat_template="plain", val_size=0)
+    train = store.load_split(run.data, "train")
+    assert train is not None
+    text = "### User:\nQuestion 1?\n\n### Assistant:\nAnswer 1.<|endoftext|>\n\n"
+    assert base.decode(train[0]["input_ids"]) == text
+    assert base.decode([label for label in train[0]["labels"] if label != IGNORED]) == "Answer 1.<|endoftext|>"
+    assert result.template["end_of_turn"] == "<|endoftext|>"
 
 
 @pytest.mark.parametrize("fault", ["bad-data", "data", "tokenizer"])

@@ -21,8 +21,9 @@ from templates import (
     tokenizer_for,
 )
 
+from llmft_cli.data.examples import IGNORED
 from llmft_cli.data.formats import RowError
-from llmft_cli.data.rendering import IGNORED, ConversationEncoder
+from llmft_cli.data.rendering import ConversationEncoder
 from llmft_cli.errors import ModelError
 
 SINGLE = [("user", "How do I mount it?"), ("assistant", "Fix the bracket with two screws.")]

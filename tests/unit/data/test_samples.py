@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from templates import LLAMA_2, STYLES, Style, metaspace_tokenizer, talk, text_of
 
 from llmft_cli.builtin_model import cache_dir
-from llmft_cli.data.rendering import IGNORED, ConversationEncoder
+from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.rendering import ConversationEncoder
 from llmft_cli.data.samples import Sample, Segment, sample, segments
 
 # Taken before the tests get a home of their own.

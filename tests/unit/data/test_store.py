@@ -1,39 +1,73 @@
+"""Rows on disk, and the splits that training reads."""
+
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
-from llmft_cli.data.formats import Document
-from llmft_cli.data.rendering import IGNORED, Encoded
-from llmft_cli.data.store import PreparedRow, load_split, supervised_count, write_json_lines, write_split
+import pytest
 
-ROWS = [
-    PreparedRow("a.jsonl", 1, Document("a"), Encoded([1, 2, 3], [IGNORED, 2, 3])),
-    PreparedRow("a.jsonl", 2, Document("b"), Encoded([4, 5], [IGNORED, 5])),
-    PreparedRow("a.jsonl", 3, Document("c"), Encoded([6], [6])),
-]
+from llmft_cli.data import store
+from llmft_cli.data.examples import Conversation, Document, Example
+from llmft_cli.data.store import RowSpool, load_split, split_file, write_json_lines, write_split
+from llmft_cli.data.tokenising import Span
+
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é"}]
+CALL = {"type": "function", "function": {"name": "now", "arguments": {}}}
+CALLING = [TALK[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}]
 
 
-def test_a_split_comes_back_as_sequences_with_their_rows_lengths(tmp_path: Path) -> None:
-    write_split(tmp_path / "train", ROWS, [[0, 2], [1]])
+def append(spool: RowSpool, ids: list[int], supervised: list[Span], example: Example, line: int = 1) -> None:
+    import numpy
+
+    spool.append(0, 0, line, example, numpy.array(ids, numpy.int32).tobytes(), supervised)
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[RowSpool]:
+    with RowSpool(tmp_path / "room") as spool:
+        append(spool, [1, 2, 3], [(1, 3)], Conversation(TALK), line=7)
+        append(spool, [4, 5], [(1, 2)], Document("b"), line=8)
+        append(spool, [6, 7, 8, 9], [(1, 2), (3, 4)], Conversation(CALLING), line=9)
+        spool.finish()
+        yield spool
+
+
+def test_rows_come_back_as_they_were(spool: RowSpool) -> None:
+    rows = [tuple(part.tolist() for part in spool.tokens(row)) for row in range(len(spool))]
+    assert rows == [([1, 2, 3], [-100, 2, 3]), ([4, 5], [-100, 5]), ([6, 7, 8, 9], [-100, 7, -100, 9])]
+    assert (list(spool.lengths), list(spool.supervised), list(spool.lines)) == ([3, 2, 4], [2, 1, 2], [7, 8, 9])
+
+
+def test_only_answers_in_words_can_be_asked_for(spool: RowSpool) -> None:
+    assert [spool.messages(row) for row in range(3)] == [TALK, None, None]
+
+
+def test_a_split_holds_packed_rows(spool: RowSpool, tmp_path: Path) -> None:
+    write_split(split_file(tmp_path, "train"), spool, [[2, 0], [1]])
     split = load_split(tmp_path, "train")
     assert split is not None
-    assert split.to_list() == [
-        {"input_ids": [1, 2, 3, 6], "labels": [IGNORED, 2, 3, 6], "row_lengths": [3, 1]},
-        {"input_ids": [4, 5], "labels": [IGNORED, 5], "row_lengths": [2]},
-    ]
+    assert split[:] == {
+        "input_ids": [[6, 7, 8, 9, 1, 2, 3], [4, 5]],
+        "labels": [[-100, 7, -100, 9, -100, 2, 3], [-100, 5]],
+        "row_lengths": [[4, 3], [2]],
+    }
     assert split.features["input_ids"].feature.dtype == "int32"
     assert load_split(tmp_path, "validation") is None
 
 
-def test_lengths_and_supervised_tokens() -> None:
-    assert [row.length for row in ROWS] == [3, 2, 1]
-    assert [supervised_count(row.encoded) for row in ROWS] == [2, 1, 1]
+def test_sequences_are_written_a_few_at_a_time(spool: RowSpool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "TOKENS_PER_RECORD_BATCH", 4)
+    assert list(store.record_batches([[0], [1], [2], [1]], spool)) == [[[0], [1]], [[2]], [[1]]]
+    write_split(split_file(tmp_path, "train"), spool, [[0], [1], [2], [1]])
+    split = load_split(tmp_path, "train")
+    assert split is not None
+    assert split["input_ids"][:] == [[1, 2, 3], [4, 5], [6, 7, 8, 9], [4, 5]]
 
 
-def test_json_lines_hold_any_text(tmp_path: Path) -> None:
-    values = [{"a": "é\u2028\n"}, {"source": "caf\udce9.jsonl"}]
-    write_json_lines(tmp_path / "a.jsonl", values)
-    lines = (tmp_path / "a.jsonl").read_text(encoding="utf-8").split("\n")
-    assert [json.loads(line) for line in lines[:-1]] == values
-    assert lines[0] == '{"a": "é\u2028\\n"}'
+def test_json_lines(tmp_path: Path) -> None:
+    write_json_lines(tmp_path / "x.jsonl", [{"a": "é\n"}, {"a": "\udcff"}])
+    lines = (tmp_path / "x.jsonl").read_bytes().splitlines()
+    assert lines[0] == '{"a": "é\\n"}'.encode()
+    assert json.loads(lines[1]) == {"a": "\udcff"}

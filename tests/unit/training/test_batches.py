@@ -3,7 +3,7 @@
 import torch
 
 from llmft_cli import models
-from llmft_cli.data.rendering import IGNORED
+from llmft_cli.data.examples import IGNORED
 from llmft_cli.progress import Silent
 from llmft_cli.training.batches import collate
 from llmft_cli.training.held_out import held_out_loss

@@ -1,0 +1,145 @@
+"""What prepare is told to read: each source with its weight and cap, and its rows parsed and laid out in chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from llmft_cli.data.formats import Example, RowError, Tokenised, parse, parse_columns
+from llmft_cli.data.readers import read
+from llmft_cli.data.rows import BadRow, Row, Source
+from llmft_cli.data.skeleton import Layout
+from llmft_cli.data.sources import find_sources
+from llmft_cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from llmft_cli.config import Config
+    from llmft_cli.data.rendering import ConversationEncoder
+
+CHUNK_ROWS = 512
+CHUNK_CHARACTERS = 1 << 22
+
+
+@dataclass
+class Input:
+    """A source as it was named: the files that it stands for, how often its rows are used, and the most to read.
+
+    Attributes:
+        read, kept, rejected: rows so far.
+    """
+
+    name: str
+    sources: list[Source]
+    weight: float = 1.0
+    max_rows: int | None = None
+    read: int = 0
+    kept: int = 0
+    rejected: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(source.size_bytes for source in self.sources)
+
+
+@dataclass
+class Parsed:
+    """A row on its way: what it says, or why it cannot be used."""
+
+    input: int
+    source: str
+    line: int
+    form: str = ""
+    example: Example | None = None
+    layout: Layout | None = None
+    error: str = ""
+
+
+@dataclass
+class Chunk:
+    """Rows that are tokenised together."""
+
+    rows: list[Parsed] = field(default_factory=list)
+    characters: int = 0
+
+    def add(self, row: Parsed) -> None:
+        self.rows.append(row)
+        self.characters += len(row.layout.text) if row.layout else 0
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.rows) >= CHUNK_ROWS or self.characters >= CHUNK_CHARACTERS
+
+    @property
+    def layouts(self) -> list[Layout]:
+        return [row.layout for row in self.rows if row.layout is not None]
+
+
+def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
+    """The sources as they were named, each with its weight and cap.
+
+    Raises:
+        DataError: a source is not there or cannot hold rows.
+        ConfigError: weights or caps are not numbers, or not one for each source.
+    """
+    weights = one_each("--weights", config.weights or "1", len(names), float)
+    unlimited: list[float | None] = [None] * len(names)
+    caps = one_each("--max-rows", config.max_rows, len(names), int) if config.max_rows else unlimited
+    return [
+        Input(name, find_sources([name]), weight, None if cap is None else int(cap))
+        for name, weight, cap in zip(names, weights, caps, strict=True)
+    ]
+
+
+def one_each(flag: str, text: str, sources: int, number: Callable[[str], float]) -> list[float]:
+    """The numbers of a setting, one for each source; a single one counts for all.
+
+    Raises:
+        ConfigError: they are no numbers above 0, or too few or too many.
+    """
+    try:
+        values = [number(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{flag}: {text!r} is not a list of numbers (2,0.5)") from None
+    if any(not math.isfinite(value) or value <= 0 for value in values):
+        raise ConfigError(f"{flag}: {text!r} has a number that is not above 0")
+    if len(values) not in (1, sources):
+        raise ConfigError(f"{flag} has {len(values)} numbers for {sources} sources", "give one for all, or one for each")
+    return values * sources if len(values) == 1 else values
+
+
+def chunks(
+    inputs: Sequence[Input], encoder: ConversationEncoder, config: Config, consumed: Callable[[int], None]
+) -> Iterator[Chunk]:
+    """All rows in order, parsed and laid out.
+
+    Raises:
+        DataError: a source as a whole cannot be read.
+    """
+    columns = parse_columns(config.columns) if config.columns else None
+    chunk = Chunk()
+    for number, item in enumerate(inputs):
+        rows = (row for source in item.sources for row in read(source, config.dataset_split, consumed))
+        for row in islice(rows, item.max_rows):
+            item.read += 1
+            chunk.add(parsed(number, row, encoder, config.format, columns))
+            if chunk.is_full:
+                yield chunk
+                chunk = Chunk()
+    if chunk.rows:
+        yield chunk
+
+
+def parsed(
+    number: int, row: Row | BadRow, encoder: ConversationEncoder, form: str, columns: Mapping[str, str] | None
+) -> Parsed:
+    if isinstance(row, BadRow):
+        return Parsed(number, row.source, row.line, error=row.reason)
+    try:
+        name, example = parse(row.value, form, columns)
+        layout = None if isinstance(example, Tokenised) else encoder.lay_out(example)
+    except RowError as error:
+        return Parsed(number, row.source, row.line, error=str(error))
+    return Parsed(number, row.source, row.line, name, example, layout)

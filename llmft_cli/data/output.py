@@ -1,0 +1,150 @@
+"""From the rows taken in to the run's data: split, packed, written, and told of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli.data import report, store
+from llmft_cli.data.checks import Finding
+from llmft_cli.data.formats import Message
+from llmft_cli.data.packing import pack
+from llmft_cli.data.report import PrepareResult
+from llmft_cli.data.report_page import write_report
+from llmft_cli.data.samples import Sample, sample
+from llmft_cli.data.splitting import Split, merged_groups, repeated, split_by_group, wanted_rows
+from llmft_cli.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    from llmft_cli.config import Config
+    from llmft_cli.data.intake import Intake
+    from llmft_cli.data.rendering import ConversationEncoder
+
+SAMPLES = {store.TRAIN: 20, store.VALIDATION: 4}
+EXAMPLES = 3
+
+
+def write_data(data: Path, intake: Intake, encoder: ConversationEncoder, config: Config) -> PrepareResult:
+    """Split, pack and write the rows, their report and samples into `data`.
+
+    Raises:
+        DataError: the weights leave no row to train on, or a check warns and the settings are strict.
+    """
+    near_duplicates = intake.near_duplicates.groups() if intake.near_duplicates else None
+    split = split_rows(intake, near_duplicates, config)
+    findings = [*findings_of_rows(intake, near_duplicates, split, config), *intake.checks.findings()]
+    refuse_warnings(findings, config)
+    spool = intake.spool
+    weights = [item.weight for item in intake.inputs]
+    train = repeated(split.train, spool.inputs, weights, config.seed)
+    if not train:
+        raise DataError(f"--weights {config.weights} leaves no row to train on", "raise the weights")
+    sequences = sequences_of(train, spool.lengths, config)
+    store.write_split(store.split_file(data, store.TRAIN), spool, sequences)
+    if split.validation:
+        store.write_split(store.split_file(data, store.VALIDATION), spool, ([row] for row in split.validation))
+    conversations = (messages for row in split.validation if (messages := spool.messages(row)))
+    store.write_json_lines(data / store.HELD_OUT_FILE, map(held_out_prompt, conversations))
+    result = report.summarise(intake, encoder, split, train, sequences, findings, config)
+    samples = pick_samples(intake, encoder, split)
+    store.write_json_lines(data / store.SAMPLES_FILE, map(asdict, samples))
+    write_reports(data, result, samples, config)
+    return result
+
+
+def split_rows(intake: Intake, near_duplicates: NDArray[numpy.int64] | None, config: Config) -> Split:
+    """Rows that are nearly the same, or answer the same prompt, stay on one side."""
+    import numpy
+
+    groups = numpy.asarray(intake.prompts)
+    if near_duplicates is not None:
+        groups = merged_groups(groups, near_duplicates)
+    return split_by_group(groups, wanted_rows(config.val_size, len(intake.spool)), config.seed)
+
+
+def sequences_of(rows: Sequence[int], lengths: Sequence[int], config: Config) -> list[list[int]]:
+    """The rows of each training sequence."""
+    if not config.packing:
+        return [[row] for row in rows]
+    packed = pack([lengths[row] for row in rows], config.max_seq_length)
+    return [[rows[index] for index in sequence] for sequence in packed]
+
+
+def held_out_prompt(messages: Sequence[Message]) -> dict[str, Any]:
+    """A held-out conversation as a prompt with the answer that is expected."""
+    return {"messages": messages[:-1], "expected": messages[-1]["content"]}
+
+
+def findings_of_rows(
+    intake: Intake, near_duplicates: NDArray[numpy.int64] | None, split: Split, config: Config
+) -> list[Finding]:
+    """What is to be said of the rows as a whole, in the form of the checks."""
+    found = [
+        Finding("rejected", "error", intake.bad, "rows that cannot be used, with reasons in rejected.jsonl", []),
+        Finding("overlength", "warning", intake.losses.rows, overlength_meaning(config), []),
+        Finding("duplicates", "note", intake.duplicates, "rows that were there before, left out", []),
+        Finding(
+            "leakage",
+            "warning",
+            split.leaking,
+            "groups of nearly the same rows on both sides of the split: the held-out loss flatters; use other held-out data",
+            [],
+        ),
+    ]
+    if near_duplicates is not None:
+        found.append(near_duplicate_finding(intake, near_duplicates))
+    return [finding for finding in found if finding.count]
+
+
+def overlength_meaning(config: Config) -> str:
+    done = {"drop": "left out", "truncate": "cut, without their end of turn", "split": "split into several"}
+    return f"rows of more than {config.max_seq_length} tokens, {done.get(config.on_overlength, '')}"
+
+
+def near_duplicate_finding(intake: Intake, groups: NDArray[numpy.int64]) -> Finding:
+    import numpy
+
+    rows = numpy.flatnonzero(groups != numpy.arange(len(groups)))
+    examples = [
+        {**place_of(intake, row), "excerpt": "nearly the same as {source}:{line}".format(**place_of(intake, int(groups[row])))}
+        for row in rows[:EXAMPLES].tolist()
+    ]
+    meaning = "rows nearly the same as one before; all are kept, on one side of the split"
+    return Finding("near_duplicates", "note", len(rows), meaning, examples)
+
+
+def place_of(intake: Intake, row: int) -> dict[str, Any]:
+    return {"source": intake.source_names[intake.spool.sources[row]], "line": intake.spool.lines[row]}
+
+
+def refuse_warnings(findings: Sequence[Finding], config: Config) -> None:
+    """With --strict, data that a check warns of is refused."""
+    bad = [finding for finding in findings if finding.level != "note"]
+    if config.strict and bad:
+        counts = ", ".join(f"{finding.check} {finding.count}" for finding in bad)
+        raise DataError(f"--strict, and the checks warn: {counts}", "prepare without --strict and see data/report.html")
+
+
+def pick_samples(intake: Intake, encoder: ConversationEncoder, split: Split) -> list[Sample]:
+    """Rows to look at, evenly from all of each side."""
+    samples = []
+    for name, rows in ((store.TRAIN, split.train), (store.VALIDATION, split.validation)):
+        step = max(1, len(rows) // SAMPLES[name])
+        for row in rows[::step][: SAMPLES[name]]:
+            input_ids, labels = intake.spool.tokens(row)
+            where = place_of(intake, row)
+            samples.append(sample(encoder.tokenizer, where["source"], where["line"], name, input_ids.tolist(), labels.tolist()))
+    return samples
+
+
+def write_reports(data: Path, result: PrepareResult, samples: Sequence[Sample], config: Config) -> None:
+    text = json.dumps(asdict(result), indent=2, ensure_ascii=False) + "\n"
+    (data / store.REPORT_FILE).write_text(text, encoding="utf-8", errors="backslashreplace")
+    values = {**asdict(result), "seed": config.seed, "max_seq_length": config.max_seq_length}
+    write_report(data / store.REPORT_PAGE, values, samples, config.model)

@@ -1,0 +1,92 @@
+"""Which rows are held out, by seed, and how often the others are used."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy
+    from numpy.typing import NDArray
+
+    Integers = NDArray[numpy.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers in order; `leaking` counts groups that had to be put on both sides."""
+
+    train: list[int]
+    validation: list[int]
+    leaking: int = 0
+
+
+def wanted_rows(val_size: float, rows: int) -> int:
+    """How many rows to hold out: at least one where any shall be, and one stays for training."""
+    wanted = val_size if val_size >= 1 else val_size * rows
+    return min(max(round(wanted), 1 if val_size else 0), rows - 1)
+
+
+def split_by_group(groups: Integers, wanted: int, seed: int) -> Split:
+    """Hold out whole groups up to `wanted` rows, so that no row's near relative is on the other side.
+
+    Where the groups are too large to fill half of that, the smallest are put on both sides.
+
+    Args:
+        groups: for each row the number of its group, of shape (rows,).
+    """
+    import numpy
+
+    _, group_of, sizes = numpy.unique(groups, return_inverse=True, return_counts=True)
+    order = list(range(len(sizes)))
+    random.Random(seed).shuffle(order)
+    held_out: list[int] = []
+    missing = wanted
+    for group in order:
+        if sizes[group] <= missing:
+            held_out.append(group)
+            missing -= int(sizes[group])
+    is_held_out = numpy.isin(group_of, held_out)
+    leaking = 0
+    if missing > wanted / 2:
+        for group in sorted(set(order).difference(held_out), key=lambda group: (int(sizes[group]), group)):
+            members = numpy.flatnonzero(group_of == group)[:missing]
+            is_held_out[members] = True
+            missing -= len(members)
+            leaking += 1
+            if not missing:
+                break
+    numbers = numpy.arange(len(groups))
+    return Split(numbers[~is_held_out].tolist(), numbers[is_held_out].tolist(), leaking)
+
+
+def merged_groups(first: Integers, second: Integers) -> Integers:
+    """Groups that hold together what either of two groupings does, for each row the number of its group."""
+    import numpy
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    rows = len(first)
+    numbers = numpy.arange(rows)
+    nodes = [numpy.unique(grouping, return_inverse=True)[1] for grouping in (first, second)]
+    # Rows and groups are nodes of one graph, with an edge from each row to its two groups.
+    offsets = (rows, rows + int(nodes[0].max()) + 1)
+    total = offsets[1] + int(nodes[1].max()) + 1
+    start = numpy.concatenate([numbers, numbers])
+    end = numpy.concatenate([nodes[0] + offsets[0], nodes[1] + offsets[1]])
+    graph = coo_matrix((numpy.ones(len(start), numpy.int8), (start, end)), shape=(total, total))
+    component: Integers = connected_components(graph, directed=False)[1][:rows]
+    return component
+
+
+def repeated(rows: Sequence[int], sources: Sequence[int], weights: Sequence[float], seed: int) -> list[int]:
+    """Rows as often as their source's weight says, in order: 2.5 is twice, and half of them a third time."""
+    chooser = random.Random(seed)
+    taken: list[int] = []
+    for row in rows:
+        weight = weights[sources[row]]
+        whole = int(weight)
+        taken += [row] * (whole + (chooser.random() < weight - whole))
+    return taken

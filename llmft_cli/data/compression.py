@@ -14,6 +14,7 @@ from typing import BinaryIO
 from llmft_cli.data.rows import Source
 from llmft_cli.errors import DataError
 
+BINARY_KINDS = {".parquet", ".arrow"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 UTF_8_BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 1 << 18
@@ -106,8 +107,11 @@ def broken(source: Source, sound_bytes: int, complaint: str) -> DataError:
         # A read that fails gives nothing of what it had unpacked by then.
         while byte := stream.read(1):
             line += byte == b"\n"
-    what = "ends too early" if "Truncated" in complaint else "is damaged"
-    return DataError(f"{source.name} line {line}: the {source.compression} data {what} here", "copy or make it again")
+    what = f"the {source.compression} data {'ends too early' if 'Truncated' in complaint else 'is damaged'}"
+    has_lines = source.kind not in BINARY_KINDS
+    return DataError(
+        f"{source.name} line {line}: {what} here" if has_lines else f"{source.name}: {what}", "copy or make it again"
+    )
 
 
 def lines(source: Source, consumed: Consumed = ignore) -> Iterator[bytes]:

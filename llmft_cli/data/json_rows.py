@@ -61,12 +61,7 @@ def read_json(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Bad
     text = JsonText(source, consumed)
     text.peek()
     if shape == "wrapped":
-        text.skip(1)
-        text.peek()
-        key = text.decode()
-        text.peek()
-        text.skip(1)
-        text.peek()
+        key = enter_wrapper(text)
         yield from array_rows(text)
         if text.peek() != "}":
             raise text.unexpected(f"Expecting nothing but the rows under {key!r}")
@@ -112,6 +107,17 @@ def shape_of(source: Source) -> str:
     if first == "{" and start == end and (text.line() > end or in_lines):
         return "lines"
     return "values"
+
+
+def enter_wrapper(text: JsonText) -> str:
+    """Go on to the array in an object that comes next, and give its key."""
+    text.skip(1)
+    text.peek()
+    key: str = text.decode()
+    text.peek()
+    text.skip(1)
+    text.peek()
+    return key
 
 
 def has_lines_of_objects(text: JsonText) -> bool:

@@ -15,13 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmft_cli.data.compression import CHUNK_BYTES, COMPRESSIONS, UTF_8_BOM, chunks
+from llmft_cli.data.compression import BINARY_KINDS, CHUNK_BYTES, COMPRESSIONS, UTF_8_BOM, chunks
 from llmft_cli.data.rows import Source
 from llmft_cli.errors import DataError, first_line
 
 STDIN = "-"
 KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md")
-BINARY_KINDS = {".parquet", ".arrow"}
 READABLE = f"readable types: {', '.join(KINDS)}, each also with .gz or .zst behind it"
 HEAD_BYTES = 8192
 # In this order: the mark of UTF-32 begins with that of UTF-16.

@@ -188,7 +188,7 @@ def test_without_arguments_there_is_help(folder: Path) -> None:
 def test_names_that_are_not_utf8_are_shown(folder: Path) -> None:
     name = os.fsdecode(b"rows-\xff-\xc3\xa9.jsonl")
     shown = llmft(folder, "prepare", name, "--json")
-    assert json.loads(shown.stdout)["error"]["message"] == f"{name} does not exist"
+    assert json.loads(shown.stdout)["error"]["message"] == "rows-\\udcff-\u00e9.jsonl does not exist"
     shown = llmft(folder, "prepare", name)
     assert shown.stderr == "error: rows-\\udcff-\u00e9.jsonl does not exist\n"
 

@@ -487,6 +487,16 @@ def test_a_bomb_is_refused(name: str, packing: str, tmp_path: Path) -> None:
         assert message.startswith(f"{path} grows {grown} times when it is unpacked (")
 
 
+@pytest.mark.parametrize("form", ["parquet", "arrow stream"])
+def test_a_compressed_table_that_ends_too_early(form: str, tmp_path: Path) -> None:
+    name, content, _ = FORMS[form]
+    path = tmp_path / f"{name}.gz"
+    path.write_bytes(gzip.compress(content)[:-10])
+    with pytest.raises(DataError) as caught:
+        find_sources([str(path)])
+    assert caught.value.message == f"{path}: the gzip data ends too early"
+
+
 def test_a_parquet_bomb_is_refused(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -571,3 +581,10 @@ def test_damage_is_told_in_one_line_and_nothing_else_happens(form: str, packing:
         assert all(message.startswith(str(path)) and "\n" not in message for message in refusals)
         assert [row.line for row in rows] == sorted(row.line for row in rows)
         assert all(row.reason and "\n" not in row.reason for row in rows if isinstance(row, BadRow))
+
+
+def test_a_large_wrapper_of_rows_with_something_beside_them(tmp_path: Path) -> None:
+    rows = ",\n".join(f'{{"text": "{"a" * 1000}"}}' for _ in range(5000))
+    assert refusal(tmp_path / "a.json", f'{{"data": [{rows}],\n"version": 2}}') == (
+        "line 5000: malformed JSON: Expecting nothing but the rows under 'data' in column 1014"
+    )

@@ -1,0 +1,71 @@
+"""E-mail addresses, wrongly decoded text and characters that nobody sees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from llmft_cli.data.checks.rows import Joined
+from llmft_cli.data.checks.secrets import Span, places
+
+LOCAL_PART = re.compile(r"(?<![\w.%+-])[A-Za-z0-9](?:[\w.%+-]{0,62}[A-Za-z0-9_+-])?\Z", re.ASCII)
+# At least two letters before the dot: `x@w.shape` is a program.
+DOMAIN = re.compile(r"((?:[A-Za-z0-9-]{1,63}\.){0,4}[A-Za-z0-9][A-Za-z0-9-]{1,62}\.([A-Za-z]{2,6}))(?![\w@(-])")
+# Reserved for examples by RFC 2606 and 6761, what people write in their place, and names of files.
+EXAMPLE_DOMAIN = re.compile(
+    r"(?:.*\.)?(?:example(?:\.[a-z]+)*|[a-z0-9-]*example[a-z0-9-]*\.[a-z.]+|(?:test|domain|self|(?:your|my)-?[a-z]+|company)\.[a-z.]+)"
+    r"|.*\.(?:test|invalid|localhost|local|png|jpe?g|gif|svg|webp|css|js|py|html?|json|txt|md)",
+    re.IGNORECASE,
+)
+EXAMPLE_PEOPLE = frozenset({"git", "user", "username", "name", "email", "your", "you", "youremail", "your.name", "your.email"})
+
+# UTF-8 read as Latin-1 or cp1252: a lead byte's letter, then what is left of the bytes that follow it.
+FOLLOWING = "".join(bytes(range(0x80, 0xC0)).decode(encoding, "ignore") for encoding in ("latin-1", "cp1252"))
+# Capital A with a tilde or circumflex ends words too, and behind a word stands punctuation.
+FOLLOWING_LETTER = FOLLOWING.translate(dict.fromkeys(map(ord, bytes.fromhex("828485919293949596978bab9bbb").decode("cp1252"))))
+MOJIBAKE = re.compile(
+    f"\u00c2[{FOLLOWING_LETTER}]|\u00c3[{FOLLOWING_LETTER}]|\u00e2[\u20ac\u0080][{FOLLOWING}]|\u00f0[\u0178\u009f][{FOLLOWING}]{{2}}"
+    "|\u00ef\u00bb\u00bf|\ufffd"
+)
+
+# Zero-width joiners and marks of direction are left out: emoji, Persian, Arabic and Hebrew need them. So are the
+# tags of a flag, which follow the black flag.
+CONTROL = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u200b\u2028\u2029\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f](?<![\U0001f3f4\U000e0020-\U000e007e][\U000e0000-\U000e007f])"
+)
+ASCII_CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])
+
+
+def email_candidates(texts: Joined) -> Iterator[int]:
+    yield from texts.holding(b"@")
+
+
+def find_email(text: str) -> Span | None:
+    """An e-mail address that is not made up for an example."""
+    for place in places(text, "@"):
+        domain = DOMAIN.match(text, place + 1)
+        local = LOCAL_PART.search(text, max(0, place - 64), place) if domain else None
+        if domain and local and not EXAMPLE_DOMAIN.fullmatch(domain[1]) and local.group().lower() not in EXAMPLE_PEOPLE:
+            return local.start(), domain.end()
+    return None
+
+
+def mojibake_candidates(texts: Joined) -> Iterator[int]:
+    yield from texts.foreign
+
+
+def find_mojibake(text: str) -> Span | None:
+    match = MOJIBAKE.search(text)
+    return match.span() if match else None
+
+
+def control_candidates(texts: Joined) -> Iterator[int]:
+    if len(texts.text.translate(None, ASCII_CONTROL)) < len(texts.text):
+        yield from (number for code in ASCII_CONTROL for number in texts.holding(bytes([code])))
+    yield from texts.foreign
+
+
+def find_control(text: str) -> Span | None:
+    match = CONTROL.search(text)
+    return match.span() if match else None

@@ -81,6 +81,7 @@ def gpu_check(report: Report) -> list[Section]:
 
 def prepare(run: str, result: PrepareResult) -> list[Section]:
     rows = result.rows
+    near = rows["near_duplicates"]
     sections = [
         named(
             f"Prepared {run}",
@@ -88,20 +89,52 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
                 "rows": f"{rows['kept']:,} kept of {rows['read']:,} read",
                 "rejected": f"{rows['rejected']:,} (see {run}/data/rejected.jsonl)" if rows["rejected"] else None,
                 "duplicates": f"{rows['duplicates']:,} left out" if rows["duplicates"] else None,
-                "too long": f"{rows['overlength']:,} left out (see {run}/data/rejected.jsonl)" if rows["overlength"] else None,
+                "near duplicates": f"{near:,}, kept on one side of the split" if near else None,
+                "too long": overlength(run, result.overlength) if result.overlength["rows"] else None,
                 "texts split": f"{result.documents_split:,}" if result.documents_split else None,
                 "forms": ", ".join(f"{form} {count:,}" for form, count in result.forms.items()),
                 "tokens": f"{result.tokens['total']:,}, of which {result.tokens['supervised']:,} supervised",
                 "row lengths": "min {min}, median {median:g}, p95 {p95}, max {max} tokens".format(**result.lengths),
                 "split": f"{result.splits['train']:,} training, {result.splits['validation']:,} held out",
                 "packing": f"{result.packing['rows']:,} sequences, {result.packing['efficiency']:.1%} full",
+                "end of turn": result.template.get("end_of_turn"),
             },
         )
     ]
+    if len(result.sources) > 1:
+        columns = ("read", "kept", "rejected")
+        sources = [(source["name"], *(f"{source[column]:,}" for column in columns)) for source in result.sources]
+        sections.append(Section("Sources", sources, ("source", *columns)))
     if result.rejected_reasons:
         reasons = [(item["reason"], str(item["count"]), ", ".join(item["first"])) for item in result.rejected_reasons[:5]]
         sections.append(Section("Rejected", reasons, ("reason", "rows", "first")))
-    return [*sections, next_command("train", run)]
+    for level in ("error", "warning"):
+        found = [check for check in result.checks if check["level"] == level]
+        if found:
+            title = f"{len(found)} {level}{'s' if len(found) > 1 else ''}"
+            sections.append(Section(title, [finding(check) for check in found], ("check", "found", "meaning")))
+    notes = [f"{words(check['check'])} {check['count']:,}" for check in result.checks if check["level"] == "note"]
+    ending = {"notes": ", ".join(notes) or None, "report": f"{run}/data/report.html"}
+    return [*sections, named("", ending), next_command("train", run)]
+
+
+def overlength(run: str, lost: Mapping[str, Any]) -> str:
+    """What became of the rows that are longer than allowed, and what was lost with them."""
+    count, tokens, ends = f"{lost['rows']:,}", f"{lost['tokens_lost']:,} tokens", f"{lost['end_of_turns_lost']:,} ends of turn"
+    if lost["policy"] == "drop":
+        return f"{count} left out with {tokens} (see {run}/data/rejected.jsonl)"
+    done = "cut off" if lost["policy"] == "truncate" else "split"
+    return f"{count} {done}, which lost {tokens} and {ends}" if lost["tokens_lost"] else f"{count} {done}, nothing lost"
+
+
+def finding(check: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A check's name, its count and what it means, with the first place."""
+    first = "".join(f" (first: {example['source']}:{example['line']})" for example in check["examples"][:1])
+    return words(check["check"]), f"{check['count']:,}", check["meaning"] + first
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def train(run: str, result: TrainResult) -> list[Section]:

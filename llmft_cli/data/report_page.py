@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample
         samples: rows to look at.
         run_name: for the title.
     """
-    functions = [figure, percent, counted, title_of, script_hash]
+    functions: list[Callable[..., Any]] = [figure, percent, counted, title_of, script_hash]
     template = pages.template("llmft_cli.data", "report.html.jinja", functions)
     page = template.render(
         report=report,
@@ -65,7 +65,7 @@ def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample
         groups=checks_by_level(report["checks"]),
         fates=fates(report),
         chart=chart(report["lengths"]["histogram"], report.get("max_seq_length")),
-        weighted=any(source["weight"] not in (None, 1) for source in report["sources"]),
+        weighted=any(source["weight"] != 1 for source in report["sources"]),
     )
     path.write_text(page, encoding="utf-8")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from llmft_cli import views
 from llmft_cli.data.report import PrepareResult
 from llmft_cli.evaluation.evaluate import EvalResult
@@ -71,7 +73,7 @@ def test_gpu_check_lists_problems_and_a_failed_probe() -> None:
 
 def prepared(**changes: object) -> PrepareResult:
     values = {
-        "rows": {"read": 1200, "kept": 1100, "rejected": 0, "duplicates": 0, "overlength": 0},
+        "rows": {"read": 1200, "kept": 1100, "rejected": 0, "duplicates": 0, "overlength": 0, "near_duplicates": 0},
         "tokens": {"total": 5000, "supervised": 2000},
         "splits": {"train": 1000, "validation": 100},
         "packing": {"rows": 40, "efficiency": 0.9512},
@@ -79,12 +81,21 @@ def prepared(**changes: object) -> PrepareResult:
         "forms": {"messages": 1100},
         "documents_split": 0,
         "rejected_reasons": [],
+        "sources": [{"name": "a.jsonl", "read": 1200, "kept": 1100, "rejected": 0, "weight": 1.0}],
+        "overlength": {"policy": "drop", "rows": 0, "tokens_lost": 0, "end_of_turns_lost": 0},
+        "checks": [],
+        "template": {"sha256": "ab" * 32, "end_of_turn": "<|im_end|>"},
     }
     return PrepareResult(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def found(check: str, level: str, count: int, *places: int) -> dict[str, object]:
+    examples = [{"source": "a.jsonl", "line": line, "excerpt": "x"} for line in places]
+    return {"check": check, "level": level, "count": count, "meaning": f"meaning of {check}", "examples": examples}
+
+
 def test_prepare_of_clean_rows() -> None:
-    figures, following = views.prepare("runs/x", prepared())
+    figures, ending, following = views.prepare("runs/x", prepared())
     assert figures.title == "Prepared runs/x"
     assert rows(figures) == {
         "rows": "1,100 kept of 1,200 read",
@@ -93,20 +104,68 @@ def test_prepare_of_clean_rows() -> None:
         "row lengths": "min 4, median 7.5, p95 20, max 30 tokens",
         "split": "1,000 training, 100 held out",
         "packing": "40 sequences, 95.1% full",
+        "end of turn": "<|im_end|>",
     }
+    assert rows(ending) == {"report": "runs/x/data/report.html"}
     assert rows(following) == {"next": "llmft train runs/x"}
 
 
 def test_prepare_tells_what_was_left_out() -> None:
-    counts = {"read": 10, "kept": 4, "rejected": 3, "duplicates": 2, "overlength": 1}
+    counts = {"read": 10, "kept": 4, "rejected": 3, "duplicates": 2, "overlength": 1, "near_duplicates": 1234}
     reasons = [{"reason": f"reason {number}", "count": number, "first": ["a:1", "a:2"]} for number in range(7)]
-    figures, rejected, _ = views.prepare("runs/x", prepared(rows=counts, documents_split=2, rejected_reasons=reasons))
+    lost = {"policy": "drop", "rows": 1, "tokens_lost": 2100, "end_of_turns_lost": 1}
+    result = prepared(rows=counts, documents_split=2, rejected_reasons=reasons, overlength=lost, template={})
+    figures, rejected, _, _ = views.prepare("runs/x", result)
     shown = rows(figures)
     assert shown["rejected"] == "3 (see runs/x/data/rejected.jsonl)"
     assert shown["duplicates"] == "2 left out"
-    assert shown["too long"] == "1 left out (see runs/x/data/rejected.jsonl)"
+    assert shown["near duplicates"] == "1,234, kept on one side of the split"
+    assert shown["too long"] == "1 left out with 2,100 tokens (see runs/x/data/rejected.jsonl)"
     assert shown["texts split"] == "2"
+    assert "end of turn" not in shown
     assert list(rejected.rows) == [(f"reason {number}", str(number), "a:1, a:2") for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "tokens_lost", "line"),
+    [
+        ("truncate", 1200, "3 cut off, which lost 1,200 tokens and 3 ends of turn"),
+        ("split", 0, "3 split, nothing lost"),
+        ("split", 12, "3 split, which lost 12 tokens and 3 ends of turn"),
+    ],
+)
+def test_prepare_tells_what_over_length_rows_lost(policy: str, tokens_lost: int, line: str) -> None:
+    lost = {"policy": policy, "rows": 3, "tokens_lost": tokens_lost, "end_of_turns_lost": 3}
+    assert rows(views.prepare("runs/x", prepared(overlength=lost))[0])["too long"] == line
+
+
+def test_prepare_shows_warnings_in_full_and_notes_shortly() -> None:
+    checks = [
+        found("email_addresses", "note", 1200),
+        found("mojibake", "warning", 1500, 7, 9),
+        found("language", "note", 2),
+        found("end_of_turn", "warning", 3),
+        found("empty", "error", 1, 2),
+    ]
+    _, errors, warnings, ending, _ = views.prepare("runs/x", prepared(checks=checks))
+    assert (errors.title, errors.header) == ("1 error", ("check", "found", "meaning"))
+    assert list(errors.rows) == [("empty", "1", "meaning of empty (first: a.jsonl:2)")]
+    assert warnings.title == "2 warnings"
+    assert list(warnings.rows) == [
+        ("mojibake", "1,500", "meaning of mojibake (first: a.jsonl:7)"),
+        ("end of turn", "3", "meaning of end_of_turn"),
+    ]
+    assert rows(ending) == {"notes": "email addresses 1,200, language 2", "report": "runs/x/data/report.html"}
+
+
+def test_prepare_lists_sources_where_there_are_several() -> None:
+    sources = [
+        {"name": "a.jsonl", "read": 1200, "kept": 1100, "rejected": 0, "weight": 1.0},
+        {"name": "b.csv", "read": 5, "kept": 4, "rejected": 1, "weight": 2.0},
+    ]
+    _, listed, _, _ = views.prepare("runs/x", prepared(sources=sources))
+    assert (listed.title, listed.header) == ("Sources", ("source", "read", "kept", "rejected"))
+    assert list(listed.rows) == [("a.jsonl", "1,200", "1,100", "0"), ("b.csv", "5", "4", "1")]
 
 
 def test_train() -> None:

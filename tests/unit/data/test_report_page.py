@@ -131,6 +131,9 @@ def test_what_became_of_the_rows(tmp_path: Path) -> None:
     assert "Over-length rows lost 900 tokens and 2 ends of turn (--on-overlength truncate)." in words(tree)
     assert "40 training sequences of up to 512 tokens, 95.0% full." in words(tree)
     assert tree.xpath("//rect[@class='used']/@width") == ["95.00%"]
+    assert "The rest is padding" in words(tree)
+    full = page(tmp_path, report(packing={"rows": 40, "efficiency": 1.0}), [])
+    assert "The rest is padding" not in words(full)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmft_cli.data.compression import BINARY_KINDS, CHUNK_BYTES, COMPRESSIONS, UTF_8_BOM, chunks
+from llmft_cli.data.compression import BINARY_KINDS, CHUNK_BYTES, COMPRESSIONS, MAX_EXPANSION, UTF_8_BOM, chunks
 from llmft_cli.data.rows import Source
 from llmft_cli.errors import DataError, first_line
 
@@ -23,6 +23,7 @@ STDIN = "-"
 KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md")
 READABLE = f"readable types: {', '.join(KINDS)}, each also with .gz or .zst behind it"
 HEAD_BYTES = 8192
+SOUNDED_BYTES = 3 << 16  # of compressed data
 # In this order: the mark of UTF-32 begins with that of UTF-16.
 WIDE_BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -147,13 +148,24 @@ def file_source(name: str, path: Path) -> Source:
 
 
 def head_of(source: Source) -> bytes:
-    """The first bytes of a source, unpacked."""
-    head = b""
-    for chunk in chunks(source):
-        head += chunk
-        if len(head) >= HEAD_BYTES:
+    """The first bytes of a source, unpacked, of which so much is read that a bomb is found before its rows are used.
+
+    Raises:
+        DataError: it cannot be unpacked.
+    """
+    head, unpacked_bytes, packed_bytes = b"", 0, 0
+
+    def count(further_bytes: int) -> None:
+        nonlocal packed_bytes
+        packed_bytes += further_bytes
+
+    for chunk in chunks(source, count):
+        head += chunk[: HEAD_BYTES - len(head)]
+        unpacked_bytes += len(chunk)
+        sounded = packed_bytes >= SOUNDED_BYTES and unpacked_bytes <= MAX_EXPANSION * packed_bytes
+        if len(head) == HEAD_BYTES and (sounded or not source.compression):
             break
-    return head[:HEAD_BYTES]
+    return head
 
 
 def checked(source: Source, head: bytes) -> Source:

@@ -16,6 +16,7 @@ from llmft_cli.errors import DataError, first_line
 
 COLUMN_NAME_CHARACTERS = 200
 BATCH_ROWS = 256
+BATCH_BYTES = 8 << 20
 
 
 @dataclass
@@ -154,8 +155,8 @@ def read_parquet(source: Source, consumed: Consumed = ignore) -> Iterator[Row | 
     try:
         with unpacked_file(source) as path, pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
             check_names(source.name, file.schema_arrow.names)
-            check_expansion(source, file.metadata)
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+            rows_at_once = batch_rows_for(checked_size(source, file.metadata), file.metadata.num_rows)
+            for batch in file.iter_batches(batch_size=rows_at_once):
                 yield from batch_rows(source, batch, number)
                 number += batch.num_rows
                 told.up_to(number / file.metadata.num_rows)
@@ -165,14 +166,24 @@ def read_parquet(source: Source, consumed: Consumed = ignore) -> Iterator[Row | 
         raise DataError(f"{source.name} is not a readable Parquet file{place}: {first_line(error)}") from error
 
 
-def check_expansion(source: Source, metadata: Any) -> None:
-    """Refuse row groups that say they hold far more than the file can be expected to."""
-    size = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+def checked_size(source: Source, metadata: Any) -> int:
+    """What the row groups say that they hold, in bytes.
+
+    Raises:
+        DataError: it is far more than the file can be expected to hold.
+    """
+    size: int = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     if size > compression.MAX_EXPANSION * source.size_bytes + compression.MAX_EXPANSION_EXCESS_BYTES:
         raise DataError(
             f"{source.name} grows {size // source.size_bytes} times when it is unpacked ({size >> 20} MiB)",
             f"more than {compression.MAX_EXPANSION} times is not unpacked here",
         )
+    return size
+
+
+def batch_rows_for(size_bytes: int, rows: int) -> int:
+    """How many rows to take at once where `rows` of them have `size_bytes`."""
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size_bytes, 1)))
 
 
 def read_arrow(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
@@ -189,9 +200,10 @@ def read_arrow(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Ba
             for batch, share in arrow_batches(source, file):
                 # Values point into the batch by numbers that a damaged file may have wrong.
                 batch.validate(full=True)
-                for start in range(0, batch.num_rows, BATCH_ROWS):
+                rows_at_once = batch_rows_for(batch.nbytes, batch.num_rows)
+                for start in range(0, batch.num_rows, rows_at_once):
                     told.up_to(share_before + (share - share_before) * start / batch.num_rows)
-                    yield from batch_rows(source, batch.slice(start, BATCH_ROWS), number + start)
+                    yield from batch_rows(source, batch.slice(start, rows_at_once), number + start)
                 number += batch.num_rows
                 share_before = share
         told.up_to(1)

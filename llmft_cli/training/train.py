@@ -171,7 +171,12 @@ def fit(
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     trainer = QLoRATrainer(
-        model=model, args=arguments, train_dataset=train_rows, eval_dataset=validation_rows, data_collator=collate
+        group_by_length=not config.packing,
+        model=model,
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        data_collator=collate,
     )
     trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
     started = time.perf_counter()

@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from llmft_cli.adapters import save_adapter
 from llmft_cli.training.checkpoints import STATE_FILE
 from llmft_cli.training.held_out import held_out_loss
 from llmft_cli.training.loss import summed_loss
+from llmft_cli.training.sampling import LengthGroupedSampler
 
 UNTIMED_STEPS = 2
 
@@ -59,11 +61,19 @@ class QLoRATrainer(transformers.Trainer):
 
     control: transformers.TrainerControl
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, group_by_length: bool = False, **kwargs: Any) -> None:
+        self._group_by_length = group_by_length
         super().__init__(**kwargs)
         self.clock = StepClock()
         # Have the step's supervised tokens counted and given to compute_loss, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if not self._group_by_length:
+            return super()._get_train_sampler(rows)
+        lengths = [sum(lengths) for lengths in rows["row_lengths"]]
+        return LengthGroupedSampler(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from templates import LLAMA_2, STYLES, Style, metaspace_tokenizer, talk, text_of
 from llmft_cli.builtin_model import cache_dir
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.data.rendering import ConversationEncoder
-from llmft_cli.data.samples import Sample, Segment, sample, segments
+from llmft_cli.data.samples import Sample, Segment, read_samples, sample, segments
+from llmft_cli.data.store import SAMPLES_FILE, write_json_lines
 
 # Taken before the tests get a home of their own.
 BUILTIN = sorted(cache_dir().glob("smollm2-135m-*/tokenizer.json"))
@@ -213,6 +215,17 @@ def test_a_sample_has_its_place_and_counts(tiny_tokenizer: Any) -> None:
     assert sample(tiny_tokenizer, "rows.jsonl", 7, "validation", ids, labels) == Sample(
         "rows.jsonl", 7, "validation", len(ids), len(ids) - 1, segments(tiny_tokenizer, ids, labels)
     )
+
+
+def test_kept_samples_are_read_back(tmp_path: Path) -> None:
+    kept = [
+        Sample("a.jsonl", line, "train", 3, 2, [Segment("<s>", False, True, 1), Segment("x\n", True, False, 2)])
+        for line in (1, 2, 3)
+    ]
+    write_json_lines(tmp_path / SAMPLES_FILE, map(asdict, kept))
+    assert read_samples(tmp_path, 2) == kept[:2]
+    assert read_samples(tmp_path, 9) == kept
+    assert read_samples(tmp_path, 0) == []
 
 
 @pytest.mark.skipif(not BUILTIN, reason="the built-in model is not in the cache")

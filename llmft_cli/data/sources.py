@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import codecs
 import csv
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from llmft_cli.data.compression import BINARY_KINDS, CHUNK_BYTES, COMPRESSIONS, MAX_EXPANSION, UTF_8_BOM, chunks
 from llmft_cli.data.rows import Source
-from llmft_cli.errors import DataError, first_line
+from llmft_cli.errors import DataError
 
 STDIN = "-"
 KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md")
@@ -197,25 +198,31 @@ def checked(source: Source, head: bytes) -> Source:
 def is_binary(head: bytes) -> bool:
     """Whether bytes with a 0 among them are no text at all, or else text with a damaged line."""
     try:
-        # The last character may be cut.
-        head[: HEAD_BYTES - 4].decode()
+        decoded(head)
     except UnicodeDecodeError:
         return True
     return head.index(0) < head.find(b"\n") or b"\n" not in head
 
 
+def decoded(head: bytes) -> str:
+    """The text of first bytes, of which the last character may be cut."""
+    return codecs.getincrementaldecoder("utf-8-sig")().decode(head)
+
+
 def begins_array(head: bytes) -> bool:
-    """Whether JSON begins with an array that does not end on its line: rows in an array under the name of JSON lines."""
-    first = head.removeprefix(UTF_8_BOM).lstrip().split(b"\n", 1)[0]
-    if not first.startswith(b"["):
-        return False
+    """Whether rows stand in an array under the name of JSON lines: it does not end on its line, or there is no other line."""
     try:
+        first, _, others = decoded(head).lstrip().partition("\n")
+        if not first.startswith("["):
+            return False
+        if not others and len(head) == HEAD_BYTES:
+            return True
         json.loads(first)
     except json.JSONDecodeError as error:
         return error.pos >= len(error.doc.rstrip())
     except (ValueError, RecursionError):
         return False
-    return False
+    return not others.strip()
 
 
 def spooled_stdin() -> Source:
@@ -233,7 +240,7 @@ def spooled_stdin() -> Source:
         with os.fdopen(number, "wb") as spool:
             shutil.copyfileobj(sys.stdin.buffer, spool, CHUNK_BYTES)
     except IsADirectoryError as error:
-        raise DataError(f"standard input cannot be read: {first_line(error.strerror)}") from error
+        raise DataError(f"standard input cannot be read: {error.strerror}") from error
     source = Source("stdin", path, size_bytes=path.stat().st_size)
     head = head_of(source)
     compression = next((known for magic, known in COMPRESSION_MAGIC.items() if head.startswith(magic)), "")

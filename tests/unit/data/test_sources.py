@@ -158,6 +158,31 @@ def test_sources_know_their_kind_compression_and_size(tmp_path: Path) -> None:
     assert find_sources([str(tmp_path)]) == find_sources(names) == found
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        ('[{"text": "a"}]', ".json"),
+        ('\n[{"text": "a"},\n{"text": "b"}]', ".json"),
+        ('[{"text": "' + "\u20ac" * 5000 + '"}, {"text": "b"}]', ".json"),
+        ('[{"role": "user"}]\n[{"role": "user"}]', ".jsonl"),
+        ('[{"role": "user"]\n{"text": "a"}', ".jsonl"),
+        ("[" * 5000 + "\n{}", ".jsonl"),
+        ('{"text": "[a"}', ".jsonl"),
+    ],
+)
+def test_an_array_under_the_name_of_json_lines_is_known(content: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content, encoding="utf-8")
+    (source,) = find_sources([str(path)])
+    assert source.kind == kind
+
+
+def test_a_byte_0_in_a_later_line_makes_no_binary_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"{}\n\0\n" + b'"' + "\u20ac".encode() * 5000)
+    assert find_sources([str(path)])[0].kind == ".jsonl"
+
+
 def test_links_in_a_directory_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.jsonl").write_text("{}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 from llmft_cli.data.checks.rows import CheckedRow
 
@@ -64,17 +65,6 @@ class Languages(NamedTuple):
 
 def languages_of(rows: Sequence[Sampled]) -> Languages:
     """Tell the languages of a sample; texts that are too short or mixed to tell are left out."""
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
-
-    def language(text: str) -> str | None:
-        words = " ".join(LETTERS.findall(text))
-        if len(words.encode("utf-8", "ignore")) < SHORTEST:
-            return None
-        code, sure = identifier.classify(words)
-        return code if sure >= SUREST else None
-
     ordered = sorted(rows, key=lambda row: (row.source, row.line))
     told = [(row, language(row.question), language(row.answer)) for row in ordered]
     counts = Counter(answer for _, _, answer in told if answer)
@@ -85,3 +75,20 @@ def languages_of(rows: Sequence[Sampled]) -> Languages:
         [row for row, question, answer in told if question and answer and question != answer],
         sum(1 for _, question, answer in told if question and answer),
     )
+
+
+def language(text: str) -> str | None:
+    """The code of a text's language (ISO 639), or None where it cannot be told."""
+    words = " ".join(LETTERS.findall(text))
+    if len(words.encode("utf-8", "ignore")) < SHORTEST:
+        return None
+    code, sure = identifier().classify(words)
+    return code if sure >= SUREST else None
+
+
+@cache
+def identifier() -> Any:
+    """The model that tells languages; it takes half a second to read."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

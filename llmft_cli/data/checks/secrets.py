@@ -15,7 +15,7 @@ KEY_CHARACTERS = bytes(code for code in range(128) if chr(code).isalnum() or chr
 NOT_IN_KEYS = bytes(32 if code not in KEY_CHARACTERS else code for code in range(256))
 
 SECRET = re.compile(
-    r"-----BEGIN (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:(?!-----)[\s\S]){0,200}?[A-Za-z0-9+/=]{40}(?:(?!-----)[\s\S])*"
+    r"-----BEGIN (?:[A-Z]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:(?!-----)[\s\S]){0,200}?[A-Za-z0-9+/=]{40}[^-]*"
     r"|(?<![\w-])(?:"
     r"(?:AKIA|ASIA)[0-9A-Z]{16}(?![0-9A-Za-z])"
     r"|gh[pousr]_[A-Za-z0-9]{36,}"
@@ -27,12 +27,13 @@ SECRET = re.compile(
     r"|hf_[A-Za-z0-9]{30,}"
     r"|AIza[\w-]{35}"
     r"|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"
-    r")"
+    r")",
+    re.ASCII,
 )
 # What tutorials write in the place of a secret.
 PLACEHOLDER = re.compile(
-    r"example|your|my|xxx|\*\*\*|\.\.\.|placeholder|change|dummy|sample|test|demo|fake|secret|passw|abc|1234|0000|qwerty"
-    r"|here|none|null|true|false|token|string|user|env",
+    r"example|your|\bmy|xxx|\*\*\*|\.\.\.|placeholder|change|dummy|sample|test|demo|fake|secret|passw|abc|1234|0000|qwerty"
+    r"|[_-]here|none|null|true|false|token|string|user|\benv",
     re.IGNORECASE,
 )
 # In a key of random characters `my` or `abc` come up by chance; these do not.

@@ -10,11 +10,11 @@ from llmft_cli.data.checks.secrets import Span, places
 
 LOCAL_PART = re.compile(r"(?<![\w.%+-])[A-Za-z0-9](?:[\w.%+-]{0,62}[A-Za-z0-9_+-])?\Z", re.ASCII)
 # At least two letters before the dot: `x@w.shape` is a program.
-DOMAIN = re.compile(r"((?:[A-Za-z0-9-]{1,63}\.){0,4}[A-Za-z0-9][A-Za-z0-9-]{1,62}\.([A-Za-z]{2,6}))(?![\w@(-])")
+DOMAIN = re.compile(r"((?:[A-Za-z0-9-]{1,63}\.){0,4}[A-Za-z0-9][A-Za-z0-9-]{1,62}\.[A-Za-z]{2,6})(?![\w@(-])", re.ASCII)
 # Reserved for examples by RFC 2606 and 6761, what people write in their place, and names of files.
 EXAMPLE_DOMAIN = re.compile(
-    r"(?:.*\.)?(?:example(?:\.[a-z]+)*|[a-z0-9-]*example[a-z0-9-]*\.[a-z.]+|(?:test|domain|self|(?:your|my)-?[a-z]+|company)\.[a-z.]+)"
-    r"|.*\.(?:test|invalid|localhost|local|png|jpe?g|gif|svg|webp|css|js|py|html?|json|txt|md)",
+    r"(?:.*\.)?(?:[a-z0-9-]*example[a-z0-9-]*|test|self|e?mail|domain|company|(?:your|my|some)-?[a-z]+)\.(?:co\.)?[a-z]+"
+    r"|.*\.(?:example|test|invalid|localhost|local|png|jpe?g|gif|svg|webp|css|js|py|html?|json|txt|md)",
     re.IGNORECASE,
 )
 EXAMPLE_PEOPLE = frozenset({"git", "user", "username", "name", "email", "your", "you", "youremail", "your.name", "your.email"})

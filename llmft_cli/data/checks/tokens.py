@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 BYTE_SHARE = 0.2
 # Of 20 tokens one is learned from: the row costs what it weighs and teaches little.
 SUPERVISED_SHARE = 0.05
+# UTF-8 uses 243 of the 256 bytes, and a vocabulary may lack some control characters; one of text has far fewer of the letters.
+BYTE_LEVEL = 200
 BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
 NOT_ASCII = re.compile("[^\x00-\x7f]")
 
@@ -31,7 +33,7 @@ def byte_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     if len(fallback) == 256:
         return frozenset(vocabulary[token] for token, match in fallback.items() if int(match[1], 16) >= 0x80)
     alphabet = byte_alphabet()
-    if not all(character in vocabulary for character in alphabet):
+    if sum(character in vocabulary for character in alphabet) < BYTE_LEVEL:
         return frozenset()
     added = tokenizer.get_added_vocab()
     return frozenset(

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmft_cli import config
 from llmft_cli.data.examples import RowError
 from llmft_cli.data.formats import parse
+from llmft_cli.data.prepare import prepare
 from llmft_cli.data.readers import read
 from llmft_cli.data.rows import BadRow
 from llmft_cli.data.sources import READABLE, find_sources
+from llmft_cli.data.store import REJECTED_FILE
 from llmft_cli.errors import DataError
+from llmft_cli.progress import Silent
+from llmft_cli.run_dir import RunDir
 
 BAD = Path(__file__).parents[3] / "sample_data" / "bad"
 
@@ -460,3 +466,53 @@ def test_arrow_files_that_are_refused(tmp_path: Path) -> None:
     ):
         path.write_bytes(content)
         assert refusal(path) == f"{path} is not a readable Arrow file{complaint}"
+
+
+# -- through the whole of prepare
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A model directory without weights: prepare needs none."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder
+
+
+def rejected_by_prepare(run: RunDir, file: Path, tokenizer_dir: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """The counts of the rows of a file, and what rejected.jsonl holds of it."""
+    settings = config.resolve({"model": str(tokenizer_dir), "max_rejected": 1.0})
+    result = prepare(run, [str(file)], settings, Silent())
+    lines = (run.data / REJECTED_FILE).read_text(encoding="utf-8").splitlines()
+    return result.rows, [json.loads(line) for line in lines]
+
+
+def test_every_bad_line_among_good_ones_is_written_down_by_prepare(tmp_path: Path, tokenizer_dir: Path) -> None:
+    path, content, expected = tmp_path / "rows.jsonl", b"", []
+    for number, (line, reason) in enumerate(BAD_LINES.values()):
+        content += f'{{"prompt": "What is {number}?", "completion": "It is {number * 7919}."}}\n'.encode()
+        content += (line.encode() if isinstance(line, str) else line) + b"\n"
+        expected.append({"source": str(path), "line": 2 * number + 2, "reason": reason})
+    path.write_bytes(content)
+    rows, rejected = rejected_by_prepare(RunDir(tmp_path / "run"), path, tokenizer_dir)
+    assert rejected == expected
+    count = len(BAD_LINES)
+    assert (rows["read"], rows["kept"], rows["rejected"]) == (2 * count, count, count)
+
+
+@pytest.mark.parametrize("name", ["ragged.csv", "repeated-key.jsonl", "wrong-types.jsonl"])
+def test_prepare_keeps_the_good_rows_beside_a_bad_one(name: str, tmp_path: Path, tokenizer_dir: Path) -> None:
+    line, reason = BAD_ROWS[name]
+    rows, rejected = rejected_by_prepare(RunDir(tmp_path / "run"), BAD / name, tokenizer_dir)
+    assert rejected == [{"source": str(BAD / name), "line": line, "reason": reason}]
+    assert (rows["read"], rows["kept"], rows["rejected"]) == (3, 2, 1)
+
+
+def test_prepare_leaves_nothing_of_a_file_that_breaks_off(tmp_path: Path, tokenizer_dir: Path) -> None:
+    path, run = tmp_path / "rows.csv", RunDir(tmp_path / "run")
+    path.write_text("prompt,completion\n" + "".join(f"What is {n}?,It is {n}.\n" for n in range(600)) + '"a,b\n')
+    with pytest.raises(DataError) as caught:
+        rejected_by_prepare(run, path, tokenizer_dir)
+    assert caught.value.message == f"{path} line 602: a quote is opened and never closed"
+    assert not run.data.exists()

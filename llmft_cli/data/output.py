@@ -86,7 +86,7 @@ def findings_of_rows(
 ) -> list[Finding]:
     """What is to be said of the rows as a whole, in the form of the checks."""
     found = [
-        Finding("rejected", "error", intake.bad, "rows that cannot be used, with reasons in rejected.jsonl", []),
+        Finding("rejected", "warning", intake.bad, "rows that cannot be used, with reasons in rejected.jsonl", []),
         Finding("overlength", "warning", intake.losses.rows, overlength_meaning(config), []),
         Finding("duplicates", "note", intake.duplicates, "rows that were there before, left out", []),
         Finding(
@@ -133,13 +133,16 @@ def refuse_warnings(findings: Sequence[Finding], config: Config) -> None:
 
 def pick_samples(intake: Intake, encoder: ConversationEncoder, split: Split) -> list[Sample]:
     """Rows to look at, evenly from all of each side."""
-    samples = []
+    chosen = []
     for name, rows in ((store.TRAIN, split.train), (store.VALIDATION, split.validation)):
         step = max(1, len(rows) // SAMPLES[name])
-        for row in rows[::step][: SAMPLES[name]]:
-            input_ids, labels = intake.spool.tokens(row)
-            where = place_of(intake, row)
-            samples.append(sample(encoder.tokenizer, where["source"], where["line"], name, input_ids.tolist(), labels.tolist()))
+        # Spread over all samples, so that the first few show both sides.
+        chosen += [(index / SAMPLES[name], name, row) for index, row in enumerate(rows[::step][: SAMPLES[name]])]
+    samples = []
+    for _, name, row in sorted(chosen):
+        input_ids, labels = intake.spool.tokens(row)
+        where = place_of(intake, row)
+        samples.append(sample(encoder.tokenizer, where["source"], where["line"], name, input_ids.tolist(), labels.tolist()))
     return samples
 
 

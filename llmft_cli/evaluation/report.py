@@ -7,13 +7,12 @@ become visible escapes, HTML is escaped by the template engine, Markdown is fenc
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, fields
-from typing import Any
 
 from llmft_cli.evaluation.results import LOWER_IS_BETTER, ArmScores, Prediction, Summary, label
 from llmft_cli.evaluation.statistics import Comparison
+from llmft_cli.pages import template, visible
 
 MAIN_METRIC = "token_f1"
 ARM_LABELS = {"base": "the base model", "tuned": "the tuned model"}
@@ -21,8 +20,6 @@ ARM_LABELS = {"base": "the base model", "tuned": "the tuned model"}
 EQUAL_WITHIN = 1e-9
 SIGNIFICANT_BELOW = 0.05
 LOSSES_NAMED = 10
-# Embeddings, overrides and isolates that would reorder the text around them (CVE-2021-42574).
-REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|~#$])")
 
@@ -60,19 +57,6 @@ class MetricRow:
     metric: str
     values: dict[str, float | None]
     best: set[str]
-
-
-def visible(text: str) -> str:
-    """`text` with control characters, lone surrogates and reordering marks as escapes such as \\x1b."""
-
-    def escaped(character: str) -> str:
-        hidden = character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
-        if not hidden and not REORDERING.match(character):
-            return character
-        code = ord(character)
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
-
-    return "".join(map(escaped, text.replace("\r\n", "\n")))
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -269,24 +253,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def html(summary: Summary) -> str:
     """The report as one HTML page: no scripts, nothing loaded from elsewhere."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    def finalized(value: Any) -> Any:
-        return visible(value) if type(value) is str else value
-
-    # finalize sees every value that the template prints, so none can be forgotten.
-    environment = Environment(
-        loader=PackageLoader("llmft_cli.evaluation", ""),
-        autoescape=True,
-        finalize=finalized,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    functions = (label, number, signed, interval, probability, case_title)
-    environment.globals |= {function.__name__: function for function in functions}
+    page = template("llmft_cli.evaluation", "report.html.jinja", [label, number, signed, interval, probability, case_title])
     cases = cases_of(summary)
-    return environment.get_template("report.html.jinja").render(
+    return page.render(
         summary=summary,
         headline=headline(summary),
         rows=metric_rows(summary.arms),

@@ -39,7 +39,7 @@ AT_ONCE = 100_000
 SEPARATORS = bytes(range(33)) + b"\x7f.,;:!?\"'()[]{}`"
 TO_WORDS = bytes(32 if code in SEPARATORS else code for code in range(256))
 # Scripts that put no space between words (Thai to Khmer, Chinese, Japanese): each character is a word.
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 # Odd constants without a pattern, from the digits of pi, e and the golden ratio.
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0x243F6A8885A308D3, 0xB7E151628AED2A6B, 0x13198A2E03707345)
 
@@ -130,7 +130,7 @@ def in_words(text: str) -> bytes:
     """A text in small letters with nothing but words and spaces; one that has no words is a word itself."""
     lowered = text.lower()
     if not lowered.isascii():
-        lowered = UNSPACED.sub(r" \g<0> ", lowered)
+        lowered = UNSPACED.sub(lambda match: f" {' '.join(match[0])} ", lowered)
     encoded = lowered.encode("utf-8", "surrogatepass")
     words = encoded.translate(TO_WORDS)
     return words if words and not words.isspace() else b"\xff" + b"".join(encoded.split())

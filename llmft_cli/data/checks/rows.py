@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,10 @@ class Joined:
             number = self.at(position)
             yield number
             position = self.text.find(needle, self.starts[number + 1])
+
+    def matching(self, pattern: re.Pattern[bytes]) -> Iterator[int]:
+        """The numbers of the texts in which a pattern matches, one for each match."""
+        return (self.at(match.start()) for match in pattern.finditer(self.text))
 
     def lowered(self) -> Joined:
         """The same with small letters for A to Z."""

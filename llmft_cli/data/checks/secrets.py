@@ -68,7 +68,7 @@ def password_candidates(texts: Joined) -> Iterator[int]:
     lowered = texts.lowered()
     for name in ASSIGNED_NAMES:
         yield from lowered.holding(name.encode())
-    yield from (lowered.at(match.start()) for match in API_KEY.finditer(lowered.text))
+    yield from lowered.matching(API_KEY)
     yield from texts.holding(b"@")
 
 

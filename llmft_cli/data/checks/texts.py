@@ -27,6 +27,11 @@ MOJIBAKE = re.compile(
     f"\u00c2[{FOLLOWING_LETTER}]|\u00c3[{FOLLOWING_LETTER}]|\u00e2[\u20ac\u0080][{FOLLOWING}]|\u00f0[\u0178\u009f][{FOLLOWING}]{{2}}"
     "|\u00ef\u00bb\u00bf|\ufffd"
 )
+# The same less exactly in bytes, in which the search for a first byte is quick.
+MOJIBAKE_BYTES = (
+    re.compile(rb"\xc3(?:[\x82\x83\xb0]|\xa2\xe2\x82\xac|\xa2\xc2\x80|\xaf\xc2\xbb)"),
+    re.compile(rb"\xef\xbf\xbd"),
+)
 
 # Zero-width joiners and marks of direction are left out: emoji, Persian, Arabic and Hebrew need them. So are the
 # tags of a flag, which follow the black flag.
@@ -35,6 +40,12 @@ CONTROL = re.compile(
     "\U000e0000-\U000e007f](?<![\U0001f3f4\U000e0020-\U000e007e][\U000e0000-\U000e007f])"
 )
 ASCII_CONTROL = bytes([*range(9), 11, 12, *range(14, 32), 127])
+CONTROL_BYTES = (
+    re.compile(rb"\xc2[\x80-\x9f\xad]"),
+    re.compile(rb"\xe2(?:\x80[\x8b\xa8-\xae]|\x81[\xa0-\xa9])"),
+    re.compile(rb"\xef(?:\xbb\xbf|\xbf[\xb9-\xbb])"),
+    re.compile(rb"\xf3\xa0[\x80\x81]"),
+)
 
 
 def email_candidates(texts: Joined) -> Iterator[int]:
@@ -52,7 +63,9 @@ def find_email(text: str) -> Span | None:
 
 
 def mojibake_candidates(texts: Joined) -> Iterator[int]:
-    yield from texts.foreign
+    if texts.foreign:
+        for pattern in MOJIBAKE_BYTES:
+            yield from texts.matching(pattern)
 
 
 def find_mojibake(text: str) -> Span | None:
@@ -63,7 +76,9 @@ def find_mojibake(text: str) -> Span | None:
 def control_candidates(texts: Joined) -> Iterator[int]:
     if len(texts.text.translate(None, ASCII_CONTROL)) < len(texts.text):
         yield from (number for code in ASCII_CONTROL for number in texts.holding(bytes([code])))
-    yield from texts.foreign
+    if texts.foreign:
+        for pattern in CONTROL_BYTES:
+            yield from texts.matching(pattern)
 
 
 def find_control(text: str) -> Span | None:

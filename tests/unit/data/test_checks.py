@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -210,7 +211,7 @@ def test_mostly_masked() -> None:
 
 
 def test_byte_tokens() -> None:
-    def found_in(text: str, ids: list[int]) -> list[tuple[str, int]]:
+    def found_in(text: str, ids: Any) -> list[tuple[int, int]]:
         rows = [conversation(PROSE), conversation(text, line=2, input_ids=ids), conversation(text, line=3, input_ids=[9] * 20)]
         return [
             (finding.examples[0]["line"], finding.count)
@@ -219,6 +220,7 @@ def test_byte_tokens() -> None:
         ]
 
     assert found_in("今天天气很好", [3] * 2 + [4] * 2 + [9] * 16) == [(2, 1)]
+    assert found_in("今天天气很好", numpy.array([3] * 4 + [9] * 16, numpy.int32)) == [(2, 1)]
     assert found_in("今天天气很好", [3] * 3 + [9] * 17) == []
     # More ids than the table has entries, and ASCII text, which holds no such bytes.
     assert found_in("今天天气很好", [5, 100_000] * 10) == []

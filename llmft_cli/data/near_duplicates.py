@@ -34,6 +34,10 @@ RUN = 3
 SEED = 1
 # Slots are kept as 16 bits: unrelated ones then agree once in 65,536, which moves no estimate.
 AT_ONCE = 100_000
+# Above 255 rows or 65,535 runs rensa starts threads, and a process forked later, which lacks them, hangs at its first
+# call. No row that can be trained on is longer; of one that is, the beginning stands for all.
+ROWS_AT_ONCE = 200
+RUNS_AT_ONCE = 60_000
 
 # ASCII punctuation of prose separates words; signs that calculate or name things (+ - * / = < > % $ # @ _) are part of them.
 SEPARATORS = bytes(range(33)) + b"\x7f.,;:!?\"'()[]{}`"
@@ -114,15 +118,21 @@ class NearDuplicates:
 
 
 def signatures(texts: Sequence[str]) -> Signatures:
-    """MinHash signatures of texts, one row of slots each."""
+    """MinHash signatures of texts, one row of slots each; starts no threads."""
     import numpy
     from rensa import RMinHash
 
     hashes, offsets = run_hashes([in_words(text) for text in texts])
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, SLOTS, SEED)
     slots = array("I")
-    for row in matrix.to_rows():
-        slots.fromlist(row)
+    start = 0
+    while start < len(texts):
+        end = int(numpy.searchsorted(offsets, offsets[start] + RUNS_AT_ONCE, side="right")) - 1
+        end = min(max(end, start + 1), start + ROWS_AT_ONCE, len(texts))
+        bounds = numpy.minimum(offsets[start : end + 1] - offsets[start], RUNS_AT_ONCE).astype(numpy.uint64)
+        part = hashes[offsets[start] : offsets[start] + int(bounds[-1])]
+        for row in RMinHash.digest_matrix_from_flat_token_hashes(part, bounds, SLOTS, SEED).to_rows():
+            slots.fromlist(row)
+        start = end
     return numpy.frombuffer(slots, numpy.uint32).astype(numpy.uint16).reshape(-1, SLOTS)
 
 
@@ -136,7 +146,7 @@ def in_words(text: str) -> bytes:
     return words if words and not words.isspace() else b"\xff" + b"".join(encoded.split())
 
 
-def run_hashes(rows: Sequence[bytes]) -> tuple[Hashes, NDArray[numpy.uint64]]:
+def run_hashes(rows: Sequence[bytes]) -> tuple[Hashes, NDArray[numpy.int64]]:
     """Hashes of every row's runs of words, or of its words where they make no run, and where each row begins."""
     import numpy
 
@@ -148,7 +158,7 @@ def run_hashes(rows: Sequence[bytes]) -> tuple[Hashes, NDArray[numpy.uint64]]:
     alone = numpy.repeat(short, counts)
     hashes = numpy.where(alone, words, runs)[alone | (from_end >= RUN)]
     kept = numpy.where(short, counts, counts - (RUN - 1))
-    return hashes, numpy.concatenate([[0], numpy.cumsum(kept)]).astype(numpy.uint64)
+    return hashes, numpy.concatenate([[0], numpy.cumsum(kept)])
 
 
 def word_hashes(rows: Sequence[bytes]) -> tuple[Hashes, NDArray[numpy.intp]]:

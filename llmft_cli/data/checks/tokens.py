@@ -21,7 +21,6 @@ SUPERVISED_SHARE = 0.05
 # UTF-8 uses 243 of the 256 bytes, and a vocabulary may lack some control characters; one of text has far fewer of the letters.
 BYTE_LEVEL = 200
 BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
-NOT_ASCII = re.compile("[^\x00-\x7f]")
 
 
 def byte_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -82,8 +81,7 @@ def rows_in_bytes(rows: Sequence[CheckedRow], not_ascii: Iterable[int], is_byte:
     counts = numpy.add.reduceat(table, numpy.cumsum(lengths) - lengths, dtype=numpy.int64)
     for place in numpy.flatnonzero(counts >= BYTE_SHARE * lengths).tolist():
         text = next(text for text in rows[foreign[place]].texts if not text.isascii())
-        match = NOT_ASCII.search(text)
-        start = match.start() if match else 0
+        start = next(position for position, character in enumerate(text) if not character.isascii())
         yield Hit(foreign[place], text, start, start)
 
 

@@ -99,6 +99,24 @@ def test_the_same_in_every_process() -> None:
     assert int(outputs.pop()) == int(signatures(["One two three four", "数"]).sum(dtype="u8"))
 
 
+def test_forked_processes_can_make_signatures_too() -> None:
+    script = """
+import multiprocessing
+from llmft_cli.data.near_duplicates import signatures
+texts = [" ".join(str(row * word) for word in range(200)) for row in range(1000)] + ["many words " * 50_000]
+whole = signatures(texts)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    parts = pool.map_async(signatures, [texts[:500], texts[500:]]).get(20)
+assert len(whole) == 1001 and (parts[0] == whole[:500]).all() and (parts[1] == whole[500:]).all()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=60)
+
+
+def test_rows_of_any_length_among_others(tmp_path: Path) -> None:
+    long = " ".join(f"w{number}" for number in range(130_000))
+    assert groups_of([STORY, long, STORY, long + " more", *["a b c d"] * 300, STORY], tmp_path)[:4] == [0, 1, 0, 1]
+
+
 def test_thousands_of_equal_rows(tmp_path: Path) -> None:
     texts = [STORY if row % 2 else f"row {row} is about number {row * 7} and nothing else" for row in range(20_000)]
     group = numpy.array(groups_of(texts, tmp_path))

@@ -12,8 +12,8 @@ from llmft_cli.data.formats import Example, RowError, Tokenised, parse, parse_co
 from llmft_cli.data.readers import read
 from llmft_cli.data.rows import BadRow, Row, Source
 from llmft_cli.data.skeleton import Layout
-from llmft_cli.data.sources import find_sources
-from llmft_cli.errors import ConfigError
+from llmft_cli.data.sources import STDIN, find_sources
+from llmft_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from llmft_cli.config import Config
@@ -85,6 +85,8 @@ def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
         ConfigError: weights or caps are not numbers, or not one for each source.
     """
     weights = one_each("--weights", config.weights or "1", len(names), float)
+    if names.count(STDIN) > 1:
+        raise DataError("standard input (-) is given twice, and can be read once")
     unlimited: list[float | None] = [None] * len(names)
     caps = one_each("--max-rows", config.max_rows, len(names), int) if config.max_rows else unlimited
     return [

@@ -21,6 +21,7 @@ from llmft_cli.data.output import write_data
 from llmft_cli.data.rendering import ConversationEncoder
 from llmft_cli.data.report import PrepareResult, read_result
 from llmft_cli.data.rows import Source
+from llmft_cli.data.sources import STDIN_SHOWN
 from llmft_cli.data.store import REPORT_FILE, RowSpool
 from llmft_cli.errors import DataError, StageError
 from llmft_cli.libraries import versions
@@ -30,7 +31,6 @@ from llmft_cli.run_dir import RunDir, hash_file, replacing_directory
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-STANDARD_INPUT = "stdin"
 # Changed whenever the same rows would be prepared differently, so that older data is not taken for current.
 DATA_VERSION = 2
 
@@ -86,7 +86,7 @@ def hashes_of(inputs: Sequence[Input]) -> dict[str, str]:
 
 
 def place_of(source: Source) -> str:
-    return source.name if source.path is None or source.name == STANDARD_INPUT else str(source.path.resolve())
+    return source.name if source.path is None or source.name == STDIN_SHOWN else str(source.path.resolve())
 
 
 def key_of(

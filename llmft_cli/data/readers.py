@@ -8,7 +8,6 @@ from llmft_cli.data import compression
 from llmft_cli.data.compression import UTF_8_BOM, Consumed, chunks, ignore
 from llmft_cli.data.json_rows import read_json, read_jsonl
 from llmft_cli.data.rows import BadRow, Row, Source
-from llmft_cli.data.sources import find_sources as find_sources
 from llmft_cli.data.tables import read_arrow, read_csv, read_parquet
 from llmft_cli.errors import DataError, first_line
 from llmft_cli.network import hub_is_reachable

@@ -20,7 +20,7 @@ from llmft_cli.data.compression import BINARY_KINDS, CHUNK_BYTES, COMPRESSIONS, 
 from llmft_cli.data.rows import Source
 from llmft_cli.errors import DataError
 
-STDIN = "-"
+STDIN, STDIN_SHOWN = "-", "stdin"
 KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md")
 READABLE = f"readable types: {', '.join(KINDS)}, each also with .gz or .zst behind it"
 HEAD_BYTES = 8192
@@ -55,8 +55,6 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     Raises:
         DataError: nothing is there, the type is unknown, or a file is empty or not readable.
     """
-    if names.count(STDIN) > 1:
-        raise DataError("standard input (-) is given twice, and can be read once")
     sources: list[Source] = []
     for name in names:
         if name == STDIN:
@@ -241,7 +239,7 @@ def spooled_stdin() -> Source:
             shutil.copyfileobj(sys.stdin.buffer, spool, CHUNK_BYTES)
     except IsADirectoryError as error:
         raise DataError(f"standard input cannot be read: {error.strerror}") from error
-    source = Source("stdin", path, size_bytes=path.stat().st_size)
+    source = Source(STDIN_SHOWN, path, size_bytes=path.stat().st_size)
     head = head_of(source)
     compression = next((known for magic, known in COMPRESSION_MAGIC.items() if head.startswith(magic)), "")
     source = replace(source, compression=compression)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data.formats import Conversation, Example, Message
 from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.formats import Conversation, Example, Message
 from llmft_cli.data.tokenising import Span
 
 if TYPE_CHECKING:

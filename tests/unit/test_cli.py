@@ -19,7 +19,7 @@ COMMANDS = ("gpu-check", "prepare", "train", "merge", "eval", "chat")
 GENERAL = {"--json", "--quiet", "-q", "--debug", "--help"}
 OWN = {
     "gpu-check": {"--require-gpu"},
-    "prepare": {"--run", "--overwrite", "--config"},
+    "prepare": {"--run", "--preview", "--overwrite", "--config"},
     "train": {"--data", "--resume", "--overwrite", "--allow-stale", "--config"},
     "merge": {"--overwrite", "--allow-stale", "--config"},
     "eval": {"--prompts", "--name", "--overwrite", "--allow-stale", "--config"},

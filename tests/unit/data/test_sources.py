@@ -322,11 +322,6 @@ def test_a_terminal_gives_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("-").message == "no rows come from standard input"
 
 
-def test_standard_input_can_be_named_once() -> None:
-    with pytest.raises(DataError, match=r"^standard input \(-\) is given twice, and can be read once$"):
-        find_sources(["-", "a.jsonl", "-"])
-
-
 def test_the_copy_of_standard_input_goes_with_the_process(tmp_path: Path) -> None:
     program = """
 import os, sys

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-
 @dataclass(frozen=True)
 class Encoded:
     """Token ids, and the stretches of them that are supervised, as (first, one after the last) in order."""

@@ -72,13 +72,16 @@ def text_of(row: dict[str, Any], key: str, where: str = "") -> str:
     return whole(text, name)
 
 
-def optional_text_of(row: dict[str, Any], key: str) -> str:
+def optional_text_of(row: dict[str, Any], key: str, where: str = "") -> str:
     """A text that may be missing, null or blank: then it is empty.
+
+    Args:
+        where: the place of `row` itself, for the reason.
 
     Raises:
         RowError: it is no text, or has half a character.
     """
-    text = "" if row.get(key) is None else text_of(row, key)
+    text = "" if row.get(key) is None else text_of(row, key, where)
     return text if text.strip() else ""
 
 

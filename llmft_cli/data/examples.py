@@ -11,6 +11,9 @@ IGNORED = -100
 # Role and content, and what else the chat template looks at (tool_calls, name, ...).
 Message = dict[str, Any]
 
+# Where messages keep the thinking before an answer; templates know one or the other name.
+THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
+
 
 class RowError(Exception):
     """Why one row cannot be used; the text goes to rejected.jsonl."""

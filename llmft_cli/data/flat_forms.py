@@ -67,6 +67,8 @@ def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
     Raises:
         RowError: one is missing or neither, or their messages do not follow each other.
     """
+    if row.get("label") is False:
+        raise RowError("label is false: the completion is an answer that is not wanted")
     if not isinstance(row.get("prompt"), list) and not isinstance(row.get("completion"), list):
         return conversation(row, [user(text_of(row, "prompt")), assistant(text_of(row, "completion"))], with_tools=False)
     prompt, _ = side_of(row, "prompt", user)

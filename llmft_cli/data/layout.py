@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data.formats import Conversation, Message, RowError
+from llmft_cli.data.examples import THINKING_KEYS, Conversation, Message, RowError
 from llmft_cli.data.skeleton import (
     PLACEHOLDER,
     PLACEHOLDERS,
@@ -103,6 +104,9 @@ class ChatTemplate:
         if tools or any("tool_calls" in message for message in messages):
             self._refuse_hidden_tools(conversation, text, generation_prompt)
             return self._layout_of(self._pieces_by_turn(conversation, text), messages, learned)
+        if any(key in message for message in messages for key in THINKING_KEYS):
+            refuse_hidden_thinking(messages, text)
+            return self._layout_of(self._pieces_with_thinking(conversation, text), messages, learned)
         skeleton = self._skeleton(tuple(message["role"] for message in messages), generation_prompt)
         missing = set(range(len(messages))).difference(skeleton.order)
         if missing:
@@ -142,8 +146,7 @@ class ChatTemplate:
 
     def _pieces_by_prefix(self, messages: Sequence[Message], text: str, skeleton: Skeleton) -> list[Piece]:
         """The assistant's texts found by rendering the prompt for each; for templates that depend on the contents."""
-        if any(self._control.search(message["content"]) for message in messages):
-            raise RowError("a message spells a special token, and the chat template does not show where messages lie")
+        self._refuse_spelled_tokens([message["content"] for message in messages])
         pieces: list[Piece] = []
         position = 0
         for number, message in enumerate(messages):
@@ -157,6 +160,19 @@ class ChatTemplate:
             pieces += [Piece(text[position : len(before)], None), Piece(answer, number)]
             position = len(before) + len(answer)
         return [*pieces, Piece(text[position:], None)]
+
+    def _pieces_with_thinking(self, conversation: Conversation, text: str) -> list[Piece]:
+        """Some templates show the thinking of every turn, others take it out of all but the last."""
+        messages = conversation.messages
+        self._refuse_spelled_tokens(messages)
+        with suppress(RowError):
+            return self._pieces_by_turn(conversation, text)
+        return self._pieces_by_prefix(messages, text, self._skeleton(tuple(message["role"] for message in messages), False))
+
+    def _refuse_spelled_tokens(self, content: Any) -> None:
+        """Where messages lie is not known, so neither is which special tokens are the template's own."""
+        if self._control.search(json.dumps(content, ensure_ascii=False)):
+            raise RowError("a message spells a special token, and the chat template does not show where messages lie")
 
     def _refuse_hidden_tools(self, conversation: Conversation, text: str, generation_prompt: bool) -> None:
         """Most templates know nothing of tools, and leave them out without a word: the text is the same without them."""
@@ -175,8 +191,7 @@ class ChatTemplate:
     def _pieces_by_turn(self, conversation: Conversation, text: str) -> list[Piece]:
         """The assistant's turns with all that the template writes in them, tool calls above all."""
         messages, tools = conversation.messages, conversation.tools
-        if self._control.search(json.dumps([messages, tools], ensure_ascii=False)):
-            raise RowError("a message spells a special token, and the chat template does not show where messages lie")
+        self._refuse_spelled_tokens([messages, tools])
         pieces: list[Piece] = []
         position = 0
         for number, message in enumerate(messages):
@@ -206,6 +221,18 @@ class ChatTemplate:
                 spans.append((position, end + ending.stop))
             position = end
         return Layout(text, [match.span() for match in self._control.finditer(text)], None if learned is None else spans)
+
+
+def refuse_hidden_thinking(messages: Sequence[Message], text: str) -> None:
+    """Templates of models that do not think leave thinking out without a word; of the last answer that is a loss.
+
+    Raises:
+        RowError: the last answer's thinking is not in the rendered text.
+    """
+    last = messages[-1]
+    for key in THINKING_KEYS:
+        if key in last and last[key].strip() not in text:
+            raise RowError(f"the chat template does not show the {key} of message {len(messages)}")
 
 
 def common_prefix(first: str, second: str) -> str:

@@ -17,7 +17,7 @@ from llmft_cli.data.cells import (
     shown,
     text_of,
 )
-from llmft_cli.data.examples import Conversation, Message, RowError
+from llmft_cli.data.examples import THINKING_KEYS, Conversation, Message, RowError
 from llmft_cli.data.tool_calls import calls_in, calls_of, result_message, tools_of
 
 SPEAKERS = ("user", "assistant", "system")
@@ -119,12 +119,15 @@ def message_of(turn: Any, where: str) -> Message:
     if role == "tool":
         return result_message(turn, "content", where)
     calls = calls_of(turn, where)
+    thinking = (
+        {key: text for key in THINKING_KEYS if (text := optional_text_of(turn, key, where))} if role == "assistant" else {}
+    )
     if not calls:
-        return {"role": role, "content": content_of(turn, "content", where)}
+        return {"role": role, "content": content_of(turn, "content", where), **thinking}
     if role != "assistant":
         raise RowError(f"{where} is from {said} and calls tools, which only the assistant can")
     content = "" if turn.get("content") in (None, []) else content_of(turn, "content", where)
-    return {"role": role, "content": content, "tool_calls": calls}
+    return {"role": role, "content": content, **thinking, "tool_calls": calls}
 
 
 def sharegpt_message(turn: Any, number: int, key: str) -> Message:

@@ -108,6 +108,9 @@ def data_files(folder: Path) -> Iterator[Path]:
             continue
         seen.add(place)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if "dataset_dict.json" in files and len(folders) > 1:
+            place = shown(parent)
+            raise DataError(f"{place} holds the splits {', '.join(folders)}", f"name one of them: {place}/{folders[0]}")
         saved_dataset = {"state.json", "dataset_info.json"} <= set(files)
         for name in files:
             file = Path(parent) / name

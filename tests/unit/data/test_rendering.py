@@ -54,18 +54,21 @@ def cases() -> list[Any]:
 
 
 def brute_force_labels(encoder: ConversationEncoder, messages: list[dict[str, str]], style: Style, ids: list[int]) -> list[int]:
-    """The mask found otherwise: every token's place in the text by decoding, the answers' by searching."""
+    """The mask found otherwise: every token's place in the text by its bytes, the answers' by searching."""
+    added = {number: len(token.content.encode()) for number, token in encoder.tokenizer.added_tokens_decoder.items()}
     text = encoder.render(messages, False)
     marked = [False] * len(text.encode())
-    position = 0
-    for part in style.supervised(messages).split(style.end)[:-1]:
-        start = text.index(part + style.end, position)
-        position = start + len(part + style.end)
-        for byte in range(len(text[:start].encode()), len(text[:position].encode())):
+    before = len(text)
+    # From the end: a question may repeat an answer's words, and comes before it.
+    for part in reversed(style.supervised(messages).split(style.end)[:-1]):
+        start = text.rindex(part + style.end, 0, before)
+        for byte in range(len(text[:start].encode()), len(text[: start + len(part + style.end)].encode())):
             marked[byte] = True
+        before = start
     labels, place = [], 0
     for token in ids:
-        size = len(encoder.tokenizer.decode([token]).encode())
+        # A byte-level vocabulary spells every byte as one character.
+        size = added.get(token) or len(encoder.tokenizer.convert_ids_to_tokens(token))
         labels.append(token if any(marked[place : place + size]) else IGNORED)
         place += size
     assert place == len(marked)

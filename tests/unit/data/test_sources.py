@@ -214,8 +214,12 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     ]
     parts = datasets.DatasetDict(a=datasets.Dataset.from_list(rows[:1]), b=datasets.Dataset.from_list(rows[1:]))
     parts.save_to_disk(tmp_path / "dict")
-    assert [source.name for source in find_sources([str(tmp_path / "dict")])] == [
-        f"{tmp_path}/dict/{name}/data-00000-of-00001.arrow" for name in ("a", "b")
+    with pytest.raises(DataError) as caught:
+        find_sources([str(tmp_path / "dict")])
+    assert caught.value.message == f"{tmp_path}/dict holds the splits a, b"
+    assert caught.value.hint == f"name one of them: {tmp_path}/dict/a"
+    assert [source.name for source in find_sources([str(tmp_path / "dict/a")])] == [
+        f"{tmp_path}/dict/a/data-00000-of-00001.arrow"
     ]
 
 

@@ -145,6 +145,11 @@ class Intake:
         self.inputs[row.input].kept += 1
         return Kept(*seen_by_checks(row, encoded, self.spool.supervised[-1], text))
 
+    def finish(self) -> None:
+        """Called when all rows are taken in, and before any is read again."""
+        self.spool.finish()
+        self._seen.clear()
+
 
 def prompt_key(prompt: bytes, row: int) -> int:
     """A number that rows with the same prompt share; a row without one has a number of its own."""
@@ -182,7 +187,7 @@ def take_in(intake: Intake, encoder: ConversationEncoder, config: Config, report
                 finish_chunk(done, tokens.result(), intake, encoder, config)
         for done, tokens in waiting:
             finish_chunk(done, tokens.result(), intake, encoder, config)
-    intake.spool.finish()
+    intake.finish()
 
 
 @contextmanager

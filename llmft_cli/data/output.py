@@ -73,7 +73,9 @@ def sequences_of(rows: Sequence[int], lengths: Sequence[int], config: Config) ->
     if not config.packing:
         return [[row] for row in rows]
     packed = pack([lengths[row] for row in rows], config.max_seq_length)
-    return [[rows[index] for index in sequence] for sequence in packed]
+    for sequence in packed:
+        sequence[:] = [rows[index] for index in sequence]
+    return packed
 
 
 def held_out_prompt(messages: Sequence[Message]) -> dict[str, Any]:

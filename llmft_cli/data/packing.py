@@ -16,11 +16,13 @@ def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     Returns:
         For each sequence the indices of its rows; no row is broken and none is left out.
     """
+    import numpy
+
     sequences: list[list[int]] = []
     # Open sequences by the tokens that they have free; there are at most `capacity` different rooms.
     with_room: dict[int, list[int]] = {}
     rooms: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+    for row in numpy.argsort(-numpy.asarray(lengths, numpy.int64), kind="stable").tolist():
         fit = bisect_left(rooms, lengths[row])
         if fit < len(rooms):
             free = rooms[fit]

@@ -48,6 +48,8 @@ def split_by_group(groups: Integers, wanted: int, seed: int) -> Split:
         if sizes[group] <= missing:
             held_out.append(group)
             missing -= int(sizes[group])
+        if not missing:
+            break
     is_held_out = numpy.isin(group_of, held_out)
     leaking = 0
     if missing > wanted / 2:
@@ -68,21 +70,22 @@ def merged_groups(first: Integers, second: Integers) -> Integers:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    rows = len(first)
-    numbers = numpy.arange(rows)
-    nodes = [numpy.unique(grouping, return_inverse=True)[1] for grouping in (first, second)]
-    # Rows and groups are nodes of one graph, with an edge from each row to its two groups.
-    offsets = (rows, rows + int(nodes[0].max()) + 1)
-    total = offsets[1] + int(nodes[1].max()) + 1
-    start = numpy.concatenate([numbers, numbers])
-    end = numpy.concatenate([nodes[0] + offsets[0], nodes[1] + offsets[1]])
-    graph = coo_matrix((numpy.ones(len(start), numpy.int8), (start, end)), shape=(total, total))
-    component: Integers = connected_components(graph, directed=False)[1][:rows]
+    edges = []
+    for grouping in (first, second):
+        _, leaders, group_of = numpy.unique(grouping, return_index=True, return_inverse=True)
+        leader = leaders[group_of]
+        rows = numpy.flatnonzero(leader != numpy.arange(len(grouping)))
+        edges.append((rows, leader[rows]))
+    start, end = map(numpy.concatenate, zip(*edges, strict=True))
+    graph = coo_matrix((numpy.ones(len(start), numpy.int8), (start, end)), shape=(len(first), len(first)))
+    component: Integers = connected_components(graph, directed=False)[1]
     return component
 
 
 def repeated(rows: Sequence[int], sources: Sequence[int], weights: Sequence[float], seed: int) -> list[int]:
     """Rows as often as their source's weight says, in order: 2.5 is twice, and half of them a third time."""
+    if set(weights) == {1.0}:
+        return list(rows)
     chooser = random.Random(seed)
     taken: list[int] = []
     for row in rows:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llmft_cli.config import Config
     from llmft_cli.data.rendering import ConversationEncoder
 
-CHUNK_ROWS = 512
+CHUNK_ROWS = 2048
 CHUNK_CHARACTERS = 1 << 22
 
 

@@ -130,9 +130,7 @@ class Intake:
         Args:
             text: the part of a document that the row is.
         """
-        import numpy
-
-        content = numpy.asarray(encoded.input_ids, numpy.int32).tobytes()
+        content = array("i", encoded.input_ids).tobytes()
         key = hashlib.blake2b(content, digest_size=16).digest()
         if key in self._seen:
             self.duplicates += 1

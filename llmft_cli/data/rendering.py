@@ -8,8 +8,7 @@ prepended, and text inside a message never becomes a special token.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmft_cli.data.examples import IGNORED, Conversation, Document, Message, RowError, Tokenised
 from llmft_cli.data.layout import ChatTemplate
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """Token ids, and the stretches of them that are supervised, as (first, one after the last) in order."""
 
     input_ids: list[int]
@@ -92,7 +90,7 @@ class ConversationEncoder:
 
     def tokenise(self, layouts: Sequence[Layout]) -> list[Tokens | EncodedTokens]:
         """The tokens of rows; the work is done in the library, on all cores and without Python's lock."""
-        return self._tokeniser.encode([layout.text for layout in layouts], [layout.owned for layout in layouts])
+        return self._tokeniser.encode([(layout.text, layout.owned, layout.head) for layout in layouts])
 
     def mask(self, layout: Layout, tokens: Tokens | EncodedTokens) -> Encoded:
         """The ids of a conversation, and which of them are supervised.

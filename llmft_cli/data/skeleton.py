@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llmft_cli.data.formats import Message, RowError
 from llmft_cli.data.tokenising import Span
@@ -15,13 +16,16 @@ PLACEHOLDERS = re.compile("\ue0f0(\\d+)\ue0f1")
 THINKING_END = "</think>"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A text to tokenise: where its special tokens stand, and the character spans that are learned (None: all of it)."""
+class Layout(NamedTuple):
+    """A text to tokenise: where its special tokens stand, and the character spans that are learned (None: all of it).
+
+    `head` is how many characters it begins with that many rows begin with, up to the end of a special token.
+    """
 
     text: str
     owned: list[Span]
     spans: list[Span] | None
+    head: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,10 @@ class Skeleton:
                 spans.append((position - self.leads[index - 1], end + ending.stop))
             owned += [(end + start, end + stop) for start, stop in self.controls[index]]
             position = end + len(after)
-        return Layout(text, owned, None if learned is None else spans) if position == len(text) else None
+        if position != len(text):
+            return None
+        head = self.controls[0][-1][1] if self.controls[0] else 0
+        return Layout(text, owned, None if learned is None else spans, head)
 
 
 def end_of_turn_after(ending: Ending | None, number: int, messages: Sequence[Message]) -> Ending:

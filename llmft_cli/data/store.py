@@ -62,7 +62,7 @@ class RowSpool:
     ) -> None:
         """Add a row: its ids as int32 in bytes, and the stretches of supervised tokens."""
         length = len(input_ids) // BYTES_PER_TOKEN
-        places = array("l", (edge for stretch in supervised for edge in stretch)).tobytes()
+        places = array("i", [edge for stretch in supervised for edge in stretch]).tobytes()
         self._tokens.write(input_ids + places)
         self._starts.append(self._starts[-1] + len(input_ids) + len(places))
         prompt = askable_messages(example)
@@ -70,7 +70,7 @@ class RowSpool:
         self._messages.write(messages)
         self._message_starts.append(self._message_starts[-1] + len(messages))
         self.lengths.append(length)
-        self.supervised.append(sum(stop - start for start, stop in supervised))
+        self.supervised.append(sum([stop - start for start, stop in supervised]))
         self.inputs.append(input)
         self.sources.append(source)
         self.lines.append(line)
@@ -87,7 +87,7 @@ class RowSpool:
         content = os.pread(self._tokens.fileno(), self._starts[row + 1] - self._starts[row], self._starts[row])
         input_ids = numpy.frombuffer(content, numpy.int32, self.lengths[row])
         labels = numpy.full_like(input_ids, IGNORED)
-        places = array("l", content[input_ids.nbytes :])
+        places = array("i", content[input_ids.nbytes :])
         for start, stop in zip(places[::2], places[1::2], strict=True):
             labels[start:stop] = input_ids[start:stop]
         return input_ids, labels

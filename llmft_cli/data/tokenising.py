@@ -8,13 +8,15 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
+# Texts that show whether what stands before them changes their tokens.
+PROBES = ("a b", " a", "\n", "\n\na")
 
 
 @dataclass(frozen=True)
@@ -34,26 +36,36 @@ class Tokens:
         return self.offsets[index][0]
 
 
-@dataclass(frozen=True)
-class EncodedTokens:
-    """As `Tokens`, straight from the library: it finds a place without making a Python object of every offset."""
+class EncodedTokens(NamedTuple):
+    """As `Tokens`, straight from the library: it finds a place without making a Python object of every offset.
+
+    Attributes:
+        encoding: of the text after its head.
+        head_ids, head: ids and characters of the head, in which nothing is looked for.
+    """
 
     encoding: Encoding
+    head_ids: list[int]
+    head: int
 
     @property
     def ids(self) -> list[int]:
-        return self.encoding.ids
+        return self.head_ids + self.encoding.ids
 
     def reaching_into(self, span: Span) -> tuple[int, int]:
         """As `Tokens.reaching_into`, for a span that ends with a whole token."""
-        first, last = self.encoding.char_to_token(span[0]), self.encoding.char_to_token(span[1] - 1)
+        start, stop = span[0] - self.head, span[1] - self.head
+        before = len(self.head_ids)
+        first, last = self.encoding.char_to_token(start), self.encoding.char_to_token(stop - 1)
         if first is None or last is None:
             # Some tokenizers leave the spaces around a word out of its offsets.
-            return Tokens(self.encoding.ids, self.encoding.offsets).reaching_into(span)
-        return first, last + 1
+            first, end = Tokens(self.encoding.ids, self.encoding.offsets).reaching_into((start, stop))
+            return before + first, before + end
+        return before + first, before + last + 1
 
     def start_of(self, index: int) -> int:
-        return self.encoding.token_to_chars(index)[0]  # type: ignore[index]  # None only outside of the encoding
+        place = self.encoding.token_to_chars(index - len(self.head_ids))
+        return self.head + place[0]  # type: ignore[index]  # None only outside of the encoding
 
 
 class Tokeniser:
@@ -70,25 +82,44 @@ class Tokeniser:
         self.control = any_of(token.content for token in special.values())
         self.control_ids = frozenset(special)
         self._controls = {token.content: (number, token) for number, token in special.items()}
+        self._heads: dict[str, list[int] | None] = {"": None}
         # Random, so that no text can spell it.
         self._marker = f"\ue0f2{secrets.token_hex(8)}\ue0f3"
 
-    def encode(self, texts: Sequence[str], owned: Sequence[Sequence[Span]]) -> list[Tokens | EncodedTokens]:
-        """The tokens of each text; nothing is added, and only the places `owned` become special tokens.
+    def encode(self, rows: Sequence[tuple[str, Sequence[Span], int]]) -> list[Tokens | EncodedTokens]:
+        """The tokens of texts; nothing is added, and only the places that are owned become special tokens.
 
         Most of the time is spent in the library, on all cores and without Python's lock.
 
         Args:
-            owned: for each text where special tokens stand, in order.
+            rows: a text, the places where special tokens stand in it, in order, and how many characters it begins
+                with that many rows begin with, up to the end of a special token: those are tokenised once.
         """
-        plain = [
-            index
-            for index, (text, places) in enumerate(zip(texts, owned, strict=True))
-            if [match.span() for match in self.control.finditer(text)] == list(places)
+        plain: dict[int, tuple[list[int], int]] = {}
+        for index, (text, owned, head) in enumerate(rows):
+            if [match.span() for match in self.control.finditer(text)] == list(owned):
+                ids = self._head_ids(text[:head])
+                plain[index] = (ids, head) if ids else ([], 0)
+        rests = [rows[index][0][head:] for index, (_, head) in plain.items()]
+        encodings = iter(self._backend.encode_batch(rests, add_special_tokens=False))
+        return [
+            EncodedTokens(next(encodings), *plain[index]) if index in plain else self._encode_around(text, owned)
+            for index, (text, owned, _) in enumerate(rows)
         ]
-        encodings = self._backend.encode_batch([texts[index] for index in plain], add_special_tokens=False)
-        found: dict[int, Tokens | EncodedTokens] = dict(zip(plain, map(EncodedTokens, encodings), strict=True))
-        return [found.get(index) or self._encode_around(texts[index], owned[index]) for index in range(len(texts))]
+
+    def _head_ids(self, head: str) -> list[int] | None:
+        """The ids of a text's head, or None where the rest is tokenised otherwise behind it than alone.
+
+        Such are tokenizers that begin a text with a space, and special tokens that swallow the spaces after them.
+        """
+        if head not in self._heads:
+            alone, *rests = map(self._ids, [head, *PROBES])
+            parted = all(self._ids(head + probe) == alone + rest for probe, rest in zip(PROBES, rests, strict=True))
+            self._heads[head] = alone if parted else None
+        return self._heads[head]
+
+    def _ids(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
 
     def _encode_around(self, text: str, owned: Sequence[Span]) -> Tokens:
         """As `encode`, the text between the special tokens tokenised on its own: what the tokenizer does inside."""

@@ -10,8 +10,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class CheckedRow:
+class CheckedRow(NamedTuple):
     """What the checks see of one row.
 
     Attributes:

@@ -21,7 +21,7 @@ from templates import (
     tokenizer_for,
 )
 
-from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.examples import IGNORED, Conversation
 from llmft_cli.data.formats import RowError
 from llmft_cli.data.rendering import ConversationEncoder
 from llmft_cli.errors import ModelError
@@ -265,3 +265,26 @@ def test_a_document_stands_between_beginning_and_end_of_text(encoders: Any) -> N
     ids = encoder.document("a <|eot_id|> b")
     assert text_of(encoder.tokenizer, ids) == "<|begin_of_text|>a <|eot_id|> b<|eot_id|>"
     assert special_ids(encoder.tokenizer, ids) == [encoder.tokenizer.bos_token_id, encoder.tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
+def test_what_all_rows_begin_with_is_tokenised_once_and_nothing_changes(style: Style, tiny_tokenizer: Any) -> None:
+    for tokenizer in (tokenizer_for(style, tiny_tokenizer), metaspace_tokenizer(style, SENTENCES)):
+        encoder = ConversationEncoder(tokenizer)
+        layouts = [encoder.lay_out(Conversation(talk([("user", text), ("assistant", text)]))) for text in ("a b", " a\n", "é")]
+        with_head = encoder.tokenise(layouts)
+        without = encoder.tokenise([layout._replace(head=0) for layout in layouts])
+        for layout, one, other in zip(layouts, with_head, without, strict=True):
+            assert one.ids == other.ids == tokenizer(layout.text, add_special_tokens=False)["input_ids"]
+            assert encoder.mask(layout, one) == encoder.mask(layout, other)
+
+
+def test_a_head_that_changes_what_follows_is_not_used(tiny_tokenizer: Any) -> None:
+    def heads(tokenizer: Any) -> list[bool]:
+        encoder = ConversationEncoder(tokenizer)
+        encoder.conversation(talk(SINGLE))
+        return [ids is not None for head, ids in encoder._tokeniser._heads.items() if head]
+
+    assert heads(tokenizer_for(CHATML, tiny_tokenizer)) == [True]
+    assert heads(tokenizer_for(PHI_3, tiny_tokenizer)) == [False]
+    assert heads(metaspace_tokenizer(LLAMA_2, SENTENCES)) == [False]

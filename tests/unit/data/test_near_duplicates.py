@@ -90,16 +90,11 @@ def test_the_same_in_every_process() -> None:
     script = (
         "from llmft_cli.data.near_duplicates import signatures; print(signatures(['One two three four', '数']).sum(dtype='u8'))"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
+    outputs = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", script]
+        outputs.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert len(outputs) == 1
     assert int(outputs.pop()) == int(signatures(["One two three four", "数"]).sum(dtype="u8"))
 

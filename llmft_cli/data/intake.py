@@ -141,7 +141,7 @@ class Intake:
         self.spool.append(row.input, source, row.line, row.example, content, encoded.supervised)
         self.prompts.append(prompt_key(content[: 4 * encoded.supervised[0][0]], len(self.spool)))
         self.inputs[row.input].kept += 1
-        return Kept(*seen_by_checks(row, encoded, self.spool.supervised[-1], text))
+        return seen_by_checks(row, encoded, self.spool.supervised[-1], text)
 
     def finish(self) -> None:
         """Called when all rows are taken in, and before any is read again."""
@@ -156,13 +156,13 @@ def prompt_key(prompt: bytes, row: int) -> int:
     return int.from_bytes(hashlib.blake2b(prompt, digest_size=8).digest(), "big") >> 1
 
 
-def seen_by_checks(row: Parsed, encoded: Encoded, supervised: int, text: str) -> tuple[CheckedRow, str]:
-    """What the checks look at, and the text by which near-duplicates are found: without the system message, which all share."""
+def seen_by_checks(row: Parsed, encoded: Encoded, supervised: int, text: str) -> Kept:
+    """What the checks look at; near-duplicates are found without the system message, which many rows share."""
     messages = row.example.messages if isinstance(row.example, Conversation) else []
     texts = [message["content"] for message in messages] or [text]
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     compared = "\n".join(message["content"] for message in messages if message["role"] != "system") or text
-    return CheckedRow(row.source, row.line, texts, answers, encoded.input_ids, supervised), compared
+    return Kept(CheckedRow(row.source, row.line, texts, answers, encoded.input_ids, supervised), compared)
 
 
 def take_in(intake: Intake, encoder: ConversationEncoder, config: Config, reporter: Reporter) -> None:

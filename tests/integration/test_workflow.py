@@ -38,7 +38,8 @@ def test_gpu_check(llmft_json, llmft, tmp_path):
 
 def test_prepare(prepared, workspace):
     assert prepared["run"] == "runs/brindle"
-    assert prepared["rows"] == {"read": 30, "kept": 30, "rejected": 0, "duplicates": 0, "overlength": 0}
+    counts = {"read": 30, "kept": 30, "rejected": 0, "duplicates": 0, "overlength": 0, "near_duplicates": 0}
+    assert prepared["rows"] == counts
     assert prepared["splits"] == {"train": 26, "validation": 4}
     assert 0 < prepared["tokens"]["supervised"] < prepared["tokens"]["total"]
     assert 0.8 < prepared["packing"]["efficiency"] <= 1

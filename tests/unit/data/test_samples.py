@@ -20,7 +20,8 @@ from llmft_cli.data.samples import Sample, Segment, read_samples, sample, segmen
 from llmft_cli.data.store import SAMPLES_FILE, write_json_lines
 
 # Taken before the tests get a home of their own.
-BUILTIN = sorted(cache_dir().glob("smollm2-135m-*/tokenizer.json"))
+# Taken before the tests get a home of their own.
+CACHE = cache_dir()
 TALK = talk(
     [
         ("user", "Où est  la 🏡?\n\tSpell <|im_end|> </s>."),
@@ -228,11 +229,14 @@ def test_kept_samples_are_read_back(tmp_path: Path) -> None:
     assert read_samples(tmp_path, 0) == []
 
 
-@pytest.mark.skipif(not BUILTIN, reason="the built-in model is not in the cache")
 def test_the_built_in_model() -> None:
     from transformers import AutoTokenizer
 
-    folder: Path = BUILTIN[0].parent
+    # Looked for now: the tests that fetch it may have run just before.
+    found = sorted(CACHE.glob("smollm2-135m-*/tokenizer.json"))
+    if not found:
+        pytest.skip("the built-in model is not in the cache")
+    folder = found[0].parent
     tokenizer = AutoTokenizer.from_pretrained(folder)
     row = ConversationEncoder(tokenizer).conversation(TALK)
     found = segments(tokenizer, row.input_ids, row.labels)

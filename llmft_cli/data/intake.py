@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmft_cli.data.checks import CheckedRow, Checks
 from llmft_cli.data.formats import Conversation, Document, RowError, Tokenised
@@ -78,12 +78,19 @@ class Rejections:
         self._file.close()
 
 
-@dataclass
-class Kept:
-    """A row that was written to disk, as the checks and the search for near-duplicates see it."""
+class Part(NamedTuple):
+    """What is written of a row: all of it, or a stretch of one that was too long.
 
-    row: CheckedRow
-    compared: str
+    Attributes:
+        text: by which near-duplicates are found.
+        number: from 0.
+        together: whether all stretches of the row belong on one side of the split.
+    """
+
+    encoded: Encoded
+    text: str
+    number: int = 0
+    together: bool = False
 
 
 @dataclass
@@ -124,24 +131,21 @@ class Intake:
         self.inputs[row.input].rejected += 1
         self.rejections.add(BadRow(row.source, row.line, reason), bad=True)
 
-    def keep(self, row: Parsed, encoded: Encoded, text: str) -> Kept | None:
-        """Write a row to disk, unless the same one is there already.
-
-        Args:
-            text: the part of a document that the row is.
-        """
-        content = array("i", encoded.input_ids).tobytes()
+    def keep(self, row: Parsed, part: Part) -> bool:
+        """Write a row to disk, unless the same one is there already; says whether it was written."""
+        content = array("i", part.encoded.input_ids).tobytes()
         key = hashlib.blake2b(content, digest_size=16).digest()
         if key in self._seen:
             self.duplicates += 1
-            return None
+            return False
         self._seen.add(key)
-        assert row.example is not None
+        supervised = part.encoded.supervised
         source = self._sources.setdefault(row.source, len(self._sources))
-        self.spool.append(row.input, source, row.line, row.example, content, encoded.supervised)
-        self.prompts.append(prompt_key(content[: 4 * encoded.supervised[0][0]], len(self.spool)))
+        self.spool.append(row.input, source, row.line, row.example if part.number == 0 else None, content, supervised)
+        prompt = f"{row.source}:{row.line}".encode() if part.together else content[: 4 * supervised[0][0]]
+        self.prompts.append(prompt_key(prompt, len(self.spool)))
         self.inputs[row.input].kept += 1
-        return seen_by_checks(row, encoded, self.spool.supervised[-1], text)
+        return True
 
     def finish(self) -> None:
         """Called when all rows are taken in, and before any is read again."""
@@ -156,13 +160,12 @@ def prompt_key(prompt: bytes, row: int) -> int:
     return int.from_bytes(hashlib.blake2b(prompt, digest_size=8).digest(), "big") >> 1
 
 
-def seen_by_checks(row: Parsed, encoded: Encoded, supervised: int, text: str) -> Kept:
-    """What the checks look at; near-duplicates are found without the system message, which many rows share."""
+def seen_by_checks(row: Parsed, part: Part, supervised: int) -> CheckedRow:
+    """What the checks look at: a conversation's messages, or a document's text; of token ids there is none."""
     messages = row.example.messages if isinstance(row.example, Conversation) else []
-    texts = [message["content"] for message in messages] or [text]
+    texts = [part.text] if isinstance(row.example, Document) else [message["content"] for message in messages]
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
-    compared = "\n".join(message["content"] for message in messages if message["role"] != "system") or text
-    return Kept(CheckedRow(row.source, row.line, texts, answers, encoded.input_ids, supervised), compared)
+    return CheckedRow(row.source, row.line, texts, answers, part.encoded.input_ids, supervised)
 
 
 def take_in(intake: Intake, encoder: ConversationEncoder, config: Config, reporter: Reporter) -> None:
@@ -204,38 +207,50 @@ def finish_chunk(
 ) -> None:
     """Mask, fit, write and check the rows of a chunk."""
     remaining = iter(tokens)
-    kept: list[Kept] = []
+    checked: list[CheckedRow] = []
+    texts: list[str] = []
     for row in chunk.rows:
         try:
             if row.error:
                 raise RowError(row.error)
-            kept += keep_row(row, next(remaining) if row.layout else None, intake, encoder, config)
+            parts = parts_of(row, next(remaining) if row.layout else None, intake, encoder, config)
         except RowError as error:
             intake.reject(row, str(error))
-    intake.checks.look_at([item.row for item in kept])
+            continue
+        intake.forms[row.form] += 1
+        for part in parts:
+            if intake.keep(row, part):
+                checked.append(seen_by_checks(row, part, intake.spool.supervised[-1]))
+                texts.append(part.text)
+    intake.checks.look_at(checked)
     if intake.near_duplicates:
-        intake.near_duplicates.add([item.compared for item in kept])
+        intake.near_duplicates.add(texts)
 
 
-def keep_row(row: Parsed, tokens: AnyTokens | None, intake: Intake, encoder: ConversationEncoder, config: Config) -> list[Kept]:
+def parts_of(
+    row: Parsed, tokens: AnyTokens | None, intake: Intake, encoder: ConversationEncoder, config: Config
+) -> Sequence[Part]:
     """The rows that a row becomes: one, none, or as many as its length makes of it.
 
     Raises:
         RowError: it cannot be used.
     """
-    parts: Sequence[tuple[Encoded, str]]
     if isinstance(row.example, Tokenised):
-        parts = [(part, "") for part in fitting(row, encoder.given(row.example), intake, config)]
-    elif isinstance(row.example, Document):
-        assert tokens is not None
-        parts = document_parts(row.example, tokens, encoder, config.max_seq_length)
-        intake.split_documents += len(parts) > 1
+        encoded = encoder.given(row.example)
     else:
         assert row.layout is not None
         assert tokens is not None
-        parts = [(part, "") for part in fitting(row, encoder.mask(row.layout, tokens), intake, config)]
-    intake.forms[row.form] += 1
-    return [kept for part, text in parts if (kept := intake.keep(row, part, text)) is not None]
+        if isinstance(row.example, Document):
+            parts = document_parts(row.example, tokens, encoder, config.max_seq_length)
+            intake.split_documents += len(parts) > 1
+            return parts
+        encoded = encoder.mask(row.layout, tokens)
+    rows = fitting(row, encoded, intake, config)
+    if len(rows) == 1 and isinstance(row.example, Conversation):
+        # Without the system message, which many rows share.
+        spoken = [message["content"] for message in row.example.messages if message["role"] != "system"]
+        return [Part(rows[0], "\n".join(spoken))]
+    return [Part(encoded, " ".join(map(str, encoded.input_ids)), number, len(rows) > 1) for number, encoded in enumerate(rows)]
 
 
 def fitting(row: Parsed, encoded: Encoded, intake: Intake, config: Config) -> list[Encoded]:
@@ -254,9 +269,7 @@ def fitting(row: Parsed, encoded: Encoded, intake: Intake, config: Config) -> li
     return rows
 
 
-def document_parts(
-    document: Document, tokens: AnyTokens, encoder: ConversationEncoder, capacity: int
-) -> list[tuple[Encoded, str]]:
+def document_parts(document: Document, tokens: AnyTokens, encoder: ConversationEncoder, capacity: int) -> list[Part]:
     """A text as rows of at most `capacity` tokens with the text of each; all but a row's first token is supervised.
 
     Raises:
@@ -268,6 +281,6 @@ def document_parts(
     if not spans:
         raise RowError("the text is a single token, with nothing to learn")
     if len(spans) == 1:
-        return [(cut(whole, spans[0]), document.text)]
+        return [Part(cut(whole, spans[0]), document.text)]
     size = -(-len(document.text) // len(spans))  # for the checks, about the text of each part is enough
-    return [(cut(whole, span), document.text[size * number : size * (number + 1)]) for number, span in enumerate(spans)]
+    return [Part(cut(whole, span), document.text[size * number : size * (number + 1)]) for number, span in enumerate(spans)]

@@ -58,9 +58,9 @@ class RowSpool:
         return len(self.lengths)
 
     def append(
-        self, input: int, source: int, line: int, example: Example, input_ids: bytes, supervised: Sequence[Span]
+        self, input: int, source: int, line: int, example: Example | None, input_ids: bytes, supervised: Sequence[Span]
     ) -> None:
-        """Add a row: its ids as int32 in bytes, and the stretches of supervised tokens."""
+        """Add a row: its ids as int32 in bytes, and the stretches of supervised tokens; `example` may be asked as a prompt."""
         length = len(input_ids) // BYTES_PER_TOKEN
         places = array("i", [edge for stretch in supervised for edge in stretch]).tobytes()
         self._tokens.write(input_ids + places)
@@ -107,7 +107,7 @@ class RowSpool:
         self._messages.close()
 
 
-def askable_messages(example: Example) -> list[Message] | None:
+def askable_messages(example: Example | None) -> list[Message] | None:
     """A row's messages, where the last is an answer in words to a prompt that needs no tools; else None."""
     if not isinstance(example, Conversation) or example.tools:
         return None

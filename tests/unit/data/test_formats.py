@@ -294,3 +294,10 @@ def test_prompts() -> None:
         with pytest.raises(RowError) as caught:
             parse_prompt_messages(value)
         assert str(caught.value) == reason
+
+
+def test_an_answer_that_is_marked_as_not_wanted_is_not_learned() -> None:
+    row = {"prompt": "a", "completion": "b", "label": False}
+    with pytest.raises(RowError, match=r"^label is false: the completion is an answer that is not wanted$"):
+        parse(row)
+    assert parse({**row, "label": True})[0] == "prompt-completion"

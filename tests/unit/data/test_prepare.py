@@ -328,6 +328,19 @@ def test_over_long_rows(policy: str, rows: int, losses: dict[str, int], run: Run
     assert len(lines_of(run.data / "rejected.jsonl")) == (policy == "drop")
 
 
+def test_the_parts_of_a_row_stay_together_and_are_asked_once(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    """They used to count as near-duplicates of each other, and their prompt stood in the held-out file once for each."""
+    rows = [
+        {"prompt": f"List {topic}.", "completion": "".join(f"{topic} {number * step} " for number in range(60))}
+        for step, topic in enumerate(["sun", "rain", "wind", "snow", "frost", "mist"], 2)
+    ]
+    result = do_prepare(write(rows), max_seq_length=150, on_overlength="split", val_size=8)
+    assert result.rows["near_duplicates"] == 0
+    assert not [check for check in result.checks if check["check"] == "leakage"]
+    held_out = [row["messages"][0]["content"] for row in lines_of(run.data / "held_out.jsonl")]
+    assert len(held_out) == len(set(held_out)) < result.splits["validation"]
+
+
 def test_an_over_long_row_can_be_an_error(run: RunDir, write: Any, do_prepare: Prepare) -> None:
     data = write([chat(1), {"prompt": "q", "completion": "word " * 200}])
     with pytest.raises(DataError, match=r"rows.jsonl line 2: \d+ tokens, more than --max-seq-length 100$"):
@@ -343,6 +356,15 @@ def test_token_rows_are_taken_as_they_are(run: RunDir, write: Any, do_prepare: P
     assert train[:] == {"input_ids": [[5, 6, 7]], "labels": [[-100, -100, 7]], "row_lengths": [[3]]}
     assert result.forms == {"tokens": 1}
     assert lines_of(run.data / "rejected.jsonl")[0]["reason"].startswith("input_ids holds 9999, and the tokenizer has ")
+
+
+def test_token_rows_are_compared_by_their_tokens(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    """They have no text, and were all taken for near-duplicates of each other."""
+    rows = [{"input_ids": [(start * 7 + step * step) % 300 for step in range(40)]} for start in range(20)]
+    alike = {"input_ids": [*rows[3]["input_ids"], 5]}
+    result = do_prepare(write([*rows, alike]), val_size=4)
+    assert (result.rows["kept"], result.rows["near_duplicates"]) == (21, 1)
+    assert (result.splits, result.checks[0]["check"]) == ({"train": 17, "validation": 4}, "near_duplicates")
 
 
 def test_a_model_without_a_template_leaves_a_clear_choice(

@@ -239,6 +239,11 @@ def spooled_stdin() -> Source:
     atexit.register(path.unlink, missing_ok=True)
     try:
         with os.fdopen(number, "wb") as spool:
+            beginning = sys.stdin.buffer.read(HEAD_BYTES)
+            if not beginning.startswith(tuple(COMPRESSION_MAGIC)):
+                # What can hold no rows is refused before all of it, which may have no end, is copied.
+                checked(Source(STDIN_SHOWN, path, kind_of_content(beginning)), beginning)
+            spool.write(beginning)
             shutil.copyfileobj(sys.stdin.buffer, spool, CHUNK_BYTES)
     except IsADirectoryError as error:
         raise DataError(f"standard input cannot be read: {error.strerror}") from error

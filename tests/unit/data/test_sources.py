@@ -326,6 +326,13 @@ def test_a_terminal_gives_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal("-").message == "no rows come from standard input"
 
 
+def test_an_endless_input_that_is_no_text_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`llmft prepare - < /dev/zero` used to fill the disk."""
+    with Path("/dev/zero").open(encoding="utf-8") as zeros:
+        monkeypatch.setattr(sys, "stdin", zeros)
+        assert refusal("-").message == "stdin is a binary file, not text (byte 0 at offset 0)"
+
+
 def test_the_copy_of_standard_input_goes_with_the_process(tmp_path: Path) -> None:
     program = """
 import os, sys

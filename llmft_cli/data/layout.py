@@ -177,14 +177,18 @@ class ChatTemplate:
     def _refuse_hidden_tools(self, conversation: Conversation, text: str, generation_prompt: bool) -> None:
         """Most templates know nothing of tools, and leave them out without a word: the text is the same without them."""
         messages, tools = conversation.messages, conversation.tools
-        if tools and self.render(messages, generation_prompt) == text:
+
+        def unseen(others: Sequence[Message], tools: list[dict[str, Any]] | None) -> bool:
+            try:
+                return self.render(others, generation_prompt, tools) == text
+            except RowError:  # what the template refuses it has seen
+                return False
+
+        if tools and unseen(messages, None):
             raise RowError("the chat template does not show the tools")
         for number, message in enumerate(messages):
-            without = {key: value for key, value in message.items() if key != "tool_calls"}
-            if message["role"] == "tool":
-                without["content"] = PLACEHOLDER.format(number)
-            others = [*messages[:number], without, *messages[number + 1 :]]
-            if without != message and self.render(others, generation_prompt, tools) == text:
+            other = with_other_tools(message)
+            if other != message and unseen([*messages[:number], other, *messages[number + 1 :]], tools):
                 what = "the tool's answer" if message["role"] == "tool" else "the tool calls"
                 raise RowError(f"the chat template leaves out {what} in message {number + 1}")
 
@@ -221,6 +225,16 @@ class ChatTemplate:
                 spans.append((position, end + ending.stop))
             position = end
         return Layout(text, [match.span() for match in self._control.finditer(text)], None if learned is None else spans)
+
+
+def with_other_tools(message: Message) -> Message:
+    """A message with placeholders for what tools answered and for the names of those that are called."""
+    if message["role"] == "tool":
+        return {**message, "content": PLACEHOLDER.format(0)}
+    if "tool_calls" not in message:
+        return message
+    name = {"name": PLACEHOLDER.format(0)}
+    return {**message, "tool_calls": [{**call, "function": call["function"] | name} for call in message["tool_calls"]]}
 
 
 def refuse_hidden_thinking(messages: Sequence[Message], text: str) -> None:

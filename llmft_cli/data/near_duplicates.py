@@ -64,10 +64,7 @@ class NearDuplicates:
 
     def add(self, texts: Sequence[str]) -> None:
         """Take in a batch of rows' texts, in row order."""
-        self.append(signatures(texts))
-
-    def append(self, batch: Signatures) -> None:
-        """Take in the `signatures` of a batch, made here or in another process."""
+        batch = signatures(texts)
         self._rows += len(batch)
         for band, file in enumerate(self._files):
             with file.open("ab") as end:

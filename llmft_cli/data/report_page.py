@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from llmft_cli import pages
+from llmft_cli.data.checks import LEVELS
 from llmft_cli.data.samples import Sample
 
-LEVELS = ("error", "warning", "note")
 MOST_TICKS = 5
 # A limit further off than this would squeeze the rows into the left of the chart; it is told in words instead.
 LIMIT_WITHIN = 1.5
@@ -46,13 +46,12 @@ class Chart:
     limit: float | None
 
 
-def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample], model: str, run_name: str = "") -> None:
+def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample], model: str) -> None:
     """Write the report as a page that needs nothing else.
 
     Args:
         report: the content of report.json, with `seed` and, if known, `max_seq_length`.
         samples: rows to look at.
-        run_name: for the title.
     """
     functions: list[Callable[..., Any]] = [figure, percent, counted, title_of, script_hash]
     template = pages.template("llmft_cli.data", "report.html.jinja", functions)
@@ -60,7 +59,6 @@ def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample
         report=report,
         samples=samples,
         model=model,
-        run_name=run_name,
         verdict=verdict(report),
         groups=checks_by_level(report["checks"]),
         fates=fates(report),

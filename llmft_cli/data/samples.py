@@ -9,18 +9,12 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmft_cli.data.byte_tokens import BYTE_LEVEL_ALPHABET, FALLBACK_BYTES
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.data.store import SAMPLES_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# Byte-level vocabularies spell a byte that is no visible character of Latin-1 as one from 256 on.
-VISIBLE_BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-BYTE_OF = {chr(byte): byte for byte in VISIBLE_BYTES} | {
-    chr(256 + number): byte for number, byte in enumerate(sorted(set(range(256)).difference(VISIBLE_BYTES)))
-}
-FALLBACK_BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
 
 
 @dataclass(frozen=True)
@@ -135,8 +129,8 @@ class Decoder:
         if token_id in self._spelled:
             return self._spelled[token_id].encode()
         token: str = self._tokenizer.convert_ids_to_tokens(token_id)
-        if self._byte_level and all(character in BYTE_OF for character in token):
-            return bytes(BYTE_OF[character] for character in token)
+        if self._byte_level and all(character in BYTE_LEVEL_ALPHABET for character in token):
+            return bytes(BYTE_LEVEL_ALPHABET[character] for character in token)
         if self._byte_fallback and token in FALLBACK_BYTES:
             return bytes([FALLBACK_BYTES[token]])
         return None

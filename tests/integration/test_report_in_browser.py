@@ -198,7 +198,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "report.html"
-    write_report(file, report(), SAMPLES, HOSTILE[0], HOSTILE[1])
+    write_report(file, report(), SAMPLES, HOSTILE[0])
     return file
 
 

@@ -20,8 +20,8 @@
 A warning that concerns less than 1 in 1000 rows is a note, but for `passwords` and `emails`, of which one is too many.
 """
 
-from llmft_cli.data.checks.findings import Checks, Finding, Tally
+from llmft_cli.data.checks.findings import LEVELS, Checks, Finding
 from llmft_cli.data.checks.rows import CheckedRow
 from llmft_cli.data.checks.tokens import byte_token_ids
 
-__all__ = ["CheckedRow", "Checks", "Finding", "Tally", "byte_token_ids"]
+__all__ = ["LEVELS", "CheckedRow", "Checks", "Finding", "byte_token_ids"]

@@ -100,11 +100,7 @@ class Checks:
         self._tally = Tally()
 
     def look_at(self, rows: Sequence[CheckedRow]) -> None:
-        """Check a batch of rows; some 500 at once are quickest."""
-        self.take(self.examine(rows))
-
-    def examine(self, rows: Sequence[CheckedRow]) -> Tally:
-        """What a batch holds, without keeping count: for another process, whose tallies are then taken here."""
+        """Check a batch of rows, and keep count; many at once are quickest."""
         tally = Tally(rows=len(rows), sampled=languages.sample(rows, self._tally.sampled))
         for check, hits in self._hits(rows):
             first: dict[int, Hit] = {}
@@ -113,10 +109,6 @@ class Checks:
             if first:
                 tally.counts[check] = len(first)
                 tally.places[check] = [place_of(first[row], rows[row]) for row in sorted(first)[:EXAMPLES]]
-        return tally
-
-    def take(self, tally: Tally) -> None:
-        """Add the tally of a batch, in the order of the rows."""
         self._tally.add(tally)
 
     def findings(self) -> list[Finding]:

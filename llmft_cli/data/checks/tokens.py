@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from llmft_cli.data.byte_tokens import BYTE_LEVEL_ALPHABET, FALLBACK_BYTES
 from llmft_cli.data.checks.rows import CheckedRow, Hit
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ BYTE_SHARE = 0.2
 SUPERVISED_SHARE = 0.05
 # UTF-8 uses 243 of the 256 bytes, and a vocabulary may lack some control characters; one of text has far fewer of the letters.
 BYTE_LEVEL = 200
-BYTE_FALLBACK = re.compile("<0x([0-9A-F]{2})>")
 
 
 def byte_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -29,36 +28,25 @@ def byte_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     Of a byte-level BPE those whose bytes are no whole characters, of SentencePiece `<0x80>` to `<0xFF>`.
     """
     vocabulary = tokenizer.get_vocab()
-    fallback = {token: match for token in vocabulary if (match := BYTE_FALLBACK.fullmatch(token))}
-    if len(fallback) == 256:
-        return frozenset(vocabulary[token] for token, match in fallback.items() if int(match[1], 16) >= 0x80)
-    alphabet = byte_alphabet()
-    if sum(character in vocabulary for character in alphabet) < BYTE_LEVEL:
+    if all(token in vocabulary for token in FALLBACK_BYTES):
+        return frozenset(vocabulary[token] for token, byte in FALLBACK_BYTES.items() if byte >= 0x80)
+    if sum(character in vocabulary for character in BYTE_LEVEL_ALPHABET) < BYTE_LEVEL:
         return frozenset()
     added = tokenizer.get_added_vocab()
     return frozenset(
-        number
-        for token, number in vocabulary.items()
-        if not token.isascii() and token not in added and in_pieces(token, alphabet)
+        number for token, number in vocabulary.items() if not token.isascii() and token not in added and in_pieces(token)
     )
 
 
-def in_pieces(token: str, alphabet: dict[str, int]) -> bool:
+def in_pieces(token: str) -> bool:
     try:
-        bytes(alphabet[character] for character in token).decode()
+        bytes(BYTE_LEVEL_ALPHABET[character] for character in token).decode()
     except UnicodeDecodeError:
         return True
     except KeyError:
         # Not of the alphabet of bytes: the token is text as it stands.
         return False
     return False
-
-
-def byte_alphabet() -> dict[str, int]:
-    """The characters with which byte-level BPE writes bytes: printable ones as themselves, the others from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 def rows_in_bytes(rows: Sequence[CheckedRow], not_ascii: Iterable[int], is_byte: NDArray[numpy.bool_]) -> Iterator[Hit]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import random
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmft_cli.data.checks import CheckedRow, Checks, Finding, Tally, byte_token_ids
+from llmft_cli.data.checks import CheckedRow, Checks, Finding, byte_token_ids
 from llmft_cli.data.checks.findings import MEANINGS
 from llmft_cli.data.checks.secrets import masked
 
@@ -338,15 +337,6 @@ def test_batches_do_not_matter(batch: int) -> None:
     assert findings_of(rows, frozenset({3}), batch=batch) == whole
 
 
-def test_tallies_of_other_processes() -> None:
-    rows = every_kind()
-    checks = Checks(frozenset({3}))
-    for start in range(0, len(rows), 50):
-        tally: Tally = pickle.loads(pickle.dumps(Checks(frozenset({3})).examine(rows[start : start + 50])))
-        checks.take(tally)
-    assert checks.findings() == findings_of(rows, frozenset({3}))
-
-
 def test_nothing_to_look_at() -> None:
     assert findings_of([]) == []
     assert Checks(frozenset()).findings() == []
@@ -366,9 +356,8 @@ PARTS_OF_FINDINGS = st.sampled_from([text for cases in FOUND.values() for text, 
 @given(st.lists(st.lists(ODD | PARTS_OF_FINDINGS, min_size=1, max_size=4), max_size=6), st.integers(0, 5))
 def test_any_text_can_be_looked_at(rows: list[list[str]], supervised: int) -> None:
     checked = [CheckedRow("s", line, texts, texts[1::2], [1, 2, 3] * line, supervised) for line, texts in enumerate(rows, 1)]
-    tally = Checks(frozenset({2})).examine(checked)
-    for places in tally.places.values():
-        for place in places:
-            excerpt = place.shown()["excerpt"]
+    for finding in findings_of(checked, frozenset({2})):
+        for example in finding.examples:
+            excerpt = example["excerpt"]
             assert excerpt.isprintable()
             assert len(excerpt) <= 1000

@@ -79,13 +79,6 @@ def test_batches_do_not_matter(tmp_path: Path) -> None:
     assert any(first != row for row, first in enumerate(whole))
 
 
-def test_signatures_can_be_made_elsewhere(tmp_path: Path) -> None:
-    search = NearDuplicates(tmp_path)
-    search.append(signatures([STORY, "another story"]))
-    search.add([STORY])
-    assert search.groups().tolist() == [0, 1, 0]
-
-
 def test_the_same_in_every_process() -> None:
     script = (
         "from llmft_cli.data.near_duplicates import signatures; print(signatures(['One two three four', '数']).sum(dtype='u8'))"

@@ -61,9 +61,9 @@ def sample(text: str = "harmless") -> Sample:
     return Sample(text, 7, "validation", 9, 3, segments)
 
 
-def page(folder: Path, content: dict[str, Any], samples: list[Sample], name: str = "runs/lamps") -> Any:
+def page(folder: Path, content: dict[str, Any], samples: list[Sample], model: str = "smollm2-135m") -> Any:
     file = folder / "report.html"
-    write_report(file, content, samples, "smollm2-135m", name)
+    write_report(file, content, samples, model)
     return lxml_html.fromstring(file.read_text(encoding="utf-8"))
 
 
@@ -236,7 +236,7 @@ def test_hostile_text_stays_text(text: str, tmp_path: Path) -> None:
         (element.tag, sorted(element.keys())) for element in harmless.xpath("//*")
     ]
     assert [part.text_content() for part in hostile.xpath("//*[@class='text']/*")] == [text] * 4
-    assert hostile.xpath("//head/title/text()") == [f"Data of {text} (smollm2-135m)"]
+    assert hostile.xpath("//head/title/text()") == [f"Prepared data ({text})"]
     assert hostile.xpath("//dl[@class='origin']//code/text()")[1] == text
 
 
@@ -250,7 +250,7 @@ def test_the_page_is_one_file_and_only_its_own_script_may_run(tmp_path: Path) ->
     tree = page(tmp_path, report(), [sample()])
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.startswith('<!doctype html>\n<html lang="en">')
-    assert tree.xpath("//head/title/text()") == ["Data of runs/lamps (smollm2-135m)"]
+    assert tree.xpath("//head/title/text()") == ["Prepared data (smollm2-135m)"]
     (script,) = tree.xpath("//script/text()")
     policy = tree.xpath("//meta[@http-equiv='Content-Security-Policy']/@content")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

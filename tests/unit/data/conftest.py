@@ -17,3 +17,12 @@ from templates import STYLES, tokenizer_for
 @pytest.fixture(scope="session")
 def encoders(tiny_tokenizer: Any) -> dict[str, ConversationEncoder]:
     return {style.name: ConversationEncoder(tokenizer_for(style, tiny_tokenizer)) for style in STYLES}
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
+    """A model directory without weights: prepare needs none."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    return folder

@@ -471,15 +471,6 @@ def test_arrow_files_that_are_refused(tmp_path: Path) -> None:
 # -- through the whole of prepare
 
 
-@pytest.fixture(scope="session")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    """A model directory without weights: prepare needs none."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return folder
-
-
 def rejected_by_prepare(run: RunDir, file: Path, tokenizer_dir: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """The counts of the rows of a file, and what rejected.jsonl holds of it."""
     settings = config.resolve({"model": str(tokenizer_dir), "max_rejected": 1.0})

@@ -25,15 +25,6 @@ def run(tmp_path: Path) -> RunDir:
     return RunDir(tmp_path / "run")
 
 
-@pytest.fixture(scope="session")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> Path:
-    """A model directory without weights: prepare needs none."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer.save_pretrained(folder)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    return folder
-
-
 @pytest.fixture
 def do_prepare(run: RunDir, tokenizer_dir: Path) -> Prepare:
     def do(*sources: Path, overwrite: bool = False, into: RunDir = run, **flags: Any) -> PrepareResult:

@@ -78,14 +78,15 @@ def gpu_check(
     given: Given,
 ) -> None:
     """Look at GPU, versions, memory and disk; try 4-bit weights."""
-    from llmft_cli import gpu, views
     from llmft_cli.builtin_model import cache_dir
+    from llmft_cli.gpu import check
     from llmft_cli.run_dir import RUNS_ROOT
+    from llmft_cli.views.gpu_check import report_sections
 
-    report = gpu.check(given.console, cache_dir(), RUNS_ROOT)
+    report = check.check(given.console, cache_dir(), RUNS_ROOT)
     if require_gpu:
-        gpu.require_gpu(report)
-    given.console.result("gpu-check", None, asdict(report), views.gpu_check(report))
+        check.require_gpu(report)
+    given.console.result("gpu-check", None, asdict(report), report_sections(report))
 
 
 @command(app, "prepare")
@@ -109,9 +110,9 @@ def prepare(
     given: Given,
 ) -> None:
     """Read, check, render, mask, tokenise, split and pack the data."""
-    from llmft_cli import views
     from llmft_cli.data.prepare import prepare as prepare_data
     from llmft_cli.data.samples import read_samples
+    from llmft_cli.views import stages
 
     target = run_to_prepare(run, data)
     result = prepare_data(target, data, given.config(), given.console, overwrite)
@@ -119,7 +120,7 @@ def prepare(
     if samples:
         given.console.samples(samples)
     shown = {"preview": [asdict(sample) for sample in samples]} if preview else {}
-    given.console.result("prepare", str(target.path), asdict(result) | shown, views.prepare(str(target.path), result))
+    given.console.result("prepare", str(target.path), asdict(result) | shown, stages.prepare(str(target.path), result))
 
 
 @command(app, "train")
@@ -135,9 +136,9 @@ def train(
     given: Given,
 ) -> None:
     """Train a LoRA adapter on the quantised model."""
-    from llmft_cli import views
     from llmft_cli.data.prepare import prepare as prepare_data
     from llmft_cli.training.train import train as train_adapter
+    from llmft_cli.views import stages
 
     if data:
         target = run_to_prepare(run, data)
@@ -149,7 +150,7 @@ def train(
     result = train_adapter(
         target, given.config(saved), given.console, overwrite=overwrite, resume=resume, allow_stale=allow_stale
     )
-    given.console.result("train", str(target.path), asdict(result), views.train(str(target.path), result))
+    given.console.result("train", str(target.path), asdict(result), stages.train(str(target.path), result))
 
 
 @command(app, "merge")
@@ -157,13 +158,13 @@ def merge(
     run: RunArgument = None, overwrite: OverwriteOption = False, allow_stale: StaleOption = False, *, given: Given
 ) -> None:
     """Fold the adapter into 16-bit weights, and prove it is the same."""
-    from llmft_cli import views
     from llmft_cli.merging import merge as merge_adapter
+    from llmft_cli.views import stages
 
     target = find_run(run, given.console)
     config = given.config(target.saved_settings("prepare", "train"))
     result = merge_adapter(target, config, given.console, overwrite=overwrite, allow_stale=allow_stale)
-    given.console.result("merge", str(target.path), asdict(result), views.merge(str(target.path), result))
+    given.console.result("merge", str(target.path), asdict(result), stages.merge(str(target.path), result))
 
 
 @command(app, "eval")
@@ -180,13 +181,13 @@ def evaluate(
     given: Given,
 ) -> None:
     """Compare the tuned model with its base on the same prompts."""
-    from llmft_cli import views
     from llmft_cli.evaluation.evaluate import evaluate as evaluate_run
+    from llmft_cli.views import stages
 
     target = find_run(run, given.console)
     config = given.config(target.saved_settings("prepare", "train"))
     result = evaluate_run(target, prompts, name, config, given.console, overwrite=overwrite, allow_stale=allow_stale)
-    given.console.result("eval", str(target.path), asdict(result), views.evaluate(str(target.path), result))
+    given.console.result("eval", str(target.path), asdict(result), stages.evaluate(str(target.path), result))
 
 
 @command(app, "chat")

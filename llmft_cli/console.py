@@ -26,7 +26,7 @@ from rich.text import Text
 from llmft_cli.errors import LlmftError
 from llmft_cli.progress import Advance, Unit
 from llmft_cli.terminal import marked, marks, one_line, printable
-from llmft_cli.views import Section, gibibytes
+from llmft_cli.views.sections import Section, gibibytes
 
 if TYPE_CHECKING:
     from llmft_cli.data.samples import Sample

@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from llmft_cli import gpu, models
+from llmft_cli import models
 from llmft_cli.builtin_model import cache_dir
 from llmft_cli.config import resolve
 from llmft_cli.data.prepare import prepare
 from llmft_cli.evaluation.evaluate import evaluate
+from llmft_cli.gpu.check import check, require_gpu
 from llmft_cli.merging import merge
 from llmft_cli.progress import Silent
 from llmft_cli.run_dir import RUNS_ROOT, RunDir
@@ -46,8 +47,8 @@ def train_on(run: RunDir, device: str, **flags):
 
 
 def test_the_probe_computes_on_the_card():
-    report = gpu.check(Silent(), cache_dir(), RUNS_ROOT)
-    gpu.require_gpu(report)
+    report = check(Silent(), cache_dir(), RUNS_ROOT)
+    require_gpu(report)
     assert report.nf4_probe.device == "cuda:0"
     assert report.nf4_probe.max_relative_error == pytest.approx(0.093, abs=0.01)
     assert report.gpus[0].compute_capability is not None

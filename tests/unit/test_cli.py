@@ -125,7 +125,7 @@ def command_that(action: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(*arguments: Any) -> None:
         action()
 
-    monkeypatch.setattr("llmft_cli.gpu.check", check)
+    monkeypatch.setattr("llmft_cli.gpu.check.check", check)
 
 
 def raising(error: BaseException) -> Any:

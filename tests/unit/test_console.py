@@ -17,7 +17,7 @@ from llmft_cli.data.samples import Sample, Segment
 from llmft_cli.errors import LlmftError, StageError
 from llmft_cli.inference import Reply
 from llmft_cli.terminal import marked, marks, one_line, printable
-from llmft_cli.views import Section, named
+from llmft_cli.views.sections import Section, named
 
 Captured = pytest.CaptureFixture[str]
 REPLY = Reply(text="hi", tokens=3, seconds=0.25)

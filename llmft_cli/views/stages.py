@@ -1,82 +1,17 @@
-"""What each command's result looks like to a person: titled rows of text, laid out by the console."""
+"""What became of the stages of a run, for a person."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from llmft_cli.views.sections import Section, gibibytes, named, next_command
 
 if TYPE_CHECKING:
     from llmft_cli.data.report import PrepareResult
     from llmft_cli.evaluation.evaluate import EvalResult
-    from llmft_cli.gpu import Report
     from llmft_cli.merging import MergeResult
     from llmft_cli.training.train import TrainResult
-
-
-@dataclass(frozen=True)
-class Section:
-    """Rows under a title; without a header they are names and values."""
-
-    title: str
-    rows: Sequence[Sequence[str]]
-    header: Sequence[str] = ()
-
-
-def named(title: str, values: Mapping[str, Any]) -> Section:
-    """A section of names and values; None is left out."""
-    return Section(title, [(name, str(value)) for name, value in values.items() if value is not None])
-
-
-def gibibytes(count: float | None) -> str | None:
-    return None if count is None else f"{count / 2**30:.2f} GiB"
-
-
-def share(value: float | None) -> str | None:
-    return None if value is None else f"{value:.1%}"
-
-
-def gpu_check(report: Report) -> list[Section]:
-    gpus = [
-        named(
-            f"GPU {gpu.index}: {gpu.name}",
-            {
-                "memory": None
-                if gpu.memory_free_bytes is None
-                else f"{gibibytes(gpu.memory_free_bytes)} free of {gibibytes(gpu.memory_total_bytes)}",
-                "load": share(gpu.load),
-                "temperature": None if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} degrees Celsius",
-                "driver": gpu.driver,
-                "compute capability": gpu.compute_capability,
-                "bf16": {True: "yes", False: "no", None: None}[gpu.bf16],
-            },
-        )
-        for gpu in report.gpus
-    ]
-    probe = report.nf4_probe
-    found = f"ok on {probe.device}" if probe.ok else probe.problem
-    if probe.max_relative_error is not None:
-        found = (
-            f"{found} (4-bit product {probe.max_relative_error:.3f} off fp32, round trip {probe.round_trip_relative_error:.3f})"
-        )
-    machine = named(
-        "Machine",
-        {
-            "GPU": None if report.gpus else f"none: {report.gpu_problem}",
-            "NF4 probe": found,
-            "memory": f"{gibibytes(report.memory.available_bytes)} available of {gibibytes(report.memory.total_bytes)}",
-            **{f"disk for {disk.purpose}": f"{gibibytes(disk.free_bytes)} free at {disk.path}" for disk in report.disks},
-        },
-    )
-    sections = [
-        *gpus,
-        machine,
-        named("Versions", {name: version or "not installed" for name, version in report.versions.items()}),
-    ]
-    if report.problems:
-        sections.append(Section("Problems", [(problem.what, problem.mend) for problem in report.problems], ("what", "mend")))
-    return sections
 
 
 def prepare(run: str, result: PrepareResult) -> list[Section]:
@@ -185,8 +120,3 @@ def evaluate(run: str, result: EvalResult) -> list[Section]:
         Section(f"Evaluated {run}: {result.name}, {result.prompts} prompts", rows, ["", *metrics]),
         named("", {"": result.headline, "report": result.report}),
     ]
-
-
-def next_command(name: str, run: str) -> Section:
-    """What to do next, ready to be pasted into a shell."""
-    return named("", {"next": f"llmft {name} {shlex.quote(run)}"})

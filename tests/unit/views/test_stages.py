@@ -4,71 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from llmft_cli import views
 from llmft_cli.data.report import PrepareResult
 from llmft_cli.evaluation.evaluate import EvalResult
 from llmft_cli.evaluation.results import ArmScores
-from llmft_cli.gpu import Disk, Gpu, Memory, Nf4Probe, Problem, Report
 from llmft_cli.merging import MergeResult, Verification
 from llmft_cli.training.train import TrainResult
-from llmft_cli.views import Section
+from llmft_cli.views import stages
+from llmft_cli.views.sections import Section
 
 GIB = 2**30
 
 
 def rows(section: Section) -> dict[str, str]:
     return {row[0]: row[1] for row in section.rows}
-
-
-def report(**changes: object) -> Report:
-    values = {
-        "gpus": [],
-        "gpu_problem": "nvidia-smi was not found on the PATH",
-        "nf4_probe": Nf4Probe(True, "cpu", 0.0934, 0.0921, None),
-        "versions": {"torch": "2.13.0", "triton": None},
-        "bf16": None,
-        "memory": Memory(8 * GIB, 2 * GIB),
-        "disks": [Disk("/runs", "runs", 3 * GIB, 9 * GIB)],
-        "problems": [],
-    }
-    return Report(**{**values, **changes})  # type: ignore[arg-type]
-
-
-def test_gpu_check_without_a_gpu() -> None:
-    machine, versions = views.gpu_check(report())
-    assert machine.title == "Machine"
-    assert rows(machine) == {
-        "GPU": "none: nvidia-smi was not found on the PATH",
-        "NF4 probe": "ok on cpu (4-bit product 0.093 off fp32, round trip 0.092)",
-        "memory": "2.00 GiB available of 8.00 GiB",
-        "disk for runs": "3.00 GiB free at /runs",
-    }
-    assert rows(versions) == {"torch": "2.13.0", "triton": "not installed"}
-
-
-def test_gpu_check_with_gpus_that_tell_all_or_little() -> None:
-    full = Gpu(0, "H100", "u", 80 * GIB, 60 * GIB, 0.25, 41.0, "570", "9.0", True)
-    little = Gpu(1, "Old", "v", None, None, None, None, "570")
-    first, second, machine, _ = views.gpu_check(report(gpus=[full, little], gpu_problem=None))
-    assert first.title == "GPU 0: H100"
-    assert rows(first) == {
-        "memory": "60.00 GiB free of 80.00 GiB",
-        "load": "25.0%",
-        "temperature": "41 degrees Celsius",
-        "driver": "570",
-        "compute capability": "9.0",
-        "bf16": "yes",
-    }
-    assert rows(second) == {"driver": "570"}
-    assert "GPU" not in rows(machine)
-
-
-def test_gpu_check_lists_problems_and_a_failed_probe() -> None:
-    found = report(nf4_probe=Nf4Probe(False, None, None, None, "no bitsandbytes"), problems=[Problem("no disk", "free some")])
-    machine, _, problems = views.gpu_check(found)
-    assert rows(machine)["NF4 probe"] == "no bitsandbytes"
-    assert (problems.title, problems.header) == ("Problems", ("what", "mend"))
-    assert rows(problems) == {"no disk": "free some"}
 
 
 def prepared(**changes: object) -> PrepareResult:
@@ -95,7 +43,7 @@ def found(check: str, level: str, count: int, *places: int) -> dict[str, object]
 
 
 def test_prepare_of_clean_rows() -> None:
-    figures, ending, following = views.prepare("runs/x", prepared())
+    figures, ending, following = stages.prepare("runs/x", prepared())
     assert figures.title == "Prepared runs/x"
     assert rows(figures) == {
         "rows": "1,100 kept of 1,200 read",
@@ -115,7 +63,7 @@ def test_prepare_tells_what_was_left_out() -> None:
     reasons = [{"reason": f"reason {number}", "count": number, "first": ["a:1", "a:2"]} for number in range(7)]
     lost = {"policy": "drop", "rows": 1, "tokens_lost": 2100, "end_of_turns_lost": 1}
     result = prepared(rows=counts, documents_split=2, rejected_reasons=reasons, overlength=lost, template={})
-    figures, rejected, _, _ = views.prepare("runs/x", result)
+    figures, rejected, _, _ = stages.prepare("runs/x", result)
     shown = rows(figures)
     assert shown["rejected"] == "3 (see runs/x/data/rejected.jsonl)"
     assert shown["duplicates"] == "2 left out"
@@ -136,7 +84,7 @@ def test_prepare_tells_what_was_left_out() -> None:
 )
 def test_prepare_tells_what_over_length_rows_lost(policy: str, tokens_lost: int, line: str) -> None:
     lost = {"policy": policy, "rows": 3, "tokens_lost": tokens_lost, "end_of_turns_lost": 3}
-    assert rows(views.prepare("runs/x", prepared(overlength=lost))[0])["too long"] == line
+    assert rows(stages.prepare("runs/x", prepared(overlength=lost))[0])["too long"] == line
 
 
 def test_prepare_shows_warnings_in_full_and_notes_shortly() -> None:
@@ -147,7 +95,7 @@ def test_prepare_shows_warnings_in_full_and_notes_shortly() -> None:
         found("end_of_turn", "warning", 3),
         found("empty", "error", 1, 2),
     ]
-    _, errors, warnings, ending, _ = views.prepare("runs/x", prepared(checks=checks))
+    _, errors, warnings, ending, _ = stages.prepare("runs/x", prepared(checks=checks))
     assert (errors.title, errors.header) == ("1 error", ("check", "found", "meaning"))
     assert list(errors.rows) == [("empty", "1", "meaning of empty (first: a.jsonl:2)")]
     assert warnings.title == "2 warnings"
@@ -163,7 +111,7 @@ def test_prepare_lists_sources_where_there_are_several() -> None:
         {"name": "a.jsonl", "read": 1200, "kept": 1100, "rejected": 0, "weight": 1.0},
         {"name": "b.csv", "read": 5, "kept": 4, "rejected": 1, "weight": 2.0},
     ]
-    _, listed, _, _ = views.prepare("runs/x", prepared(sources=sources))
+    _, listed, _, _ = stages.prepare("runs/x", prepared(sources=sources))
     assert (listed.title, listed.header) == ("Sources", ("source", "read", "kept", "rejected"))
     assert list(listed.rows) == [("a.jsonl", "1,200", "1,100", "0"), ("b.csv", "5", "4", "1")]
 
@@ -173,7 +121,7 @@ def test_train() -> None:
         steps=12, train_loss=1.23456, eval_loss=None, best_step=None, tokens_per_second=1234.5, peak_memory_bytes=3 * GIB,
         plan={}, adapter="runs/a b/adapter", trainable_parameters=1_000_000, seconds=61.2,
     )  # fmt: skip
-    figures, following = views.train("runs/a b", result)
+    figures, following = stages.train("runs/a b", result)
     assert rows(figures) == {
         "steps": "12",
         "training loss": "1.2346",
@@ -188,7 +136,7 @@ def test_train() -> None:
 
 def test_merge() -> None:
     proof = Verification(True, 0.99876, 1.5e-4, 0.25, 0.4321, 900)
-    figures, following = views.merge("runs/x", MergeResult("runs/x/merged", "bfloat16", proof, 5 * GIB, 12.3))
+    figures, following = stages.merge("runs/x", MergeResult("runs/x/merged", "bfloat16", proof, 5 * GIB, 12.3))
     assert rows(figures) == {
         "merged": "runs/x/merged (bfloat16)",
         "verified": "top-1 agreement 99.88%, mean KL 1.5e-04, 900 tokens",
@@ -201,7 +149,7 @@ def test_merge() -> None:
 
 def test_eval() -> None:
     arms = {"base": ArmScores(loss=2.5, perplexity=12.1825), "tuned": ArmScores(1.5, 4.48, 0.5, 0.75, 0.6, 0.4)}
-    scores, summary = views.evaluate("runs/x", EvalResult("held-out", "tuned is better", 20, 300, arms, [], "report.html"))
+    scores, summary = stages.evaluate("runs/x", EvalResult("held-out", "tuned is better", 20, 300, arms, [], "report.html"))
     assert scores.title == "Evaluated runs/x: held-out, 20 prompts"
     assert scores.header == ["", "loss", "perplexity", "exact_match", "token_f1", "rouge_l", "chrf"]
     assert scores.rows == [

@@ -1,0 +1,1 @@
+"""gpu-check: what this machine offers a fine-tuning job."""

@@ -1,0 +1,1 @@
+"""What each command's result looks like to a person: titled rows of text, laid out by the console."""

@@ -1,0 +1,44 @@
+"""Machines with other cards or none, and the helper module beside this file made importable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def fake_gputil(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that sets what GPUtil answers: its entries, or an error to raise."""
+    module: Any = ModuleType("GPUtil")
+    monkeypatch.setitem(sys.modules, "GPUtil", module)
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+
+    def answer(*entries: SimpleNamespace, error: Exception | None = None) -> None:
+        def get_gpus() -> list[SimpleNamespace]:
+            if error:
+                raise error
+            return list(entries)
+
+        module.getGPUs = get_gpus
+
+    return answer
+
+
+@pytest.fixture
+def nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A function that puts a program `nvidia-smi` with a given output before the real GPUtil."""
+    pytest.importorskip("GPUtil")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def install(output: str, code: int = 0) -> None:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"{output}\"\nexit {code}\n")
+        program.chmod(0o755)
+
+    return install

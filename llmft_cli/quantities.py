@@ -1,4 +1,4 @@
-"""Sizes and durations as people write them, `20GiB` and `1h30m`, and back."""
+"""Sizes, durations and shares as people write them, `20GiB`, `1h30m` and `10%`, and back."""
 
 from __future__ import annotations
 
@@ -66,6 +66,17 @@ def parse_duration(text: str) -> float:
     return float(
         sum(Decimal(number or 0) * seconds for number, seconds in zip(found.groups(), SECONDS_PER_UNIT.values(), strict=True))
     )
+
+
+def parse_count(text: str) -> int:
+    """A whole number of 1 or more.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()) or not int(text):
+        raise ValueError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def parse_fraction(text: str) -> float:

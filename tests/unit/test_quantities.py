@@ -15,6 +15,7 @@ from llmft_cli.quantities import (
     checked,
     format_duration,
     format_size,
+    parse_count,
     parse_duration,
     parse_fraction,
     parse_size,
@@ -142,6 +143,16 @@ def test_durations_written(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "two", "1e3", "\u0663"])
+def test_what_is_no_count(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(repr(text))} is not a whole number of 1 or more$"):
+        parse_count(text)
+
+
+def test_counts() -> None:
+    assert [parse_count(text) for text in ("1", " 08 ")] == [1, 8]
+
+
 @given(SECONDS)
 def test_a_duration_comes_back(seconds: int) -> None:
     assert parse_duration(format_duration(seconds)) == seconds
@@ -172,6 +183,6 @@ def test_what_is_wanted_reads_as_more_than_what_falls_short_of_it(one: int, othe
 
 @given(st.text(max_size=12))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    for parse in (parse_size, parse_duration, parse_fraction):
+    for parse in (parse_size, parse_duration, parse_fraction, parse_count):
         with contextlib.suppress(ConfigError):
             assert checked(parse, text, "--flag", "1") >= 0

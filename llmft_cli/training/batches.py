@@ -1,4 +1,4 @@
-"""Batches of packed sequences, in which no row sees another."""
+"""Batches of packed sequences, in which no row sees another, and their parts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from llmft_cli.data.examples import IGNORED
 if TYPE_CHECKING:
     import torch
 
+    Batch = dict[str, torch.Tensor]
 
-def collate(sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+SHAPED = ("input_ids", "labels", "position_ids")
+EVERYTHING = slice(None)
+
+
+def collate(sequences: Sequence[Mapping[str, Any]]) -> Batch:
     """Sequences as one batch, padded to the longest.
 
     Position ids restart at every row, which is how transformers' attention masks tell rows
@@ -36,7 +41,48 @@ def collate(sequences: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         lengths = [*sequence["row_lengths"], padding]
         batch["position_ids"].append([position for length in lengths for position in range(length)])
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in batch.items()}
-    # Nothing predicts the first token of a sequence; `data/prepare.py` never supervises it.
-    supervised = (tensors["labels"] != IGNORED).flatten().nonzero().squeeze(1)
     token_count = torch.tensor(sum(len(sequence["input_ids"]) for sequence in sequences))
-    return {**tensors, "predicting": supervised - 1, "token_count": token_count}
+    return {**tensors, "predicting": predicting(tensors["labels"]), "token_count": token_count}
+
+
+def predicting(labels: torch.Tensor) -> torch.Tensor:
+    """Flattened positions whose next token is supervised, of shape (supervised tokens,)."""
+    # Nothing predicts the first token of a row; `data/prepare.py` never supervises it.
+    return (labels != IGNORED).flatten().nonzero().squeeze(1) - 1
+
+
+def parts_within(batch: Batch, largest: int | None) -> list[Batch]:
+    """The batch in parts of at most `largest` padded tokens, as far as it can be cut; their summed losses are the batch's.
+
+    A single row is never cut. A part has no token_count.
+    """
+    if largest is None or batch["input_ids"].numel() <= largest:
+        return [batch]
+    return [part for half in halves(batch) for part in parts_within(half, largest)] or [batch]
+
+
+def halves(batch: Batch) -> list[Batch]:
+    """The batch cut in two: between its sequences, or in a single sequence between two rows, which do not see each other.
+
+    Returns:
+        The halves in which anything is supervised, shorn of what follows their last target; none of a single row.
+    """
+    count, longest = batch["input_ids"].shape
+    if count > 1:
+        middle = (count + 1) // 2
+        places = [(slice(None, middle), EVERYTHING), (slice(middle, None), EVERYTHING)]
+    else:
+        starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()[1:]
+        if not starts:
+            return []
+        middle = min(starts, key=lambda start: abs(2 * start - longest))
+        places = [(EVERYTHING, slice(None, middle)), (EVERYTHING, slice(middle, None))]
+    parts = ({name: batch[name][place] for name in SHAPED} for place in places)
+    return [shorn(part) for part in parts if (part["labels"] != IGNORED).any()]
+
+
+def shorn(part: Batch) -> Batch:
+    """A part without the positions after its last target, on which no loss depends."""
+    end = int((part["labels"] != IGNORED).any(0).nonzero()[-1]) + 1
+    tensors = {name: tensor[:, :end].contiguous() for name, tensor in part.items()}
+    return {**tensors, "predicting": predicting(tensors["labels"])}

@@ -18,7 +18,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llmft_cli.errors import VerificationError
 from llmft_cli.progress import Advance, Reporter
-from llmft_cli.training.trainer import StepClock
+from llmft_cli.training.recovery import GIBIBYTE
+from llmft_cli.training.rehearsal import longest_batch, rehearse
+from llmft_cli.training.trainer import QLoRATrainer, StepClock
 
 STOPPING = "stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)"
 FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
@@ -70,6 +72,26 @@ class StopWhenAsked(TrainerCallback):
             control.should_evaluate = args.load_best_model_at_end = False
         # A checkpoint's own record of the losses is complete, for whoever resumes from it.
         control.should_log = control.should_log or control.should_save
+
+
+class Rehearsal(TrainerCallback):
+    """Sends the longest batch through before the first step, and leaves everything as it was.
+
+    Attributes:
+        peak_bytes: what torch then held of the card at most; None without a card, or before.
+    """
+
+    def __init__(self, trainer: QLoRATrainer, reporter: Reporter) -> None:
+        self.peak_bytes: int | None = None
+        self._trainer = trainer
+        self._reporter = reporter
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        batch = longest_batch(self._trainer.train_dataset, args.train_batch_size)
+        self.peak_bytes = rehearse(self._trainer, batch)
+        sequences, tokens = batch["input_ids"].shape
+        peak = "" if self.peak_bytes is None else f": peak {self.peak_bytes / GIBIBYTE:.1f} GiB"
+        self._reporter.note(f"longest batch ({sequences} x {tokens:,} tokens) fits{peak}")
 
 
 class Figures(TrainerCallback):

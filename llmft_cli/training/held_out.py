@@ -13,6 +13,8 @@ from llmft_cli.training.loss import summed_loss
 if TYPE_CHECKING:
     import torch
 
+    from llmft_cli.training.recovery import Passes
+
 # exp of more overflows a float; a loss of 700 nats is far beyond any model.
 LARGEST_EXPONENT = 700.0
 
@@ -29,7 +31,9 @@ class HeldOutLoss:
         return math.exp(min(self.loss, LARGEST_EXPONENT))
 
 
-def held_out_loss(model: torch.nn.Module, sequences: Sequence[Any], batch_size: int, device: torch.device) -> HeldOutLoss:
+def held_out_loss(
+    model: torch.nn.Module, sequences: Sequence[Any], batch_size: int, device: torch.device, passes: Passes | None = None
+) -> HeldOutLoss:
     """Loss over all supervised tokens of the sequences, each token weighing the same.
 
     Draws no random numbers, so that evaluating in between leaves training as it is.
@@ -37,9 +41,16 @@ def held_out_loss(model: torch.nn.Module, sequences: Sequence[Any], batch_size: 
     Args:
         sequences: as `data/store.py` writes them, at least one.
         batch_size: sequences in one forward pass.
+        passes: what an earlier evaluation has found out about the memory.
+
+    Raises:
+        DoesNotFit: a single row takes too much memory.
     """
     import torch
 
+    from llmft_cli.training.recovery import Passes
+
+    passes = passes or Passes(device)
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -48,7 +59,7 @@ def held_out_loss(model: torch.nn.Module, sequences: Sequence[Any], batch_size: 
     with torch.no_grad():
         for start in range(0, len(by_length), batch_size):
             batch = {name: tensor.to(device) for name, tensor in collate(by_length[start : start + batch_size]).items()}
-            total += summed_loss(model, batch).double()
+            total += passes.run([batch], lambda part: summed_loss(model, part).double())
             tokens += len(batch["predicting"])
     model.train(was_training)
     return HeldOutLoss(total.item() / tokens, tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -30,13 +31,22 @@ if TYPE_CHECKING:
 
     from llmft_cli.training.trainer import QLoRATrainer
 
-# Settings that do not shape the result.
+# Settings that do not shape the result, or no more than rounding does.
 MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}
+MAY_CHANGE_ON_RESUME |= {"gradient_checkpointing"}
+# Nor do these, as long as their product stays.
+EFFECTIVE_BATCH = ("batch_size", "gradient_accumulation_steps")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What `train --json` prints; losses are nats per supervised token."""
+    """What `train --json` prints; losses are nats per supervised token.
+
+    Attributes:
+        out_of_memory_retries: how often memory ran out and the same batch was done in smaller passes.
+        largest_pass_tokens: most tokens in one pass in the end, padding included; None where whole batches fitted.
+        rehearsal_peak_bytes: what torch held of the card at most while the longest batch went first; None without a card.
+    """
 
     steps: int
     train_loss: float
@@ -48,6 +58,9 @@ class TrainResult:
     adapter: str
     trainable_parameters: int
     seconds: float
+    out_of_memory_retries: int
+    largest_pass_tokens: int | None
+    rehearsal_peak_bytes: int | None
 
 
 def train(
@@ -111,9 +124,11 @@ def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
     checkpoint = checkpoints.last_complete(run.checkpoints) if entry else None
     if entry is None or checkpoint is None:
         raise StageError(f"{run.path} has no checkpoint to resume from", f"start with: llmft train {run.path}")
+    before, now = (math.prod(map(values.get, EFFECTIVE_BATCH)) for values in (entry["config"], asdict(config)))
+    may_change = MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH if before == now else ())
     for name, value in entry["config"].items():
         wanted = getattr(config, name)
-        if wanted != value and name not in MAY_CHANGE_ON_RESUME:
+        if wanted != value and name not in may_change:
             flag = settings.flag_of(name)
             raise ConfigError(
                 f"{flag} was {value} before the interruption and is {wanted} now",
@@ -157,7 +172,7 @@ def fit(
     run: RunDir, base: PreTrainedModel, base_name: str, config: Config, checkpoint: Path | None, reporter: Reporter
 ) -> TrainResult:
     """Run the Trainer and leave adapter, figures and chart in the run."""
-    from llmft_cli.training.callbacks import peak_memory_bytes
+    from llmft_cli.training.callbacks import Rehearsal, peak_memory_bytes
     from llmft_cli.training.trainer import QLoRATrainer
 
     train_rows, validation_rows = load_split(run.data, TRAIN), load_split(run.data, VALIDATION)
@@ -172,6 +187,7 @@ def fit(
         model.enable_input_require_grads()
     trainer = QLoRATrainer(
         group_by_length=not config.packing,
+        reporter=reporter,
         model=model,
         args=arguments,
         train_dataset=train_rows,
@@ -179,6 +195,9 @@ def fit(
         data_collator=collate,
     )
     trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
+    rehearsal = Rehearsal(trainer, reporter)
+    if base.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
+        trainer.add_callback(rehearsal)
     started = time.perf_counter()
     run_trainer(trainer, run, config, checkpoint, reporter)
     seconds = time.perf_counter() - started
@@ -197,6 +216,9 @@ def fit(
         adapter=str(run.adapter),
         trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         seconds=seconds,
+        out_of_memory_retries=trainer.passes.retries + trainer.evaluation_passes.retries,
+        largest_pass_tokens=trainer.passes.largest,
+        rehearsal_peak_bytes=rehearsal.peak_bytes,
     )
 
 
@@ -205,10 +227,12 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
 
     Raises:
         Interrupted: the user or the system asked to stop.
+        OutOfMemory: a single row takes too much.
     """
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     from llmft_cli.training.callbacks import Figures, StopRequest, StopWhenAsked
+    from llmft_cli.training.giving_up import leaving_a_checkpoint
 
     stop = StopRequest(reporter)
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
@@ -225,7 +249,8 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
         if checkpoint and done >= total:
             trainer.restore_end(checkpoint)
         else:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with leaving_a_checkpoint(trainer, run, config):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.made and trainer.state.global_step < total:
         raise Interrupted(
             f"stopped after step {trainer.state.global_step} of {total}", f"go on with: llmft train {run.path} --resume"

@@ -5,17 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from llmft_cli.adapters import save_adapter
-from llmft_cli.training.checkpoints import STATE_FILE
+from llmft_cli.progress import Reporter, Silent
+from llmft_cli.training.checkpoints import STATE_FILE, read_state
 from llmft_cli.training.held_out import held_out_loss
 from llmft_cli.training.loss import summed_loss
+from llmft_cli.training.recovery import Failure, Passes, RandomState, random_state, retry_notice, set_random_state
 from llmft_cli.training.sampling import LengthGroupedSampler
+
+if TYPE_CHECKING:
+    from llmft_cli.training.batches import Batch
 
 UNTIMED_STEPS = 2
 
@@ -56,15 +63,42 @@ class StepClock:
         return self._timed_tokens / (self._stopped - self._started - self._pauses)
 
 
+@dataclass
+class StepAtHand:
+    """What an optimizer step needs to be done over from its beginning.
+
+    Attributes:
+        done: optimizer steps before it.
+        random_state: at its beginning.
+        logged_loss: Trainer's sum of losses that are not logged yet, at its beginning.
+        batches: those of it that were given so far.
+    """
+
+    done: int
+    random_state: RandomState
+    logged_loss: torch.Tensor
+    batches: list[Batch] = field(default_factory=list)
+
+
 class QLoRATrainer(transformers.Trainer):
-    """Differs from its parent in how the loss is computed, how held-out rows are evaluated, and what is saved."""
+    """Differs from its parent in how the loss is computed, how held-out rows are evaluated, and what is saved.
+
+    And it goes on when memory runs out.
+
+    Attributes:
+        passes, evaluation_passes: how much of a batch goes through the model at once.
+    """
 
     control: transformers.TrainerControl
 
-    def __init__(self, group_by_length: bool = False, **kwargs: Any) -> None:
+    def __init__(self, group_by_length: bool = False, reporter: Reporter | None = None, **kwargs: Any) -> None:
         self._group_by_length = group_by_length
         super().__init__(**kwargs)
         self.clock = StepClock()
+        self._reporter = reporter or Silent()
+        self._step: StepAtHand | None = None
+        self.passes = Passes(self.args.device, self._tell_of_training)
+        self.evaluation_passes = Passes(self.args.device, self._tell_of_evaluation)
         # Have the step's supervised tokens counted and given to compute_loss, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
 
@@ -75,17 +109,54 @@ class QLoRATrainer(transformers.Trainer):
         lengths = [sum(lengths) for lengths in rows["row_lengths"]]
         return LengthGroupedSampler(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
 
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward, in smaller passes once memory has run out; returns the batch's share of the loss.
+
+        Raises:
+            DoesNotFit: a single row takes too much; nothing of the step is done then.
+        """
+        if self._step is None or self._step.done != self.state.global_step:
+            self._step = StepAtHand(self.state.global_step, random_state(self.args.device), self._tr_loss.clone())
+        self._step.batches.append(inputs)
+        work = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        loss = self.passes.run(self._step.batches, work, start_over=self._start_step_over)
+        self.clock.add_tokens(int(inputs["token_count"]))
+        return loss
+
+    def _start_step_over(self) -> None:
+        assert self._step is not None
+        self.model.zero_grad()
+        set_random_state(self._step.random_state, self.args.device)
+
+    def pass_through(self, batch: Batch) -> None:
+        """Forward and backward of a batch that is no part of a step."""
+        work = partial(super().training_step, self.model_wrapped, num_items_in_batch=batch["predicting"].numel())
+        self.passes.run([batch], work, start_over=self.model.zero_grad)
+
+    def _tell_of_training(self, failure: Failure, largest: int) -> None:
+        when = "longest batch" if self._step is None else f"step {self.state.global_step + 1}"
+        size, accumulation = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        smaller = largest // failure.part["input_ids"].shape[1]
+        advice = "a smaller --max-seq-length"
+        if smaller:
+            advice = f"--batch-size {smaller} --gradient-accumulation-steps {-(-size * accumulation // smaller)}"
+        self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset, advice))
+
+    def _tell_of_evaluation(self, failure: Failure, largest: int) -> None:
+        advice = f"--eval-batch-size {max(1, largest // failure.part['input_ids'].shape[1])}"
+        self._reporter.warn(retry_notice("evaluating", failure, largest, self.eval_dataset, advice))
+
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
         """The batch's share of the mean loss over the supervised tokens of the whole step."""
-        self.clock.add_tokens(int(inputs["token_count"]))
         return summed_loss(self.model, inputs, forward=model) / num_items_in_batch
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss per supervised token. The parent averages batches' means, and draws random numbers for its data loader."""
         with self.clock.paused():
-            result = held_out_loss(self.model, self.eval_dataset, self.args.per_device_eval_batch_size, self.args.device)
+            batch_size, device = self.args.per_device_eval_batch_size, self.args.device
+            result = held_out_loss(self.model, self.eval_dataset, batch_size, device, self.evaluation_passes)
         metrics = {"eval_loss": result.loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -94,6 +165,18 @@ class QLoRATrainer(transformers.Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self.clock.paused():
             super()._save_checkpoint(*args, **kwargs)
+
+    def save_completed_steps(self) -> None:
+        """A checkpoint of the last completed step, after something broke off; none before the first, or where there is one."""
+        done = self.state.global_step
+        if done == 0 or read_state(Path(str(self.args.output_dir)) / f"checkpoint-{done}") is not None:
+            return
+        if self._step is not None and self._step.done == done:
+            self._start_step_over()
+            self._tr_loss = self._step.logged_loss
+        self.control.should_log = self.control.should_save = True
+        self.control.should_evaluate = False
+        self._maybe_log_save_evaluate(self._tr_loss, None, self.model, None, self.state.epoch, None, 0.0)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Only the adapter: the parent asks the Hub about the base at each save, and pickles its arguments."""

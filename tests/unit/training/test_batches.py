@@ -1,12 +1,16 @@
 """Packed rows must train exactly as if each stood alone."""
 
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 from llmft_cli import models
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.progress import Silent
-from llmft_cli.training.batches import collate
+from llmft_cli.training.batches import collate, halves, parts_within
 from llmft_cli.training.held_out import held_out_loss
+from llmft_cli.training.loss import summed_loss
 
 ROWS = [[11, 12, 13, 14, 15], [21, 22, 23], [31, 32, 33, 34, 35, 36, 37]]
 
@@ -69,3 +73,67 @@ def test_held_out_loss_leaves_mode_and_random_state_alone(tiny_model_dir):
     held_out_loss(model, [sequence(*ROWS)], batch_size=1, device=torch.device("cpu"))
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
+
+
+# -- parts
+
+
+def shapes(parts):
+    return [tuple(part["input_ids"].shape) for part in parts]
+
+
+def test_halves_are_cut_between_sequences_and_lose_their_padding():
+    batch = collate([sequence(ROWS[1]), sequence(ROWS[0]), sequence(ROWS[2], ROWS[0]), sequence(ROWS[1])])
+    first, second = halves(batch)
+    assert first["input_ids"].tolist() == [[21, 22, 23, 0, 0], [11, 12, 13, 14, 15]]
+    assert first["labels"].tolist() == [[-100, 22, 23, -100, -100], [-100, 12, 13, 14, 15]]
+    assert first["position_ids"].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 4]]
+    assert first["predicting"].tolist() == [0, 1, 5, 6, 7, 8]
+    assert shapes([second]) == [(2, 12)]
+
+
+def test_a_packed_sequence_is_cut_between_the_rows_nearest_its_middle():
+    batch = collate([sequence(ROWS[0], ROWS[1], ROWS[2])])  # of 5, 3 and 7 tokens
+    first, second = halves(batch)
+    assert first["input_ids"].tolist() == [[*ROWS[0], *ROWS[1]]]
+    assert second["input_ids"].tolist() == [ROWS[2]]
+    assert second["position_ids"].tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+    assert second["predicting"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert halves(second) == []
+
+
+def test_a_half_without_targets_is_left_out():
+    silent = {"input_ids": [1, 2], "labels": [IGNORED, IGNORED], "row_lengths": [2]}
+    assert shapes(halves(collate([silent, sequence(ROWS[0])]))) == [(1, 5)]
+    assert halves(collate([silent, silent])) == []
+    assert shapes(parts_within(collate([silent, silent]), 1)) == [(2, 2)]
+
+
+def test_parts_are_as_large_as_allowed_and_a_row_stays_whole():
+    batch = collate([sequence(ROWS[0], ROWS[1]), sequence(ROWS[2])])
+    assert parts_within(batch, None) == [batch]
+    assert parts_within(batch, 16) == [batch]
+    assert shapes(parts_within(batch, 15)) == [(1, 8), (1, 7)]
+    assert shapes(parts_within(batch, 7)) == [(1, 5), (1, 3), (1, 7)]
+    assert shapes(parts_within(batch, 1)) == [(1, 5), (1, 3), (1, 7)]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    return load_fp32(tiny_model_dir)
+
+
+some_row = some.integers(2, 12).flatmap(lambda length: some.lists(some.integers(10, 300), min_size=length, max_size=length))
+
+
+@settings(deadline=None)
+@given(packed=some.lists(some.lists(some_row, min_size=1, max_size=4), min_size=1, max_size=5), largest=some.integers(1, 60))
+def test_the_losses_of_the_parts_are_the_batch_s(model, packed, largest):
+    batch = collate([sequence(*rows) for rows in packed])
+    parts = parts_within(batch, largest)
+    with torch.no_grad():
+        whole, summed = summed_loss(model, batch), sum(summed_loss(model, part) for part in parts)
+    assert summed == pytest.approx(whole.item(), rel=1e-5)
+    assert sum(len(part["predicting"]) for part in parts) == len(batch["predicting"])
+    for part in parts:
+        assert part["input_ids"].numel() <= largest or halves(part) == []

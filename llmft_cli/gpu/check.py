@@ -1,4 +1,4 @@
-"""What this machine offers a fine-tuning job: GPUs, library versions, a live NF4 probe, memory and disk.
+"""What this machine offers a fine-tuning job: GPUs, library versions, live probes, memory, disk and accounts.
 
 A machine without a GPU, with a broken driver or without torch is a finding in the report, with
 the line that mends it. Only `require_gpu` turns such a finding into an error.
@@ -7,17 +7,28 @@ the line that mends it. Only `require_gpu` turns such a finding into an error.
 from __future__ import annotations
 
 import platform
-import shutil
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
 
-from llmft_cli import __version__
-from llmft_cli.errors import MachineError, first_line
+from llmft_cli import __version__, wandb_account
+from llmft_cli.errors import MachineError
+from llmft_cli.gpu.beside import beside
+from llmft_cli.gpu.cuda_libraries import bitsandbytes_cuda
 from llmft_cli.gpu.findings import Problem
-from llmft_cli.gpu.gpus import Gpu, list_gpus, view_through_torch
-from llmft_cli.gpu.probes import Nf4Probe, probe_nf4
+from llmft_cli.gpu.gpus import HANGS, Gpu, Listing, fullness, is_full, list_gpus
+from llmft_cli.gpu.machine import (
+    Disk,
+    Hub,
+    Memory,
+    disk_problem,
+    downloads_dir,
+    look_at_hub,
+    measure_disk,
+    measure_memory,
+)
+from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe
+from llmft_cli.gpu.torch_view import import_torch, view_through_torch
 from llmft_cli.libraries import version_of
 from llmft_cli.progress import Reporter
 
@@ -26,32 +37,48 @@ NO_GPU_MEND = "use a machine with an NVIDIA GPU and its driver; start a containe
 
 
 @dataclass(frozen=True)
-class Memory:
-    total_bytes: int
-    available_bytes: int
+class Nf4Probe:
+    """Whether 4-bit weights compute what they should on torch's first device: ||result - fp32 result|| / ||fp32 result||.
+
+    `max_relative_error` is that of the 4-bit matrix product, the largest over the trials.
+    """
+
+    ok: bool
+    device: str | None
+    max_relative_error: float | None
+    round_trip_relative_error: float | None
+    problem: str | None
 
 
 @dataclass(frozen=True)
-class Disk:
-    """The file system that holds `path`, or will hold it once it is made."""
+class Computing:
+    """What the libraries make of the GPUs: `bf16` tells whether torch's first computes in it, None where it sees none.
 
-    path: str
-    purpose: Literal["cache", "runs"]
-    free_bytes: int
-    total_bytes: int
+    `probes` is empty where nothing could be tried, for the first of the problems.
+    """
+
+    gpus: list[Gpu]
+    problems: list[Problem]
+    probes: list[Probe] = field(default_factory=list)
+    bf16: bool | None = None
+    cuda: str | None = None
+    bitsandbytes_cuda: str | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """All findings; `bf16` tells whether torch's first GPU computes in bf16, None where torch sees none."""
+    """All findings; those of `problems` want to be mended."""
 
     gpus: list[Gpu]
     gpu_problem: str | None
     nf4_probe: Nf4Probe
+    probes: list[Probe]
     versions: dict[str, str | None]
     bf16: bool | None
     memory: Memory
     disks: list[Disk]
+    hub: Hub
+    wandb: wandb_account.Login
     problems: list[Problem]
 
 
@@ -60,37 +87,75 @@ def check(reporter: Reporter, cache: Path, runs: Path) -> Report:
 
     Args:
         reporter: told of the steps that take time.
-        cache: where downloaded models go; it need not exist.
+        cache: where converted models go; it need not exist.
         runs: where runs go; it need not exist.
     """
-    import psutil
+    # Importing torch takes seconds, in which nvidia-smi and the Hub can answer.
+    looking, reaching = beside(list_gpus), beside(look_at_hub)
+    computing, listing = compute(reporter, looking)
+    disks = [measure_disk(cache, "cache"), measure_disk(downloads_dir(), "downloads"), measure_disk(runs, "runs")]
+    found = [listing.absence, *computing.problems, *map(disk_problem, disks)]
+    return Report(
+        gpus=computing.gpus,
+        gpu_problem=listing.absence.what if listing.absence else None,
+        nf4_probe=first_nf4(computing),
+        probes=computing.probes,
+        versions=versions(listing, computing),
+        bf16=computing.bf16,
+        memory=measure_memory(),
+        disks=disks,
+        hub=reaching.result(),
+        wandb=wandb_account.login(),
+        # Once: that a GPU is full is also why its probe fails.
+        problems=list(dict.fromkeys(problem for problem in found if problem and problem.mend)),
+    )
 
-    # Listed before torch opens the card, whose context takes several hundred MiB of the free memory.
-    gpus, absence = list_gpus()
+
+def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Listing]:
+    """Import the libraries and try every device out; also returns what was found by `looking` meanwhile."""
     reporter.note("loading torch")
     torch = import_torch()
-    bf16 = cuda = view_problem = None
-    probe_problem: Problem | None
+    # Before torch opens a card, whose context takes several hundred MiB of the free memory.
+    listing = looking.result()
     if isinstance(torch, Problem):
-        probe, probe_problem = Nf4Probe(False, None, None, None, torch.what), torch
-    else:
-        cuda = torch.version.cuda
-        gpus, bf16, view_problem = view_through_torch(torch, gpus)
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-        reporter.note(f"probing NF4 on {device}")
-        probe, probe_problem = probe_nf4(torch, device)
-    own = {"python": platform.python_version(), "llmft": __version__}
-    memory = psutil.virtual_memory()
-    return Report(
-        gpus=gpus,
-        gpu_problem=absence.what if absence else None,
-        nf4_probe=probe,
-        versions=own | {library: version_of(library) for library in LIBRARIES} | {"cuda": cuda},
-        bf16=bf16,
-        memory=Memory(memory.total, memory.available),
-        disks=[measure_disk(cache, "cache"), measure_disk(runs, "runs")],
-        problems=[problem for problem in (absence, view_problem, probe_problem) if problem and problem.mend],
-    )
+        return Computing(listing.gpus, [torch]), listing
+    cuda = torch.version.cuda
+    if listing.absence is HANGS:
+        return Computing([], [HANGS], cuda=cuda), listing
+    view = view_through_torch(torch, listing)
+    problems = [view.problem] if view.problem else []
+    problems += [fullness(gpu) for gpu in view.gpus if is_full(gpu) and (gpu.device or not view.devices)]
+    bitsandbytes, unusable = load_bitsandbytes(torch, on_gpu=bool(view.devices))
+    probes = []
+    by_device = {gpu.device: gpu for gpu in view.gpus}
+    for device in view.devices or ["cpu"]:
+        reporter.note(f"trying {device}")
+        tried, found = probe(torch, device, bitsandbytes, unusable, by_device.get(device))
+        probes.append(tried)
+        problems += found
+    built_for = bitsandbytes_cuda(bitsandbytes) if bitsandbytes else None
+    return Computing(view.gpus, problems, probes, view.bf16, cuda, built_for), listing
+
+
+def first_nf4(computing: Computing) -> Nf4Probe:
+    if not computing.probes:
+        return Nf4Probe(False, None, None, None, computing.problems[0].what)
+    first = computing.probes[0]
+    problem = None if first.nf4_ok else first.problem
+    return Nf4Probe(first.nf4_ok, first.device, first.nf4_relative_error, first.nf4_round_trip_relative_error, problem)
+
+
+def versions(listing: Listing, computing: Computing) -> dict[str, str | None]:
+    """Versions of the libraries; `cuda` is torch's, `driver_cuda` the newest that the driver supports."""
+    return {
+        "python": platform.python_version(),
+        "llmft": __version__,
+        **{library: version_of(library) for library in LIBRARIES},
+        "driver": listing.gpus[0].driver if listing.gpus else None,
+        "driver_cuda": listing.newest_cuda,
+        "cuda": computing.cuda,
+        "bitsandbytes_cuda": computing.bitsandbytes_cuda,
+    }
 
 
 def require_gpu(report: Report) -> None:
@@ -111,19 +176,3 @@ def require_gpu(report: Report) -> None:
         what = report.gpu_problem
     mends = (problem.mend for problem in report.problems if problem.what == what)
     raise MachineError(f"no usable GPU: {what}", next(mends, NO_GPU_MEND))
-
-
-def import_torch() -> ModuleType | Problem:
-    try:
-        import torch
-    except ModuleNotFoundError as error:
-        return Problem(f"{error.name} is not installed", f"pip install {error.name}")
-    except (ImportError, OSError) as error:
-        return Problem(f"torch cannot be imported: {first_line(error)}", "pip install --force-reinstall torch")
-    return torch
-
-
-def measure_disk(path: Path, purpose: Literal["cache", "runs"]) -> Disk:
-    path = path.absolute()
-    usage = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists()))
-    return Disk(str(path), purpose, usage.free, usage.total)

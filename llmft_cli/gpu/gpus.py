@@ -1,25 +1,36 @@
-"""The GPUs of this machine, as nvidia-smi and torch see them."""
+"""The GPUs of this machine: GPUtil's list, completed by nvidia-smi and later by torch."""
 
 from __future__ import annotations
 
 import math
-import os
 import platform
 import shutil
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmft_cli.errors import first_line
+from llmft_cli.gpu.beside import beside
 from llmft_cli.gpu.findings import Problem
+from llmft_cli.gpu.nvidia_smi import BYTES_PER_MIB, TIME_LIMIT_SECONDS, GpuProcess, NoAnswer, Survey, survey
+from llmft_cli.quantities import format_size
 
-BYTES_PER_MIB = 2**20
 DRIVER_MEND = "see what `nvidia-smi` says; a driver that was updated or crashed needs a reboot"
+# CUDA would hang as well.
+HANGS = Problem(
+    f"nvidia-smi did not answer within {TIME_LIMIT_SECONDS} s: the driver hangs",
+    "end what uses the GPUs; where that does not help, reboot the machine",
+)
+# CUDA's context alone takes half a GiB: with less than this free, no training begins.
+FULL_BELOW_BYTES = 2**30
+PROCESSES_NAMED = 3
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU as nvidia-smi shows it; None where the card does not tell, or torch does not see it."""
+    """One GPU; None where the card does not tell, or where its source (nvidia-smi, torch) does not see it.
+
+    `load` is a share of 1. `device` is torch's name ("cuda:0"): torch numbers only the cards in
+    CUDA_VISIBLE_DEVICES, and the fastest first. `mig` and `ecc` are "enabled" or "disabled".
+    """
 
     index: int
     name: str
@@ -28,13 +39,44 @@ class Gpu:
     memory_free_bytes: int | None
     load: float | None
     temperature_celsius: float | None
-    driver: str
+    driver: str | None
+    device: str | None = None
     compute_capability: str | None = None
     bf16: bool | None = None
+    mig: str | None = None
+    ecc: str | None = None
+    processes: list[GpuProcess] = field(default_factory=list)
 
 
-def list_gpus() -> tuple[list[Gpu], Problem | None]:
-    """The GPUs that nvidia-smi shows, or why there are none; a plain absence has an empty mend."""
+@dataclass(frozen=True)
+class Listing:
+    """What nvidia-smi shows; `absence` is why it shows no GPU, with an empty mend where there is nothing to mend."""
+
+    gpus: list[Gpu]
+    absence: Problem | None = None
+    newest_cuda: str | None = None
+
+
+def list_gpus() -> Listing:
+    """The GPUs as nvidia-smi shows them, asked twice at once: through GPUtil, and for what GPUtil has no field for."""
+    surveying = beside(survey)
+    gpus, absence = gputil_gpus()
+    try:
+        surveyed = surveying.result()
+    except NoAnswer:
+        return Listing([], HANGS)
+    return Listing([completed(gpu, surveyed) for gpu in gpus], absence, surveyed.newest_cuda)
+
+
+def completed(gpu: Gpu, surveyed: Survey) -> Gpu:
+    more = surveyed.cards.get(gpu.uuid)
+    return replace(gpu, mig=more.mig, ecc=more.ecc, processes=more.processes) if more else gpu
+
+
+def gputil_gpus() -> tuple[list[Gpu], Problem | None]:
+    """The GPUs that GPUtil finds, or why there are none; a plain absence has an empty mend."""
+    if shutil.which("nvidia-smi") is None:
+        return [], Problem("nvidia-smi was not found on the PATH", "")
     try:
         import GPUtil
     except ImportError as error:
@@ -42,10 +84,11 @@ def list_gpus() -> tuple[list[Gpu], Problem | None]:
         package = "setuptools" if (error.name or "").startswith("distutils") else "GPUtil"
         what = f"GPUtil cannot list the GPUs on Python {platform.python_version()}: {error}"
         return [], Problem(what, f"pip install {package}")
-    if shutil.which("nvidia-smi") is None:
-        return [], Problem("nvidia-smi was not found on the PATH", "")
     try:
-        gpus = [gpu_of(entry) for entry in GPUtil.getGPUs()]
+        # Beside: GPUtil waits without end for a driver that hangs, and swallows Ctrl-C meanwhile.
+        gpus = [gpu_of(entry) for entry in beside(GPUtil.getGPUs).result(TIME_LIMIT_SECONDS)]
+    except TimeoutError:
+        return [], HANGS
     except (ValueError, IndexError, ArithmeticError) as error:
         # GPUtil parses whatever nvidia-smi prints: its message stands where the index was expected.
         said = str(error).partition("base 10: ")[2].strip("'\"") or str(error)
@@ -65,38 +108,23 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def view_through_torch(torch: Any, gpus: list[Gpu]) -> tuple[list[Gpu], bool | None, Problem | None]:
-    """The GPUs with what torch knows of them, whether its first computes in bf16, and what keeps torch from them."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            # torch counts cards through the driver even where CUDA cannot use them, hence the first question.
-            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            seen = [torch.cuda.get_device_properties(index) for index in range(count)]
-        except RuntimeError as error:
-            return gpus, None, Problem(f"torch cannot open the GPU: {first_line(error)}", DRIVER_MEND)
-    if not seen:
-        said = (first_line(warning.message) for warning in caught if "CUDA" in str(warning.message))
-        return gpus, None, blindness(torch, gpus, next(said, None)) if gpus else None
-    # By UUID: torch numbers only the cards in CUDA_VISIBLE_DEVICES, and the fastest first.
-    known = {f"GPU-{card.uuid}": torch_fields(card) for card in seen}
-    return [replace(gpu, **known.get(gpu.uuid, {})) for gpu in gpus], known[f"GPU-{seen[0].uuid}"]["bf16"], None
+def is_full(gpu: Gpu) -> bool:
+    return gpu.memory_free_bytes is not None and gpu.memory_free_bytes < FULL_BELOW_BYTES
 
 
-def torch_fields(card: Any) -> dict[str, Any]:
-    # The bf16 units came with Ampere; torch's own answer counts emulation, which is too slow to train with.
-    return {"compute_capability": f"{card.major}.{card.minor}", "bf16": card.major >= 8}
+def fullness(gpu: Gpu) -> Problem:
+    """Who holds a full GPU's memory, the largest first."""
+    mend = "wait until they end, or choose another GPU with CUDA_VISIBLE_DEVICES"
+    if not gpu.processes:
+        free, total = (format_size(size or 0) for size in (gpu.memory_free_bytes, gpu.memory_total_bytes))
+        return Problem(f"GPU {gpu.index} has {free} of {total} free, and shows no process that holds the rest", mend)
+    largest = sorted(gpu.processes, key=lambda process: process.memory_bytes or 0, reverse=True)
+    named = ", ".join(map(described, largest[:PROCESSES_NAMED]))
+    others = len(largest) - PROCESSES_NAMED
+    return Problem(f"GPU {gpu.index} is fully used by: {named}{f' and {others} more' if others > 0 else ''}", mend)
 
 
-def blindness(torch: Any, gpus: list[Gpu], torch_said: str | None) -> Problem:
-    """Why torch sees none of the GPUs that nvidia-smi shows."""
-    what = f"nvidia-smi shows {len(gpus)} GPU(s), torch sees none"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if torch.version.cuda is None:
-        return Problem(f"{what}: torch {torch.__version__} has no CUDA", "install a CUDA build of torch: https://pytorch.org")
-    if torch_said:
-        mend = f"update the NVIDIA driver ({gpus[0].driver}), or install a torch for an older CUDA than {torch.version.cuda}"
-        return Problem(f"{what}: {torch_said}", mend)
-    if visible is not None:
-        return Problem(f"{what}: CUDA_VISIBLE_DEVICES is {visible!r}", "unset CUDA_VISIBLE_DEVICES")
-    return Problem(what, DRIVER_MEND)
+def described(process: GpuProcess) -> str:
+    """python (pid 4711, 79 GiB)"""
+    memory = "" if process.memory_bytes is None else f", {format_size(process.memory_bytes)}"
+    return f"{process.name or 'a process'} (pid {process.pid}{memory})"

@@ -1,81 +1,169 @@
-"""Whether and how well a device computes what training needs, tried out."""
+"""Whether and how fast a device computes what training needs, tried out."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from llmft_cli.errors import first_line
+from llmft_cli.gpu.cuda_libraries import mismatch
 from llmft_cli.gpu.findings import Problem
+from llmft_cli.gpu.gpus import DRIVER_MEND, Gpu, fullness
+from llmft_cli.gpu.rates import bandwidth_bytes_per_second, bf16_flops_per_second
+from llmft_cli.gpu.torch_view import BUILDS
 from llmft_cli.libraries import import_bitsandbytes, version_of
 
-PROBE_SEED = 0
-PROBE_SIZE = 512
+SEED = 0
+SIZE = 512
 # bitsandbytes takes another kernel for one row (generation), few rows and many (training).
-PROBE_ROWS = (1, 16, 512)
+ROWS = (1, 16, 512)
 # NF4 in blocks of 64 costs a normal weight 9.2% in the round trip, and 8.7% to 9.4% in its products (eight
 # seeds). The same with FP4's code book is 12.2%; scales or a layout gone wrong are far above that.
-HIGHEST_HEALTHY_ERROR = 0.11
+HIGHEST_HEALTHY_NF4_ERROR = 0.11
+# int8 with a scale for each row costs 1.05% to 1.23% on a GPU, where both factors are int8 (32 seeds, worked out in
+# fp32), and 0.70% to 0.81% on the CPU, where only the weight is. With half the levels in one factor it is 1.65% there.
+HIGHEST_HEALTHY_INT8_ERROR = 0.015
 
 
 @dataclass(frozen=True)
-class Nf4Probe:
-    """Whether 4-bit weights compute what they should: ||result - fp32 result|| / ||fp32 result||.
+class Probe:
+    """What one device computed; None for what failed, and `problem` is the first reason.
 
-    `max_relative_error` is that of the 4-bit matrix product, the largest over the trials.
+    Errors are ||result - fp32 result|| / ||fp32 result||, of products the largest over the trials.
     """
 
+    device: str
     ok: bool
-    device: str | None
-    max_relative_error: float | None
-    round_trip_relative_error: float | None
+    nf4_ok: bool
+    nf4_relative_error: float | None
+    nf4_round_trip_relative_error: float | None
+    int8_relative_error: float | None
+    bf16_flops_per_second: float | None
+    bandwidth_bytes_per_second: float | None
     problem: str | None
 
 
-def probe_nf4(torch: Any, device: str) -> tuple[Nf4Probe, Problem | None]:
-    """Hold a random weight in NF4 on `device`, multiply with it, and compare with fp32."""
+def load_bitsandbytes(torch: Any, on_gpu: bool) -> tuple[Any, Problem | None]:
+    """bitsandbytes, None where it cannot be imported, and what keeps it from computing."""
     try:
-        round_trip, product = nf4_errors(torch, device)
-    # The libraries raise whatever they like where they do not fit each other; the probe is there to find it.
+        bitsandbytes = import_bitsandbytes()
+    except ModuleNotFoundError as error:
+        return None, Problem(f"{error.name} is not installed", f"pip install {error.name}")
+    # On import it loads compiled libraries and the backends that are installed, which raise what they like.
     except Exception as error:
-        what = f"the NF4 probe on {device} failed: {first_line(error)}"
-        return Nf4Probe(False, device, None, None, what), Problem(what, probe_mend(torch, error))
-    if round_trip <= HIGHEST_HEALTHY_ERROR and product <= HIGHEST_HEALTHY_ERROR:
-        return Nf4Probe(True, device, product, round_trip, None), None
-    what = f"NF4 computes wrong results on {device} (relative errors {round_trip:.3f} and {product:.3f}, healthy is 0.09)"
-    return Nf4Probe(
-        False, device, product if math.isfinite(product) else None, round_trip if math.isfinite(round_trip) else None, what
-    ), Problem(what, probe_mend(torch))
+        return None, Problem(f"bitsandbytes cannot be imported: {first_line(error)}", reinstall(torch))
+    return bitsandbytes, mismatch(torch, bitsandbytes) if on_gpu else None
 
 
-def nf4_errors(torch: Any, device: str) -> tuple[float, float]:
+class Trials:
+    """Trials on one device: one that fails hides none of the others."""
+
+    def __init__(self, torch: Any, device: str, gpu: Gpu | None) -> None:
+        self._torch, self._device, self._gpu = torch, device, gpu
+        self._failures: dict[str, tuple[Exception, list[str]]] = {}
+
+    def attempt(self, name: str, measure: Callable[..., Any], *arguments: Any) -> Any:
+        """The measured value, None where the trial failed."""
+        try:
+            return measure(self._torch, self._device, *arguments)
+        # The libraries raise whatever they like where they do not fit each other; the probe is there to find it.
+        except Exception as error:
+            self._failures.setdefault(first_line(error), (error, []))[1].append(name)
+            return None
+
+    def problems(self) -> list[Problem]:
+        """What failed, once for each reason."""
+        return [self._problem(said, error, names) for said, (error, names) in self._failures.items()]
+
+    def _problem(self, said: str, error: Exception, names: list[str]) -> Problem:
+        if "out of memory" in said and self._gpu:
+            return fullness(self._gpu)
+        what = f"on {self._device} {', '.join(names)} failed: {said}"
+        if "out of memory" in said:
+            return Problem(what, "free memory on the GPU: `nvidia-smi` shows which processes hold it")
+        if "no kernel image" in said:
+            return Problem(what, f"install a torch that is built for this GPU's compute capability: {BUILDS}")
+        return Problem(what, reinstall(self._torch) if {"NF4", "int8"} & set(names) else DRIVER_MEND)
+
+
+def probe(torch: Any, device: str, bitsandbytes: Any, unusable: Problem | None, gpu: Gpu | None) -> tuple[Probe, list[Problem]]:
+    """Try a device out: NF4 and int8 weights, then the rates.
+
+    Args:
+        unusable: what keeps bitsandbytes from computing there.
+        gpu: the device as nvidia-smi shows it; where its memory is too little, its processes are named.
+    """
+    trials = Trials(torch, device, gpu)
+    nf4 = int8 = None
+    if not unusable:
+        nf4 = trials.attempt("NF4", nf4_errors, bitsandbytes)
+        int8 = trials.attempt("int8", int8_error, bitsandbytes)
+    flops = trials.attempt("bf16 products", bf16_flops_per_second)
+    bandwidth = trials.attempt("copying", bandwidth_bytes_per_second)
+    problems = [unusable] if unusable else []
+    # Not <=, so that what is no number is wrong.
+    if nf4 and not all(error <= HIGHEST_HEALTHY_NF4_ERROR for error in nf4):
+        errors = " and ".join(f"{error:.3f}" for error in nf4)
+        what = f"NF4 computes wrong results on {device} (relative errors {errors}, healthy is 0.09)"
+        problems.append(Problem(what, reinstall(torch)))
+    nf4_ok = nf4 is not None and not problems
+    problems += trials.problems()
+    if int8 is not None and not int8 <= HIGHEST_HEALTHY_INT8_ERROR:
+        what = f"int8 computes wrong results on {device} (relative error {int8:.3f}, healthy is 0.01)"
+        problems.append(Problem(what, reinstall(torch)))
+    round_trip, product = map(finite, nf4 or (None, None))
+    first = problems[0].what if problems else None
+    return Probe(device, not problems, nf4_ok, product, round_trip, finite(int8), flops, bandwidth, first), problems
+
+
+def nf4_errors(torch: Any, device: str, bitsandbytes: Any) -> tuple[float, float]:
     """Relative errors of the round trip, and of the worst product, of a seeded weight held in NF4."""
-    bitsandbytes = import_bitsandbytes()
-    # Drawn on the CPU, so that every device gets the same numbers.
-    generator = torch.Generator().manual_seed(PROBE_SEED)
-    weight = torch.randn(PROBE_SIZE, PROBE_SIZE, generator=generator)
+    generator, weight = drawn(torch)
     held = weight.to(device, torch.bfloat16)
     packed, state = bitsandbytes.functional.quantize_4bit(held, quant_type="nf4", compress_statistics=True)
-    products = []
-    for rows in PROBE_ROWS:
-        inputs = torch.randn(rows, PROBE_SIZE, generator=generator)
-        product = bitsandbytes.matmul_4bit(inputs.to(device, torch.bfloat16), packed.t(), quant_state=state)
-        products.append(relative_error(product, inputs @ weight.t()))
-    round_trip = relative_error(bitsandbytes.functional.dequantize_4bit(packed, state), weight)
+
+    def multiply(inputs: Any) -> Any:
+        return bitsandbytes.matmul_4bit(inputs.to(device, torch.bfloat16), packed.t(), quant_state=state)
+
+    worst = worst_product(torch, generator, weight, multiply)
+    return relative_error(bitsandbytes.functional.dequantize_4bit(packed, state), weight), worst
+
+
+def int8_error(torch: Any, device: str, bitsandbytes: Any) -> float:
+    """Relative error of the worst product of a seeded weight held in int8, as transformers loads it."""
+    generator, weight = drawn(torch)
+    layer = bitsandbytes.nn.Linear8bitLt(SIZE, SIZE, bias=False, has_fp16_weights=False, threshold=6.0)
+    layer.weight = bitsandbytes.nn.Int8Params(weight.clone(), requires_grad=False, has_fp16_weights=False)
+    layer.to(device)
+    return worst_product(torch, generator, weight, lambda inputs: layer(inputs.to(device, torch.float16)))
+
+
+def drawn(torch: Any) -> tuple[Any, Any]:
+    """A random weight, and the generator to draw inputs from: on the CPU, so that every device gets the same."""
+    generator = torch.Generator().manual_seed(SEED)
+    return generator, torch.randn(SIZE, SIZE, generator=generator)
+
+
+def worst_product(torch: Any, generator: Any, weight: Any, multiply: Callable[[Any], Any]) -> float:
+    errors = []
+    for rows in ROWS:
+        inputs = torch.randn(rows, SIZE, generator=generator)
+        errors.append(relative_error(multiply(inputs), inputs @ weight.t()))
     # torch's maximum, unlike Python's, keeps a NaN.
-    return round_trip, float(torch.tensor(products).max())
+    return float(torch.tensor(errors).max())
 
 
 def relative_error(result: Any, reference: Any) -> float:
     return float((result.float().cpu() - reference).norm() / reference.norm())
 
 
-def probe_mend(torch: Any, error: Exception | None = None) -> str:
-    if isinstance(error, ModuleNotFoundError):
-        return f"pip install {error.name}"
-    if isinstance(error, torch.OutOfMemoryError):
-        return "free memory on the GPU: `nvidia-smi` shows which processes hold it"
+def finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def reinstall(torch: Any) -> str:
     runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU"
     found = f"found bitsandbytes {version_of('bitsandbytes')} with torch {torch.__version__} for {runtime}"
     return f"reinstall bitsandbytes for {runtime}: pip install --force-reinstall --no-deps bitsandbytes ({found})"

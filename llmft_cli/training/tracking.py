@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
 from llmft_cli.errors import first_line
-from llmft_cli.network import is_reachable
 from llmft_cli.progress import Reporter
+from llmft_cli.wandb_account import can_log_online
 
 if TYPE_CHECKING:
     from wandb import Run
 
-DEFAULT_SERVER = "https://api.wandb.ai"
 LOGIN_TIMEOUT_SECONDS = 10  # wandb's own is 90
 
 
@@ -53,18 +50,3 @@ def begin(options: Mapping[str, Any], reporter: Reporter) -> Run:
         except wandb.Error as error:
             reporter.warn(f"W&B did not take the run ({type(error).__name__}: {first_line(error)})")
     return wandb.init(**options, mode="offline", settings=limits)
-
-
-def can_log_online() -> bool:
-    """Whether an account is set up here, as `wandb login` or WANDB_API_KEY leaves it, and its server answers."""
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return False
-    server = os.environ.get("WANDB_BASE_URL", DEFAULT_SERVER)
-    return (bool(os.environ.get("WANDB_API_KEY")) or in_netrc(urlparse(server).hostname or server)) and is_reachable(server)
-
-
-def in_netrc(host: str) -> bool:
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

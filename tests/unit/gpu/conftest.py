@@ -32,13 +32,16 @@ def fake_gputil(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A function that puts a program `nvidia-smi` with a given output before the real GPUtil."""
+    """A function that puts a program `nvidia-smi` before the real GPUtil; it prints `output`, or `xml` where asked for that."""
     pytest.importorskip("GPUtil")
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    def install(output: str, code: int = 0) -> None:
+    def install(output: str, code: int = 0, xml: str | None = None, before: str = "") -> None:
+        (tmp_path / "output").write_text(f"{output}\n")
+        (tmp_path / "xml").write_text(f"{output if xml is None else xml}\n")
         program = tmp_path / "nvidia-smi"
-        program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"{output}\"\nexit {code}\n")
+        choice = f'case "$*" in "-q -x") /bin/cat {tmp_path}/xml;; *) /bin/cat {tmp_path}/output;; esac'
+        program.write_text(f"#!/bin/sh\n{before}\n{choice}\nexit {code}\n")
         program.chmod(0o755)
 
     return install

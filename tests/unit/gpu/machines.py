@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from llmft_cli.gpu.gpus import Gpu
+from llmft_cli.gpu.nvidia_smi import GpuProcess
 
 UUID = "GPU-7f0d2c2e-94b2-6f8a-1c39-5be6a1d2f0aa"
 LINE = f"0, {UUID}, 25, 81559, 4096, 77463, 570.86.15, NVIDIA H100 80GB HBM3, 1650223, Disabled, Disabled, 41"
@@ -19,6 +21,33 @@ CARD = Gpu(
     load=0.25,
     temperature_celsius=41.0,
     driver="570.86.15",
+)
+# As nvidia-smi 570 prints it, less what is not read.
+XML = f"""<?xml version="1.0" ?>
+<!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">
+<nvidia_smi_log>
+  <timestamp>Mon Nov 23 13:42:41 2026</timestamp>
+  <driver_version>570.86.15</driver_version>
+  <cuda_version>12.8</cuda_version>
+  <attached_gpus>1</attached_gpus>
+  <gpu id="00000000:01:00.0">
+    <product_name>NVIDIA H100 80GB HBM3</product_name>
+    <mig_mode><current_mig>Disabled</current_mig><pending_mig>Disabled</pending_mig></mig_mode>
+    <uuid>{UUID}</uuid>
+    <ecc_mode><current_ecc>Enabled</current_ecc><pending_ecc>Enabled</pending_ecc></ecc_mode>
+    <processes>
+      <process_info><gpu_instance_id>N/A</gpu_instance_id><pid>4711</pid><type>C</type>
+        <process_name>/usr/bin/python3</process_name><used_memory>3072 MiB</used_memory></process_info>
+      <process_info><pid>812</pid><type>G</type>
+        <process_name>[Insufficient Permissions]</process_name><used_memory>N/A</used_memory></process_info>
+    </processes>
+  </gpu>
+</nvidia_smi_log>"""
+WHOLE = replace(
+    CARD,
+    mig="disabled",
+    ecc="enabled",
+    processes=[GpuProcess(4711, "python3", 3072 * 1024**2), GpuProcess(812, None, None)],
 )
 
 
@@ -47,4 +76,4 @@ class FakeOutOfMemory(RuntimeError):
 
 
 def card(uuid: str = UUID.removeprefix("GPU-"), major: int = 9, minor: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(uuid=uuid, major=major, minor=minor)
+    return SimpleNamespace(uuid=uuid, major=major, minor=minor, name=CARD.name, total_memory=80 * 1024**3)

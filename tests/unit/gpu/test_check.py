@@ -4,78 +4,140 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from machines import CARD, card, entry, fake_torch
+from machines import CARD, LINE, UUID, WHOLE, XML, card, fake_torch
 
 from llmft_cli import __version__
 from llmft_cli.errors import MachineError
 from llmft_cli.gpu import check as gpu
-from llmft_cli.gpu.check import Disk, Memory, Report
+from llmft_cli.gpu.check import Nf4Probe, Report, check
 from llmft_cli.gpu.findings import Problem
-from llmft_cli.gpu.probes import Nf4Probe
+from llmft_cli.gpu.gpus import HANGS, fullness
+from llmft_cli.gpu.machine import Disk, Hub, Memory
+from llmft_cli.gpu.probes import Probe
 from llmft_cli.progress import Silent
 
 HEALTHY = Nf4Probe(True, "cuda:0", 0.093, 0.092, None)
+PROBE = Probe("cuda:0", True, True, 0.093, 0.092, 0.011, 7e14, 3e12, None)
 
 
 def report(**fields: Any) -> Report:
-    whole = Report([CARD], None, HEALTHY, {}, True, Memory(2, 1), [Disk("/", "runs", 1, 2)], [])
+    disks = [Disk("/", "runs", 1, 2, True)]
+    hub = Hub(token=False, offline=True, reachable=False)
+    whole = Report([CARD], None, HEALTHY, [PROBE], {}, True, Memory(2, 1), disks, hub, "no account", [])
     return replace(whole, **fields)
 
 
+@pytest.fixture
+def torch_with(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that puts a torch in place whose devices are all healthy but for what is said of them."""
+
+    def install(torch: Any, *found: Problem, **fields: Any) -> None:
+        def probe(torch: Any, device: str, *others: Any) -> Any:
+            return replace(PROBE, device=device, **fields), list(found)
+
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        monkeypatch.setattr(gpu, "load_bitsandbytes", lambda torch, on_gpu: (None, None))
+        monkeypatch.setattr(gpu, "probe", probe)
+
+    return install
+
+
 class TestCheck:
-    def test_without_torch(self, monkeypatch: pytest.MonkeyPatch, fake_gputil: Any, tmp_path: Path) -> None:
+    def test_without_torch(self, monkeypatch: pytest.MonkeyPatch, nvidia_smi: Any, tmp_path: Path) -> None:
         monkeypatch.setitem(sys.modules, "torch", None)
-        fake_gputil(entry(load=float("nan")))
-        found = gpu.check(Silent(), tmp_path / "cache", tmp_path / "a" / "b" / "runs")
+        nvidia_smi(LINE.replace(" 25,", " [N/A],"), xml=XML)
+        found = check(Silent(), tmp_path / "cache", tmp_path / "a" / "b" / "runs")
         assert found.nf4_probe == Nf4Probe(False, None, None, None, "torch is not installed")
         assert found.problems == [Problem("torch is not installed", "pip install torch")]
-        assert (found.gpus, found.gpu_problem, found.bf16) == ([replace(CARD, load=None)], None, None)
-        assert found.versions["cuda"] is None
+        assert (found.gpus, found.gpu_problem, found.bf16, found.probes) == ([replace(WHOLE, load=None)], None, None, [])
+        assert (found.versions["cuda"], found.versions["bitsandbytes_cuda"]) == (None, None)
+        assert (found.versions["driver"], found.versions["driver_cuda"]) == ("570.86.15", "12.8")
         assert found.versions["llmft"] == __version__
         assert found.versions["python"] == ".".join(map(str, sys.version_info[:3]))
         assert 0 < found.memory.available_bytes < found.memory.total_bytes
-        assert [disk.purpose for disk in found.disks] == ["cache", "runs"]
-        assert found.disks[1].path == str(tmp_path / "a" / "b" / "runs")
-        assert 0 < found.disks[1].free_bytes < found.disks[1].total_bytes
+        assert [disk.purpose for disk in found.disks] == ["cache", "downloads", "runs"]
+        assert found.disks[2].path == str(tmp_path / "a" / "b" / "runs")
+        assert 0 < found.disks[2].free_bytes < found.disks[2].total_bytes
+        assert (found.hub, found.wandb) == (Hub(token=False, offline=True, reachable=False), "no account")
         assert json.loads(json.dumps(asdict(found), allow_nan=False))["gpus"][0]["load"] is None
 
-    def test_torch_that_cannot_be_loaded(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
-        monkeypatch.delitem(sys.modules, "torch", raising=False)
-        monkeypatch.syspath_prepend(tmp_path)
-        what = "torch cannot be imported: libcudart.so.13: cannot open shared object file"
-        assert gpu.import_torch() == Problem(what, "pip install --force-reinstall torch")
-
-    def test_gpu_that_torch_sees(self, monkeypatch: pytest.MonkeyPatch, fake_gputil: Any, tmp_path: Path) -> None:
-        fake_gputil(entry())
-        monkeypatch.setitem(sys.modules, "torch", fake_torch(card()))
-        monkeypatch.setattr(gpu, "probe_nf4", lambda torch, device: (replace(HEALTHY, device=device), None))
-        found = gpu.check(Silent(), tmp_path, tmp_path)
-        assert found.gpus == [replace(CARD, compute_capability="9.0", bf16=True)]
+    def test_gpus_that_torch_sees(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        torch_with(fake_torch(card("other", 8, 6), card()))
+        nvidia_smi(f"{LINE}\n{LINE.replace('0, ', '1, ', 1).replace(UUID, 'GPU-other')}", xml=XML)
+        found = check(Silent(), tmp_path, tmp_path)
+        first = replace(WHOLE, compute_capability="9.0", bf16=True, device="cuda:1")
+        second = replace(CARD, index=1, uuid="GPU-other", compute_capability="8.6", bf16=True, device="cuda:0")
+        assert found.gpus == [first, second]
+        assert found.probes == [PROBE, replace(PROBE, device="cuda:1")]
         assert (found.nf4_probe, found.bf16, found.versions["cuda"], found.problems) == (HEALTHY, True, "13.0", [])
 
-    def test_a_machine_without_a_gpu_has_no_problem(
-        self, monkeypatch: pytest.MonkeyPatch, nvidia_smi: Any, tmp_path: Path
+    def test_a_full_gpu_is_told_once(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        """nvidia-smi tells of it, and the probe that fails there does again."""
+        full = replace(WHOLE, memory_free_bytes=12 * 2**20)
+        torch_with(fake_torch(card()), fullness(full), ok=False, nf4_ok=False, problem=fullness(full).what)
+        nvidia_smi(LINE.replace("77463", "12"), xml=XML)
+        found = check(Silent(), tmp_path, tmp_path)
+        assert found.problems == [fullness(full)]
+        assert found.problems[0].what == "GPU 0 is fully used by: python3 (pid 4711, 3 GiB), a process (pid 812)"
+        with pytest.raises(MachineError, match="no usable GPU: GPU 0 is fully used by: python3") as caught:
+            gpu.require_gpu(found)
+        assert caught.value.hint == found.problems[0].mend
+
+    def test_a_full_gpu_that_is_hidden_from_torch_is_no_problem(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        torch_with(fake_torch(card("other")))
+        nvidia_smi(LINE.replace("77463", "12"), xml=XML)
+        assert check(Silent(), tmp_path, tmp_path).problems == []
+
+    def test_a_driver_that_hangs_is_not_touched(
+        self, torch_with: Any, monkeypatch: pytest.MonkeyPatch, nvidia_smi: Any, tmp_path: Path
     ) -> None:
-        monkeypatch.setitem(sys.modules, "torch", fake_torch(cuda=None))
-        monkeypatch.setattr(gpu, "probe_nf4", lambda torch, device: (replace(HEALTHY, device=device), None))
-        found = gpu.check(Silent(), tmp_path, tmp_path)
+        """torch would hang as nvidia-smi does, and could not be interrupted."""
+        torch = fake_torch(card())
+        torch.cuda = None
+        torch_with(torch)
+        monkeypatch.setattr("llmft_cli.gpu.gpus.TIME_LIMIT_SECONDS", 0.2)
+        monkeypatch.setattr("llmft_cli.gpu.nvidia_smi.TIME_LIMIT_SECONDS", 0.2)
+        nvidia_smi(LINE, before="exec /bin/sleep 5")
+        found = check(Silent(), tmp_path, tmp_path)
+        assert (found.gpus, found.gpu_problem, found.problems, found.probes) == ([], HANGS.what, [HANGS], [])
+        assert found.nf4_probe == Nf4Probe(False, None, None, None, HANGS.what)
+
+    def test_a_machine_without_a_gpu_has_no_problem(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        torch_with(fake_torch(cuda=None))
+        found = check(Silent(), tmp_path, tmp_path)
         assert (found.gpus, found.gpu_problem, found.problems) == ([], "nvidia-smi was not found on the PATH", [])
         assert (found.nf4_probe.device, found.bf16) == ("cpu", None)
 
     def test_live(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         torch = pytest.importorskip("torch")
-        found = gpu.check(Silent(), tmp_path, tmp_path)
+        found = check(Silent(), tmp_path, tmp_path)
         assert found.nf4_probe.ok
         assert found.nf4_probe.device == ("cuda:0" if torch.cuda.is_available() else "cpu")
+        assert all(probe.ok for probe in found.probes)
         assert found.versions["torch"] is not None
         assert json.dumps(asdict(found), allow_nan=False)
         assert capfd.readouterr() == ("", "")
+
+    def test_nothing_waits_for_nvidia_smi_while_torch_is_imported(
+        self, monkeypatch: pytest.MonkeyPatch, nvidia_smi: Any, tmp_path: Path
+    ) -> None:
+        """Without a daemon that holds the driver, nvidia-smi takes a second or more."""
+
+        def slow_import() -> Problem:
+            time.sleep(0.6)
+            return Problem("no torch", "")
+
+        monkeypatch.setattr(gpu, "import_torch", slow_import)
+        nvidia_smi(LINE, xml=XML, before="/bin/sleep 0.6")
+        started = time.monotonic()
+        assert check(Silent(), tmp_path, tmp_path).gpus == [WHOLE]
+        assert time.monotonic() - started < 1.1
 
 
 class TestRequireGpu:

@@ -2,72 +2,212 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import pytest
-from machines import FakeOutOfMemory, fake_torch
+from machines import CARD, card, fake_torch
 
-from llmft_cli.gpu import probes as gpu
-from llmft_cli.gpu.probes import Nf4Probe
+from llmft_cli.gpu import probes
+from llmft_cli.gpu.findings import Problem
+from llmft_cli.gpu.gpus import DRIVER_MEND, fullness
+from llmft_cli.gpu.nvidia_smi import GpuProcess
+from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe
+from llmft_cli.libraries import import_bitsandbytes
+
+MEASURED = {
+    "nf4_errors": (0.092, 0.093),
+    "int8_error": 0.0075,
+    "bf16_flops_per_second": 7e14,
+    "bandwidth_bytes_per_second": 3e12,
+}
+HEALTHY = Probe("cuda:0", True, True, 0.093, 0.092, 0.0075, 7e14, 3e12, None)
+FULL = replace(CARD, device="cuda:0", memory_free_bytes=0, processes=[GpuProcess(4711, "python", 79 * 2**30)])
 
 
-class TestProbe:
-    def test_healthy_on_the_cpu(self) -> None:
+class TestOnTheCpu:
+    def test_healthy(self) -> None:
         torch = pytest.importorskip("torch")
         pytest.importorskip("numpy")
-        probe, problem = gpu.probe_nf4(torch, "cpu")
+        tried, problems = probe(torch, "cpu", import_bitsandbytes(), None, None)
         round_trip, product = nf4_errors_in_numpy(torch)
-        assert problem is None
-        assert (probe.ok, probe.device, probe.problem) == (True, "cpu", None)
+        assert problems == []
+        assert (tried.device, tried.ok, tried.nf4_ok, tried.problem) == ("cpu", True, True, None)
         # bf16 and double quantisation are all that sets bitsandbytes apart from the reference.
-        assert probe.round_trip_relative_error == pytest.approx(round_trip, abs=5e-4)
-        assert probe.max_relative_error == pytest.approx(product, abs=2e-3)
-        assert 0.085 < product < gpu.HIGHEST_HEALTHY_ERROR
+        assert tried.nf4_round_trip_relative_error == pytest.approx(round_trip, abs=5e-4)
+        assert tried.nf4_relative_error == pytest.approx(product, abs=2e-3)
+        assert 0.085 < product < probes.HIGHEST_HEALTHY_NF4_ERROR
+        assert tried.int8_relative_error == pytest.approx(int8_error_by_hand(torch), rel=0.05)
+        assert tried.bf16_flops_per_second is not None
+        assert tried.bandwidth_bytes_per_second is not None
+        assert tried.bf16_flops_per_second > 1e8
+        assert tried.bandwidth_bytes_per_second > 1e8
 
     def test_wrong_code_book_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         torch = pytest.importorskip("torch")
-        bitsandbytes = gpu.import_bitsandbytes()
+        bitsandbytes = import_bitsandbytes()
         quantize = bitsandbytes.functional.quantize_4bit
 
         def as_fp4(weight: Any, quant_type: str, compress_statistics: bool) -> Any:
             return quantize(weight, quant_type="fp4", compress_statistics=compress_statistics)
 
         monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", as_fp4)
-        probe, problem = gpu.probe_nf4(torch, "cpu")
-        assert not probe.ok
-        assert probe.round_trip_relative_error == pytest.approx(0.122, abs=0.003)
-        assert problem is not None
-        assert problem.what == probe.problem
-        assert problem.mend.startswith("reinstall bitsandbytes for ")
+        tried, problems = probe(torch, "cpu", bitsandbytes, None, None)
+        assert not tried.ok
+        assert not tried.nf4_ok
+        assert tried.nf4_round_trip_relative_error == pytest.approx(0.122, abs=0.003)
+        assert [problem.what for problem in problems] == [tried.problem]
+        assert problems[0].mend.startswith("reinstall bitsandbytes for ")
 
-    @pytest.mark.parametrize("errors", [(float("nan"), 0.09), (0.09, float("nan")), (0.09, float("inf"))])
-    def test_results_that_are_no_numbers(self, monkeypatch: pytest.MonkeyPatch, errors: tuple[float, float]) -> None:
-        monkeypatch.setattr(gpu, "nf4_errors", lambda torch, device: errors)
-        probe, problem = gpu.probe_nf4(fake_torch(), "cuda:0")
-        assert not probe.ok
-        assert {probe.round_trip_relative_error, probe.max_relative_error} <= {0.09, None}
-        assert problem is not None
+    def test_too_few_int8_levels_are_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch = pytest.importorskip("torch")
+        bitsandbytes = import_bitsandbytes()
+        quantize = bitsandbytes.functional.int8_vectorwise_quant
+
+        def coarse(*arguments: Any, **more: Any) -> Any:
+            levels, scales, outliers = quantize(*arguments, **more)
+            return levels // 2 * 2, scales, outliers
+
+        monkeypatch.setattr(bitsandbytes.functional, "int8_vectorwise_quant", coarse)
+        tried, problems = probe(torch, "cpu", bitsandbytes, None, None)
+        assert (tried.ok, tried.nf4_ok) == (False, True)
+        assert tried.int8_relative_error is not None
+        assert tried.int8_relative_error > probes.HIGHEST_HEALTHY_INT8_ERROR
+        assert problems[0].what.startswith("int8 computes wrong results on cpu (relative error 0.0")
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that lets the trials measure other values, or raise errors."""
+
+    def measure(**values: Any) -> None:
+        for name, value in (MEASURED | values).items():
+
+            def trial(*arguments: Any, value: Any = value) -> Any:
+                if isinstance(value, Exception):
+                    raise value
+                return value
+
+            monkeypatch.setattr(probes, name, trial)
+
+    measure()
+    return measure
+
+
+def tried(**more: Any) -> tuple[Probe, list[Problem]]:
+    return probe(fake_torch(card()), "cuda:0", None, more.get("unusable"), more.get("gpu", CARD))
+
+
+class TestVerdict:
+    def test_healthy(self, measured: Any) -> None:
+        assert tried() == (HEALTHY, [])
 
     @pytest.mark.parametrize(
-        ("error", "what", "mend"),
+        "errors", [(float("nan"), 0.09), (0.09, float("nan")), (0.09, float("inf")), (0.2, 0.09), (0.09, 0.2)]
+    )
+    def test_wrong_nf4(self, measured: Any, errors: tuple[float, float]) -> None:
+        measured(nf4_errors=errors)
+        found, problems = tried()
+        assert (found.ok, found.nf4_ok) == (False, False)
+        assert {found.nf4_round_trip_relative_error, found.nf4_relative_error} <= {0.09, 0.2, None}
+        assert problems[0].what.startswith("NF4 computes wrong results on cuda:0 (relative errors ")
+        assert found.problem == problems[0].what
+
+    @pytest.mark.parametrize("error", [0.017, float("nan")])
+    def test_wrong_int8_leaves_nf4_alone(self, measured: Any, error: float) -> None:
+        measured(int8_error=error)
+        found, problems = tried()
+        assert (found.ok, found.nf4_ok) == (False, True)
+        assert found.problem == f"int8 computes wrong results on cuda:0 (relative error {error:.3f}, healthy is 0.01)"
+        assert problems[0].mend.startswith("reinstall bitsandbytes for CUDA 13.0: pip install ")
+
+    def test_a_failure_hides_nothing_else(self, measured: Any) -> None:
+        measured(nf4_errors=RuntimeError("\nno NF4 here\nmore"), bandwidth_bytes_per_second=RuntimeError("no copying"))
+        found, problems = tried()
+        failed = {"ok": False, "nf4_ok": False, "nf4_relative_error": None, "nf4_round_trip_relative_error": None}
+        what = "on cuda:0 NF4 failed: no NF4 here"
+        assert found == replace(HEALTHY, **failed, bandwidth_bytes_per_second=None, problem=what)
+        assert [problem.what for problem in problems] == [what, "on cuda:0 copying failed: no copying"]
+        assert problems[0].mend.startswith("reinstall bitsandbytes")
+        assert problems[1].mend == DRIVER_MEND
+
+    def test_one_cause_is_told_once(self, measured: Any) -> None:
+        """After a fault in one kernel CUDA refuses all that follow with the same message."""
+        measured(**dict.fromkeys(MEASURED, RuntimeError("CUDA error: an illegal memory access was encountered\nmore")))
+        found, problems = tried()
+        what = "on cuda:0 NF4, int8, bf16 products, copying failed: CUDA error: an illegal memory access was encountered"
+        assert [problem.what for problem in problems] == [what]
+        assert found == Probe("cuda:0", False, False, None, None, None, None, None, what)
+
+    def test_a_card_that_torch_was_not_built_for(self, measured: Any) -> None:
+        said = "CUDA error: no kernel image is available for execution on the device"
+        measured(**dict.fromkeys(MEASURED, RuntimeError(said)))
+        assert tried()[1][0].mend.startswith("install a torch that is built for this GPU's compute capability: https://")
+
+    def test_an_error_without_words(self, measured: Any) -> None:
+        measured(nf4_errors=AttributeError())
+        assert tried()[0].problem == "on cuda:0 NF4 failed: AttributeError"
+
+    def test_bitsandbytes_that_cannot_be_used_is_not_tried(self, measured: Any) -> None:
+        measured(nf4_errors=AssertionError("tried"), int8_error=AssertionError("tried"))
+        unusable = Problem("bitsandbytes is not installed", "pip install bitsandbytes")
+        found, problems = tried(unusable=unusable)
+        assert problems == [unusable]
+        assert (found.ok, found.nf4_ok, found.problem) == (False, False, unusable.what)
+        assert (found.bf16_flops_per_second, found.bandwidth_bytes_per_second) == (7e14, 3e12)
+
+
+class TestOutOfMemory:
+    @pytest.mark.parametrize("said", ["CUDA out of memory. Tried to allocate 2.00 MiB", "CUDA error: out of memory"])
+    def test_who_holds_the_memory_is_named(self, measured: Any, said: str) -> None:
+        measured(**dict.fromkeys(MEASURED, RuntimeError(said)))
+        found, problems = tried(gpu=FULL)
+        assert problems == [fullness(FULL)]
+        assert found.problem == "GPU 0 is fully used by: python (pid 4711, 79 GiB)"
+
+    def test_on_a_card_that_nvidia_smi_does_not_list(self, measured: Any) -> None:
+        measured(bandwidth_bytes_per_second=RuntimeError("CUDA out of memory"))
+        found, problems = tried(gpu=None)
+        assert found.problem == "on cuda:0 copying failed: CUDA out of memory"
+        assert problems[0].mend.startswith("free memory on the GPU")
+
+
+class TestLoading:
+    def test_on_the_cpu_any_library_will_do(self) -> None:
+        torch = pytest.importorskip("torch")
+        assert load_bitsandbytes(torch, on_gpu=False) == (import_bitsandbytes(), None)
+
+    @pytest.mark.parametrize(
+        ("source", "what", "mend"),
         [
-            (RuntimeError("\nCUDA VERSION MISMATCH\nmore"), "CUDA VERSION MISMATCH", "reinstall bitsandbytes for CUDA 13.0"),
-            (ModuleNotFoundError("No bitsandbytes", name="bitsandbytes"), "No bitsandbytes", "pip install bitsandbytes"),
-            (FakeOutOfMemory("CUDA out of memory"), "CUDA out of memory", "free memory on the GPU"),
-            (AttributeError(), "AttributeError", "reinstall bitsandbytes for CUDA 13.0"),
+            ("import no_such_package", "no_such_package is not installed", "pip install no_such_package"),
+            (
+                "raise RuntimeError('failed to load backend')",
+                "bitsandbytes cannot be imported: failed to load backend",
+                "reinstall bitsandbytes for CUDA 13.0: ",
+            ),
         ],
     )
-    def test_exceptions(self, monkeypatch: pytest.MonkeyPatch, error: Exception, what: str, mend: str) -> None:
-        def fail(torch: Any, device: str) -> None:
-            raise error
-
-        monkeypatch.setattr(gpu, "nf4_errors", fail)
-        probe, problem = gpu.probe_nf4(fake_torch(), "cuda:0")
-        assert probe == Nf4Probe(False, "cuda:0", None, None, f"the NF4 probe on cuda:0 failed: {what}")
+    def test_not_importable(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, what: str, mend: str) -> None:
+        (tmp_path / "bitsandbytes.py").write_text(source)
+        monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
+        monkeypatch.syspath_prepend(tmp_path)
+        bitsandbytes, problem = load_bitsandbytes(fake_torch(), on_gpu=True)
+        assert bitsandbytes is None
         assert problem is not None
-        assert problem.what == probe.problem
+        assert problem.what == what
         assert problem.mend.startswith(mend)
+
+
+def int8_error_by_hand(torch: Any) -> float:
+    """The worst product with a weight of 255 levels, a scale for each row; on the CPU the inputs keep theirs."""
+    generator, weight = probes.drawn(torch)
+    scales = weight.abs().amax(dim=1, keepdim=True) / 127
+    held = (weight / scales).round() * scales
+    return probes.worst_product(torch, generator, weight, lambda inputs: inputs @ held.t())
 
 
 def nf4_errors_in_numpy(torch: Any) -> tuple[float, float]:
@@ -78,8 +218,8 @@ def nf4_errors_in_numpy(torch: Any) -> tuple[float, float]:
     negative = [-quantile(float(p)) for p in numpy.linspace(0.9677083, 0.5, 8)[:-1]]
     positive = [quantile(float(p)) for p in numpy.linspace(0.9677083, 0.5, 9)[:-1]]
     code_book = numpy.array(sorted([*negative, 0.0, *positive])) / max(positive)
-    generator = torch.Generator().manual_seed(gpu.PROBE_SEED)
-    weight = torch.randn(gpu.PROBE_SIZE, gpu.PROBE_SIZE, generator=generator).numpy().astype(numpy.float64)
+    generator = torch.Generator().manual_seed(probes.SEED)
+    weight = torch.randn(probes.SIZE, probes.SIZE, generator=generator).numpy().astype(numpy.float64)
     blocks = weight.reshape(-1, 64)
     scales = numpy.abs(blocks).max(axis=1, keepdims=True)
     nearest = numpy.abs(blocks[:, :, None] / scales[:, :, None] - code_book).argmin(axis=2)
@@ -88,5 +228,5 @@ def nf4_errors_in_numpy(torch: Any) -> tuple[float, float]:
     def relative(result: Any, reference: Any) -> float:
         return float(numpy.linalg.norm(result - reference) / numpy.linalg.norm(reference))
 
-    inputs = [torch.randn(rows, gpu.PROBE_SIZE, generator=generator).numpy() for rows in gpu.PROBE_ROWS]
+    inputs = [torch.randn(rows, probes.SIZE, generator=generator).numpy() for rows in probes.ROWS]
     return relative(held, weight), max(relative(item @ held.T, item @ weight.T) for item in inputs)

@@ -1,0 +1,55 @@
+"""How driver, torch and bitsandbytes match in their CUDA."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import PurePath
+from typing import Any
+
+from llmft_cli.errors import first_line
+from llmft_cli.gpu.findings import Problem
+from llmft_cli.libraries import version_of
+
+
+def bitsandbytes_library(bitsandbytes: Any) -> str | None:
+    """The compiled library that bitsandbytes loaded ("libbitsandbytes_cuda130.so"), None where it could load none."""
+    library = bitsandbytes.cextension.lib
+    if isinstance(library, bitsandbytes.cextension.ErrorHandlerMockBNBNativeLibrary):
+        return None
+    return PurePath(library._lib._name).name
+
+
+def bitsandbytes_cuda(bitsandbytes: Any) -> str | None:
+    """The CUDA that bitsandbytes' library was built for ("13.0"), None for the CPU's."""
+    # The major version has two digits, as bitsandbytes reads it.
+    built_for = re.search(r"_cuda(\d\d)(\d+)\.", bitsandbytes_library(bitsandbytes) or "")
+    return f"{built_for[1]}.{built_for[2]}" if built_for else None
+
+
+def mismatch(torch: Any, bitsandbytes: Any) -> Problem | None:
+    """What keeps bitsandbytes from a GPU that torch uses.
+
+    Another minor version of the same CUDA is no problem: CUDA keeps them compatible.
+    """
+    cuda, built_for = torch.version.cuda, bitsandbytes_cuda(bitsandbytes)
+    if built_for and major(built_for) == major(cuda):
+        return None
+    who = f"bitsandbytes {version_of('bitsandbytes')}"
+    override = os.environ.get("BNB_CUDA_VERSION")
+    if built_for:
+        what = f"{who} uses its library for CUDA {built_for}, torch {torch.__version__} is built for CUDA {cuda}"
+    elif bitsandbytes_library(bitsandbytes):
+        what = f"{who} uses its library for the CPU, though torch sees a GPU"
+    else:
+        what = f"{who} cannot load a library for CUDA {cuda}: {first_line(bitsandbytes.cextension.lib.error_msg)}"
+    if override is not None:
+        return Problem(f"{what} (BNB_CUDA_VERSION is {override!r})", "unset BNB_CUDA_VERSION")
+    if "cannot open shared object file" in what:
+        folder = f"the lib folder of CUDA {major(cuda)}.x"
+        return Problem(what, f"pip install --force-reinstall torch=={torch.__version__}, or add {folder} to LD_LIBRARY_PATH")
+    return Problem(what, "pip install --upgrade --force-reinstall --no-deps bitsandbytes")
+
+
+def major(version: str) -> str:
+    return version.partition(".")[0]

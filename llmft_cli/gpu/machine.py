@@ -1,0 +1,96 @@
+"""The machine around the GPUs: memory, disk space and accounts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmft_cli.gpu.beside import beside
+from llmft_cli.gpu.findings import Problem
+from llmft_cli.network import hub_is_reachable
+from llmft_cli.quantities import format_size
+
+Purpose = Literal["cache", "downloads", "runs"]
+ELSEWHERE: dict[Purpose, str] = {
+    "cache": "set LLMFT_CACHE to a folder elsewhere",
+    "downloads": "set HF_HOME to a folder elsewhere",
+    "runs": "keep runs elsewhere (--run)",
+}
+# Less does not hold the adapter and the checkpoints of a small model.
+NEARLY_FULL_BELOW_BYTES = 2**30
+# A server has two seconds to answer, but the look-up of its name may take far longer.
+HUB_SECONDS = 3
+
+
+@dataclass(frozen=True)
+class Memory:
+    total_bytes: int
+    available_bytes: int
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The file system that holds `path`, or will hold it once it is made.
+
+    `cache` is for llmft's converted models, `downloads` for what comes from the Hub.
+    """
+
+    path: str
+    purpose: Purpose
+    free_bytes: int
+    total_bytes: int
+    writable: bool
+
+
+@dataclass(frozen=True)
+class Hub:
+    """The Hugging Face Hub: whether a token is stored here (not which, nor whether it is valid), and whether it answers."""
+
+    token: bool
+    offline: bool
+    reachable: bool
+
+
+def measure_memory() -> Memory:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return Memory(memory.total, memory.available)
+
+
+def measure_disk(path: Path, purpose: Purpose) -> Disk:
+    path = path.absolute()
+    place = next(place for place in (path, *path.parents) if place.exists())
+    usage = shutil.disk_usage(place)
+    return Disk(str(path), purpose, usage.free, usage.total, os.access(place, os.W_OK))
+
+
+def disk_problem(disk: Disk) -> Problem | None:
+    where = f"where {'the cache' if disk.purpose == 'cache' else disk.purpose} will be ({disk.path})"
+    if not disk.writable:
+        return Problem(f"not allowed to write {where}", f"mend its permissions, or {ELSEWHERE[disk.purpose]}")
+    if disk.free_bytes < NEARLY_FULL_BELOW_BYTES:
+        what = f"the disk has {format_size(disk.free_bytes)} free {where}"
+        return Problem(what, f"free some space, or {ELSEWHERE[disk.purpose]}")
+    return None
+
+
+def downloads_dir() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def look_at_hub() -> Hub:
+    reaching = beside(hub_is_reachable)
+    from huggingface_hub import constants, get_token
+
+    token = get_token() is not None
+    try:
+        reachable = reaching.result(HUB_SECONDS)
+    except TimeoutError:
+        reachable = False
+    return Hub(token, constants.HF_HUB_OFFLINE, reachable)

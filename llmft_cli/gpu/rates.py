@@ -1,0 +1,60 @@
+"""How fast a device multiplies matrices in bf16, and moves its memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+TIMED_SECONDS = 0.1
+MOST_REPEATS = 50
+# Large enough for the full rate of the largest cards, beyond their caches; a few hundred MB of memory in all.
+MATRIX_SIZE = {"cuda": 8192, "cpu": 512}
+COPY_BYTES = {"cuda": 2**28, "cpu": 2**27}
+
+
+def bf16_flops_per_second(torch: Any, device: str) -> float:
+    """Floating point operations per second of a square bf16 matrix product of random numbers."""
+    size = MATRIX_SIZE[torch.device(device).type]
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    result = torch.empty_like(left)
+    return float(2 * size**3 / median_seconds(torch, device, lambda: torch.mm(left, right, out=result)))
+
+
+def bandwidth_bytes_per_second(torch: Any, device: str) -> float:
+    """Bytes per second that a copy within the device's memory moves, read and written bytes both counted."""
+    count = COPY_BYTES[torch.device(device).type]
+    source = torch.zeros(count, device=device, dtype=torch.uint8)
+    target = torch.zeros_like(source)
+    return 2 * count / median_seconds(torch, device, lambda: target.copy_(source))
+
+
+def median_seconds(torch: Any, device: str, action: Callable[[], object]) -> float:
+    """The median duration of `action` on the device, over as many repeats as fit into TIMED_SECONDS."""
+    timed = cuda_seconds if device.startswith("cuda") else cpu_seconds
+    # The first builds handles and loads kernels.
+    timed(torch, device, action, 1)
+    once = timed(torch, device, action, 1)[0]
+    return median(timed(torch, device, action, max(1, min(MOST_REPEATS, int(TIMED_SECONDS / once)))))
+
+
+def cuda_seconds(torch: Any, device: str, action: Callable[[], object], repeats: int) -> list[float]:
+    with torch.cuda.device(device):
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            action()
+            mark.record()
+        marks[-1].synchronize()
+    return [before.elapsed_time(after) / 1000 for before, after in pairwise(marks)]
+
+
+def cpu_seconds(torch: Any, device: str, action: Callable[[], object], repeats: int) -> list[float]:
+    durations = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        action()
+        durations.append(time.perf_counter() - started)
+    return durations

@@ -1,0 +1,111 @@
+"""The GPUs as torch sees them, and why it sees none."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import CARD, card, fake_torch
+
+from llmft_cli.gpu import torch_view
+from llmft_cli.gpu.findings import Problem
+from llmft_cli.gpu.gpus import DRIVER_MEND, Gpu, Listing
+from llmft_cli.gpu.torch_view import View, view_through_torch
+
+ONE = Listing([CARD])
+
+
+@pytest.fixture(autouse=True)
+def all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def test_cards_are_matched_by_uuid() -> None:
+    """torch numbers the fastest card first, and does not see what CUDA_VISIBLE_DEVICES hides."""
+    hidden, old = replace(CARD, index=0, uuid="GPU-hidden"), replace(CARD, index=2, uuid="GPU-old")
+    view = view_through_torch(fake_torch(card(uuid="old", major=7, minor=5), card()), Listing([hidden, CARD, old]))
+    fields = [(gpu.device, gpu.compute_capability, gpu.bf16) for gpu in view.gpus]
+    assert fields == [(None, None, None), ("cuda:1", "9.0", True), ("cuda:0", "7.5", False)]
+    assert (view.devices, view.bf16, view.problem) == (["cuda:0", "cuda:1"], False, None)
+
+
+def test_a_card_that_only_torch_sees() -> None:
+    """A container may lack nvidia-smi, and a slice of a card has a UUID of its own."""
+    view = view_through_torch(fake_torch(card(uuid="alone")), Listing([], Problem("nvidia-smi was not found on the PATH", "")))
+    gpu = Gpu(0, CARD.name, "GPU-alone", 80 * 2**30, None, None, None, None, "cuda:0", "9.0", True)
+    assert view == View([gpu], ["cuda:0"], True, None)
+
+
+def test_no_gpu_is_no_problem() -> None:
+    assert view_through_torch(fake_torch(cuda=None), Listing([])) == View([], [], None, None)
+
+
+TOO_OLD = "CUDA initialization: The NVIDIA driver on your system is too old"
+
+
+@pytest.mark.parametrize(
+    ("torch", "newest", "what", "mend"),
+    [
+        (fake_torch(cuda=None), None, "torch 2.13.0 has no CUDA", "install a CUDA build of torch: "),
+        (fake_torch(cuda=None), "12.8", "torch 2.13.0 has no CUDA", "install a torch for CUDA 12.8 or older: "),
+        (
+            fake_torch(complaint=TOO_OLD),
+            "12.8",
+            "driver 570.86.15 supports CUDA 12.8 at most, torch 2.13.0 needs 13.0",
+            "update the NVIDIA driver, or install a torch for CUDA 12.8 or older: ",
+        ),
+        (
+            fake_torch(complaint=TOO_OLD),
+            None,
+            TOO_OLD,
+            "update the NVIDIA driver (570.86.15), or install a torch for an older ",
+        ),
+        (fake_torch(complaint="CUDA unknown error"), "13.0", "CUDA unknown error", DRIVER_MEND),
+    ],
+)
+def test_blind(torch: Any, newest: str | None, what: str, mend: str) -> None:
+    view = view_through_torch(torch, Listing([CARD], None, newest))
+    assert (view.gpus, view.devices, view.bf16) == ([CARD], [], None)
+    assert view.problem is not None
+    assert view.problem.what == f"nvidia-smi shows 1 GPU(s), torch sees none: {what}"
+    assert view.problem.mend.startswith(mend)
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "7"])
+def test_blind_by_the_environment(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    what = f"nvidia-smi shows 1 GPU(s), torch sees none: CUDA_VISIBLE_DEVICES is '{visible}'"
+    # Newer than the driver's is no obstacle by itself: CUDA has compatibility packages.
+    view = view_through_torch(fake_torch(cuda="13.0"), Listing([CARD], None, "12.8"))
+    assert view.problem == Problem(what, "unset CUDA_VISIBLE_DEVICES")
+
+
+def test_blind_without_a_reason() -> None:
+    view = view_through_torch(fake_torch(), Listing([CARD], None, "13.1"))
+    assert view.problem == Problem("nvidia-smi shows 1 GPU(s), torch sees none", DRIVER_MEND)
+
+
+def test_a_newer_driver_counts_as_newer() -> None:
+    assert torch_view.version("13.10") > torch_view.version("13.9") > torch_view.version("12.8")
+
+
+def test_card_that_cannot_be_opened() -> None:
+    def busy(index: int) -> None:
+        raise RuntimeError("CUDA error: device busy\nCompile with TORCH_USE_CUDA_DSA")
+
+    torch = fake_torch(card())
+    torch.cuda.get_device_properties = busy
+    assert view_through_torch(torch, ONE) == View(
+        [CARD], [], None, Problem("torch cannot open the GPU: CUDA error: device busy", DRIVER_MEND)
+    )
+
+
+def test_torch_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.13: cannot open shared object file')")
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    what = "torch cannot be imported: libcudart.so.13: cannot open shared object file"
+    assert torch_view.import_torch() == Problem(what, "pip install --force-reinstall torch")

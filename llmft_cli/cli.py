@@ -13,22 +13,18 @@ try:
     import signal
     import traceback
     from dataclasses import asdict
-    from datetime import datetime
     from pathlib import Path
-    from typing import TYPE_CHECKING, Annotated
+    from typing import Annotated
 
     import typer
     import typer.main
 
     from llmft_cli import __version__
     from llmft_cli.errors import Interrupted, LlmftError, UsageError, from_library_error, from_os_error, is_interrupt
-    from llmft_cli.flags import Given, command
+    from llmft_cli.flags import Given, GpusOption, MaxLoadOption, MinFreeOption, WaitOption, command
+    from llmft_cli.targets import find_run, run_to_prepare
 except KeyboardInterrupt:  # Ctrl-C right after the start, when there is no error boundary yet
     sys.exit(130)
-
-if TYPE_CHECKING:
-    from llmft_cli.console import Console
-    from llmft_cli.run_dir import RunDir
 
 app = typer.Typer(
     name="llmft",
@@ -47,37 +43,28 @@ OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do a finishe
 StaleOption = Annotated[bool, typer.Option("--allow-stale", help="Use stages whose inputs have changed since.")]
 
 
-def find_run(path: Path | None, console: Console) -> RunDir:
-    """The run that was named, or the newest, which is then told."""
-    from llmft_cli.run_dir import RunDir, newest
-
-    if path is not None:
-        return RunDir(path)
-    run = newest()
-    console.note(f"using the newest run, {run.path}")
-    return run
-
-
-def run_to_prepare(path: Path | None, sources: list[str]) -> RunDir:
-    """The run that was named, or a new one named after its data and the time; where it cannot be, that is told at once."""
-    from llmft_cli.files import check_place
-    from llmft_cli.run_dir import RUNS_ROOT, RunDir
-
-    stem = Path(sources[0]).stem or "data"
-    run = RunDir(path or RUNS_ROOT / f"{stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
-    check_place(run.path)
-    return run
-
-
 @command(app, "gpu-check")
 def gpu_check(
     require_gpu: Annotated[
         bool, typer.Option("--require-gpu", help="Exit 3 unless there is a GPU that computes right.")
     ] = False,
+    wait: WaitOption = None,
+    min_free: MinFreeOption = None,
+    max_load: MaxLoadOption = None,
+    gpus: GpusOption = None,
     *,
     given: Given,
 ) -> None:
-    """Look at GPU, versions, memory and disk; try 4-bit weights."""
+    """Look at the GPU and the machine, or wait for a free GPU."""
+    if any(value is not None for value in (wait, min_free, max_load, gpus)):
+        from llmft_cli.gpu import waiting
+        from llmft_cli.views.gpu_wait import ready_sections
+
+        if require_gpu:
+            raise UsageError("--require-gpu probes a GPU, --wait only waits for one", "run gpu-check once with each")
+        ready = waiting.wait_for_gpus(waiting.read_wanted(wait, min_free, max_load, gpus), given.console)
+        given.console.result("gpu-check", None, asdict(ready), ready_sections(ready))
+        return
     from llmft_cli.builtin_model import cache_dir
     from llmft_cli.gpu import check
     from llmft_cli.run_dir import RUNS_ROOT

@@ -16,12 +16,55 @@ from llmft_cli.setting import Command
 if TYPE_CHECKING:
     from llmft_cli.console import Console
 
+WAITING = "Waiting for a free GPU"
+
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="YAML file of settings, spelled like the flags.", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No narration, no progress.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks (also LLMFT_DEBUG=1).")]
+WaitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--wait",
+        metavar="<time>",
+        help="Wait so long (2h, 90m) for free GPUs and print their indices, for CUDA_VISIBLE_DEVICES, instead of the report; "
+        "0 asks once. Exit 5 if none came free. Nothing is reserved.",
+        rich_help_panel=WAITING,
+        show_default=False,
+    ),
+]
+MinFreeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--min-free",
+        metavar="<size>",
+        help="Free memory that a GPU must have, as in 20GiB. [default: 90% of its own]",
+        rich_help_panel=WAITING,
+        show_default=False,
+    ),
+]
+MaxLoadOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-load",
+        metavar="<fraction>",
+        help="Load that a GPU may have at most, 0.1 or 10%. [default: 0.1]",
+        rich_help_panel=WAITING,
+        show_default=False,
+    ),
+]
+GpusOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus",
+        metavar="<int>",
+        help="How many such GPUs. [default: 1]",
+        rich_help_panel=WAITING,
+        show_default=False,
+    ),
+]
 GENERAL = {"as_json": JsonOption, "quiet": QuietOption, "debug": DebugOption}
 TYPE_NAMES = {str: "<str>", int: "<int>", float: "<float>"}  # as Typer calls them
 

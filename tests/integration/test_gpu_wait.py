@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -252,6 +253,24 @@ def test_a_job_does_not_start_without_a_card(machine: Machine) -> None:
     machine.shows(BUSY)
     code, out, _ = ended(machine.start("sh", "-c", SCRIPT.format(wait="1s")))
     assert (code, out) == (5, "")
+
+
+# The lock goes to the `sleep`, so that the next job looks for a card once this one has taken its memory.
+ONE_AFTER_THE_OTHER = (
+    "gpu=$(flock lock sh -c 'llmft gpu-check --wait 10m --min-free 20GiB && {{ sleep 3 >&- & }}') && "
+    "{{ touch taken-$gpu; echo job {name} has GPU $gpu; }}"
+)
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not installed")
+def test_jobs_that_wait_under_a_lock_get_different_cards(machine: Machine) -> None:
+    taken = "$([ -e taken-{index} ] && echo 80000 || echo 500)"
+    cards = [ROW.format(index=index, load=0, total=81559, used=0, free="$((81559 - used))") for index in range(2)]
+    machine.does("".join(f'used={taken.format(index=index)}; echo "{card}"\n' for index, card in enumerate(cards)))
+    jobs = [machine.start("sh", "-c", ONE_AFTER_THE_OTHER.format(name=name)) for name in range(2)]
+    said = [ended(job) for job in jobs]
+    assert [code for code, _, _ in said] == [0, 0]
+    assert {out[-6:] for _, out, _ in said} == {"GPU 0\n", "GPU 1\n"}
 
 
 # -- memory that a process really holds

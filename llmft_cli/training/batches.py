@@ -10,7 +10,7 @@ from llmft_cli.data.examples import IGNORED
 if TYPE_CHECKING:
     import torch
 
-    Batch = dict[str, torch.Tensor]
+    Batch = dict[str, Any]
 
 SHAPED = ("input_ids", "labels", "position_ids")
 EVERYTHING = slice(None)
@@ -26,9 +26,8 @@ def collate(sequences: Sequence[Mapping[str, Any]]) -> Batch:
         sequences: with `input_ids`, `labels` and `row_lengths` as `data/store.py` writes them.
 
     Returns:
-        input_ids, labels and position_ids of shape (batch, longest); predicting, the flattened positions
-        whose next token is supervised, of shape (supervised tokens,); and token_count, the number of tokens
-        that are not padding, of shape ().
+        input_ids, labels and position_ids of shape (batch, longest); predicting, row_starts and longest_row
+        as `places` gives them; and token_count, the number of tokens that are not padding, of shape ().
     """
     import torch
 
@@ -42,13 +41,30 @@ def collate(sequences: Sequence[Mapping[str, Any]]) -> Batch:
         batch["position_ids"].append([position for length in lengths for position in range(length)])
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in batch.items()}
     token_count = torch.tensor(sum(len(sequence["input_ids"]) for sequence in sequences))
-    return {**tensors, "predicting": predicting(tensors["labels"]), "token_count": token_count}
+    return {**tensors, **places(tensors), "token_count": token_count}
 
 
-def predicting(labels: torch.Tensor) -> torch.Tensor:
-    """Flattened positions whose next token is supervised, of shape (supervised tokens,)."""
+def places(tensors: Mapping[str, torch.Tensor]) -> Batch:
+    """Where things stand in a batch, counted over its flattened positions.
+
+    Returns:
+        predicting, the positions whose next token is supervised, of shape (supervised tokens,); row_starts,
+        those where the rows start and where the last one ends, of shape (rows + 1,), int32; and longest_row,
+        its number of tokens.
+    """
+    import torch
+
     # Nothing predicts the first token of a row; `data/prepare.py` never supervises it.
-    return (labels != IGNORED).flatten().nonzero().squeeze(1) - 1
+    predicting = (tensors["labels"] != IGNORED).flatten().nonzero().squeeze(1) - 1
+    positions = tensors["position_ids"].flatten()
+    starts = (positions == 0).nonzero().squeeze(1)
+    ends = torch.nn.functional.pad(starts, (0, 1), value=len(positions)).int()
+    return {"predicting": predicting, "row_starts": ends, "longest_row": int(positions.max()) + 1}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on the device."""
+    return {name: value if isinstance(value, int) else value.to(device) for name, value in batch.items()}
 
 
 def parts_within(batch: Batch, largest: int | None) -> list[Batch]:
@@ -70,14 +86,14 @@ def halves(batch: Batch) -> list[Batch]:
     count, longest = batch["input_ids"].shape
     if count > 1:
         middle = (count + 1) // 2
-        places = [(slice(None, middle), EVERYTHING), (slice(middle, None), EVERYTHING)]
+        cuts = [(slice(None, middle), EVERYTHING), (slice(middle, None), EVERYTHING)]
     else:
         starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()[1:]
         if not starts:
             return []
         middle = min(starts, key=lambda start: abs(2 * start - longest))
-        places = [(EVERYTHING, slice(None, middle)), (EVERYTHING, slice(middle, None))]
-    parts = ({name: batch[name][place] for name in SHAPED} for place in places)
+        cuts = [(EVERYTHING, slice(None, middle)), (EVERYTHING, slice(middle, None))]
+    parts = ({name: batch[name][cut] for name in SHAPED} for cut in cuts)
     return [shorn(part) for part in parts if (part["labels"] != IGNORED).any()]
 
 
@@ -85,4 +101,4 @@ def shorn(part: Batch) -> Batch:
     """A part without the positions after its last target, on which no loss depends."""
     end = int((part["labels"] != IGNORED).any(0).nonzero()[-1]) + 1
     tensors = {name: tensor[:, :end].contiguous() for name, tensor in part.items()}
-    return {**tensors, "predicting": predicting(tensors["labels"])}
+    return {**tensors, **places(tensors)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.training.batches import collate
+from llmft_cli.training.batches import collate, to_device
 from llmft_cli.training.loss import summed_loss
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def held_out_loss(
     by_length = sorted(sequences, key=lambda sequence: len(sequence["input_ids"]))
     with torch.no_grad():
         for start in range(0, len(by_length), batch_size):
-            batch = {name: tensor.to(device) for name, tensor in collate(by_length[start : start + batch_size]).items()}
+            batch = to_device(collate(by_length[start : start + batch_size]), device)
             total += passes.run([batch], lambda part: summed_loss(model, part).double())
             tokens += len(batch["predicting"])
     model.train(was_training)

@@ -1,19 +1,104 @@
-"""The loss of supervised tokens, computed where there is one and nowhere else.
+"""The loss of supervised tokens, computed where there is one and nowhere else, a few positions at a time.
 
 The logits of all positions are the largest tensor of a step, and most positions have no target:
 in chat rows two thirds of them. So the output layer is given only the positions that predict a
-supervised token. What a model does to its logits afterwards (capping, scaling) is elementwise and
-stays as it is, which makes this right for every causal model.
+supervised token, in chunks, and each chunk's gradient is computed at once, before the next one's
+logits take its place. What a model does to its logits afterwards (capping, scaling) is
+elementwise and stays as it is, which makes this right for every causal model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch.nn.functional import cross_entropy
+
+from llmft_cli.training import attention
+
+# 64 MiB in fp32, of which a chunk needs about four at a time: little beside a layer's activations.
+LOGITS_PER_CHUNK = 2**24
+
+Head = Callable[[torch.Tensor], torch.Tensor]
+
+
+def summed_loss(model: Any, batch: Mapping[str, Any], forward: Any = None) -> torch.Tensor:
+    """Negative log-likelihood of the batch's supervised tokens in nats, summed in fp32.
+
+    Args:
+        batch: as `batches.collate` makes it, on the model's device.
+        forward: what to call instead of the model itself, where something is wrapped around it
+            (autocast); the logits are then computed for all supervised tokens at once.
+    """
+    targets = batch["labels"].flatten()[batch["predicting"] + 1]
+    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if causal.config._attn_implementation == attention.NAME:
+        inputs |= {"cu_seq_lens_q": batch["row_starts"], "max_length_q": batch["longest_row"]}
+    if forward is not None or trains_head(causal):
+        with output_layer_at(causal, batch["predicting"]):
+            logits = (forward or model)(**inputs).logits[0]
+        return cross_entropy(logits.float(), targets, reduction="sum")
+    decoder = causal.get_decoder()
+    hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)[batch["predicting"]]
+    with decoder_left_out(decoder):
+        vocabulary = causal.get_output_embeddings().weight.shape[0]
+        loss: torch.Tensor = ChunkedLoss.apply(hidden, targets, head_of(causal), vocabulary)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def trains_head(causal: Any) -> bool:
+    return any(weights.requires_grad for weights in causal.get_output_embeddings().parameters())
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Summed cross entropy of hidden states of shape (tokens, hidden); its gradient is computed on the way forward."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, vocabulary: int) -> torch.Tensor:
+        rows = max(1, LOGITS_PER_CHUNK // vocabulary)
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(hidden), rows):
+            chunk = hidden[start : start + rows].detach().requires_grad_(gradient is not None)
+            with torch.set_grad_enabled(gradient is not None):
+                loss = cross_entropy(head(chunk).float(), targets[start : start + rows], reduction="sum")
+            if gradient is not None:
+                (gradient[start : start + rows],) = torch.autograd.grad(loss, chunk)
+            total += loss.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return ctx.saved_tensors[0] * gradients[0].to(ctx.saved_tensors[0].dtype), None, None, None
+
+
+def head_of(causal: Any) -> Head:
+    """Logits of shape (tokens, vocabulary) from hidden states; the causal model's own forward without its decoder."""
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = causal(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits[0]
+        return result
+
+    return logits
+
+
+@contextmanager
+def decoder_left_out(decoder: Any) -> Iterator[None]:
+    """Let the decoder return its input as its last hidden state, so that the causal model is its head alone."""
+    from transformers.modeling_outputs import BaseModelOutputWithPast
+
+    def give_back(inputs_embeds: torch.Tensor, **_: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
+
+    forward, decoder.forward = decoder.forward, give_back
+    try:
+        yield
+    finally:
+        decoder.forward = forward
 
 
 @contextmanager
@@ -32,18 +117,3 @@ def output_layer_at(model: Any, positions: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def summed_loss(model: Any, batch: Mapping[str, torch.Tensor], forward: Any = None) -> torch.Tensor:
-    """Negative log-likelihood of the batch's supervised tokens in nats, summed in fp32.
-
-    Args:
-        batch: as `batches.collate` makes it, on the model's device.
-        forward: what to call instead of the model itself, where something is wrapped around it.
-    """
-    import torch
-
-    with output_layer_at(model, batch["predicting"]):
-        logits = (forward or model)(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits[0]
-    targets = batch["labels"].flatten()[batch["predicting"] + 1]
-    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="sum")

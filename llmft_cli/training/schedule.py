@@ -45,6 +45,8 @@ def training_arguments(
     import torch
     from transformers import TrainingArguments
 
+    from llmft_cli.training.tuned_model import computes_in_base_type
+
     on_gpu = device.type == "cuda"
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -58,7 +60,7 @@ def training_arguments(
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.eval_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        bf16=compute_dtype(device) == torch.bfloat16,
+        bf16=compute_dtype(device) == torch.bfloat16 and not computes_in_base_type(config, torch.bfloat16),
         fp16=on_gpu and compute_dtype(device) == torch.float16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,

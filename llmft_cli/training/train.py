@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmft_cli import config as settings
 from llmft_cli import models
-from llmft_cli.adapters import add_adapter, check_changes_something, save_adapter
+from llmft_cli.adapters import check_changes_something, save_adapter
 from llmft_cli.config import Config
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
 from llmft_cli.errors import ConfigError, Interrupted, StageError
@@ -174,17 +174,15 @@ def fit(
     """Run the Trainer and leave adapter, figures and chart in the run."""
     from llmft_cli.training.callbacks import Rehearsal, peak_memory_bytes
     from llmft_cli.training.trainer import QLoRATrainer
+    from llmft_cli.training.tuned_model import make_trainable
 
     train_rows, validation_rows = load_split(run.data, TRAIN), load_split(run.data, VALIDATION)
     assert train_rows is not None
     import_transformers().set_seed(config.seed)
-    model = add_adapter(base, config, base_name)
+    checkpointing = schedule.checkpoints_activations(config, base.device)
+    model = make_trainable(base, config, base_name, None if checkpointing else 0)
     steps = schedule.plan(len(train_rows), config)
     arguments = schedule.training_arguments(run.checkpoints, steps, config, base.device, evaluate=validation_rows is not None)
-    checkpointing = schedule.checkpoints_activations(config, base.device)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
     trainer = QLoRATrainer(
         group_by_length=not config.packing,
         reporter=reporter,

@@ -150,7 +150,8 @@ class QLoRATrainer(transformers.Trainer):
         self, model: Any, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Any:
         """The batch's share of the mean loss over the supervised tokens of the whole step."""
-        return summed_loss(self.model, inputs, forward=model) / num_items_in_batch
+        under_autocast = self.args.bf16 or self.args.fp16
+        return summed_loss(self.model, inputs, forward=model if under_autocast else None) / num_items_in_batch
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss per supervised token. The parent averages batches' means, and draws random numbers for its data loader."""

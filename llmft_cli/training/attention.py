@@ -1,0 +1,96 @@
+"""Attention between the tokens of one row, for sequences that hold several rows.
+
+transformers tells packed rows apart with a mask of (batch, 1, length, length), which costs memory
+quadratic in the length and the flash kernel. torch's `varlen_attn` takes the boundaries of the
+rows instead; it needs a GPU of compute capability 8.0 or more.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+NAME = "llmft_varlen"
+LARGEST_HEAD_DIM = 256  # of the flash kernel
+
+
+def use_varlen_attention(model: PreTrainedModel) -> None:
+    """Let the model attend within rows by `cu_seq_lens_q`, which its forward must be given from then on."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, varlen_attention)
+    # A name without a function of masks: transformers makes none then.
+    model.set_attn_implementation(NAME)
+
+
+def can_use_varlen_attention(model: PreTrainedModel, device: torch.device) -> bool:
+    """Whether `varlen_attn` computes what this model's attention is, and runs on the device; `meta` stands for a GPU."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    plain = not getattr(config, "attn_logit_softcapping", None) and not getattr(config, "attention_dropout", 0)
+    return plain and heads <= LARGEST_HEAD_DIM and bool(model._supports_attention_backend) and has_flash(device)
+
+
+def has_flash(device: torch.device) -> bool:
+    import torch
+
+    if device.type == "meta":
+        return True
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    *,
+    cu_seq_lens_q: torch.Tensor,
+    max_length_q: int,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within rows, as transformers' AttentionInterface wants it.
+
+    Args:
+        query: of shape (batch, heads, length, head_dim); key and value with as many heads or fewer.
+        cu_seq_lens_q: where the rows of the flattened batch start, and where the last one ends; int32.
+        max_length_q: the longest row.
+        sliding_window: tokens that a token sees, itself included.
+
+    Returns:
+        Of shape (batch, length, heads, head_dim).
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    batch, _heads, length, _dim = query.shape
+    query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    options: dict[str, Any] = {"enable_gqa": True} if needs_permission_to_share_heads() else {}
+    result: Any = varlen_attn(
+        query,
+        key,
+        value,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        **options,
+    )
+    return result.unflatten(0, (batch, length)), None
+
+
+@cache
+def needs_permission_to_share_heads() -> bool:
+    """Whether torch wants to be told that key and value may have fewer heads; 2.11 takes them as they are."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters

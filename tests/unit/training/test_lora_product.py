@@ -1,0 +1,90 @@
+"""The fused LoRA product against PEFT's own layer, and against the formula in double precision."""
+
+import copy
+
+import pytest
+import torch
+
+from llmft_cli import models
+from llmft_cli.adapters import add_adapter
+from llmft_cli.config import resolve
+from llmft_cli.progress import Silent
+from llmft_cli.training.lora_product import LoraProduct, frozen_weight, use_fused_products
+
+TOKENS = torch.tensor([[11, 12, 13, 14, 15, 16], [21, 22, 23, 24, 25, 26]])
+
+
+def tuned(tiny_model_dir, quantization, dtype, **flags):
+    """A model with an adapter whose B matrices are not zero, as they are in the middle of a training."""
+    torch.manual_seed(0)
+    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), torch.device("cpu"), quantization, dtype)
+    models.keep_training_layout(base)
+    model = add_adapter(base, resolve(flags), "tiny").train()
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weights, std=0.05)
+    return model
+
+
+def gradients(model):
+    model.zero_grad()
+    loss = model(input_ids=TOKENS, labels=TOKENS).loss
+    loss.backward()
+    return loss.item(), {name: weights.grad.clone() for name, weights in model.named_parameters() if weights.requires_grad}
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4", "fp4"])
+@pytest.mark.parametrize("flags", [{}, {"target_modules": "q_proj,down_proj"}, {"use_rslora": True, "lora_r": 4}])
+def test_losses_and_gradients_are_pefts(tiny_model_dir, quantization, flags):
+    model = tuned(tiny_model_dir, quantization, torch.float32, **flags)
+    fused = copy.deepcopy(model)
+    use_fused_products(fused)
+    loss, expected = gradients(model)
+    found_loss, found = gradients(fused)
+    assert found_loss == pytest.approx(loss, rel=1e-6)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_without_gradients_a_layer_computes_what_peft_computes(tiny_model_dir):
+    model = tuned(tiny_model_dir, "nf4", torch.bfloat16)
+    with torch.no_grad():
+        expected = model(input_ids=TOKENS).logits
+        use_fused_products(model)
+        assert torch.equal(model(input_ids=TOKENS).logits, expected)
+
+
+def test_dropout_is_on_the_adapters_input_alone(tiny_model_dir):
+    model = tuned(tiny_model_dir, "nf4", torch.float32, lora_dropout=0.5)
+    fused = copy.deepcopy(model)
+    use_fused_products(fused)
+    torch.manual_seed(7)
+    loss, expected = gradients(model)
+    torch.manual_seed(7)
+    found_loss, found = gradients(fused)
+    assert found_loss == pytest.approx(loss, rel=1e-6)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
+
+
+def test_the_formula_of_gradients():
+    torch.manual_seed(0)
+    base = torch.nn.Linear(6, 5).double().requires_grad_(False)
+    inputs, lora_a, lora_b = (torch.randn(size, dtype=torch.double, requires_grad=True) for size in ((3, 4, 6), (2, 6), (5, 2)))
+    assert torch.autograd.gradcheck(lambda x, a, b: LoraProduct.apply(x, x, a, b, base, 1.5), (inputs, lora_a, lora_b))
+    assert torch.autograd.gradcheck(lambda x, a, b: LoraProduct.apply(x, x * 2, a, b, base, 1.5), (inputs, lora_a, lora_b))
+
+
+def test_a_layer_keeps_its_input_and_the_product_of_the_rank(tiny_model_dir):
+    model = tuned(tiny_model_dir, "nf4", torch.bfloat16)
+    layer = model.base_model.model.model.layers[0].mlp.gate_proj
+    use_fused_products(model)
+    inputs = torch.randn(2, 6, 64, dtype=torch.bfloat16, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        layer(inputs)
+    shapes = sorted(tuple(tensor.shape) for tensor in kept)
+    weights = [tuple(layer.lora_A["default"].weight.shape), tuple(layer.lora_B["default"].weight.shape)]
+    assert shapes == sorted([(12, 64), (12, 16), *weights])
+    assert frozen_weight(layer.get_base_layer(), torch.bfloat16).dtype == torch.bfloat16

@@ -1,0 +1,161 @@
+"""Predicted against measured peak memory of training steps on one GPU, over many configurations.
+
+    python benchmarks/memory.py OUT.json [--only NAME]
+
+Models have random weights in the shapes of real ones and are quantised on the GPU, layer by layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig
+
+from llmft_cli import model_shapes
+from llmft_cli.config import resolve
+from llmft_cli.libraries import hardware, versions
+from llmft_cli.training.measuring import measure
+from llmft_cli.training.prediction import predict
+from llmft_cli.training.simulation import BatchShape
+from llmft_cli.training.tuned_model import make_trainable
+
+SHAPES = {
+    "llama-2-7b": (32000, 4096, 11008, 32, 32, 32),
+    "llama-2-13b": (32000, 5120, 13824, 40, 40, 40),
+    "llama-2-70b": (32000, 8192, 28672, 80, 64, 8),
+    "smollm2-135m": (49152, 576, 1536, 30, 9, 3),
+    "mistral-7b (8 key-value heads)": (32000, 4096, 14336, 32, 32, 8),
+    "llama-3-8b (128,256 tokens)": (128256, 4096, 14336, 32, 32, 8),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`checkpointed` layers (None: all); `rows` packed into each sequence."""
+
+    shape: str
+    sequences: int
+    length: int
+    checkpointed: int | None = None
+    lora_r: int = 16
+    optim: str = "adamw_torch_fused"
+    rows: int = 1
+
+
+CASES = [
+    Case("llama-2-7b", 1, 512),
+    Case("llama-2-7b", 1, 2048),
+    Case("llama-2-7b", 4, 2048),
+    Case("llama-2-7b", 4, 2048, 0),
+    Case("llama-2-7b", 4, 2048, 16),
+    Case("llama-2-7b", 1, 4096),
+    Case("llama-2-7b", 8, 512, 0),
+    Case("llama-2-7b", 2, 8192),
+    Case("llama-2-7b", 8, 8192, None, 8, "adamw_8bit"),
+    Case("llama-2-7b", 2, 2048, None, 128),
+    Case("llama-2-7b", 2, 2048, 0, 128, "adamw_8bit"),
+    Case("llama-2-7b", 1, 8192, 0),
+    Case("llama-2-7b", 1, 8192, None, rows=16),
+    Case("llama-2-7b", 4, 2048, 0, rows=8),
+    Case("llama-2-13b", 1, 2048),
+    Case("llama-2-13b", 2, 2048, 0, 8),
+    Case("llama-2-13b", 4, 4096, None, 16, "adamw_8bit"),
+    Case("llama-2-13b", 1, 2048, 20, 64),
+    Case("llama-2-70b", 1, 2048, None, 16, "adamw_8bit"),
+    Case("llama-2-70b", 1, 512, None, 8),
+    Case("smollm2-135m", 8, 2048, 0),
+    Case("smollm2-135m", 16, 1024),
+    Case("smollm2-135m", 1, 512, 0, 8),
+    Case("smollm2-135m", 8, 2048, 0, rows=8),
+    Case("mistral-7b (8 key-value heads)", 4, 2048),
+    Case("mistral-7b (8 key-value heads)", 2, 2048, 0, 64),
+    Case("mistral-7b (8 key-value heads)", 1, 8192, 16),
+    Case("llama-3-8b (128,256 tokens)", 4, 2048),
+    Case("llama-3-8b (128,256 tokens)", 1, 8192),
+    Case("llama-3-8b (128,256 tokens)", 8, 512, 0, 16, "paged_adamw_8bit"),
+]
+
+
+def config_of(name: str) -> LlamaConfig:
+    vocabulary, hidden, intermediate, layers, heads, key_value_heads = SHAPES[name]
+    return LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        max_position_embeddings=8192,
+        tie_word_embeddings=name.startswith("smollm"),
+    )
+
+
+def run(case: Case) -> dict[str, object]:
+    config = resolve({"lora_r": case.lora_r, "model": case.shape})
+    length = case.length // case.rows
+    rows = case.sequences * case.rows
+    batch = BatchShape(case.sequences, case.length, case.sequences * (case.length - 1), rows, length)
+
+    def model_on(device: str) -> object:
+        base = model_shapes.build(config_of(case.shape), torch.device(device), "nf4", torch.bfloat16)
+        return make_trainable(base, config, case.shape, case.checkpointed)
+
+    started = time.perf_counter()
+    breakdown, step = predict(model_on("meta"), batch, case.optim)
+    predicting_seconds = time.perf_counter() - started
+    gc.collect()
+    torch.cuda.empty_cache()
+    started = time.perf_counter()
+    model = model_on("cuda:0")
+    building_seconds = time.perf_counter() - started
+    measured = measure(model, batch, case.optim)
+    return asdict(case) | {
+        "predicted_bytes": breakdown.total,
+        "measured": asdict(measured),
+        "error": breakdown.total / measured.peak_bytes - 1,
+        "breakdown": asdict(breakdown),
+        "step": asdict(step),
+        "predicting_seconds": round(predicting_seconds, 2),
+        "building_seconds": round(building_seconds, 2),
+        "tokens_per_second": round(batch.tokens / measured.step_seconds),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--only", default="", help="only shapes whose name starts so")
+    arguments = parser.parse_args()
+    results = []
+    for case in CASES:
+        if not case.shape.startswith(arguments.only):
+            continue
+        try:
+            results.append(run(case))
+        except torch.OutOfMemoryError as error:
+            results.append(asdict(case) | {"out_of_memory": str(error).splitlines()[0]})
+        last = results[-1]
+        gibibytes = {key: f"{value / 2**30:6.2f}" for key, value in last.get("measured", {}).items() if key.endswith("bytes")}
+        print(
+            f"{case.shape[:12]:12} {case.sequences}x{case.length} ckpt={case.checkpointed} r={case.lora_r} {case.optim} rows={case.rows}:",
+            f"predicted {last.get('predicted_bytes', 0) / 2**30:.2f}",
+            gibibytes,
+            f"error {last.get('error', float('nan')):+.2%} {last.get('tokens_per_second')} tok/s,",
+            last.get("predicting_seconds"),
+            last.get("building_seconds"),
+            last.get("out_of_memory", ""),
+            flush=True,
+        )
+        gc.collect()
+    record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "cases": results}
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

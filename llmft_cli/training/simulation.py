@@ -1,0 +1,231 @@
+"""A training step followed on the `meta` device: what it allocates, computes and moves, without a GPU or weights.
+
+The very code that trains runs on tensors that have shapes and types and no memory. Every operation
+passes through a dispatch mode that counts the storages alive, as torch's caching allocator would,
+and what a GPU has to compute and to read and write.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from llmft_cli.training.loss import summed_loss
+from llmft_cli.training.tuned_model import decoder_layers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ALLOCATION_BYTES = 512  # torch's caching allocator rounds up to multiples of this
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
+ATTENTION, ATTENTION_BACKWARD = "torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"
+# FlashAttention-2 sums the gradient of the queries in fp32, and pads rows to blocks of 128.
+FLASH_BLOCK = 128
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward and backward pass. Bytes are those alive beside weights, gradients and optimizer.
+
+    Attributes:
+        peak_bytes: most of them alive at one time, and at that time, the part that was
+        activation_bytes: kept for the backward pass or computed in it,
+        logits_bytes: of the loss, and
+        workspace_bytes: dequantised weights and what kernels need besides.
+        flops: of matrix products and attention.
+        moved_bytes: read and written by everything else.
+        kernels: operations that a GPU is launched for.
+    """
+
+    peak_bytes: int
+    activation_bytes: int
+    logits_bytes: int
+    workspace_bytes: int
+    flops: int
+    moved_bytes: int
+    kernels: int
+
+
+class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is alive and what is done, from the moment it is entered."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._vocabulary = vocabulary
+        self.alive: Counter[str] = Counter()
+        self.at_peak: Counter[str] = Counter()
+        self.peak_bytes = self.flops = self.moved_bytes = self.kernels = 0
+        self._storages: dict[int, tuple[str, int]] = {}
+
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Not to count these, nor views of them; they stay alive all the time."""
+        for tensor in tensors:
+            self._storages[tensor.untyped_storage()._cdata] = "weights", 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        name: str = operation._schema.name
+        inputs = [item for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)]
+        outputs = [item for item in tree_leaves(result) if isinstance(item, torch.Tensor)]
+        new = [self._follow(tensor, self._category(name, tensor)) for tensor in outputs]
+        self._note_peak(workspace_bytes(name, inputs))
+        if any(new) or operation._schema.is_mutable:
+            self._count_work(name, args, inputs, outputs)
+        return result
+
+    def _category(self, name: str, tensor: torch.Tensor) -> str:
+        if name.startswith("bitsandbytes::"):
+            return "workspace"
+        return "logits" if self._vocabulary in tensor.shape[-1:] else "activations"
+
+    def _follow(self, tensor: torch.Tensor, category: str) -> bool:
+        """Count the tensor's storage until it is freed; whether it is a new one."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return False
+        size = -(-storage.nbytes() // ALLOCATION_BYTES) * ALLOCATION_BYTES
+        self._storages[key] = category, size
+        self.alive[category] += size
+        weakref.finalize(storage, self._forget, key)
+        return True
+
+    def _forget(self, key: int) -> None:
+        category, size = self._storages.pop(key)
+        self.alive[category] -= size
+
+    def _note_peak(self, workspace: int) -> None:
+        total = self.alive.total() + workspace
+        if total > self.peak_bytes:
+            self.peak_bytes = total
+            self.at_peak = self.alive.copy()
+            self.at_peak["workspace"] += workspace
+
+    def _count_work(self, name: str, arguments: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        self.kernels += 1
+        if name in PRODUCTS:
+            *_, left, right = inputs
+            self.flops += 2 * prod(left.shape) * right.shape[-1]
+        elif name in (ATTENTION, ATTENTION_BACKWARD):
+            self.flops += attention_flops(name, arguments)
+        else:
+            self.moved_bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
+
+
+def workspace_bytes(name: str, inputs: list[torch.Tensor]) -> int:
+    """What a kernel allocates for itself while it runs."""
+    if name != ATTENTION_BACKWARD:
+        return 0
+    query, key, rows = inputs[1], inputs[2], len(inputs[6]) - 1
+    tokens, heads, dim = query.shape
+    sums = (tokens + FLASH_BLOCK * rows) * heads * (dim + 1) * torch.float32.itemsize
+    repeated = 0 if heads == key.shape[1] else 2 * tokens * heads * dim * query.element_size()
+    return sums + repeated
+
+
+def attention_flops(name: str, arguments: Any) -> int:
+    """Of causal attention in rows of the same length: two products, and five in the backward pass."""
+    backward = name == ATTENTION_BACKWARD
+    query, starts, longest = (arguments[place] for place in ((1, 6, 8) if backward else (0, 3, 5)))
+    _tokens, heads, dim = query.shape
+    product = (len(starts) - 1) * longest**2 * heads * dim
+    return product * (5 if backward else 2)
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A micro-batch of `sequences` sequences of `length` tokens.
+
+    Attributes:
+        supervised: how many of all its tokens have a target.
+        rows: packed into all the sequences.
+        longest_row: its tokens.
+    """
+
+    sequences: int
+    length: int
+    supervised: int
+    rows: int
+    longest_row: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+    def on_meta(self) -> dict[str, Any]:
+        """The batch as `batches.collate` makes it."""
+        tokens = torch.empty(self.sequences, self.length, dtype=torch.long, device="meta")
+        predicting = torch.empty(self.supervised, dtype=torch.long, device="meta")
+        starts = torch.empty(self.rows + 1, dtype=torch.int32, device="meta")
+        ids = {name: torch.empty_like(tokens) for name in ("input_ids", "labels", "position_ids")}
+        return {**ids, "predicting": predicting, "row_starts": starts, "longest_row": self.longest_row}
+
+
+def full_batch(sequences: int, length: int) -> BatchShape:
+    """The most that a micro-batch can be: every token but the first is supervised, one row fills each sequence."""
+    return BatchShape(sequences, length, sequences * (length - 1), sequences, length)
+
+
+def simulate(model: PeftModel, batch: BatchShape) -> Step:
+    """Follow one forward and backward pass of a trainable model on the `meta` device (`tuned_model.make_trainable`).
+
+    Its gradients are taken to be there already, as they are from the second micro-batch on.
+    """
+    for weights in model.parameters():
+        weights.grad = torch.empty_like(weights) if weights.requires_grad else None
+    model.train()
+    follower = Follower(model.config.get_text_config().vocab_size)
+    follower.leave_out(standing_tensors(model))
+    with follower:
+        (summed_loss(model, batch.on_meta()) / batch.supervised).backward()  # type: ignore[no-untyped-call]
+    peak = follower.at_peak
+    return Step(
+        follower.peak_bytes,
+        peak["activations"],
+        peak["logits"],
+        peak["workspace"],
+        follower.flops,
+        follower.moved_bytes,
+        follower.kernels,
+    )
+
+
+def standing_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """What is on the device before a step begins: weights, buffers, gradients and the scales of quantised weights."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        yield tensor
+        yield from scales(tensor)
+        if tensor.grad is not None:
+            yield tensor.grad
+
+
+def scales(weights: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What comes with a 4-bit weight: block scales, quantised themselves or not."""
+    state: Any = getattr(weights, "quant_state", None)
+    if state is not None:
+        yield from (state.absmax, state.code)
+        if state.nested:
+            yield from (state.offset, state.state2.absmax, state.state2.code)
+
+
+@contextmanager
+def only_layers(model: PeftModel, count: int) -> Iterator[None]:
+    """The model with its first `count` layers alone."""
+    first = decoder_layers(model)[0]
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and first in list(module))
+    layers = next(lists)
+    every = layers._modules.copy()
+    layers._modules = dict(list(every.items())[:count])
+    try:
+        yield
+    finally:
+        layers._modules = every

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from llmft_cli import models
 from llmft_cli.config import Config
+from llmft_cli.data.examples import IGNORED
 from llmft_cli.data.store import TRAIN, VALIDATION, split_file
 from llmft_cli.errors import OutOfMemory, first_line
 from llmft_cli.run_dir import RunDir
 from llmft_cli.training import checkpoints, schedule
-from llmft_cli.training.recovery import DoesNotFit, first_row, is_out_of_memory, places_of
+from llmft_cli.training.recovery import DoesNotFit, is_out_of_memory, places_of
 
 if TYPE_CHECKING:
     import torch
@@ -52,15 +53,15 @@ def moment(trainer: QLoRATrainer) -> str:
 
 
 def described_row(part: Batch, trainer: QLoRATrainer, run: RunDir) -> str:
-    """Where a part's row stands in the run's data, how long it is, and how it begins."""
+    """Where a part's row stands in the run's data, how long it is, and how what is to be learned begins."""
     splits = ((TRAIN, trainer.train_dataset), (VALIDATION, trainer.eval_dataset or []))
     split, sequences, place = next((name, rows, places[0]) for name, rows in splits if (places := places_of(part, rows)))
     length = sequences[place.sequence - 1]["row_lengths"][place.row - 1]
-    ids = first_row(part["input_ids"][0].tolist(), part["position_ids"][0].tolist())[:TOKENS_QUOTED]
-    beginning = " ".join(models.load_tokenizer(run.tokenizer).decode(ids).split())
+    targets = [label for label in part["labels"][0].tolist() if label != IGNORED][:TOKENS_QUOTED]
+    quoted = " ".join(models.load_tokenizer(run.tokenizer).decode(targets).split())
     return (
         f"row {place.row} of sequence {place.sequence} in {split_file(run.data, split)} "
-        f"({length:,} tokens, beginning {beginning!r})"
+        f"({length:,} tokens, its target begins {quoted!r})"
     )
 
 

@@ -159,16 +159,19 @@ def versions(listing: Listing, computing: Computing) -> dict[str, str | None]:
 
 
 def require_gpu(report: Report) -> None:
-    """Hold that torch sees a GPU and that 4-bit weights compute right on it.
+    """Hold that torch sees a GPU which is not fully used, and that 4-bit weights compute right on it.
 
     Raises:
-        MachineError: they do not; it says why and what mends it.
+        MachineError: it is otherwise; it says why and what mends it.
     """
     probe = report.nf4_probe
     on_gpu = (probe.device or "").startswith("cuda")
-    if on_gpu and probe.ok:
+    full = [fullness(gpu) for gpu in report.gpus if on_gpu and gpu.device == probe.device and is_full(gpu)]
+    if on_gpu and probe.ok and not full:
         return
-    if on_gpu:
+    if full:
+        what: str | None = full[0].what
+    elif on_gpu:
         what = probe.problem
     elif report.gpus:
         what = report.problems[0].what

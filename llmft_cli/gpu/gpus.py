@@ -58,13 +58,13 @@ class Listing:
 
 
 def list_gpus() -> Listing:
-    """The GPUs as nvidia-smi shows them, asked twice at once: through GPUtil, and for what GPUtil has no field for."""
-    surveying = beside(survey)
-    gpus, absence = gputil_gpus()
+    """The GPUs as nvidia-smi shows them, asked twice: for what GPUtil has no field for, and through GPUtil."""
     try:
-        surveyed = surveying.result()
+        # First, because it ends a program that hangs; GPUtil's would hold our own output open.
+        surveyed = survey()
     except NoAnswer:
         return Listing([], HANGS)
+    gpus, absence = gputil_gpus()
     return Listing([completed(gpu, surveyed) for gpu in gpus], absence, surveyed.newest_cuda)
 
 

@@ -63,8 +63,10 @@ def survey() -> Survey:
 
 
 def parse(output: bytes) -> Survey:
+    # A process names itself, and nvidia-smi passes on what XML does not allow.
+    text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "?", output.decode(errors="replace"))
     try:
-        log = ElementTree.fromstring(output)
+        log = ElementTree.fromstring(text)
     except ElementTree.ParseError:
         return Survey()
     cards = {gpu.findtext("uuid", "").strip(): details_of(gpu) for gpu in log.iter("gpu")}

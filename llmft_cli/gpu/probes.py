@@ -19,11 +19,11 @@ SEED = 0
 SIZE = 512
 # bitsandbytes takes another kernel for one row (generation), few rows and many (training).
 ROWS = (1, 16, 512)
-# NF4 in blocks of 64 costs a normal weight 9.2% in the round trip, and 8.7% to 9.4% in its products (eight
-# seeds). The same with FP4's code book is 12.2%; scales or a layout gone wrong are far above that.
+# NF4 in blocks of 64 costs a normal weight 9.2% in the round trip, and 8.7% to 10.0% in its products (16 seeds on
+# an H100). The same with FP4's code book is 12.2%; scales or a layout gone wrong are far above that.
 HIGHEST_HEALTHY_NF4_ERROR = 0.11
-# int8 with a scale for each row costs 1.05% to 1.23% on a GPU, where both factors are int8 (32 seeds, worked out in
-# fp32), and 0.70% to 0.81% on the CPU, where only the weight is. With half the levels in one factor it is 1.65% there.
+# int8 with a scale for each row costs 1.05% to 1.23% on a GPU, where both factors are int8 (16 seeds on an H100, 32
+# worked out in fp32), and 0.70% to 0.81% on the CPU, where only the weight is. Half the levels in one factor cost 1.65%.
 HIGHEST_HEALTHY_INT8_ERROR = 0.015
 
 

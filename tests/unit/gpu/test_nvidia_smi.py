@@ -38,6 +38,13 @@ def test_a_process_name_cannot_break_out_of_its_line() -> None:
     assert names[0].name == "my name is long"
 
 
+def test_a_process_name_that_xml_does_not_allow() -> None:
+    """One process with an odd name would hide all the others."""
+    odd = smi.parse(XML.encode().replace(b"/usr/bin/python3", b"\x1b[31m\xff"))
+    assert odd.cards[UUID].processes[0].name == "?[31m\ufffd"
+    assert odd.newest_cuda == "12.8"
+
+
 @pytest.mark.parametrize("output", ["", "No devices were found", "\x00\xff", "<nvidia_smi_log>", "<html></html>"])
 def test_no_xml_is_nothing(output: str) -> None:
     assert parsed(output) == Survey(None, {})

@@ -1,0 +1,265 @@
+"""gpu-check on machines with other drivers, cards, libraries, networks and disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run
+
+UUID = "GPU-7f0d2c2e-94b2-6f8a-1c39-5be6a1d2f0aa"
+CARD = f"0, {UUID}, 97, 81559, {{used}}, {{free}}, 570.86.15, NVIDIA \x1b[31mH100[/red], 1650223, Disabled, Disabled, 61"
+FREE, FULL = (CARD.format(used=81559 - free, free=free) for free in (81000, 20))
+XML = f"""<?xml version="1.0" ?>
+<nvidia_smi_log>
+  <driver_version>570.86.15</driver_version>
+  <cuda_version>12.8</cuda_version>
+  <gpu id="00000000:01:00.0">
+    <mig_mode><current_mig>N/A</current_mig></mig_mode>
+    <uuid>{UUID}</uuid>
+    <ecc_mode><current_ecc>Enabled</current_ecc></ecc_mode>
+    <processes><process_info><pid>4711</pid><process_name>/usr/bin/python3 \x1b]0;x\x07</process_name>
+      <used_memory>80896 MiB</used_memory></process_info></processes>
+  </gpu>
+</nvidia_smi_log>"""
+HELD = "GPU 0 is fully used by: python3 ?]0;x? (pid 4711, 79 GiB)"
+FAILED = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure it is installed and running."
+
+# What a torch for CUDA 13.0 would say on such a machine, and `main` after it.
+PROGRAM = """
+import sys, torch, warnings
+from types import SimpleNamespace
+torch.version.cuda = "13.0"
+{patch}
+from llmft_cli.cli import main
+main()
+"""
+TOO_OLD = """
+def too_old():
+    warnings.warn("CUDA initialization: The NVIDIA driver on your system is too old (found version 12080).")
+    return False
+torch.cuda.is_available = too_old
+"""
+SEEN = f"""
+card = SimpleNamespace(uuid="{UUID.removeprefix("GPU-")}", major=9, minor=0, name="H100", total_memory=2**36)
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
+torch.cuda.get_device_properties = lambda index: card
+torch.cuda.get_device_capability = lambda device=None: (9, 0)
+torch._C._cuda_getCurrentRawStream = None
+"""
+# What a card without free memory says to the first that wants some.
+NO_ROOM = f"""{SEEN}
+torch.cuda.get_device_capability = None  # bitsandbytes then takes its library for the CPU
+from llmft_cli.gpu import probes, rates
+def refuse(*arguments, **more): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+probes.mismatch = lambda torch, bitsandbytes: None
+probes.nf4_errors = probes.int8_error = probes.bf16_flops_per_second = probes.bandwidth_bytes_per_second = refuse
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Make a folder with an `nvidia-smi` that prints this, or without any; returns the PATH that has nothing else."""
+
+    def make(output: str | None = None, xml: str = XML, code: int = 0, before: str = "") -> dict[str, str]:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        if output is not None:
+            (folder / "output").write_text(f"{output}\n")
+            (folder / "xml").write_text(f"{xml}\n")
+            choice = f'case "$*" in "-q -x") /bin/cat {folder}/xml;; *) /bin/cat {folder}/output;; esac'
+            (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{before}\n{choice}\nexit {code}\n")
+            (folder / "nvidia-smi").chmod(0o755)
+        return {"PATH": str(folder)}
+
+    return make
+
+
+@pytest.fixture
+def with_torch(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run gpu-check in a process whose torch was patched before."""
+
+    def start(patch: str, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", PROGRAM.format(patch=patch), "gpu-check", *flags]
+        variables = {"HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"} | environment
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=120)
+
+    return start
+
+
+def found(done: subprocess.CompletedProcess[str]) -> dict:
+    """What gpu-check --json said, which ended well."""
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+def refused(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """The two lines with which --require-gpu ended."""
+    assert (done.returncode, done.stdout) == (3, "")
+    return done.stderr.splitlines()[-2:]
+
+
+class TestDriver:
+    def test_none(self, run: Run, machine: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+        environment = machine()
+        report = found(run("gpu-check", "--json", folder=tmp_path, **environment))
+        assert (report["gpus"], report["gpu_problem"]) == ([], "nvidia-smi was not found on the PATH")
+        assert (report["nf4_probe"]["ok"], report["nf4_probe"]["device"], report["problems"]) == (True, "cpu", [])
+        assert report["probes"][0]["bf16_flops_per_second"] > 0
+        assert report["probes"][0]["bandwidth_bytes_per_second"] > 0
+        assert 0.005 < report["probes"][0]["int8_relative_error"] < 0.015
+        error, hint = refused(run("gpu-check", "--require-gpu", folder=tmp_path, **environment))
+        assert error == "error: no usable GPU: nvidia-smi was not found on the PATH"
+        assert hint.startswith("hint: use a machine with an NVIDIA GPU and its driver")
+
+    @pytest.mark.parametrize(("said", "code", "mended"), [(FAILED, 9, True), ("No devices were found", 6, False)])
+    def test_without_a_card(
+        self, run: Run, machine: Callable[..., dict[str, str]], tmp_path: Path, said: str, code: int, mended: bool
+    ) -> None:
+        report = found(run("gpu-check", "--json", folder=tmp_path, **machine(said, said, code)))
+        assert (report["gpus"], report["gpu_problem"]) == ([], f"nvidia-smi: {said}")
+        assert [problem["what"] for problem in report["problems"]] == [f"nvidia-smi: {said}"] * mended
+        assert all(problem["mend"] for problem in report["problems"])
+
+    @pytest.mark.parametrize("said", ["garbage", "", "0, GPU-1", "<html>"])
+    def test_that_says_nonsense(self, run: Run, machine: Callable[..., dict[str, str]], tmp_path: Path, said: str) -> None:
+        report = found(run("gpu-check", "--json", folder=tmp_path, **machine(said, said)))
+        assert report["gpus"] == []
+        assert report["problems"][0]["what"].startswith("nvidia-smi")
+        assert "nvidia-smi" in report["problems"][0]["mend"]
+
+    def test_that_hangs(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        """CUDA would hang as well, where no Ctrl-C can reach it."""
+        patch = """
+import llmft_cli.gpu.nvidia_smi
+llmft_cli.gpu.nvidia_smi.TIME_LIMIT_SECONDS = 1
+def hang(*arguments): raise AssertionError("hung")
+torch.cuda.is_available = torch.cuda.device_count = torch._C._cuda_init = hang
+"""
+        started = time.monotonic()
+        done = with_torch(patch, "--json", **machine(FREE, before="exec /bin/sleep 60"))
+        assert time.monotonic() - started < 40
+        report = found(done)
+        assert (report["gpus"], report["probes"], report["nf4_probe"]["ok"]) == ([], [], False)
+        assert [problem["what"] for problem in report["problems"]] == ["nvidia-smi did not answer within 1 s: the driver hangs"]
+
+    def test_too_old(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        error, hint = refused(with_torch(TOO_OLD, "--require-gpu", **machine(FREE)))
+        assert "nvidia-smi shows 1 GPU(s), torch sees none: driver 570.86.15 supports CUDA 12.8 at most, torch " in error
+        assert hint.startswith("hint: update the NVIDIA driver, or install a torch for CUDA 12.8 or older: https://")
+
+    @pytest.mark.parametrize("visible", ["", "7"])
+    def test_cards_that_are_hidden(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]], visible: str
+    ) -> None:
+        report = found(with_torch("", "--json", CUDA_VISIBLE_DEVICES=visible, **machine(FREE)))
+        what = f"nvidia-smi shows 1 GPU(s), torch sees none: CUDA_VISIBLE_DEVICES is '{visible}'"
+        assert report["problems"] == [{"what": what, "mend": "unset CUDA_VISIBLE_DEVICES"}]
+        assert report["nf4_probe"]["device"] == "cpu"
+
+
+class TestFullCard:
+    def test_is_shown_with_who_uses_it(self, run: Run, machine: Callable[..., dict[str, str]], tmp_path: Path) -> None:
+        done = run("gpu-check", folder=tmp_path, **machine(FULL))
+        assert done.returncode == 0
+        assert "\x1b" not in done.stdout
+        assert "GPU 0: NVIDIA \\x1b[31mH100[/red]\n" in done.stdout
+        lines = {line.partition("  ")[0]: line.partition("  ")[2].strip() for line in done.stdout.splitlines()}
+        assert lines["memory"]
+        assert lines["used by"] == "python3 ?]0;x? (pid 4711, 79 GiB)"
+        assert (lines["load"], lines["temperature"], lines["ECC"]) == ("97.0%", "61 degrees Celsius", "enabled")
+        assert "MIG" not in lines
+        assert lines[HELD].startswith("wait until they end")
+
+    def test_refuses_the_probe(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        report = found(with_torch(NO_ROOM, "--json", **machine(FULL)))
+        assert [problem["what"] for problem in report["problems"]] == [HELD]
+        assert (report["probes"][0]["ok"], report["probes"][0]["problem"]) == (False, HELD)
+        assert report["gpus"][0]["processes"] == [{"pid": 4711, "name": "python3 ?]0;x?", "memory_bytes": 79 * 2**30}]
+        assert (report["gpus"][0]["mig"], report["gpus"][0]["ecc"], report["gpus"][0]["device"]) == (None, "enabled", "cuda:0")
+
+
+class TestBitsandbytes:
+    """Its CUDA library is in the package, and CUDA's own are not: torch here is the one for the CPU."""
+
+    def test_without_the_libraries_of_cuda(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        error, hint = refused(with_torch(SEEN, "--require-gpu", **machine(FREE)))
+        assert "cannot load a library for CUDA 13.0: libcu" in error
+        assert "cannot open shared object file" in error
+        assert hint.startswith("hint: pip install --force-reinstall torch==")
+
+    def test_without_its_own_library(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        done = with_torch(f'{SEEN}\ntorch.version.cuda = "19.0"', "--json", **machine(FREE))
+        report = found(done)
+        problem = report["problems"][0]
+        assert "cannot load a library for CUDA 19.0: No compatible CUDA binary found at " in problem["what"]
+        assert problem["mend"] == "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
+        assert (report["nf4_probe"]["ok"], report["nf4_probe"]["problem"]) == (False, problem["what"])
+        assert report["versions"]["bitsandbytes_cuda"] is None
+        assert "Traceback" not in done.stderr
+
+    def test_told_to_take_another(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        report = found(with_torch(SEEN, "--json", BNB_CUDA_VERSION="999", **machine(FREE)))
+        assert report["problems"][0]["what"].endswith("(BNB_CUDA_VERSION is '999')")
+        assert report["problems"][0]["mend"] == "unset BNB_CUDA_VERSION"
+
+
+def test_no_network_and_secrets_that_stay_secret(llmft: Run, tmp_path: Path) -> None:
+    secrets = {"HF_TOKEN": "hf_ThisIsNoRealTokenButLooksLikeOne", "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567"}
+    done = llmft("gpu-check", "--json", "--debug", folder=tmp_path, HF_ENDPOINT="http://127.0.0.1:9", **secrets)
+    report = found(done)
+    assert (report["hub"], report["wandb"]) == ({"token": True, "offline": False, "reachable": False}, "logged in")
+    assert report["problems"] == []
+    assert not [secret for secret in secrets.values() if secret in done.stdout + done.stderr]
+
+
+PLACES = (("the cache will be", ".cache/llmft"), ("runs will be", "runs"))
+
+
+def test_no_disk(run: Run, machine: Callable[..., dict[str, str]], mounted: Callable[[str], Path]) -> None:
+    disk = mounted("64k")
+    facts = os.statvfs(disk)
+    (disk / "filler").write_bytes(b"x" * (facts.f_bavail * facts.f_bsize))
+    report = found(run("gpu-check", "--json", folder=disk, HOME=str(disk), TMPDIR=str(disk), **machine()))
+    assert report["nf4_probe"]["ok"]
+    told = {problem["what"]: problem["mend"] for problem in report["problems"]}
+    cache, runs = (f"the disk has 0 B free where {what} ({disk}/{path})" for what, path in PLACES)
+    assert told[cache] == "free some space, or set LLMFT_CACHE to a folder elsewhere"
+    assert told[runs] == "free some space, or keep runs elsewhere (--run)"
+
+
+def test_a_disk_that_may_only_be_read(run: Run, machine: Callable[..., dict[str, str]], mounted: Callable[[str], Path]) -> None:
+    disk = mounted("64k")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    report = found(run("gpu-check", "--json", folder=disk, **machine()))
+    assert f"not allowed to write where runs will be ({disk}/runs)" in [problem["what"] for problem in report["problems"]]
+
+
+def test_only_what_is_needed_is_imported(with_torch: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """gpu-check takes little longer than importing torch and bitsandbytes; any other library would show."""
+    patch = """
+import atexit
+others = {"transformers", "datasets", "peft", "wandb", "accelerate", "pyarrow"}
+atexit.register(lambda: print(sorted(others & set(sys.modules))))
+"""
+    assert with_torch(patch, "--quiet").stdout.splitlines()[-1] == "[]"

@@ -84,6 +84,7 @@ def train(run: str, result: TrainResult) -> list[Section]:
                 "best step": result.best_step,
                 "speed": None if speed is None else f"{speed:,.0f} tokens/s",
                 "peak memory": gibibytes(result.peak_memory_bytes),
+                "out of memory": smaller_passes(result),
                 "time": f"{result.seconds:,.0f} s",
                 "trainable": f"{result.trainable_parameters:,} parameters",
                 "adapter": result.adapter,
@@ -91,6 +92,15 @@ def train(run: str, result: TrainResult) -> list[Section]:
         ),
         next_command("eval", run),
     ]
+
+
+def smaller_passes(result: TrainResult) -> str | None:
+    """How often memory ran out, and what became of the batches; None where it did not."""
+    times, tokens = result.out_of_memory_retries, result.largest_pass_tokens
+    if not times:
+        return None
+    ending = "" if tokens is None else f"; batches in passes of at most {tokens:,} tokens"
+    return f"{times:,} time{'s' if times > 1 else ''}{ending}"
 
 
 def merge(run: str, result: MergeResult) -> list[Section]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from llmft_cli.data.report import PrepareResult
@@ -120,6 +122,7 @@ def test_train() -> None:
     result = TrainResult(
         steps=12, train_loss=1.23456, eval_loss=None, best_step=None, tokens_per_second=1234.5, peak_memory_bytes=3 * GIB,
         plan={}, adapter="runs/a b/adapter", trainable_parameters=1_000_000, seconds=61.2,
+        out_of_memory_retries=0, largest_pass_tokens=None, rehearsal_peak_bytes=None,
     )  # fmt: skip
     figures, following = stages.train("runs/a b", result)
     assert rows(figures) == {
@@ -132,6 +135,8 @@ def test_train() -> None:
         "adapter": "runs/a b/adapter",
     }
     assert rows(following) == {"next": "llmft eval 'runs/a b'"}
+    smaller = stages.train("runs/a b", replace(result, out_of_memory_retries=2, largest_pass_tokens=2048))[0]
+    assert rows(smaller)["out of memory"] == "2 times; batches in passes of at most 2,048 tokens"
 
 
 def test_merge() -> None:

@@ -27,7 +27,7 @@ def collate(sequences: Sequence[Mapping[str, Any]]) -> Batch:
 
     Returns:
         input_ids, labels and position_ids of shape (batch, longest); predicting, row_starts and longest_row
-        as `places` gives them; and token_count, the number of tokens that are not padding, of shape ().
+        as `places` gives them; and token_count, the number of tokens that are not padding.
     """
     import torch
 
@@ -40,7 +40,7 @@ def collate(sequences: Sequence[Mapping[str, Any]]) -> Batch:
         lengths = [*sequence["row_lengths"], padding]
         batch["position_ids"].append([position for length in lengths for position in range(length)])
     tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in batch.items()}
-    token_count = torch.tensor(sum(len(sequence["input_ids"]) for sequence in sequences))
+    token_count = sum(len(sequence["input_ids"]) for sequence in sequences)
     return {**tensors, **places(tensors), "token_count": token_count}
 
 

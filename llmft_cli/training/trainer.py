@@ -120,7 +120,7 @@ class QLoRATrainer(transformers.Trainer):
         self._step.batches.append(inputs)
         work = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
         loss = self.passes.run(self._step.batches, work, start_over=self._start_step_over)
-        self.clock.add_tokens(int(inputs["token_count"]))
+        self.clock.add_tokens(inputs["token_count"])
         return loss
 
     def _start_step_over(self) -> None:

@@ -26,7 +26,7 @@ def test_collate_pads_and_restarts_positions_at_every_row():
     assert batch["input_ids"].tolist() == [[11, 12, 13, 14, 15, 21, 22, 23], [21, 22, 23, 0, 0, 0, 0, 0]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 0, 1, 2, 3, 4]]
     assert batch["labels"].tolist() == [[-100, 12, 13, 14, 15, -100, 22, 23], [-100, 22, 23, -100, -100, -100, -100, -100]]
-    assert batch["token_count"].item() == 11
+    assert batch["token_count"] == 11
 
 
 def load_fp32(tiny_model_dir):

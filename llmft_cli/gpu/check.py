@@ -123,8 +123,9 @@ def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Li
     if listing.absence is HANGS:
         return Computing([], [HANGS], cuda=cuda), listing
     view = view_through_torch(torch, listing)
-    problems = [view.problem] if view.problem else []
-    problems += [fullness(gpu) for gpu in view.gpus if is_full(gpu) and (gpu.device or not view.devices)]
+    problems = [fullness(gpu) for gpu in view.gpus if is_full(gpu) and (gpu.device or not view.devices)]
+    if view.problem and not (problems and "out of memory" in view.problem.what):
+        problems.insert(0, view.problem)
     bitsandbytes, unusable = load_bitsandbytes(torch, on_gpu=bool(view.devices))
     probes = []
     by_device = {gpu.device: gpu for gpu in view.gpus}

@@ -14,6 +14,7 @@ from llmft_cli.gpu.nvidia_smi import BYTES_PER_MIB, TIME_LIMIT_SECONDS, GpuProce
 from llmft_cli.quantities import format_size
 
 DRIVER_MEND = "see what `nvidia-smi` says; a driver that was updated or crashed needs a reboot"
+MEMORY_MEND = "free memory on the GPU: `nvidia-smi` shows which processes hold it"
 # CUDA would hang as well.
 HANGS = Problem(
     f"nvidia-smi did not answer within {TIME_LIMIT_SECONDS} s: the driver hangs",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,8 +27,14 @@ NEARLY_FULL_BELOW_BYTES = 2**30
 HUB_SECONDS = 3
 
 
+# Of cgroups, version 2 and 1.
+LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
 @dataclass(frozen=True)
 class Memory:
+    """The machine's, or what a container may use of it."""
+
     total_bytes: int
     available_bytes: int
 
@@ -58,7 +66,17 @@ def measure_memory() -> Memory:
     import psutil
 
     memory = psutil.virtual_memory()
-    return Memory(memory.total, memory.available)
+    limit = container_limit()
+    return Memory(int(min(memory.total, limit)), int(min(memory.available, limit)))
+
+
+def container_limit() -> float:
+    """The bytes of memory that this container may use, infinity where nothing limits it."""
+    for file in LIMIT_FILES:
+        with suppress(OSError):
+            text = file.read_text().strip()
+            return math.inf if text == "max" else int(text)
+    return math.inf
 
 
 def measure_disk(path: Path, purpose: Purpose) -> Disk:

@@ -10,7 +10,7 @@ from typing import Any
 from llmft_cli.errors import first_line
 from llmft_cli.gpu.cuda_libraries import mismatch
 from llmft_cli.gpu.findings import Problem
-from llmft_cli.gpu.gpus import DRIVER_MEND, Gpu, fullness
+from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, fullness, is_full
 from llmft_cli.gpu.rates import bandwidth_bytes_per_second, bf16_flops_per_second
 from llmft_cli.gpu.torch_view import BUILDS
 from llmft_cli.libraries import import_bitsandbytes, version_of
@@ -78,11 +78,12 @@ class Trials:
         return [self._problem(said, error, names) for said, (error, names) in self._failures.items()]
 
     def _problem(self, said: str, error: Exception, names: list[str]) -> Problem:
-        if "out of memory" in said and self._gpu:
+        # Libraries that find no memory for their own handles say so in other words.
+        if self._gpu and (is_full(self._gpu) or "out of memory" in said):
             return fullness(self._gpu)
         what = f"on {self._device} {', '.join(names)} failed: {said}"
         if "out of memory" in said:
-            return Problem(what, "free memory on the GPU: `nvidia-smi` shows which processes hold it")
+            return Problem(what, MEMORY_MEND)
         if "no kernel image" in said:
             return Problem(what, f"install a torch that is built for this GPU's compute capability: {BUILDS}")
         return Problem(what, reinstall(self._torch) if {"NF4", "int8"} & set(names) else DRIVER_MEND)

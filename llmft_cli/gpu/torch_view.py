@@ -10,7 +10,7 @@ from typing import Any
 
 from llmft_cli.errors import first_line
 from llmft_cli.gpu.findings import Problem
-from llmft_cli.gpu.gpus import DRIVER_MEND, Gpu, Listing
+from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, Listing
 
 BUILDS = "https://pytorch.org/get-started"
 
@@ -46,7 +46,7 @@ def view_through_torch(torch: Any, listing: Listing) -> View:
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             seen = [torch.cuda.get_device_properties(index) for index in range(count)]
         except RuntimeError as error:
-            return View(listing.gpus, [], None, Problem(f"torch cannot open the GPU: {first_line(error)}", DRIVER_MEND))
+            return View(listing.gpus, [], None, Problem(f"torch cannot open the GPU: {first_line(error)}", mend_of(error)))
     if not seen:
         said = next((first_line(warning.message) for warning in caught if "CUDA" in str(warning.message)), None)
         return View(listing.gpus, [], None, blindness(torch, listing, said) if listing.gpus else None)
@@ -64,6 +64,10 @@ def view_through_torch(torch: Any, listing: Listing) -> View:
 def torch_fields(card: Any, device: str) -> dict[str, Any]:
     # The bf16 units came with Ampere; torch's own answer counts emulation, which is too slow to train with.
     return {"device": device, "compute_capability": f"{card.major}.{card.minor}", "bf16": card.major >= 8}
+
+
+def mend_of(error: RuntimeError) -> str:
+    return MEMORY_MEND if "out of memory" in str(error) else DRIVER_MEND
 
 
 def blindness(torch: Any, listing: Listing, torch_said: str | None) -> Problem:

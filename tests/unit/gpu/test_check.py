@@ -89,6 +89,19 @@ class TestCheck:
             gpu.require_gpu(found)
         assert caught.value.hint == found.problems[0].mend
 
+    def test_a_gpu_too_full_to_be_opened(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        def refuse(index: int) -> None:
+            raise RuntimeError("CUDA error: out of memory")
+
+        torch = fake_torch(card())
+        torch.cuda.get_device_properties = refuse
+        torch_with(torch)
+        nvidia_smi(LINE.replace("77463", "12"), xml=XML)
+        found = check(Silent(), tmp_path, tmp_path)
+        assert found.problems == [fullness(replace(WHOLE, memory_free_bytes=12 * 2**20))]
+        with pytest.raises(MachineError, match="no usable GPU: GPU 0 is fully used by: python3"):
+            gpu.require_gpu(found)
+
     def test_a_full_gpu_that_is_hidden_from_torch_is_no_problem(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
         torch_with(fake_torch(card("other")))
         nvidia_smi(LINE.replace("77463", "12"), xml=XML)

@@ -7,6 +7,7 @@ import socket
 import time
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,20 @@ from llmft_cli.gpu.machine import Disk, Hub, disk_problem, look_at_hub, measure_
 
 Usage = namedtuple("Usage", "total used free")
 DISK = Disk("/data/runs", "runs", 2**30, 2**40, True)
+
+
+@pytest.mark.parametrize(
+    ("limit", "total", "available"),
+    [("max", 64, 40), (str(16 * 2**30), 16, 16), (str(50 * 2**30), 50, 40), ("9223372036854771712", 64, 40), (None, 64, 40)],
+)
+def test_a_container_may_have_less_memory_than_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str | None, total: int, available: int
+) -> None:
+    if limit:
+        (tmp_path / "limit").write_text(f"{limit}\n")
+    monkeypatch.setattr(machine, "LIMIT_FILES", (tmp_path / "none", tmp_path / "limit"))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=64 * 2**30, available=40 * 2**30))
+    assert machine.measure_memory() == machine.Memory(total * 2**30, available * 2**30)
 
 
 def test_a_place_that_does_not_exist_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -161,7 +161,10 @@ class TestVerdict:
 
 
 class TestOutOfMemory:
-    @pytest.mark.parametrize("said", ["CUDA out of memory. Tried to allocate 2.00 MiB", "CUDA error: out of memory"])
+    @pytest.mark.parametrize(
+        "said",
+        ["CUDA out of memory. Tried to allocate 2.00 MiB", "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"],
+    )
     def test_who_holds_the_memory_is_named(self, measured: Any, said: str) -> None:
         measured(**dict.fromkeys(MEASURED, RuntimeError(said)))
         found, problems = tried(gpu=FULL)

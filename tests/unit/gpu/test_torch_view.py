@@ -12,7 +12,7 @@ from machines import CARD, card, fake_torch
 
 from llmft_cli.gpu import torch_view
 from llmft_cli.gpu.findings import Problem
-from llmft_cli.gpu.gpus import DRIVER_MEND, Gpu, Listing
+from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, Listing
 from llmft_cli.gpu.torch_view import View, view_through_torch
 
 ONE = Listing([CARD])
@@ -92,15 +92,15 @@ def test_a_newer_driver_counts_as_newer() -> None:
     assert torch_view.version("13.10") > torch_view.version("13.9") > torch_view.version("12.8")
 
 
-def test_card_that_cannot_be_opened() -> None:
+@pytest.mark.parametrize(("said", "mend"), [("device busy", DRIVER_MEND), ("out of memory", MEMORY_MEND)])
+def test_card_that_cannot_be_opened(said: str, mend: str) -> None:
     def busy(index: int) -> None:
-        raise RuntimeError("CUDA error: device busy\nCompile with TORCH_USE_CUDA_DSA")
+        raise RuntimeError(f"CUDA error: {said}\nCompile with TORCH_USE_CUDA_DSA")
 
     torch = fake_torch(card())
     torch.cuda.get_device_properties = busy
-    assert view_through_torch(torch, ONE) == View(
-        [CARD], [], None, Problem("torch cannot open the GPU: CUDA error: device busy", DRIVER_MEND)
-    )
+    problem = Problem(f"torch cannot open the GPU: CUDA error: {said}", mend)
+    assert view_through_torch(torch, ONE) == View([CARD], [], None, problem)
 
 
 def test_torch_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,18 +13,25 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-from transformers import LlamaConfig
+from llmft_cli.libraries import calm, hardware, versions
 
-from llmft_cli import model_shapes
-from llmft_cli.config import resolve
-from llmft_cli.libraries import hardware, versions
-from llmft_cli.training.measuring import measure
-from llmft_cli.training.prediction import predict
-from llmft_cli.training.simulation import BatchShape
-from llmft_cli.training.tuned_model import make_trainable
+calm()  # the allocator is set up as `llmft train` does it, before torch is there
 
+import torch  # noqa: E402
+from transformers import LlamaConfig  # noqa: E402
+
+from llmft_cli import model_shapes  # noqa: E402
+from llmft_cli.config import resolve  # noqa: E402
+from llmft_cli.training.card import hold_to  # noqa: E402
+from llmft_cli.training.measuring import measure  # noqa: E402
+from llmft_cli.training.plans import required_bytes  # noqa: E402
+from llmft_cli.training.prediction import predict  # noqa: E402
+from llmft_cli.training.simulation import BatchShape  # noqa: E402
+from llmft_cli.training.tuned_model import make_trainable  # noqa: E402
+
+GIBIBYTE = 2**30
 SHAPES = {
     "llama-2-7b": (32000, 4096, 11008, 32, 32, 32),
     "llama-2-13b": (32000, 5120, 13824, 40, 40, 40),
@@ -37,7 +44,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """`checkpointed` layers (None: all); `rows` packed into each sequence."""
+    """`checkpointed` layers (None: all); `rows` packed into each sequence; what the process may take (0: everything)."""
 
     shape: str
     sequences: int
@@ -46,9 +53,14 @@ class Case:
     lora_r: int = 16
     optim: str = "adamw_torch_fused"
     rows: int = 1
+    max_vram_gibibytes: int = 0
 
 
 CASES = [
+    Case("llama-2-7b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 6),
+    Case("llama-2-7b", 1, 4096, None, 16, "paged_adamw_8bit", 1, 8),
+    Case("llama-2-13b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 10),
+    Case("llama-2-70b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 45),
     Case("llama-2-7b", 1, 512),
     Case("llama-2-7b", 1, 2048),
     Case("llama-2-7b", 4, 2048),
@@ -96,13 +108,13 @@ def config_of(name: str) -> LlamaConfig:
     )
 
 
-def run(case: Case) -> dict[str, object]:
+def run(case: Case) -> dict[str, Any]:
     config = resolve({"lora_r": case.lora_r, "model": case.shape})
     length = case.length // case.rows
     rows = case.sequences * case.rows
     batch = BatchShape(case.sequences, case.length, case.sequences * (case.length - 1), rows, length)
 
-    def model_on(device: str) -> object:
+    def model_on(device: str) -> Any:
         base = model_shapes.build(config_of(case.shape), torch.device(device), "nf4", torch.bfloat16)
         return make_trainable(base, config, case.shape, case.checkpointed)
 
@@ -112,11 +124,13 @@ def run(case: Case) -> dict[str, object]:
     gc.collect()
     torch.cuda.empty_cache()
     started = time.perf_counter()
+    hold_to(case.max_vram_gibibytes * GIBIBYTE or torch.cuda.mem_get_info()[1] * 2, torch.device("cuda", 0))
     model = model_on("cuda:0")
     building_seconds = time.perf_counter() - started
     measured = measure(model, batch, case.optim)
     return asdict(case) | {
         "predicted_bytes": breakdown.total,
+        "required_bytes": required_bytes(breakdown),
         "measured": asdict(measured),
         "error": breakdown.total / measured.peak_bytes - 1,
         "breakdown": asdict(breakdown),
@@ -125,6 +139,20 @@ def run(case: Case) -> dict[str, object]:
         "building_seconds": round(building_seconds, 2),
         "tokens_per_second": round(batch.tokens / measured.step_seconds),
     }
+
+
+def line(case: Case, result: dict[str, Any]) -> str:
+    what = f"{case.shape[:12]:12} {case.sequences}x{case.length}/{case.rows} r={case.lora_r} checkpointed={case.checkpointed}"
+    if "measured" not in result:
+        return f"{what}: {result['out_of_memory']}"
+    measured = result["measured"]
+    sizes = (result["predicted_bytes"], measured["peak_bytes"], measured["reserved_bytes"], result["required_bytes"])
+    predicted, peak, reserved, required = (f"{size / GIBIBYTE:.2f}" for size in sizes)
+    context = f"{measured['context_bytes'] / GIBIBYTE:.2f}"
+    return (
+        f"{what}: predicted {predicted}, measured {peak} GiB ({result['error']:+.2%}), reserved {reserved} + {context}, "
+        f"required {required}, {result['tokens_per_second']:,} tokens/s"
+    )
 
 
 def main() -> None:
@@ -140,18 +168,7 @@ def main() -> None:
             results.append(run(case))
         except torch.OutOfMemoryError as error:
             results.append(asdict(case) | {"out_of_memory": str(error).splitlines()[0]})
-        last = results[-1]
-        gibibytes = {key: f"{value / 2**30:6.2f}" for key, value in last.get("measured", {}).items() if key.endswith("bytes")}
-        print(
-            f"{case.shape[:12]:12} {case.sequences}x{case.length} ckpt={case.checkpointed} r={case.lora_r} {case.optim} rows={case.rows}:",
-            f"predicted {last.get('predicted_bytes', 0) / 2**30:.2f}",
-            gibibytes,
-            f"error {last.get('error', float('nan')):+.2%} {last.get('tokens_per_second')} tok/s,",
-            last.get("predicting_seconds"),
-            last.get("building_seconds"),
-            last.get("out_of_memory", ""),
-            flush=True,
-        )
+        print(line(case, results[-1]), flush=True)
         gc.collect()
     record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "cases": results}
     arguments.out.write_text(json.dumps(record, indent=2) + "\n")

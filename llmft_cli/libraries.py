@@ -27,6 +27,9 @@ def calm() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Segments that grow leave next to no memory of the GPU reserved and unused (8 sequences of 8,192 tokens: 20% without).
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # transformers would fetch and run compute kernels from the Hub where the package `kernels` is installed.
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|bitsandbytes|accelerate|datasets)\b")

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmft_cli.quantities import SIZE_FORM, parse_size
 from llmft_cli.setting import rows_or_share, setting, share
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
+FIT = "gpu-check train"  # what decides whether a training fits
+
+
+def size(text: str) -> int:
+    """Bytes, as `parse_size` reads them, and as a saved config has them: a bare number."""
+    return int(text) if text.isdecimal() else parse_size(text)
 
 
 @dataclass(frozen=True)
@@ -19,15 +26,15 @@ class Config:
         DEFAULT_MODEL,
         "Hub id, local directory, .gguf file, or smollm2-135m (built in).",
         "Model",
-        "prepare train",
+        "gpu-check prepare train",
     )
-    revision: str | None = setting(None, "Branch, tag or commit of a Hub model.", "Model", "prepare train")
-    trust_remote_code: bool = setting(False, "Run code that the model's repository brings.", "Model", "prepare train")
+    revision: str | None = setting(None, "Branch, tag or commit of a Hub model.", "Model", "gpu-check prepare train")
+    trust_remote_code: bool = setting(False, "Run code that the model's repository brings.", "Model", "gpu-check prepare train")
     chat_template: str | None = setting(
         None, "Jinja file to use as chat template, or `plain` for models without one.", "Model", "prepare train"
     )
     quantization: str = setting(
-        "nf4", "How the frozen base weights are held.", "Model", "train", choices=("nf4", "fp4", "int8", "none")
+        "nf4", "How the frozen base weights are held.", "Model", FIT, choices=("nf4", "fp4", "int8", "none")
     )
     device: str = setting("auto", "Where to compute.", "Model", "train merge eval chat", choices=("auto", "cuda", "cpu"))
     # -- data
@@ -51,7 +58,7 @@ class Config:
         None, "Columns under other names: prompt=question,completion=answer (ours=theirs).", "Data", "prepare train"
     )
     dataset_split: str = setting("train", "Which split of a Hub dataset to read.", "Data", "prepare train")
-    max_seq_length: int = setting(2048, "Longest row, in tokens.", "Data", "prepare train", minimum=8)
+    max_seq_length: int = setting(2048, "Longest row, in tokens.", "Data", "gpu-check prepare train", minimum=8)
     on_overlength: str = setting(
         "drop",
         "What to do with a row that is longer.",
@@ -103,12 +110,12 @@ class Config:
     strict: bool = setting(False, "Refuse data that a check warns of.", "Data", "prepare train")
     # -- training
     learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", "train", above=0, below=1)
-    num_epochs: float = setting(3.0, "Passes over the training rows.", "Training", "train", above=0)
+    num_epochs: float = setting(3.0, "Passes over the training rows.", "Training", FIT, above=0)
     max_steps: int | None = setting(
-        None, "Stop after this many optimizer steps, whatever num_epochs says.", "Training", "train", minimum=1
+        None, "Stop after this many optimizer steps, whatever num_epochs says.", "Training", FIT, minimum=1
     )
-    batch_size: int = setting(4, "Sequences in one forward pass.", "Training", "train", minimum=1)
-    gradient_accumulation_steps: int = setting(4, "Forward passes per optimizer step.", "Training", "train", minimum=1)
+    batch_size: int = setting(4, "Sequences in one forward pass.", "Training", FIT, minimum=1)
+    gradient_accumulation_steps: int = setting(4, "Forward passes per optimizer step.", "Training", FIT, minimum=1)
     warmup_ratio: float = setting(
         0.03, "Share of the steps with rising learning rate.", "Training", "train", minimum=0, maximum=1
     )
@@ -122,10 +129,20 @@ class Config:
     weight_decay: float = setting(0.0, "Decoupled weight decay.", "Training", "train", minimum=0)
     max_grad_norm: float = setting(0.3, "Gradient norm to clip at; 0 turns clipping off.", "Training", "train", minimum=0)
     optim: str = setting(
-        "adamw_torch", "Optimizer, by transformers' name (adamw_torch, paged_adamw_8bit, ...).", "Training", "train"
+        "adamw_torch_fused", "Optimizer, by transformers' name (adamw_torch_fused, paged_adamw_8bit, ...).", "Training", FIT
     )
     gradient_checkpointing: bool | None = setting(
-        None, "Recompute activations in the backward pass; by default on a GPU only.", "Training", "train"
+        None, "Recompute activations in the backward pass, or never; by default where the plan needs it.", "Training", FIT
+    )
+    plan: str = setting(
+        "fast",
+        "How a GPU's memory is used: fast, balanced (three quarters of it), frugal, a plan file, or given "
+        "(--batch-size and --gradient-checkpointing as they are).",
+        "Training",
+        FIT,
+    )
+    max_vram: int | None = setting(
+        None, "GPU memory that the process may take, such as 12GiB.", "Training", FIT, minimum=1, parse=size, form=SIZE_FORM
     )
     seed: int = setting(
         42,
@@ -136,14 +153,14 @@ class Config:
         maximum=LARGEST_SEED,
     )
     # -- adapter
-    lora_r: int = setting(16, "Rank of the LoRA matrices.", "Adapter", "train", minimum=1)
-    lora_alpha: float = setting(32, "LoRA scaling numerator (scaling = alpha / r).", "Adapter", "train", above=0)
-    lora_dropout: float = setting(0.0, "Dropout on the input of the LoRA matrices.", "Adapter", "train", minimum=0, below=1)
+    lora_r: int = setting(16, "Rank of the LoRA matrices.", "Adapter", FIT, minimum=1)
+    lora_alpha: float = setting(32, "LoRA scaling numerator (scaling = alpha / r).", "Adapter", FIT, above=0)
+    lora_dropout: float = setting(0.0, "Dropout on the input of the LoRA matrices.", "Adapter", FIT, minimum=0, below=1)
     target_modules: str = setting(
-        "all-linear", "Modules to adapt: all-linear, or names with commas (q_proj,v_proj).", "Adapter", "train"
+        "all-linear", "Modules to adapt: all-linear, or names with commas (q_proj,v_proj).", "Adapter", FIT
     )
-    use_rslora: bool = setting(False, "Rank-stabilised LoRA: scaling = alpha / sqrt(r).", "Adapter", "train")
-    use_dora: bool = setting(False, "Weight-decomposed LoRA (DoRA).", "Adapter", "train")
+    use_rslora: bool = setting(False, "Rank-stabilised LoRA: scaling = alpha / sqrt(r).", "Adapter", FIT)
+    use_dora: bool = setting(False, "Weight-decomposed LoRA (DoRA).", "Adapter", FIT)
     init_lora_weights: str = setting(
         "default",
         "Initialisation of the LoRA matrices, as PEFT names it.",
@@ -161,7 +178,7 @@ class Config:
     early_stopping_patience: int | None = setting(
         None, "Stop after this many evaluations without a better loss.", "Watching", "train", minimum=1
     )
-    save_total_limit: int = setting(2, "Checkpoints to keep (the best is always kept).", "Watching", "train", minimum=1)
+    save_total_limit: int = setting(2, "Checkpoints to keep (the best is always kept).", "Watching", FIT, minimum=1)
     logging_steps: int = setting(1, "Log every so many optimizer steps.", "Watching", "train", minimum=1)
     report_to: str = setting("none", "Experiment tracker to report to.", "Watching", "train", choices=("none", "wandb"))
     wandb_project: str = setting("llm-fine-tuning", "Weights & Biases project.", "Watching", "train")

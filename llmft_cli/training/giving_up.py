@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmft_cli import models
 from llmft_cli.config import Config
@@ -13,12 +13,11 @@ from llmft_cli.data.examples import IGNORED
 from llmft_cli.data.store import TRAIN, VALIDATION, split_file
 from llmft_cli.errors import OutOfMemory, first_line
 from llmft_cli.run_dir import RunDir
-from llmft_cli.training import checkpoints, schedule
+from llmft_cli.training import checkpoints
 from llmft_cli.training.recovery import DoesNotFit, is_out_of_memory, places_of
+from llmft_cli.training.tuned_model import decoder_layers
 
 if TYPE_CHECKING:
-    import torch
-
     from llmft_cli.training.batches import Batch
     from llmft_cli.training.trainer import QLoRATrainer
 
@@ -37,13 +36,13 @@ def leaving_a_checkpoint(trainer: QLoRATrainer, run: RunDir, config: Config) -> 
     except DoesNotFit as error:
         trainer.save_completed_steps()
         what = f"{described_row(error.failure.part, trainer, run)} does not fit: {error.failure.reason}"
-        raise OutOfMemory(f"out of memory {moment(trainer)}: {what}", way_on(run, config, trainer.args.device)) from None
+        raise OutOfMemory(f"out of memory {moment(trainer)}: {what}", way_on(run, config, trainer.model)) from None
     except Exception as error:
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
         # Not in a pass, but say in the optimizer: weights may be half updated, and only earlier checkpoints count.
         raise OutOfMemory(
-            f"out of memory {moment(trainer)}: {first_line(error)}", way_on(run, config, trainer.args.device)
+            f"out of memory {moment(trainer)}: {first_line(error)}", way_on(run, config, trainer.model)
         ) from error
 
 
@@ -65,13 +64,13 @@ def described_row(part: Batch, trainer: QLoRATrainer, run: RunDir) -> str:
     )
 
 
-def way_on(run: RunDir, config: Config, device: torch.device) -> str:
+def way_on(run: RunDir, config: Config, model: Any) -> str:
     """The commands that mend it, with the run's own settings."""
     path = shlex.quote(str(run.path))
     settings = f"--config {shlex.quote(str(run.config_file))}"
     resumable = checkpoints.last_complete(run.checkpoints) is not None
     again = f"go on with: llmft train {path} --resume" if resumable else f"start again with: llmft train {path} {settings}"
-    if not schedule.checkpoints_activations(config, device):
+    if not all(layer.gradient_checkpointing for layer in decoder_layers(model)):
         return f"{again} --gradient-checkpointing"
     sources = " ".join(shlex.quote(source) for source in (run.entry("prepare") or {})["sources"])
     shorter = f"{settings} --max-seq-length {config.max_seq_length // 2} --overwrite"

@@ -18,13 +18,14 @@ STATE_BYTES = {
     "adamw_torch_fused": 8,
     "adamw_8bit": 2 * (1 + 4 / 256),
     "adamw_bnb_8bit": 2 * (1 + 4 / 256),
-    "paged_adamw_8bit": 2 * (1 + 4 / 256),
-    "paged_adamw_32bit": 8,
     "lion_32bit": 4,
-    "paged_lion_32bit": 4,
     "lion_8bit": 1 + 4 / 256,
-    "paged_lion_8bit": 1 + 4 / 256,
     "sgd": 0,
+    # Unified memory, which gives way to the host's when the card is full; torch does not count it.
+    "paged_adamw_8bit": 0,
+    "paged_adamw_32bit": 0,
+    "paged_lion_32bit": 0,
+    "paged_lion_8bit": 0,
 }
 LARGEST_KNOWN_STATE_BYTES = 8
 # cuBLAS keeps 32 MiB for itself on Hopper and 8 MiB before it, once for the forward and once for the

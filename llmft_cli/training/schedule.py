@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import TrainingArguments
 
+    from llmft_cli.training.planning import Layout
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -31,11 +33,6 @@ def plan(sequences: int, config: Config) -> Schedule:
     total = config.max_steps or math.ceil(per_epoch * config.num_epochs)
     every = config.eval_steps if config.eval_steps >= 1 else config.eval_steps * total
     return Schedule(total, math.ceil(config.warmup_ratio * total), max(1, math.ceil(every)))
-
-
-def checkpoints_activations(config: Config, device: torch.device) -> bool:
-    """Memory is what GPUs are short of; on a CPU recomputing only costs time."""
-    return device.type == "cuda" if config.gradient_checkpointing is None else config.gradient_checkpointing
 
 
 def training_arguments(
@@ -87,8 +84,9 @@ def training_arguments(
     return arguments
 
 
-def describe(config: Config, device: torch.device, checkpointing: bool) -> dict[str, Any]:
-    """How the training ran, for the result and the ledger."""
+def describe(config: Config, device: torch.device, layout: Layout) -> dict[str, Any]:
+    """How the training ran, and what was predicted of it, for the result and the ledger."""
+    predicted = layout.option
     return {
         "device": str(device),
         "quantization": config.quantization,
@@ -97,6 +95,9 @@ def describe(config: Config, device: torch.device, checkpointing: bool) -> dict[
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "max_seq_length": config.max_seq_length,
         "packing": config.packing,
-        "gradient_checkpointing": checkpointing,
+        "gradient_checkpointing": layout.plan.checkpointed_layers > 0,
+        "checkpointed_layers": layout.plan.checkpointed_layers,
         "optim": config.optim,
+        "predicted_peak_bytes": predicted and predicted.breakdown.total,
+        "required_bytes": predicted and predicted.required_bytes,
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llmft_cli.training.loss import summed_loss
-from llmft_cli.training.tuned_model import decoder_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -41,7 +39,8 @@ class Step:
         activation_bytes: kept for the backward pass or computed in it,
         logits_bytes: of the loss, and
         workspace_bytes: dequantised weights and what kernels need besides.
-        flops: of matrix products and attention.
+        product_flops: of matrix products.
+        attention_flops: of attention.
         moved_bytes: read and written by everything else.
         kernels: operations that a GPU is launched for.
     """
@@ -50,7 +49,8 @@ class Step:
     activation_bytes: int
     logits_bytes: int
     workspace_bytes: int
-    flops: int
+    product_flops: int
+    attention_flops: int
     moved_bytes: int
     kernels: int
 
@@ -63,7 +63,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._vocabulary = vocabulary
         self.alive: Counter[str] = Counter()
         self.at_peak: Counter[str] = Counter()
-        self.peak_bytes = self.flops = self.moved_bytes = self.kernels = 0
+        self.peak_bytes = self.product_flops = self.attention_flops = self.moved_bytes = self.kernels = 0
         self._storages: dict[int, tuple[str, int]] = {}
 
     def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -114,9 +114,9 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kernels += 1
         if name in PRODUCTS:
             *_, left, right = inputs
-            self.flops += 2 * prod(left.shape) * right.shape[-1]
+            self.product_flops += 2 * prod(left.shape) * right.shape[-1]
         elif name in (ATTENTION, ATTENTION_BACKWARD):
-            self.flops += attention_flops(name, arguments)
+            self.attention_flops += attention_flops(name, arguments)
         else:
             self.moved_bytes += sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, *outputs))
 
@@ -193,7 +193,8 @@ def simulate(model: PeftModel, batch: BatchShape) -> Step:
         peak["activations"],
         peak["logits"],
         peak["workspace"],
-        follower.flops,
+        follower.product_flops,
+        follower.attention_flops,
         follower.moved_bytes,
         follower.kernels,
     )
@@ -215,17 +216,3 @@ def scales(weights: torch.Tensor) -> Iterator[torch.Tensor]:
         yield from (state.absmax, state.code)
         if state.nested:
             yield from (state.offset, state.state2.absmax, state.state2.code)
-
-
-@contextmanager
-def only_layers(model: PeftModel, count: int) -> Iterator[None]:
-    """The model with its first `count` layers alone."""
-    first = decoder_layers(model)[0]
-    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and first in list(module))
-    layers = next(lists)
-    every = layers._modules.copy()
-    layers._modules = dict(list(every.items())[:count])
-    try:
-        yield
-    finally:
-        layers._modules = every

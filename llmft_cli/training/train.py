@@ -29,11 +29,12 @@ from llmft_cli.training.tracking import wandb_run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from llmft_cli.training.planning import Layout
     from llmft_cli.training.trainer import QLoRATrainer
 
 # Settings that do not shape the result, or no more than rounding does.
 MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}
-MAY_CHANGE_ON_RESUME |= {"gradient_checkpointing"}
+MAY_CHANGE_ON_RESUME |= {"gradient_checkpointing", "plan", "max_vram"}
 # Nor do these, as long as their product stays.
 EFFECTIVE_BATCH = ("batch_size", "gradient_accumulation_steps")
 
@@ -76,6 +77,9 @@ def train(
         Interrupted: asked to stop; the checkpoint can be resumed from.
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
+    from llmft_cli.training.card import hold_to
+    from llmft_cli.training.planning import decide
+
     prepared = run.require("prepare", allow_stale)
     check_same_data_settings(run, prepared["config"], config)
     checkpoint = checkpoint_to_resume(run, config) if resume else None
@@ -87,12 +91,17 @@ def train(
         device = models.pick_device(config.device)
         source = base_model(recorded if resume else None, config, reporter)
         record.facts |= {"model": source.facts(), "seed": config.seed, "versions": versions(), "hardware": hardware()}
+        train_rows = load_split(run.data, TRAIN)
+        assert train_rows is not None
+        layout = decide(source, config, train_rows, device, reporter)
+        if config.max_vram is not None and device.type == "cuda":
+            hold_to(config.max_vram, device)
         reporter.note(f"loading {source.name} ({config.quantization}) on {device}")
         base = models.load_base(source, device, config.quantization)
         models.keep_training_layout(base)
         forget_steps_after(run, checkpoint)
         try:
-            result = fit(run, base, source.name, config, checkpoint, reporter)
+            result = fit(run, base, source.name, config, layout, checkpoint, reporter)
         finally:
             checkpoints.remove_incomplete(run.checkpoints)
             record.resumable = checkpoints.last_complete(run.checkpoints) is not None
@@ -169,7 +178,13 @@ def forget_steps_after(run: RunDir, checkpoint: Path | None) -> None:
 
 
 def fit(
-    run: RunDir, base: PreTrainedModel, base_name: str, config: Config, checkpoint: Path | None, reporter: Reporter
+    run: RunDir,
+    base: PreTrainedModel,
+    base_name: str,
+    config: Config,
+    layout: Layout,
+    checkpoint: Path | None,
+    reporter: Reporter,
 ) -> TrainResult:
     """Run the Trainer and leave adapter, figures and chart in the run."""
     from llmft_cli.training.callbacks import Rehearsal, peak_memory_bytes
@@ -179,8 +194,8 @@ def fit(
     train_rows, validation_rows = load_split(run.data, TRAIN), load_split(run.data, VALIDATION)
     assert train_rows is not None
     import_transformers().set_seed(config.seed)
-    checkpointing = schedule.checkpoints_activations(config, base.device)
-    model = make_trainable(base, config, base_name, None if checkpointing else 0)
+    config = layout.applied_to(config)
+    model = make_trainable(base, config, base_name, layout.plan.checkpointed_layers)
     steps = schedule.plan(len(train_rows), config)
     arguments = schedule.training_arguments(run.checkpoints, steps, config, base.device, evaluate=validation_rows is not None)
     trainer = QLoRATrainer(
@@ -210,7 +225,7 @@ def fit(
         best_step=trainer.state.best_global_step,
         tokens_per_second=trainer.clock.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(),
-        plan=schedule.describe(config, base.device, checkpointing),
+        plan=schedule.describe(config, base.device, layout),
         adapter=str(run.adapter),
         trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         seconds=seconds,

@@ -135,11 +135,12 @@ class QLoRATrainer(transformers.Trainer):
 
     def _tell_of_training(self, failure: Failure, largest: int) -> None:
         when = "longest batch" if self._step is None else f"step {self.state.global_step + 1}"
-        size, accumulation = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
-        smaller = largest // failure.part["input_ids"].shape[1]
+        step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        fitting = largest // failure.part["input_ids"].shape[1]
         advice = "a smaller --max-seq-length"
-        if smaller:
-            advice = f"--batch-size {smaller} --gradient-accumulation-steps {-(-size * accumulation // smaller)}"
+        if fitting:
+            size = max(count for count in range(1, fitting + 1) if step % count == 0)
+            advice = f"--batch-size {size} --gradient-accumulation-steps {step // size}"
         self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset, advice))
 
     def _tell_of_evaluation(self, failure: Failure, largest: int) -> None:

@@ -29,8 +29,7 @@ def make_trainable(base: PreTrainedModel, config: Config, base_name: str, checkp
         lora_product.use_fused_products(model)
     if attention.can_use_varlen_attention(base, base.device):
         attention.use_varlen_attention(base)
-    if checkpointed_layers != 0:
-        checkpoint_layers(model, checkpointed_layers)
+    checkpoint_layers(model, checkpointed_layers)
     return model
 
 
@@ -42,14 +41,14 @@ def computes_in_base_type(config: Config, base_type: torch.dtype) -> bool:
 
 
 def checkpoint_layers(model: PeftModel, count: int | None) -> None:
-    """Checkpoint the first `count` layers, or all; transformers' own switch knows only all of them."""
+    """Checkpoint the first `count` layers, or all, and no others; transformers' own switch knows only all of them."""
     from functools import partial
 
     from torch.utils.checkpoint import checkpoint
 
-    for layer in decoder_layers(model)[:count]:
+    for index, layer in enumerate(decoder_layers(model)):
         layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        layer.gradient_checkpointing = True
+        layer.gradient_checkpointing = count is None or index < count
 
 
 def decoder_layers(model: Any) -> list[Any]:

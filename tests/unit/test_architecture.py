@@ -19,7 +19,7 @@ MODULES = {
     for file in sorted(PACKAGE.rglob("*.py"))
 }
 SHELL = {"__main__", "cli", "flags", "console", *(name for name in MODULES if name.startswith("views."))}
-BOTTOM = {"config", "setting", "settings", "errors", "files", "run_dir", "progress", "libraries", "network"}
+BOTTOM = {"config", "setting", "settings", "errors", "files", "run_dir", "progress", "libraries", "network", "quantities"}
 HEAVY = {"torch", "transformers", "datasets", "peft", "bitsandbytes", "wandb", "matplotlib", "scipy", "pyarrow"}
 COMMANDS = ("gpu-check", "prepare", "train", "merge", "eval", "chat")
 

@@ -121,6 +121,17 @@ def test_the_smaller_pass_is_told_once_and_stays(tiny_model_dir: Path, tmp_path:
     assert all(sequences_ * tokens <= limit for sequences_, tokens in card.passes[3:])
 
 
+def test_the_advice_keeps_the_effective_batch(tiny_model_dir: Path, tmp_path: Path) -> None:
+    told = Told()
+    options = {"per_device_train_batch_size": 7, "gradient_accumulation_steps": 1, "max_steps": 1}
+    trainer = make_trainer(tiny_model_dir, tmp_path, reporter=told, **options)
+    Card(trainer, "forward", capacity=60)
+    trainer.train()
+    advices = [warning.rpartition("(to start so: ")[2] for warning in told.warnings]
+    assert advices[0] == "--batch-size 1 --gradient-accumulation-steps 7)"  # 3 would fit, but 7 are no multiple of it
+    assert advices[-1] == "a smaller --max-seq-length)"
+
+
 @pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"])
 def test_cuda_says_it_in_other_words_too(words: str) -> None:
     raised = []

@@ -1,0 +1,177 @@
+"""How a training is laid out on a GPU: how much goes through at once, what is kept of it, and where the optimizer is.
+
+The effective batch is the user's (`--batch-size` times `--gradient-accumulation-steps`), and so is
+the loss; a plan says in how many passes it is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llmft_cli.config import Config
+from llmft_cli.training.layer_costs import LayerCosts, layer_costs
+from llmft_cli.training.prediction import Breakdown, assemble
+from llmft_cli.training.simulation import BatchShape, Step, simulate
+from llmft_cli.training.speed import Rates, step_seconds
+from llmft_cli.training.tuned_model import checkpoint_layers, decoder_layers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# What CUDA, cuBLAS and bitsandbytes hold on an H100 beside torch's tensors: 0.73 to 0.86 GiB in 30 trainings
+# (benchmarks/results/memory-h100.json).
+CONTEXT_BYTES = int(0.9 * 2**30)
+# What torch's allocator takes from the card beyond the peak of what it gives out, in the same trainings.
+RESERVE = 1.03
+FRUGAL_OPTIM = "paged_adamw_8bit"
+BALANCED_SHARE = 0.75
+# With more tokens in one pass, kernels gain nothing any more.
+MOST_TOKENS = 2**16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sequences in one pass, passes to an optimizer step, layers whose activations are computed again, and the optimizer."""
+
+    batch_size: int
+    gradient_accumulation_steps: int
+    checkpointed_layers: int
+    optim: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A plan and what is predicted of it.
+
+    Attributes:
+        breakdown: of torch's peak.
+        required_bytes: all that the process will hold of the card.
+    """
+
+    plan: Plan
+    breakdown: Breakdown
+    required_bytes: int
+    tokens_per_second: float
+
+    def fits(self, available_bytes: int | None) -> bool:
+        return available_bytes is None or self.required_bytes <= available_bytes
+
+
+def given_plan(config: Config, layers: int, checkpointing: bool) -> Plan:
+    """The plan that the settings spell out."""
+    return Plan(config.batch_size, config.gradient_accumulation_steps, layers if checkpointing else 0, config.optim)
+
+
+def options(
+    model: PeftModel,
+    config: Config,
+    batch_of: Callable[[int], BatchShape],
+    available_bytes: int | None,
+    rates: Rates,
+) -> Iterator[Option]:
+    """Plans worth considering, from small batches to large, until nothing fits any more.
+
+    Args:
+        model: as `tuned_model.make_trainable` leaves it, on the `meta` device.
+        batch_of: the largest micro-batch of so many sequences.
+        available_bytes: of the card; None asks for no limit.
+    """
+    layers = len(decoder_layers(model))
+    for size in sizes(config.batch_size * config.gradient_accumulation_steps):
+        batch = batch_of(size)
+        if size > 1 and batch.tokens > MOST_TOKENS:
+            return
+        found = list(of_one_size(option_of(model, config, batch, rates), layers, config, available_bytes))
+        yield from found
+        if not any(one.fits(available_bytes) for one in found):
+            return
+
+
+def option_of(model: PeftModel, config: Config, batch: BatchShape, rates: Rates) -> Callable[[int, str], Option]:
+    """The plan with this micro-batch and so many checkpointed layers and an optimizer."""
+    step_of = steps(model, batch)
+    passes = config.batch_size * config.gradient_accumulation_steps // batch.sequences
+
+    def option(checkpointed: int, optim: str) -> Option:
+        step = step_of(checkpointed)
+        breakdown = assemble(model, step, optim)
+        speed = batch.tokens / step_seconds(step, rates)
+        return Option(Plan(batch.sequences, passes, checkpointed, optim), breakdown, required_bytes(breakdown), speed)
+
+    return option
+
+
+def of_one_size(
+    option: Callable[[int, str], Option], layers: int, config: Config, available_bytes: int | None
+) -> Iterator[Option]:
+    """Without checkpointing, with as little as fits, with all of it, and with an optimizer in 8 bits besides."""
+    if config.gradient_checkpointing is not True:
+        free = option(0, config.optim)
+        yield free
+        if config.gradient_checkpointing is False:
+            yield option(0, FRUGAL_OPTIM)
+            return
+        if not free.fits(available_bytes):
+            yield from fewest_checkpointed(option, layers, config.optim, available_bytes)
+    yield option(layers, config.optim)
+    if config.optim != FRUGAL_OPTIM:
+        yield option(layers, FRUGAL_OPTIM)
+
+
+def fewest_checkpointed(
+    option: Callable[[int, str], Option], layers: int, optim: str, available_bytes: int | None
+) -> Iterator[Option]:
+    """The plan with the fewest checkpointed layers that fits, if one does with less than all of them."""
+    low, high = 0, layers
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if option(middle, optim).fits(available_bytes) else (middle, high)
+    if high < layers:
+        yield option(high, optim)
+
+
+def sizes(effective_batch: int) -> list[int]:
+    """Micro-batches that divide the effective batch."""
+    return [size for size in range(1, effective_batch + 1) if effective_batch % size == 0]
+
+
+def steps(model: PeftModel, batch: BatchShape) -> Callable[[int], Step]:
+    """The step with so many checkpointed layers."""
+    costs: LayerCosts | None = layer_costs(model, batch)
+    if costs is not None:
+        return costs.step
+
+    def whole(checkpointed: int) -> Step:
+        checkpoint_layers(model, checkpointed)
+        return simulate(model, batch)
+
+    return whole
+
+
+def required_bytes(breakdown: Breakdown) -> int:
+    return int(breakdown.total * RESERVE) + CONTEXT_BYTES
+
+
+def choose(found: Sequence[Option], available_bytes: int | None, kind: str) -> Option | None:
+    """The plan of a kind among those that fit, or None where none does.
+
+    Args:
+        kind: `fast` is the fastest; `balanced` the fastest in three quarters of the card; `frugal` holds the least.
+    """
+    fitting = [one for one in found if one.fits(available_bytes)]
+    if not fitting:
+        return None
+    if kind == "frugal":
+        return min(fitting, key=lambda one: one.required_bytes)
+    if kind == "balanced" and available_bytes is not None:
+        roomy = [one for one in fitting if one.required_bytes <= BALANCED_SHARE * available_bytes]
+        return fastest(roomy) if roomy else choose(found, available_bytes, "frugal")
+    return fastest(fitting)
+
+
+def fastest(found: Sequence[Option]) -> Option:
+    """An optimizer in 8 bits changes the training a little, so it is taken only where no other plan fits."""
+    plain = [one for one in found if one.plan.optim != FRUGAL_OPTIM] or found
+    return max(plain, key=lambda one: (one.tokens_per_second, -one.plan.checkpointed_layers, one.plan.batch_size))

@@ -125,7 +125,7 @@ def test_the_advice_keeps_the_effective_batch(tiny_model_dir: Path, tmp_path: Pa
     told = Told()
     options = {"per_device_train_batch_size": 7, "gradient_accumulation_steps": 1, "max_steps": 1}
     trainer = make_trainer(tiny_model_dir, tmp_path, reporter=told, **options)
-    Card(trainer, "forward", capacity=60)
+    Card(trainer, "forward", capacity=35)
     trainer.train()
     advices = [warning.rpartition("(to start so: ")[2] for warning in told.warnings]
     assert advices[0] == "--batch-size 1 --gradient-accumulation-steps 7)"  # 3 would fit, but 7 are no multiple of it

@@ -12,7 +12,7 @@ TIMED_SECONDS = 0.1
 MOST_REPEATS = 50
 # Large enough for the full rate of the largest cards, beyond their caches; a few hundred MB of memory in all.
 MATRIX_SIZE = {"cuda": 8192, "cpu": 512}
-COPY_BYTES = {"cuda": 2**28, "cpu": 2**27}
+COPY_BYTES = {"cuda": 2**28, "cpu": 2**26}
 
 
 def bf16_flops_per_second(torch: Any, device: str) -> float:

@@ -38,7 +38,7 @@ def test_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(rates, "median_seconds", lambda torch, device, action: (action(), 0.5)[1])
     assert rates.bf16_flops_per_second(torch, "cpu") == 2 * 512**3 / 0.5
-    assert rates.bandwidth_bytes_per_second(torch, "cpu") == 2 * 2**27 / 0.5
+    assert rates.bandwidth_bytes_per_second(torch, "cpu") == 2 * 2**26 / 0.5
 
 
 def test_a_real_clock() -> None:

@@ -121,15 +121,24 @@ def test_the_smaller_pass_is_told_once_and_stays(tiny_model_dir: Path, tmp_path:
     assert all(sequences_ * tokens <= limit for sequences_, tokens in card.passes[3:])
 
 
-def test_the_advice_keeps_the_effective_batch(tiny_model_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "advice"),
+    [
+        (6, 1, "--batch-size 3 --gradient-accumulation-steps 2"),
+        (7, 1, "--batch-size 1 --gradient-accumulation-steps 7"),
+        (1, 2, "a smaller --max-seq-length"),
+    ],
+)
+def test_the_advice_keeps_the_effective_batch(
+    batch_size: int, accumulation: int, advice: str, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Three of seven sequences would fit, but seven are no multiple of that."""
     told = Told()
-    options = {"per_device_train_batch_size": 7, "gradient_accumulation_steps": 1, "max_steps": 1}
+    options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
     trainer = make_trainer(tiny_model_dir, tmp_path, reporter=told, **options)
-    Card(trainer, "forward", capacity=35)
+    Card(trainer, "forward", (0,))
     trainer.train()
-    advices = [warning.rpartition("(to start so: ")[2] for warning in told.warnings]
-    assert advices[0] == "--batch-size 1 --gradient-accumulation-steps 7)"  # 3 would fit, but 7 are no multiple of it
-    assert advices[-1] == "a smaller --max-seq-length)"
+    assert [warning.rpartition("(to start so: ")[2] for warning in told.warnings] == [f"{advice})"]
 
 
 @pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"])

@@ -63,17 +63,22 @@ class Computing:
     bf16: bool | None = None
     cuda: str | None = None
     bitsandbytes_cuda: str | None = None
+    versions_match: bool | None = None
 
 
 @dataclass(frozen=True)
 class Report:
-    """All findings; those of `problems` want to be mended."""
+    """All findings; those of `problems` want to be mended.
+
+    `versions_match` tells whether driver, torch and bitsandbytes work together, None where torch sees no GPU.
+    """
 
     gpus: list[Gpu]
     gpu_problem: str | None
     nf4_probe: Nf4Probe
     probes: list[Probe]
     versions: dict[str, str | None]
+    versions_match: bool | None
     bf16: bool | None
     memory: Memory
     disks: list[Disk]
@@ -101,6 +106,7 @@ def check(reporter: Reporter, cache: Path, runs: Path) -> Report:
         nf4_probe=first_nf4(computing),
         probes=computing.probes,
         versions=versions(listing, computing),
+        versions_match=computing.versions_match,
         bf16=computing.bf16,
         memory=measure_memory(),
         disks=disks,
@@ -135,7 +141,8 @@ def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Li
         probes.append(tried)
         problems += found
     built_for = bitsandbytes_cuda(bitsandbytes) if bitsandbytes else None
-    return Computing(view.gpus, problems, probes, view.bf16, cuda, built_for), listing
+    match = unusable is None if view.devices else None
+    return Computing(view.gpus, problems, probes, view.bf16, cuda, built_for, match), listing
 
 
 def first_nf4(computing: Computing) -> Nf4Probe:

@@ -84,4 +84,6 @@ def versions_section(report: Report) -> Section:
             shown[CUDA_VERSIONS.get(name, name)] = version
         else:
             shown[name] = version or "not installed"
-    return named("Versions", shown)
+    return named(
+        "Versions", shown | {"they match": {True: "yes", False: "no, see Problems", None: None}[report.versions_match]}
+    )

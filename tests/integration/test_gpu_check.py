@@ -214,6 +214,7 @@ class TestBitsandbytes:
         assert problem["mend"] == "pip install --upgrade --force-reinstall --no-deps bitsandbytes"
         assert (report["nf4_probe"]["ok"], report["nf4_probe"]["problem"]) == (False, problem["what"])
         assert report["versions"]["bitsandbytes_cuda"] is None
+        assert report["versions_match"] is False
         assert "Traceback" not in done.stderr
 
     def test_told_to_take_another(

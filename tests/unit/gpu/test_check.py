@@ -29,7 +29,7 @@ PROBE = Probe("cuda:0", True, True, 0.093, 0.092, 0.011, 7e14, 3e12, None)
 def report(**fields: Any) -> Report:
     disks = [Disk("/", "runs", 1, 2, True)]
     hub = Hub(token=False, offline=True, reachable=False)
-    whole = Report([CARD], None, HEALTHY, [PROBE], {}, True, Memory(2, 1), disks, hub, "no account", [])
+    whole = Report([CARD], None, HEALTHY, [PROBE], {}, True, True, Memory(2, 1), disks, hub, "no account", [])
     return replace(whole, **fields)
 
 
@@ -76,6 +76,7 @@ class TestCheck:
         assert found.gpus == [first, second]
         assert found.probes == [PROBE, replace(PROBE, device="cuda:1")]
         assert (found.nf4_probe, found.bf16, found.versions["cuda"], found.problems) == (HEALTHY, True, "13.0", [])
+        assert found.versions_match is True
 
     def test_a_full_gpu_is_told_once(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
         """nvidia-smi tells of it, and the probe that fails there does again."""
@@ -125,7 +126,7 @@ class TestCheck:
         torch_with(fake_torch(cuda=None))
         found = check(Silent(), tmp_path, tmp_path)
         assert (found.gpus, found.gpu_problem, found.problems) == ([], "nvidia-smi was not found on the PATH", [])
-        assert (found.nf4_probe.device, found.bf16) == ("cpu", None)
+        assert (found.nf4_probe.device, found.bf16, found.versions_match) == ("cpu", None, None)
 
     def test_live(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         torch = pytest.importorskip("torch")

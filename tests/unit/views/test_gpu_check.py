@@ -30,6 +30,7 @@ def report(**changes: object) -> Report:
         "nf4_probe": Nf4Probe(True, "cpu", 0.0934, 0.0921, None),
         "probes": [PROBE],
         "versions": {"torch": "2.13.0", "triton": None, "driver": None, "driver_cuda": None},
+        "versions_match": None,
         "bf16": None,
         "memory": Memory(8 * GIB, 2 * GIB),
         "disks": [Disk("/runs", "runs", 3 * GIB, 9 * GIB, True)],
@@ -111,11 +112,13 @@ def test_problems_and_what_could_not_be_tried() -> None:
 
 def test_whose_cuda_each_version_is() -> None:
     versions = {"driver": "570.86.15", "driver_cuda": "12.8", "cuda": "12.8", "bitsandbytes_cuda": "12.8"}
-    assert rows(report_sections(report(versions=versions))[-1]) == {
+    assert rows(report_sections(report(versions=versions, versions_match=False))[-1])["they match"] == "no, see Problems"
+    assert rows(report_sections(report(versions=versions, versions_match=True))[-1]) == {
         "driver": "570.86.15",
         "newest CUDA of the driver": "12.8",
         "CUDA of torch": "12.8",
         "CUDA of bitsandbytes": "12.8",
+        "they match": "yes",
     }
 
 

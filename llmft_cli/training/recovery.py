@@ -26,7 +26,7 @@ class MemoryUse:
     """A card when memory ran out, in bytes.
 
     Attributes:
-        total: what the card has, or what this process may take of it.
+        total: what the card has, whatever this process may take of it.
         allocated: in tensors.
         kept: of that, what stayed once the failed pass was let go: weights and optimizer.
         reserved: held by torch, tensors included.

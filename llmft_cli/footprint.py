@@ -40,6 +40,7 @@ CPU_PROCESS_BYTES = 585 * 2**20
 CUDA_PROCESS_BYTES = 1_700_000_000
 # Of a weight that bitsandbytes 0.50.2 quantises on a CPU: 600 MiB measured for one of 45 million values.
 QUANTIZING_BYTES = 14
+LOADING_THREADS = 4  # transformers' `GLOBAL_WORKERS`
 # PEFT computes what is added to a weight in fp32 and scales it into a second tensor.
 ADDEND_BYTES = 2 * FP32_BYTES
 # What glibc allocates in smaller pieces (M_MMAP_THRESHOLD_MAX) the process keeps when it is freed.
@@ -51,16 +52,17 @@ class Footprint:
     """What a model needs beside the memory of a GPU.
 
     RAM is what the kernel cannot take back. Weights are read from mapped files, whose pages count as the process's
-    (`peak_rss_bytes`) as long as there is room for them, and are dropped when there is none.
+    as long as there is room for them, and are dropped when there is none (seen: all of them private and clean).
 
     Attributes:
         parameters: of the base.
-        model_download_bytes: 16-bit safetensors of the base that are not on this machine yet.
-        training_disk_bytes: of the run at its fullest moment, without its data: checkpoints, adapter and tokenizer.
+        model_download_bytes: 16-bit safetensors of the base that are still to be downloaded or converted.
+        training_disk_bytes: of the run at its fullest moment, without its data: checkpoints and tokenizer.
         training_ram_bytes: while the base is loaded and trained.
-        merging_disk_bytes: the merged model.
+        merging_disk_bytes: the merged model; with `--overwrite` the old one is there until the new one is whole.
         merging_ram_bytes: while the adapter is merged, and the result is saved and verified.
-        mapped_weights_bytes: pages of the base's files that the process may have mapped at a time, on top.
+        mapped_weights_bytes: most pages of the base's files at a time; on a CPU they come on top of both figures in the
+            process's peak, on a GPU they are gone when training begins or the merged model is saved.
     """
 
     parameters: int
@@ -140,15 +142,16 @@ def most_checkpoints(config: Config) -> int:
 
 
 def training_ram_on_gpu(model: torch.nn.Module, config: Config, largest: int) -> int:
-    """Beside the process, one weight at a time; optimizer state that the GPU has no room for; the adapter when it is saved.
+    """Beside the process, weights on their way to the GPU; the adapter when it is saved; state that the GPU has no room for.
 
     Not measured but read in transformers 5.23 (`convert_and_load_state_dict_in_model`): weights are slices of mapped
-    files, and where they are quantised they go to the GPU one after the other. torch converts a weight
-    that is stored in another type on the CPU, before it is copied.
+    files, which go to the GPU one after the other where they are quantised, and by four threads where not. torch
+    converts a weight that is stored in another type on the CPU, before it is copied.
     """
+    at_once = LOADING_THREADS if config.quantization == "none" else 1
     values = sum(trained_values(model))
     paged = int(values * state_bytes_per_value(config.optim)) if config.optim.startswith("paged_") else 0
-    return CUDA_PROCESS_BYTES + paged + max(largest * STORED_BYTES, values * FP32_BYTES)
+    return CUDA_PROCESS_BYTES + paged + max(at_once * largest * STORED_BYTES, values * FP32_BYTES)
 
 
 def training_ram_on_cpu(model: torch.nn.Module, step: Breakdown) -> int:

@@ -86,6 +86,11 @@ def test_llama_2_7b_with_the_defaults_on_a_gpu(llama_2_7b: Any) -> None:
     )
 
 
+def test_dense_weights_are_loaded_by_four_threads(llama_2_7b: Any) -> None:
+    quantized, dense = (footprint(llama_2_7b, resolve({"quantization": kind}), weights_here=True) for kind in ("nf4", "none"))
+    assert dense.training_ram_bytes - quantized.training_ram_bytes == 3 * 32_000 * 4096 * 2
+
+
 @pytest.mark.parametrize(
     ("optim", "state_bytes", "ram_bytes"),
     [

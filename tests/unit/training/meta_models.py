@@ -1,0 +1,65 @@
+"""Models without memory for the tests of prediction and planning, and the trainings that an H100 measured."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from llmft_cli import known_shapes, model_shapes
+from llmft_cli.config import resolve
+from llmft_cli.training.layer_costs import layer_costs
+from llmft_cli.training.prediction import Breakdown, assemble
+from llmft_cli.training.simulation import BatchShape, Step
+from llmft_cli.training.tuned_model import make_trainable
+
+META = torch.device("meta")
+RECORD = Path(__file__).parents[3] / "benchmarks/results/memory-h100.json"
+SHAPES = {
+    "llama-2-7b": known_shapes.LLAMA_2_7B,
+    "llama-2-13b": known_shapes.LLAMA_2_13B,
+    "llama-2-70b": known_shapes.LLAMA_2_70B,
+    "smollm2-135m": known_shapes.SMOLLM2_135M,
+    "mistral-7b (8 key-value heads)": known_shapes.MISTRAL_7B,
+    "llama-3-8b (128,256 tokens)": known_shapes.LLAMA_3_8B,
+}
+
+
+def shape_of(values: dict[str, Any]) -> transformers.PreTrainedConfig:
+    return transformers.AutoConfig.for_model(**values)
+
+
+def small_shape(layers: int = 2, **changes: Any) -> transformers.PreTrainedConfig:
+    """A Llama in every respect but its size: fewer key-value heads than heads, and an output layer of its own."""
+    return shape_of(known_shapes.llama(640, 128, 256, layers, 4, 2, 512) | changes)
+
+
+def on_meta(shape: transformers.PreTrainedConfig, checkpointed: int | None = 0, quantization: str = "nf4", **flags: Any) -> Any:
+    """A trainable model on the `meta` device, with so many checkpointed layers; None is all of them."""
+    base = model_shapes.build(shape, META, quantization, torch.bfloat16)
+    with META:  # PEFT draws an adapter's weights on the CPU otherwise, which takes longer than following a step
+        return make_trainable(base, resolve(flags), "a model", checkpointed)
+
+
+@cache
+def recorded() -> list[dict[str, Any]]:
+    """The trainings that were measured, in their order."""
+    cases: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["cases"]
+    return cases
+
+
+@cache
+def predicted(number: int) -> tuple[Breakdown, Step]:
+    """What today's code predicts of the recorded training."""
+    case = recorded()[number]
+    model = on_meta(shape_of(SHAPES[case["shape"]]), lora_r=case["lora_r"])
+    sequences, length, rows = case["sequences"], case["length"], case["rows"]
+    batch = BatchShape(sequences, length, sequences * (length - 1), sequences * rows, length // rows)
+    costs = layer_costs(model, batch)
+    assert costs is not None
+    step = costs.step(costs.layers if case["checkpointed"] is None else case["checkpointed"])
+    return assemble(model, step, case["optim"]), step

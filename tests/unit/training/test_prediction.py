@@ -1,0 +1,142 @@
+"""The predicted memory of a training against what an H100 measured, and its parts against arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from llmft_cli.training.measuring import make_optimizer
+from llmft_cli.training.prediction import CUBLAS_BYTES, STATE_BYTES, assemble, predict
+from llmft_cli.training.simulation import full_batch
+
+from .meta_models import on_meta, predicted, recorded, small_shape
+
+# Between them: no, some and all layers checkpointed; rank 16 to 128; 8-bit and paged optimizers; shared
+# key-value heads; 128,256 tokens; packed rows; 135 million to 70 billion weights.
+QUICK_CASES = (4, 10, 12, 18, 22, 25, 29)
+
+HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 4096, 11_008, 32, 32_000
+NORMS = 2 * LAYERS + 1
+# Query, key, value and output projections, gate and up, and down: (outputs, inputs).
+LINEAR = [(HIDDEN, HIDDEN)] * 4 + [(INTERMEDIATE, HIDDEN)] * 2 + [(HIDDEN, INTERMEDIATE)]
+
+
+def test_the_record_is_what_the_constants_were_fitted_to() -> None:
+    assert len(recorded()) == 30
+    assert all(abs(case["error"]) < 0.02 for case in recorded())
+    for case in recorded():
+        error = case["predicted_bytes"] / case["measured"]["peak_bytes"] - 1
+        assert error == pytest.approx(case["error"], abs=1e-5)
+        seconds = case["sequences"] * case["length"] / case["tokens_per_second"]
+        assert seconds == pytest.approx(case["measured"]["step_seconds"], rel=1e-3)
+
+
+@pytest.mark.parametrize("number", QUICK_CASES)
+def test_todays_prediction_is_within_five_percent_of_what_the_h100_measured(number: int) -> None:
+    breakdown, _ = predicted(number)
+    assert breakdown.total == pytest.approx(recorded()[number]["measured"]["peak_bytes"], rel=0.05)
+
+
+def test_the_quick_cases_cover_what_a_training_can_be() -> None:
+    cases = [recorded()[number] for number in QUICK_CASES]
+    assert {None, 0, 16} <= {case["checkpointed"] for case in cases}
+    assert {case["lora_r"] for case in cases} >= {8, 16, 128}
+    assert {case["optim"] for case in cases} == {"adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"}
+    assert any(case["rows"] > 1 for case in cases)
+    assert len({case["shape"] for case in cases}) == 5
+
+
+@pytest.mark.parametrize("number", QUICK_CASES)
+def test_the_parts_add_up_to_the_total(number: int) -> None:
+    breakdown, step = predicted(number)
+    assert sum(asdict(breakdown).values()) == breakdown.total
+    assert all(part >= 0 for part in asdict(breakdown).values())
+    in_step = breakdown.activations + breakdown.logits + breakdown.workspace
+    assert in_step == step.peak_bytes + CUBLAS_BYTES
+
+
+def rounded(size: int) -> int:
+    """As torch's allocator gives out memory."""
+    return -(-size // 512) * 512
+
+
+def nf4_bytes(outputs: int, inputs: int) -> int:
+    """4 bits a weight, 8 bits for the scale of 64 of them, 32 bits for the scale of 256 such scales, and two tables.
+
+    The tables are those of NF4 (16 values in fp32) and of the scales (256 in fp32); the mean of the
+    scales, one fp32 number, was taken off them.
+    """
+    weights = outputs * inputs
+    parts = (weights // 2, weights // 64, 4 * weights // (64 * 256), 16 * 4, 256 * 4, 4)
+    return sum(rounded(part) for part in parts)
+
+
+def test_the_weights_of_llama_2_7b_by_arithmetic() -> None:
+    breakdown, _ = predicted(4)
+    quantized = LAYERS * sum(nf4_bytes(*size) for size in LINEAR)
+    assert breakdown.quantized_weights == quantized
+    bits_per_weight = 8 * quantized / (LAYERS * sum(outputs * inputs for outputs, inputs in LINEAR))
+    assert bits_per_weight == pytest.approx(4.127, abs=0.001)  # the QLoRA paper's figure
+
+    # Embedding, output layer and norms in bf16; the frequencies of the rotary embedding in fp32, twice.
+    rotary = 2 * rounded(HIDDEN // 32 // 2 * 4)
+    assert breakdown.dense_weights == 2 * VOCABULARY * HIDDEN * 2 + NORMS * HIDDEN * 2 + rotary
+
+    adapters = LAYERS * sum(16 * (outputs + inputs) for outputs, inputs in LINEAR) * 4
+    assert breakdown.adapters == breakdown.gradients == adapters
+    assert breakdown.optimizer == 2 * adapters
+
+
+@pytest.mark.parametrize(
+    ("optim", "bytes_per_value"),
+    [
+        ("adamw_torch_fused", 8),
+        ("adamw_torch", 8),
+        ("adamw_8bit", 2 + 2 * 4 / 256),
+        ("adamw_bnb_8bit", 2 + 2 * 4 / 256),
+        ("lion_8bit", 1 + 4 / 256),
+        ("sgd", 0),
+        ("paged_adamw_8bit", 0),
+        ("an optimizer of next year", 8),
+    ],
+)
+def test_the_state_of_an_optimizer(optim: str, bytes_per_value: float) -> None:
+    model = on_meta(small_shape(), lora_r=8)
+    breakdown, _ = predict(model, full_batch(1, 64), optim)
+    values = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
+    # Inputs and outputs of a layer: query and output 128 and 128, key and value 128 and 64, three of 128 and 256.
+    assert values == 2 * 8 * (2 * 256 + 2 * 192 + 3 * 384)
+    assert breakdown.optimizer == int(values * bytes_per_value)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "lion_8bit", "adamw_8bit"])
+def test_known_states_are_those_that_the_optimizers_make(optim: str) -> None:
+    """Where the optimizer runs on the CPU, its state after a step is counted, without the table of 8-bit values."""
+    values = 2**16
+    model = torch.nn.Linear(values // 16, 16, bias=False)
+    optimizer = make_optimizer(model, optim)
+    model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step()
+    state = optimizer.state[model.weight].items()
+    kept = [entry for name, entry in state if isinstance(entry, torch.Tensor) and not name.startswith(("qmap", "step"))]
+    assert sum(entry.numel() * entry.element_size() for entry in kept) == values * STATE_BYTES[optim]
+
+
+def test_gradients_are_counted_once_whether_they_are_there_or_not() -> None:
+    model = on_meta(small_shape())
+    breakdown, step = predict(model, full_batch(1, 64), "sgd")
+    for weights in model.parameters():
+        weights.grad = torch.empty_like(weights) if weights.requires_grad else None
+    assert assemble(model, step, "sgd") == breakdown
+
+
+def test_a_base_in_16_bits_is_counted_as_dense_weights() -> None:
+    batch = full_batch(1, 64)
+    linear = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256)
+    dense, _ = predict(on_meta(small_shape(), quantization="none"), batch, "sgd")
+    nf4, _ = predict(on_meta(small_shape()), batch, "sgd")
+    assert dense.quantized_weights == 0
+    assert dense.dense_weights - nf4.dense_weights == 2 * linear
+    assert dense.adapters == nf4.adapters

@@ -21,7 +21,17 @@ try:
 
     from llmft_cli import __version__
     from llmft_cli.errors import Interrupted, LlmftError, UsageError, from_library_error, from_os_error, is_interrupt
-    from llmft_cli.flags import Given, GpusOption, MaxLoadOption, MinFreeOption, WaitOption, command
+    from llmft_cli.flags import (
+        FitRunOption,
+        Given,
+        GpusOption,
+        MaxLoadOption,
+        MeasureOption,
+        MinFreeOption,
+        VramOption,
+        WaitOption,
+        command,
+    )
     from llmft_cli.targets import find_run, run_to_prepare
 except KeyboardInterrupt:  # Ctrl-C right after the start, when there is no error boundary yet
     sys.exit(130)
@@ -52,28 +62,22 @@ def gpu_check(
     min_free: MinFreeOption = None,
     max_load: MaxLoadOption = None,
     gpus: GpusOption = None,
+    vram: VramOption = None,
+    run: FitRunOption = None,
+    measure: MeasureOption = False,
     *,
     given: Given,
 ) -> None:
-    """Look at the GPU and the machine, or wait for a free GPU."""
-    if any(value is not None for value in (wait, min_free, max_load, gpus)):
-        from llmft_cli.gpu import waiting
-        from llmft_cli.views.gpu_wait import ready_sections
+    """Look at the machine, wait for a GPU, or tell what fits."""
+    from llmft_cli import gpu_questions
 
+    fitting = gpu_questions.Fitting(given.config, vram, run, measure) if given.any_setting or vram or run or measure else None
+    if any(value is not None for value in (wait, min_free, max_load)) or (gpus is not None and fitting is None):
         if require_gpu:
             raise UsageError("--require-gpu probes a GPU, --wait only waits for one", "run gpu-check once with each")
-        ready = waiting.wait_for_gpus(waiting.read_wanted(wait, min_free, max_load, gpus), given.console)
-        given.console.result("gpu-check", None, asdict(ready), ready_sections(ready))
-        return
-    from llmft_cli.builtin_model import cache_dir
-    from llmft_cli.gpu import check
-    from llmft_cli.run_dir import RUNS_ROOT
-    from llmft_cli.views.gpu_check import report_sections
-
-    report = check.check(given.console, cache_dir(), RUNS_ROOT)
-    if require_gpu:
-        check.require_gpu(report)
-    given.console.result("gpu-check", None, asdict(report), report_sections(report))
+        gpu_questions.wait(given.console, wait, min_free, max_load, gpus, fitting)
+    else:
+        gpu_questions.look(given.console, require_gpu, gpus, fitting)
 
 
 @command(app, "prepare")

@@ -134,7 +134,8 @@ class Console:
     def error(self, error: LlmftError) -> None:
         """One line of what is wrong, one of what mends it; or the same as JSON on stdout."""
         if self.as_json:
-            self.print_json({"ok": False, "error": {"kind": error.kind, "message": error.message, "hint": error.hint}})
+            told = {"kind": error.kind, "message": error.message, "hint": error.hint}
+            self.print_json({"ok": False, "error": told, **error.details})
             return
         self.err.print(Text.assemble(("error: ", "bold red"), one_line(error.message)))
         if error.hint:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
+from typing import Any
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -28,15 +30,17 @@ class LlmftError(Exception):
     Args:
         message: what is wrong, with the offending value and where it stands.
         hint: the command or setting that mends it.
+        details: what was found all the same, for `--json`.
     """
 
     kind = "bug"
     exit_code = 1
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", details: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.details = details or {}
 
 
 class UsageError(LlmftError):

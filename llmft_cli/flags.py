@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmft_cli.console import Console
 
 WAITING = "Waiting for a free GPU"
+FITTING = "Does a training fit (with --model or any setting below)"
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="YAML file of settings, spelled like the flags.", show_default=False)
@@ -64,6 +65,24 @@ GpusOption = Annotated[
         rich_help_panel=WAITING,
         show_default=False,
     ),
+]
+VramOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vram",
+        metavar="<size>",
+        help="Answer for a card with this much free memory, as in 8GiB, instead of the one that is here.",
+        rich_help_panel=FITTING,
+        show_default=False,
+    ),
+]
+FitRunOption = Annotated[
+    Path | None,
+    typer.Option("--run", help="Answer for the data of this run.", rich_help_panel=FITTING, show_default=False),
+]
+MeasureOption = Annotated[
+    bool,
+    typer.Option("--measure", help="Try the chosen plan on the GPU, with random weights.", rich_help_panel=FITTING),
 ]
 GENERAL = {"as_json": JsonOption, "quiet": QuietOption, "debug": DebugOption}
 TYPE_NAMES = {str: "<str>", int: "<int>", float: "<float>"}  # as Typer calls them
@@ -167,6 +186,11 @@ class Given:
         self.flags = flags
         self.file = file
         self.console = console
+
+    @property
+    def any_setting(self) -> bool:
+        """Whether a setting was given, by flag or file."""
+        return self.file is not None or any(value is not None for value in self.flags.values())
 
     def config(self, saved: Mapping[str, Any] | None = None) -> settings.Config:
         return settings.resolve(self.flags, self.file, saved)

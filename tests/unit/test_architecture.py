@@ -18,7 +18,7 @@ MODULES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts): ast.parse(file.read_text(encoding="utf-8"))
     for file in sorted(PACKAGE.rglob("*.py"))
 }
-SHELL = {"__main__", "cli", "flags", "console", *(name for name in MODULES if name.startswith("views."))}
+SHELL = {"gpu_questions", "__main__", "cli", "flags", "console", *(name for name in MODULES if name.startswith("views."))}
 BOTTOM = {"config", "setting", "settings", "errors", "files", "run_dir", "progress", "libraries", "network", "quantities"}
 HEAVY = {"torch", "transformers", "datasets", "peft", "bitsandbytes", "wandb", "matplotlib", "scipy", "pyarrow"}
 COMMANDS = ("gpu-check", "prepare", "train", "merge", "eval", "chat")

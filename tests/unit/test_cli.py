@@ -18,7 +18,7 @@ from llmft_cli.errors import DataError, LlmftError
 COMMANDS = ("gpu-check", "prepare", "train", "merge", "eval", "chat")
 GENERAL = {"--json", "--quiet", "-q", "--debug", "--help"}
 OWN = {
-    "gpu-check": {"--require-gpu", "--wait", "--min-free", "--max-load", "--gpus", "--config"},
+    "gpu-check": {"--require-gpu", "--wait", "--min-free", "--max-load", "--gpus", "--config", "--vram", "--run", "--measure"},
     "prepare": {"--run", "--preview", "--overwrite", "--config"},
     "train": {"--data", "--resume", "--overwrite", "--allow-stale", "--config"},
     "merge": {"--overwrite", "--allow-stale", "--config"},

@@ -1,0 +1,74 @@
+"""gpu-check --model through the installed command line, on a machine without the card it is asked about."""
+
+import json
+
+
+def test_a_model_that_fits_a_card_that_is_not_here(run, tmp_path):
+    done = run(
+        "gpu-check",
+        "--model",
+        "meta-llama/Llama-2-7b-chat-hf",
+        "--vram",
+        "12GiB",
+        "--json",
+        "--batch-size",
+        "1",
+        folder=tmp_path,
+    )
+    assert done.returncode == 0
+    answer = json.loads(done.stdout)
+    assert {"gpus", "nf4_probe", "versions", "fit"} <= set(answer)
+    fit = answer["fit"]
+    assert fit["fits"] is True
+    assert fit["available_bytes"] == 12 * 2**30
+    assert fit["breakdown"]["quantized_weights"] == 3_341_254_656  # 4 bits a weight, a byte a block, and tables
+    assert sum(fit["breakdown"].values()) == fit["predicted_peak_bytes"] < fit["required_bytes"] <= 12 * 2**30
+    assert fit["plan"]["batch_size"] * fit["plan"]["gradient_accumulation_steps"] == 4
+    assert fit["tokens_per_second"] is None
+    assert fit["footprint"]["parameters"] == 6_738_415_616
+
+
+def test_a_model_that_does_not_fit_ends_in_5_and_says_what_would(run, tmp_path):
+    done = run(
+        "gpu-check",
+        "--model",
+        "meta-llama/Llama-2-7b-chat-hf",
+        "--vram",
+        "5.5GiB",
+        "--gradient-accumulation-steps",
+        "1",
+        folder=tmp_path,
+    )
+    assert done.returncode == 5
+    assert "no, not even with the most frugal plan" in done.stdout
+    assert "error: meta-llama/Llama-2-7b-chat-hf does not fit: the most frugal plan needs" in done.stderr
+    assert "fits; or use a smaller --lora-r or --model, or a larger card" in done.stderr
+    done = run(
+        "gpu-check", "--model", "meta-llama/Llama-2-13b-hf", "--vram", "5GiB", "--json", "--batch-size", "1", folder=tmp_path
+    )
+    assert done.returncode == 5
+    answer = json.loads(done.stdout)
+    assert answer["ok"] is False
+    assert answer["error"]["kind"] == "memory"
+    assert answer["fit"]["fits"] is False
+
+
+def test_without_a_card_it_is_told_what_would_be_needed(run, tmp_path):
+    done = run("gpu-check", "--model", "smollm2-135m", "--max-seq-length", "128", "--json", folder=tmp_path)
+    assert done.returncode == 0
+    fit = json.loads(done.stdout)["fit"]
+    assert fit["fits"] is None
+    assert fit["card"] is None
+    assert fit["required_bytes"] > fit["predicted_peak_bytes"] > 0
+
+
+def test_bad_values_are_refused_before_anything_is_looked_at(run, tmp_path):
+    for arguments, words in (
+        (["--model", "smollm2-135m", "--vram", "8"], "--vram: '8' has no unit"),
+        (["--model", "smollm2-135m", "--max-vram", "lots"], "--max-vram: 'lots' is not a size such as"),
+        (["--model", "nobody/knows-this", "--vram", "8GiB"], "nobody/knows-this is not on this machine"),
+    ):
+        done = run("gpu-check", *arguments, folder=tmp_path)
+        assert done.returncode in (2, 3), done.stderr
+        assert words in done.stderr
+        assert done.stdout == ""

@@ -1,0 +1,131 @@
+"""Does a training fit: cards, plans, and what is told when it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from llmft_cli import fit
+from llmft_cli.config import resolve
+from llmft_cli.errors import ConfigError, MachineError, OutOfMemory
+from llmft_cli.fit import Card
+from llmft_cli.gpu.gpus import Gpu
+from llmft_cli.gpu.probes import Probe
+from llmft_cli.progress import Silent
+from llmft_cli.training.speed import Rates
+
+GIBIBYTE = 2**30
+H100 = Rates(790e12, 2.9e12)
+
+
+def gpu(index: int, free: int | None, device: str | None) -> Gpu:
+    return Gpu(index, f"card {index}", f"GPU-{index}", 80 * GIBIBYTE, free, 0.0, 40.0, "580", device=device)
+
+
+def probe(device: str, flops: float | None = 790e12) -> Probe:
+    return Probe(device, True, True, 0.09, 0.09, 0.01, flops, 2.9e12, None)
+
+
+def small(**flags: Any) -> Any:
+    """The built-in model, whose shape needs no download, with short sequences."""
+    return resolve({"model": "smollm2-135m", "max_seq_length": 256, "batch_size": 2, "gradient_accumulation_steps": 2} | flags)
+
+
+def on(gibibytes: float, rates: Rates | None = None) -> Card:
+    return Card("a card", int(gibibytes * GIBIBYTE), None, rates)
+
+
+def test_the_freest_card_is_taken_and_of_two_the_second_freest():
+    cards = [gpu(0, 10 * GIBIBYTE, "cuda:0"), gpu(1, 70 * GIBIBYTE, "cuda:1"), gpu(2, 40 * GIBIBYTE, "cuda:2")]
+    probes = [probe("cuda:0"), probe("cuda:1", flops=100e12), probe("cuda:2", flops=None)]
+    first = fit.freest_card(cards, probes, 1)
+    assert first == Card("GPU 1: card 1", 70 * GIBIBYTE, "cuda:1", Rates(100e12, 2.9e12))
+    second = fit.freest_card(cards, probes, 2)
+    assert second == Card("GPU 2: card 2", 40 * GIBIBYTE, "cuda:2", None)
+    assert fit.freest_card(cards, probes, 4) is None
+
+
+def test_cards_that_torch_does_not_see_or_that_hide_their_memory_are_none():
+    assert fit.freest_card([gpu(0, 10 * GIBIBYTE, None), gpu(1, None, "cuda:0")], [], 1) is None
+
+
+def test_without_a_card_it_is_neither_yes_nor_no():
+    found = fit.fit(small(), None, None, Silent())
+    assert found.fits is None
+    assert found.available_bytes is None
+    assert {option.fits for option in found.options} == {None}
+    assert found.tokens_per_second is None
+    fit.require_fit(found)
+
+
+def test_a_large_card_holds_it_and_the_pieces_add_up():
+    found = fit.fit(small(), on(80, H100), None, Silent())
+    assert found.fits is True
+    assert sum(found.breakdown.values()) == found.predicted_peak_bytes < found.required_bytes
+    assert found.plan["batch_size"] * found.plan["gradient_accumulation_steps"] == 4
+    assert found.plan["checkpointed_layers"] == 0
+    assert found.tokens_per_second is not None
+    fastest = max(option.tokens_per_second or 0 for option in found.options if option.fits)
+    assert found.tokens_per_second == fastest
+    assert [kind for option in found.options for kind in option.choices].count("frugal") == 1
+
+
+def test_what_does_not_fit_is_refused_with_a_length_that_does():
+    demanding = small(max_seq_length=8192)
+    least = min(option.required_bytes for option in fit.fit(demanding, None, None, Silent()).options)
+    found = fit.fit(demanding, on((least - 1) / GIBIBYTE), None, Silent())
+    assert found.fits is False
+    length = found.fitting_length
+    assert length is not None
+    assert length < 8192
+    shorter = fit.fit(small(max_seq_length=length, batch_size=1), on((least - 1) / GIBIBYTE), None, Silent())
+    assert shorter.fits is True
+    with pytest.raises(OutOfMemory, match="smollm2-135m does not fit: the most frugal plan needs") as raised:
+        fit.require_fit(found)
+    assert raised.value.exit_code == 5
+    assert f"--max-seq-length {length} fits" in raised.value.hint
+    assert raised.value.details["fit"]["fits"] is False
+
+
+def test_a_budget_counts_like_a_smaller_card():
+    config = small(max_vram="2GiB")
+    found = fit.fit(config, on(80), None, Silent())
+    assert found.available_bytes == 2 * GIBIBYTE
+    assert found.required_bytes <= 2 * GIBIBYTE
+    assert fit.fit(config, None, None, Silent()).fits is True
+
+
+def test_a_plan_that_is_spelled_out_is_the_only_one():
+    found = fit.fit(small(plan="given", gradient_checkpointing=True), on(80), None, Silent())
+    assert [option.plan["checkpointed_layers"] for option in found.options] == [30]
+    assert found.plan["batch_size"] == 2
+
+
+def test_a_plan_file_is_the_only_one(tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text("batch_size: 1\ngradient_accumulation_steps: 4\ncheckpointed_layers: 10\noptim: adamw_torch_fused\n")
+    found = fit.fit(small(plan=str(file)), on(80), None, Silent())
+    assert [option.plan["checkpointed_layers"] for option in found.options] == [10]
+
+
+@pytest.mark.parametrize("flags", [{"quantization": "int8"}, {"use_dora": True}, {"trust_remote_code": True}])
+def test_what_cannot_be_followed_is_not_guessed(flags):
+    with pytest.raises(ConfigError, match="cannot be predicted"):
+        fit.fit(small(**flags), on(80), None, Silent())
+
+
+def test_measuring_needs_a_card_that_is_here():
+    with pytest.raises(MachineError, match="--measure needs a GPU"):
+        fit.fit(small(), on(80), None, Silent(), measure=True)
+
+
+def test_waiting_asks_for_what_the_least_plan_with_the_wanted_optimizer_needs():
+    found = fit.fit(small(), None, None, Silent())
+    plain = [option.required_bytes for option in found.options if option.plan["optim"] == "adamw_torch_fused"]
+    assert fit.least_bytes(found) == min(plain)
+    cheaper = replace(found, plan={**found.plan, "optim": "paged_adamw_8bit"})
+    assert fit.least_bytes(cheaper) < min(plain)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 FEW = 2  # with fewer layers, what surrounds them may set the peak
+# What differs between layers of the same make.
+PLACE = ("layer_idx", "gradient_checkpointing")
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,19 @@ def layer_costs(model: PeftModel, batch: BatchShape) -> LayerCosts | None:
 
 
 def signature(layer: torch.nn.Module) -> tuple[Any, ...]:
-    """What tells layers of different make apart: their weights' names and shapes, and the type of their attention."""
+    """What tells layers of different make apart: their weights' names and shapes, and the settings of their modules.
+
+    Of layers with the same weights some attend within a window and others to everything (Gemma), or go without
+    positions (SmolLM3); transformers keeps that in attributes of many names.
+    """
     weights = tuple((name, tuple(weights.shape)) for name, weights in layer.named_parameters())
-    return getattr(layer, "attention_type", None), weights
+    settings = tuple(
+        (path, name, value)
+        for path, module in layer.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, bool | int | float | str | None) and name not in PLACE
+    )
+    return weights, settings
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.training.batches import collate, to_device
-from llmft_cli.training.loss import summed_loss
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +47,7 @@ def held_out_loss(
     """
     import torch
 
+    from llmft_cli.training.loss import summed_loss
     from llmft_cli.training.recovery import Passes
 
     passes = passes or Passes(device)

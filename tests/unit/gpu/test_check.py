@@ -51,6 +51,8 @@ def torch_with(monkeypatch: pytest.MonkeyPatch) -> Any:
 class TestCheck:
     def test_without_torch(self, monkeypatch: pytest.MonkeyPatch, nvidia_smi: Any, tmp_path: Path) -> None:
         monkeypatch.setitem(sys.modules, "torch", None)
+        # Read from the environment when the library is imported, which may have been before this test.
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         nvidia_smi(LINE.replace(" 25,", " [N/A],"), xml=XML)
         found = check(Silent(), tmp_path / "cache", tmp_path / "a" / "b" / "runs")
         assert found.nf4_probe == Nf4Probe(False, None, None, None, "torch is not installed")

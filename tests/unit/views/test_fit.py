@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+pytest.importorskip("torch")
+
 from llmft_cli.fit import Fit, PlanOption
 from llmft_cli.footprint import Footprint
 from llmft_cli.training.measuring import Measured

@@ -1,0 +1,63 @@
+"""Predicted times of steps against those of an H100, and how they must change with what a step does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmft_cli.training.simulation import Step
+from llmft_cli.training.speed import LAUNCH_SECONDS, REFERENCE_RATES, Rates, step_seconds
+
+from .meta_models import predicted, recorded
+from .test_prediction import QUICK_CASES
+
+WORK = ("product_flops", "attention_flops", "moved_bytes", "kernels")
+STEPS = st.builds(
+    Step,
+    *[st.integers(0, 10**11)] * 4,
+    product_flops=st.integers(0, 10**16),
+    attention_flops=st.integers(0, 10**16),
+    moved_bytes=st.integers(0, 10**14),
+    kernels=st.integers(1, 10**5),
+)
+RATES = st.builds(Rates, st.floats(1e12, 1e16), st.floats(1e10, 1e13))
+
+
+def test_steps_take_about_as_long_as_the_h100_needed() -> None:
+    """Most within a fifth, and none so far off that another plan would be taken for faster by half."""
+    ratios = []
+    for number in QUICK_CASES:
+        _, step = predicted(number)
+        ratios.append(step_seconds(step, REFERENCE_RATES) / recorded()[number]["measured"]["step_seconds"])
+    assert sum(abs(ratio - 1) <= 0.2 for ratio in ratios) >= 0.8 * len(ratios)
+    assert all(2 / 3 < ratio < 3 / 2 for ratio in ratios)
+
+
+def test_what_a_step_takes_by_hand() -> None:
+    """A second of products, of attention at 44% of that rate, and of moving at half the bandwidth."""
+    rates = Rates(1e12, 1e9)
+    step = Step(0, 0, 0, 0, 10**12, 44 * 10**10, 5 * 10**8, 10)
+    assert step_seconds(step, rates) == pytest.approx(3)
+    assert step_seconds(replace(step, kernels=100_000), rates) == pytest.approx(100_000 * LAUNCH_SECONDS)
+
+
+@given(STEPS, RATES, st.sampled_from(WORK), st.integers(1, 10**15))
+def test_more_work_never_takes_less_time(step: Step, rates: Rates, kind: str, more: int) -> None:
+    longer = replace(step, **{kind: getattr(step, kind) + more})
+    assert step_seconds(longer, rates) >= step_seconds(step, rates)
+
+
+@given(STEPS, RATES, st.floats(1, 100), st.floats(1, 100))
+def test_a_faster_device_never_takes_longer_and_never_beats_the_launches(
+    step: Step, rates: Rates, computing: float, moving: float
+) -> None:
+    faster = Rates(rates.bf16_flops_per_second * computing, rates.bandwidth_bytes_per_second * moving)
+    assert step.kernels * LAUNCH_SECONDS <= step_seconds(step, faster) <= step_seconds(step, rates)
+
+
+@given(STEPS, RATES)
+def test_memory_that_is_held_takes_no_time(step: Step, rates: Rates) -> None:
+    assert step_seconds(replace(step, peak_bytes=0, activation_bytes=0), rates) == step_seconds(step, rates)

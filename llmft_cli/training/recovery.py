@@ -13,6 +13,7 @@ import torch
 
 from llmft_cli.errors import OutOfMemory, first_line, from_library_error
 from llmft_cli.training.batches import halves, parts_within
+from llmft_cli.training.plans import CONTEXT_BYTES
 
 if TYPE_CHECKING:
     from llmft_cli.training.batches import Batch
@@ -26,11 +27,11 @@ class MemoryUse:
     """A card when memory ran out, in bytes.
 
     Attributes:
-        total: what the card has, whatever this process may take of it.
+        total: what this process may take, or, where that is not what has run out, all that the card has.
         allocated: in tensors.
         kept: of that, what stayed once the failed pass was let go: weights and optimizer.
         reserved: held by torch, tensors included.
-        others: held by other processes and by CUDA itself.
+        others: of the total, held by other processes and by CUDA itself.
     """
 
     total: int
@@ -146,7 +147,11 @@ def memory_use(device: torch.device) -> MemoryUse | None:
         return None
     free, total = torch.cuda.mem_get_info(device)
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    return MemoryUse(total, allocated, allocated, reserved, max(0, total - free - reserved))
+    others = max(0, total - free - reserved)
+    limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    if limit - reserved < free:  # the budget ends before the card does, and other processes take nothing of it
+        total, others = limit + CONTEXT_BYTES, min(others, CONTEXT_BYTES)
+    return MemoryUse(total, allocated, allocated, reserved, others)
 
 
 def released(failure: Failure, device: torch.device) -> Failure:

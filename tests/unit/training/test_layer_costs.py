@@ -14,10 +14,10 @@ from llmft_cli.training.tuned_model import checkpoint_layers, decoder_layers
 from .meta_models import on_meta, small_shape
 
 
-@pytest.mark.parametrize("layers", [4, 5, 6, 7])
-def test_reckoned_steps_are_followed_steps_for_every_number_of_checkpointed_layers(layers: int) -> None:
+@pytest.mark.parametrize(("layers", "targets"), [(4, "all-linear"), (5, "q_proj"), (6, "down_proj"), (7, "o_proj")])
+def test_reckoned_steps_are_followed_steps_for_every_number_of_checkpointed_layers(layers: int, targets: str) -> None:
     """To the byte, the operation and the kernel."""
-    model, batch = on_meta(small_shape(layers)), BatchShape(2, 96, 150, 6, 32)
+    model, batch = on_meta(small_shape(layers), target_modules=targets), BatchShape(2, 96, 150, 6, 32)
     costs = layer_costs(model, batch)
     assert costs is not None
     assert costs.layers == layers

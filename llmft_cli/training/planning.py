@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 KINDS = ("fast", "balanced", "frugal")
 AS_GIVEN = "given"
+EMBEDDINGS = "embeddings_on_cpu"
 GIBIBYTE = 2**30
 
 
@@ -78,9 +79,10 @@ def decide(
 def described(option: Option, available_bytes: int) -> str:
     """One line about a chosen plan."""
     plan = option.plan
+    embeddings = ", embeddings on the CPU" if plan.embeddings_on_cpu else ""
     return (
         f"plan: {plan.batch_size} sequences at once, {plan.gradient_accumulation_steps} times a step, "
-        f"{plan.checkpointed_layers} layers checkpointed, {plan.optim}; needs about "
+        f"{plan.checkpointed_layers} layers checkpointed, {plan.optim}{embeddings}; needs about "
         f"{option.required_bytes / GIBIBYTE:.1f} of {available_bytes / GIBIBYTE:.1f} GiB"
     )
 
@@ -160,16 +162,18 @@ def read_plan(path: Path) -> Plan:
     """
     import yaml
 
-    names = [field.name for field in fields(Plan)]
+    needed = [field.name for field in fields(Plan) if field.default is MISSING]
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the plan {path}: {error}", f"--plan takes {', '.join(KINDS)} or a file") from error
-    if not isinstance(content, Mapping) or set(content) != set(names):
-        raise ConfigError(f"{path} is not a plan: it must have {', '.join(names)} and nothing else")
+    if not isinstance(content, Mapping) or set(content) - {EMBEDDINGS} != set(needed):
+        raise ConfigError(f"{path} is not a plan: it must have {', '.join(needed)}, may have {EMBEDDINGS}, and nothing else")
     plan = Plan(**content)
+    if not isinstance(plan.embeddings_on_cpu, bool):
+        raise ConfigError(f"{EMBEDDINGS} in {path}: {plan.embeddings_on_cpu!r} is neither true nor false")
     for name, value in asdict(plan).items():
         least = 0 if name == "checkpointed_layers" else 1
-        if name != "optim" and (not isinstance(value, int) or value < least):
+        if name not in ("optim", EMBEDDINGS) and (not isinstance(value, int) or value < least):
             raise ConfigError(f"{name} in {path}: {value!r} is not a whole number from {least} on")
     return plan

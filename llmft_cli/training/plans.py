@@ -8,23 +8,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
 
 from llmft_cli.config import Config
 from llmft_cli.training.layer_costs import LayerCosts, layer_costs
 from llmft_cli.training.prediction import Breakdown, assemble
 from llmft_cli.training.simulation import BatchShape, Step, simulate
 from llmft_cli.training.speed import Rates, step_seconds
-from llmft_cli.training.tuned_model import checkpoint_layers, decoder_layers
+from llmft_cli.training.tuned_model import checkpoint_layers, decoder_layers, movable_embeddings
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 # What CUDA, cuBLAS and bitsandbytes hold on an H100 beside torch's tensors: 0.73 to 0.86 GiB in 30 trainings
-# (benchmarks/results/memory-h100.json).
+# (benchmarks/results/memory-h100.json). Not measured anew in each training: kernels and cuBLAS are loaded at
+# their first use, so that all of it is there only after the first step, when the plan is long chosen.
 CONTEXT_BYTES = int(0.9 * 2**30)
-# What torch's allocator takes from the card beyond the peak of what it gives out, in the same trainings.
-RESERVE = 1.03
+# What torch's allocator, with expandable segments, takes from an H100 beyond the peak of what it gives out: 0.19 GiB
+# for Llama-2-7B with 512 tokens at once, 0.21 with 2,048, 0.44 with 8,192, 0.72 with 16,384, and no more where
+# fewer layers are checkpointed. So it goes with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
+RESERVE_BYTES = int(0.2 * 2**30)
+RESERVE_SHARE = 0.1
 FRUGAL_OPTIM = "paged_adamw_8bit"
 BALANCED_SHARE = 0.75
 # With more tokens in one pass, kernels gain nothing any more.
@@ -33,12 +38,17 @@ MOST_TOKENS = 2**16
 
 @dataclass(frozen=True)
 class Plan:
-    """Sequences in one pass, passes to an optimizer step, layers whose activations are computed again, and the optimizer."""
+    """Sequences in one pass, passes to an optimizer step, layers whose activations are computed again, and what is where.
+
+    Attributes:
+        embeddings_on_cpu: whether the input embeddings are looked up in the host's memory.
+    """
 
     batch_size: int
     gradient_accumulation_steps: int
     checkpointed_layers: int
     optim: str
+    embeddings_on_cpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,50 +89,66 @@ def options(
         available_bytes: of the card; None asks for no limit.
     """
     layers = len(decoder_layers(model))
+    movable = movable_embeddings(model) is not None
     for size in sizes(config.batch_size * config.gradient_accumulation_steps):
         batch = batch_of(size)
         if size > 1 and batch.tokens > MOST_TOKENS:
             return
-        found = list(of_one_size(option_of(model, config, batch, rates), layers, config, available_bytes))
+        found = list(of_one_size(option_of(model, config, batch, rates), layers, config, available_bytes, movable))
         yield from found
         if not any(one.fits(available_bytes) for one in found):
             return
 
 
-def option_of(model: PeftModel, config: Config, batch: BatchShape, rates: Rates) -> Callable[[int, str], Option]:
-    """The plan with this micro-batch and so many checkpointed layers and an optimizer."""
+class OptionOf(Protocol):
+    """The plan with so many checkpointed layers, an optimizer, and the embeddings on GPU or CPU."""
+
+    def __call__(self, checkpointed: int, optim: str, embeddings_on_cpu: bool = False) -> Option: ...
+
+
+def option_of(model: PeftModel, config: Config, batch: BatchShape, rates: Rates) -> OptionOf:
+    """Plans with this micro-batch."""
     step_of = steps(model, batch)
     passes = config.batch_size * config.gradient_accumulation_steps // batch.sequences
+    layers = len(decoder_layers(model))
 
-    def option(checkpointed: int, optim: str) -> Option:
+    def option(checkpointed: int, optim: str, embeddings_on_cpu: bool = False) -> Option:
         step = step_of(checkpointed)
-        breakdown = assemble(model, step, optim)
+        breakdown = assemble(model, step, optim, embeddings_on_cpu)
+        required = required_bytes(breakdown, step_of(layers).activation_bytes)
         speed = batch.tokens / step_seconds(step, rates)
-        return Option(Plan(batch.sequences, passes, checkpointed, optim), breakdown, required_bytes(breakdown), speed)
+        return Option(Plan(batch.sequences, passes, checkpointed, optim, embeddings_on_cpu), breakdown, required, speed)
 
     return option
 
 
-def of_one_size(
-    option: Callable[[int, str], Option], layers: int, config: Config, available_bytes: int | None
-) -> Iterator[Option]:
-    """Without checkpointing, with as little as fits, with all of it, and with an optimizer in 8 bits besides."""
+def of_one_size(option: OptionOf, layers: int, config: Config, available_bytes: int | None, movable: bool) -> Iterator[Option]:
+    """Without checkpointing, with as little as fits, with all of it, with an optimizer in 8 bits besides, and at the least.
+
+    Args:
+        movable: whether the embeddings can be on the CPU.
+    """
     if config.gradient_checkpointing is not True:
         free = option(0, config.optim)
         yield free
         if config.gradient_checkpointing is False:
-            yield option(0, FRUGAL_OPTIM)
+            yield from frugal(option, 0, config, movable)
             return
         if not free.fits(available_bytes):
             yield from fewest_checkpointed(option, layers, config.optim, available_bytes)
     yield option(layers, config.optim)
+    yield from frugal(option, layers, config, movable)
+
+
+def frugal(option: OptionOf, checkpointed: int, config: Config, movable: bool) -> Iterator[Option]:
+    """With an optimizer in 8 bits, unless that is what was asked for, and with the embeddings on the CPU besides."""
     if config.optim != FRUGAL_OPTIM:
-        yield option(layers, FRUGAL_OPTIM)
+        yield option(checkpointed, FRUGAL_OPTIM)
+    if movable:
+        yield option(checkpointed, FRUGAL_OPTIM, embeddings_on_cpu=True)
 
 
-def fewest_checkpointed(
-    option: Callable[[int, str], Option], layers: int, optim: str, available_bytes: int | None
-) -> Iterator[Option]:
+def fewest_checkpointed(option: OptionOf, layers: int, optim: str, available_bytes: int | None) -> Iterator[Option]:
     """The plan with the fewest checkpointed layers that fits, if one does with less than all of them."""
     low, high = 0, layers
     while high - low > 1:
@@ -143,6 +169,7 @@ def steps(model: PeftModel, batch: BatchShape) -> Callable[[int], Step]:
     if costs is not None:
         return costs.step
 
+    @cache
     def whole(checkpointed: int) -> Step:
         checkpoint_layers(model, checkpointed)
         return simulate(model, batch)
@@ -150,8 +177,14 @@ def steps(model: PeftModel, batch: BatchShape) -> Callable[[int], Step]:
     return whole
 
 
-def required_bytes(breakdown: Breakdown) -> int:
-    return int(breakdown.total * RESERVE) + CONTEXT_BYTES
+def required_bytes(breakdown: Breakdown, checkpointed_bytes: int | None = None) -> int:
+    """What a process takes of the card: torch's peak, what its allocator cannot give out, and the context.
+
+    Args:
+        checkpointed_bytes: activations of the step with every layer checkpointed; None where the breakdown's is that one.
+    """
+    passing = breakdown.activations if checkpointed_bytes is None else checkpointed_bytes
+    return breakdown.total + RESERVE_BYTES + int(passing * RESERVE_SHARE) + CONTEXT_BYTES
 
 
 def choose(found: Sequence[Option], available_bytes: int | None, kind: str) -> Option | None:
@@ -172,6 +205,17 @@ def choose(found: Sequence[Option], available_bytes: int | None, kind: str) -> O
 
 
 def fastest(found: Sequence[Option]) -> Option:
-    """An optimizer in 8 bits changes the training a little, so it is taken only where no other plan fits."""
-    plain = [one for one in found if one.plan.optim != FRUGAL_OPTIM] or found
-    return max(plain, key=lambda one: (one.tokens_per_second, -one.plan.checkpointed_layers, one.plan.batch_size))
+    """Of the plans that do with the least sacrifice.
+
+    An optimizer in 8 bits changes the training a little, so it is taken only where no other plan fits, and
+    embeddings on the CPU make every pass wait for them.
+    """
+
+    def sacrifice(one: Option) -> tuple[bool, bool]:
+        return one.plan.embeddings_on_cpu, one.plan.optim == FRUGAL_OPTIM
+
+    least = min(map(sacrifice, found))
+    return max(
+        (one for one in found if sacrifice(one) == least),
+        key=lambda one: (one.tokens_per_second, -one.plan.checkpointed_layers, one.plan.batch_size),
+    )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.training.simulation import ALLOCATION_BYTES, BatchShape, Step, scales, simulate, standing_tensors
+from llmft_cli.training.tuned_model import movable_embeddings
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +63,12 @@ def predict(model: PeftModel, batch: BatchShape, optim: str) -> tuple[Breakdown,
     return assemble(model, step, optim), step
 
 
-def assemble(model: PeftModel, step: Step, optim: str) -> Breakdown:
+def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:
+    """The breakdown of a step of a model on the `meta` device.
+
+    Args:
+        embeddings_on_cpu: leave the input embeddings out, where they can be moved.
+    """
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     adapters = allocated(trained)
     quantized = allocated(
@@ -71,10 +77,12 @@ def assemble(model: PeftModel, step: Step, optim: str) -> Breakdown:
     for weights in model.parameters():
         weights.grad = None
     standing = allocated(standing_tensors(model))
+    embeddings = movable_embeddings(model) if embeddings_on_cpu else None
+    elsewhere = 0 if embeddings is None else allocated([embeddings.weight])
     state = STATE_BYTES.get(optim, LARGEST_KNOWN_STATE_BYTES)
     return Breakdown(
         quantized_weights=quantized,
-        dense_weights=standing - quantized - adapters,
+        dense_weights=standing - quantized - adapters - elsewhere,
         adapters=adapters,
         gradients=adapters,
         optimizer=int(sum(weights.numel() for weights in trained) * state),

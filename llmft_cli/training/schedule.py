@@ -98,6 +98,7 @@ def describe(config: Config, device: torch.device, layout: Layout) -> dict[str, 
         "gradient_checkpointing": layout.plan.checkpointed_layers > 0,
         "checkpointed_layers": layout.plan.checkpointed_layers,
         "optim": config.optim,
+        "embeddings_on_cpu": layout.plan.embeddings_on_cpu,
         "predicted_peak_bytes": predicted and predicted.breakdown.total,
         "required_bytes": predicted and predicted.required_bytes,
     }

@@ -195,7 +195,8 @@ def fit(
     assert train_rows is not None
     import_transformers().set_seed(config.seed)
     config = layout.applied_to(config)
-    model = make_trainable(base, config, base_name, layout.plan.checkpointed_layers)
+    plan = layout.plan
+    model = make_trainable(base, config, base_name, plan.checkpointed_layers, plan.embeddings_on_cpu)
     steps = schedule.plan(len(train_rows), config)
     arguments = schedule.training_arguments(run.checkpoints, steps, config, base.device, evaluate=validation_rows is not None)
     trainer = QLoRATrainer(

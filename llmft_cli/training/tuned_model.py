@@ -1,4 +1,4 @@
-"""A base model made ready to train: adapter, fused products, attention, checkpointing."""
+"""A base model made ready to train: adapter, fused products, attention, checkpointing, embeddings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmft_cli.adapters import add_adapter
 from llmft_cli.config import Config
+from llmft_cli.errors import ConfigError
 from llmft_cli.training import attention, lora_product
 
 if TYPE_CHECKING:
@@ -14,15 +15,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def make_trainable(base: PreTrainedModel, config: Config, base_name: str, checkpointed_layers: int | None) -> PeftModel:
+def make_trainable(
+    base: PreTrainedModel,
+    config: Config,
+    base_name: str,
+    checkpointed_layers: int | None,
+    embeddings_on_cpu: bool = False,
+) -> PeftModel:
     """The base with a fresh adapter, set up for training steps; also for a base on the `meta` device.
 
     Args:
         checkpointed_layers: how many layers, the first ones, keep only their input and are computed
             again in the backward pass; None is all of them.
+        embeddings_on_cpu: look the input embeddings up in the host's memory; not for a base on the `meta` device.
 
     Raises:
-        ConfigError: no module of the model matches the target modules.
+        ConfigError: no module of the model matches the target modules, or the embeddings are needed on the GPU.
     """
     model = add_adapter(base, config, base_name)
     if computes_in_base_type(config, next(base.parameters()).dtype):
@@ -30,6 +38,8 @@ def make_trainable(base: PreTrainedModel, config: Config, base_name: str, checkp
     if attention.can_use_varlen_attention(base, base.device):
         attention.use_varlen_attention(base)
     checkpoint_layers(model, checkpointed_layers)
+    if embeddings_on_cpu:
+        keep_embeddings_on_cpu(model)
     return model
 
 
@@ -56,3 +66,39 @@ def decoder_layers(model: Any) -> list[Any]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def movable_embeddings(model: Any) -> torch.nn.Embedding | None:
+    """The input embeddings where they only serve to look ids up: not tied to the output layer, trained or adapted."""
+    import torch
+
+    embeddings = model.get_input_embeddings()
+    if type(embeddings) is not torch.nn.Embedding or embeddings.weight.requires_grad:
+        return None
+    return None if embeddings.weight is model.get_output_embeddings().weight else embeddings
+
+
+def keep_embeddings_on_cpu(model: PeftModel) -> None:
+    """Look ids up in the host's memory, and give what they stand for to the device that the ids are on.
+
+    The weights are no parameter of the model any more: what moves a model (accelerate) or asks where it
+    is (`model.device`) does not come upon them, and neither does an adapter that is saved or loaded.
+
+    Raises:
+        ConfigError: the embeddings have another use.
+    """
+    embeddings = movable_embeddings(model)
+    if embeddings is None:
+        raise ConfigError(
+            "embeddings_on_cpu: this model's embeddings are tied to its output layer, trained or adapted",
+            "set embeddings_on_cpu to false in the plan",
+        )
+    weights = embeddings.weight.detach().cpu()
+    del embeddings.weight
+    embeddings.weight = weights
+    look_up = embeddings.forward
+
+    def forward(input_ids: torch.Tensor) -> torch.Tensor:
+        return look_up(input_ids.cpu()).to(input_ids.device)
+
+    embeddings.forward = forward  # type: ignore[assignment,method-assign]

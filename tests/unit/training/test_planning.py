@@ -1,0 +1,214 @@
+"""Which plan a training takes: the settings' own on a CPU, the wanted kind on a GPU, or a file's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+
+from llmft_cli import models
+from llmft_cli.config import resolve
+from llmft_cli.data.examples import IGNORED
+from llmft_cli.errors import ConfigError, OutOfMemory
+from llmft_cli.progress import Silent
+from llmft_cli.training import planning
+from llmft_cli.training.planning import (
+    GIBIBYTE,
+    Layout,
+    can_be_predicted,
+    choose_plan,
+    decide,
+    described,
+    longest_batches,
+    read_plan,
+    worst_batches,
+)
+from llmft_cli.training.plans import Option, Plan
+from llmft_cli.training.prediction import Breakdown
+from llmft_cli.training.simulation import full_batch
+
+from .tiny_training import Told, sequences
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+PLAIN = {"batch_size": 2, "gradient_accumulation_steps": 8, "checkpointed_layers": 0, "optim": "adamw_8bit"}
+NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def decided(model_dir: Path, device: torch.device, reporter: Silent | None = None, **flags: Any) -> Layout:
+    source = models.resolve(str(model_dir), Silent())
+    config = resolve({"batch_size": 2, "gradient_accumulation_steps": 3, "lora_r": 4, **flags})
+    return decide(source, config, sequences(12, packing=True), device, reporter or Silent())
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with plenty of memory, as far as planning is concerned."""
+    monkeypatch.setattr(planning, "available_bytes", lambda device, max_vram: max_vram or 80 * GIBIBYTE)
+    monkeypatch.setattr(planning, "compute_dtype", lambda device: torch.bfloat16)
+
+
+@pytest.mark.parametrize("plan", ["fast", "balanced", "frugal", "given"])
+@pytest.mark.parametrize(("checkpointing", "layers"), [(None, 0), (False, 0), (True, 2)])
+def test_on_a_cpu_the_settings_stay_as_they_are(
+    tiny_model_dir: Path, plan: str, checkpointing: bool | None, layers: int
+) -> None:
+    layout = decided(tiny_model_dir, CPU, plan=plan, gradient_checkpointing=checkpointing, optim="sgd")
+    assert layout == Layout(Plan(2, 3, layers, "sgd"))
+    config = resolve({"batch_size": 2, "gradient_accumulation_steps": 3, "optim": "sgd"})
+    assert layout.applied_to(config) == config
+
+
+@pytest.mark.parametrize(("checkpointing", "layers"), [(None, 2), (False, 0), (True, 2)])
+@pytest.mark.parametrize("flags", [{"plan": "given"}, {"quantization": "int8"}, {"use_dora": True}])
+def test_what_is_not_predicted_is_checkpointed_on_a_gpu_unless_told_otherwise(
+    tiny_model_dir: Path, checkpointing: bool | None, layers: int, flags: dict[str, Any]
+) -> None:
+    """Nothing is asked of the GPU, of which there is none here."""
+    layout = decided(tiny_model_dir, GPU, gradient_checkpointing=checkpointing, **flags)
+    assert layout == Layout(Plan(2, 3, layers, "adamw_torch_fused"))
+
+
+@pytest.mark.usefixtures("card")
+def test_on_a_gpu_with_room_everything_goes_through_at_once(tiny_model_dir: Path) -> None:
+    told = Told()
+    layout = decided(tiny_model_dir, GPU, told, optim="lion_32bit")
+    assert layout.option is not None
+    assert layout.option.plan == layout.plan
+    # A step this small takes as long as its launches do, however many sequences it has.
+    assert layout.plan == Plan(6, 1, 0, "lion_32bit")
+    applied = layout.applied_to(resolve({"batch_size": 2, "gradient_accumulation_steps": 3}))
+    assert (applied.batch_size, applied.gradient_accumulation_steps, applied.optim) == (6, 1, "lion_32bit")
+    assert told.notes == ["planning the memory of the GPU", described(layout.option, 80 * GIBIBYTE)]
+    assert told.notes[1].startswith(
+        "plan: 6 sequences at once, 1 times a step, 0 layers checkpointed, lion_32bit; needs about "
+    )
+    assert told.notes[1].endswith(" of 80.0 GiB")
+
+
+@pytest.mark.usefixtures("card")
+def test_a_frugal_plan_holds_less_than_a_fast_one(tiny_model_dir: Path) -> None:
+    fast, frugal = (decided(tiny_model_dir, GPU, plan=plan) for plan in ("fast", "frugal"))
+    assert fast.option is not None
+    assert frugal.option is not None
+    assert frugal.option.required_bytes < fast.option.required_bytes
+    assert frugal.plan.batch_size * frugal.plan.gradient_accumulation_steps == 6
+    assert frugal.plan.optim == "paged_adamw_8bit"
+
+
+@pytest.mark.usefixtures("card")
+def test_a_budget_below_the_most_frugal_plan_is_told_before_anything_is_loaded(tiny_model_dir: Path) -> None:
+    frugal = decided(tiny_model_dir, GPU, plan="frugal").option
+    assert frugal is not None
+    with pytest.raises(OutOfMemory, match=r"does not fit: the most frugal plan needs \d\.\d\d GiB of 0\.50 GiB that are free"):
+        decided(tiny_model_dir, GPU, max_vram="512MiB")
+
+
+def option(required: int, optim: str = "adamw_torch_fused") -> Option:
+    return Option(Plan(1, 16, 32, optim), NOTHING, required, 1000.0)
+
+
+def test_where_no_plan_fits_the_least_that_is_needed_is_told() -> None:
+    found = [option(9 * GIBIBYTE), option(int(5.25 * GIBIBYTE), "paged_adamw_8bit")]
+    config = resolve({"model": "some/model", "plan": "fast"})
+    with pytest.raises(OutOfMemory) as raised:
+        choose_plan(found, 5 * GIBIBYTE, config)
+    assert raised.value.message == ("some/model does not fit: the most frugal plan needs 5.25 GiB of 5.00 GiB that are free")
+    for way in ("--max-seq-length", "--lora-r", "--model", "llmft gpu-check --model some/model", "--plan given"):
+        assert way in raised.value.hint
+    assert choose_plan(found, 6 * GIBIBYTE, config) == found[1]
+    assert choose_plan(found, 9 * GIBIBYTE, config) == found[0]
+
+
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_a_plan_is_read_from_a_file(tiny_model_dir: Path, tmp_path: Path, device: torch.device) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAIN))
+    assert decided(tiny_model_dir, device, plan=str(path)) == Layout(Plan(**PLAIN))
+
+
+@pytest.mark.parametrize("plan", [Plan(**PLAIN), Plan(1, 1, 80, "paged_adamw_8bit")])
+def test_a_written_plan_is_the_plan_that_is_read(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(asdict(plan)))
+    assert read_plan(path) == plan
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("batch_size: 2\n", "is not a plan: it must have batch_size, gradient_accumulation_steps, checkpointed_layers, optim"),
+        (yaml.safe_dump(PLAIN | {"learning_rate": 1}), "is not a plan"),
+        ("- 1\n- 2\n", "is not a plan"),
+        ("", "is not a plan"),
+        ("batch_size: [1\n", "cannot read the plan"),
+        (b"\xff\xfe\xfa", "cannot read the plan"),
+        (yaml.safe_dump(PLAIN | {"batch_size": 0}), "batch_size in .*: 0 is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": "8"}), "'8' is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": 1.5}), "1.5 is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"checkpointed_layers": -1}), "checkpointed_layers in .*: -1 is not a whole number from 0 on"),
+    ],
+)
+def test_what_is_no_plan_is_told(tmp_path: Path, content: str | bytes, complaint: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=complaint) as raised:
+        read_plan(path)
+    assert raised.value.exit_code == 2
+
+
+def test_a_kind_that_does_not_exist_is_told_what_there_is(tiny_model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the plan fastest") as raised:
+        decided(tiny_model_dir, CPU, plan="fastest")
+    assert raised.value.hint == "--plan takes fast, balanced, frugal or a file"
+
+
+def row(tokens: int, supervised: int, rows: list[int]) -> dict[str, Any]:
+    assert sum(rows) == tokens
+    labels = [IGNORED] * (tokens - supervised) + [7] * supervised
+    return {"input_ids": [7] * tokens, "labels": labels, "row_lengths": rows}
+
+
+def test_the_worst_batch_is_as_long_and_as_supervised_as_they_come() -> None:
+    data = datasets.Dataset.from_list([row(20, 3, [10, 10]), row(12, 9, [12]), row(16, 7, [16]), row(8, 1, [8])])
+    batch_of = worst_batches(data)
+    assert [batch_of(size).length for size in (1, 2, 4)] == [20, 20, 20]
+    assert [batch_of(size).supervised for size in (1, 2, 3, 4)] == [9, 16, 19, 20]
+    assert [batch_of(size).tokens for size in (1, 4)] == [20, 80]
+    assert batch_of(1).longest_row == 16
+
+
+def test_rows_of_the_worst_batch_cost_attention_what_the_rows_there_are_cost() -> None:
+    """The squares of all rows' lengths, spread evenly over the batches."""
+    data = datasets.Dataset.from_list([row(40, 30, [20, 10, 10]), row(40, 30, [20, 20])] * 4)
+    batch = worst_batches(data)(8)
+    squares = 4 * (20**2 + 10**2 + 10**2) + 4 * 2 * 20**2
+    assert batch.longest_row == 20
+    assert batch.rows * batch.longest_row**2 == pytest.approx(squares, abs=20**2 / 2)
+    # Rows much shorter than the longest one: still a row in each sequence.
+    uneven = datasets.Dataset.from_list([row(100, 50, [100]), *[row(4, 2, [4])] * 19])
+    assert worst_batches(uneven)(2).rows == 2
+
+
+def test_without_data_batches_are_as_full_as_the_settings_allow() -> None:
+    batch_of = longest_batches(resolve({"max_seq_length": 512}))
+    assert [batch_of(size) for size in (1, 4)] == [full_batch(1, 512), full_batch(4, 512)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({}, True),
+        ({"quantization": "fp4", "lora_dropout": 0.1, "use_rslora": True}, True),
+        ({"quantization": "none"}, True),
+        ({"quantization": "int8"}, False),
+        ({"use_dora": True}, False),
+        ({"trust_remote_code": True}, False),
+    ],
+)
+def test_what_can_be_predicted(flags: dict[str, Any], expected: bool) -> None:
+    assert can_be_predicted(resolve(flags)) is expected

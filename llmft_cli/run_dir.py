@@ -11,7 +11,7 @@ import fcntl
 import json
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -47,11 +47,13 @@ class StageRecord:
         outputs: paths it made, relative to the run.
         facts: what else there is to record (model, headline numbers, ...).
         resumable: whether what it left behind can be continued after it broke off.
+        save_facts: writes the facts so far to the ledger, where they outlast a kill.
     """
 
     outputs: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     resumable: bool = False
+    save_facts: Callable[[], None] = field(default=lambda: None)
 
 
 @dataclass(frozen=True)
@@ -215,6 +217,7 @@ class RunDir:
     def _ending_of(self, name: str, entry: dict[str, Any], previous: dict[str, Any] | None) -> Iterator[StageRecord]:
         """Write how a stage ended."""
         record = StageRecord()
+        record.save_facts = lambda: self._write_entry(name, {**entry, **record.facts})
         try:
             yield record
             record.facts["outputs"] = {output: hash_path(self.path / output) for output in record.outputs}

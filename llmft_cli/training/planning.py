@@ -16,7 +16,7 @@ from llmft_cli.training.card import available_bytes
 from llmft_cli.training.plans import Option, Plan, choose, given_plan, options
 from llmft_cli.training.simulation import BatchShape, full_batch
 from llmft_cli.training.speed import REFERENCE_RATES, Rates
-from llmft_cli.training.tuned_model import make_trainable
+from llmft_cli.training.tuned_model import computes_in_base_type, make_trainable
 
 if TYPE_CHECKING:
     import datasets
@@ -44,33 +44,48 @@ class Layout:
             batch_size=plan.batch_size,
             gradient_accumulation_steps=plan.gradient_accumulation_steps,
             optim=plan.optim,
+            # What fits in training fits in evaluation.
+            eval_batch_size=min(config.eval_batch_size, plan.batch_size) if self.option else config.eval_batch_size,
         )
 
 
 def decide(
-    source: ModelSource, config: Config, sequences: datasets.Dataset, device: torch.device, reporter: Reporter
+    source: ModelSource,
+    config: Config,
+    sequences: datasets.Dataset,
+    device: torch.device,
+    reporter: Reporter,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Layout:
     """How a training is laid out on the device.
 
     To be asked before anything is on the GPU.
 
+    Args:
+        recorded: the plan of the training that is resumed, whose optimizer stays: its state is of no use to another.
+
     Raises:
         ConfigError: `--plan` names no kind of plan and no plan file.
         OutOfMemory: no plan fits.
     """
+    import torch
     from transformers import AutoConfig
 
     shape = AutoConfig.from_pretrained(source.path, trust_remote_code=config.trust_remote_code)
     if config.plan not in (*KINDS, AS_GIVEN):
         return Layout(read_plan(Path(config.plan)))
     on_gpu = device.type == "cuda"
-    if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config):
+    if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config) or compute_dtype(device) == torch.float16:
         # Memory is what GPUs are short of; on a CPU recomputing only costs time.
         checkpointing = on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
         return Layout(given_plan(config, shape.get_text_config().num_hidden_layers, checkpointing))
     reporter.note("planning the memory of the GPU")
     available = available_bytes(device, config.max_vram)
-    found = predicted_options(shape, config, compute_dtype(device), worst_batches(sequences), available)
+    if recorded:
+        config = replace(config, optim=recorded["optim"])
+    found = predicted_options(shape, config, torch.bfloat16, worst_batches(sequences), available)
+    if recorded:
+        found = [option for option in found if option.plan.optim == recorded["optim"]]
     chosen = choose_plan(found, available, config)
     reporter.note(described(chosen, available))
     return Layout(chosen.plan, chosen)
@@ -110,8 +125,10 @@ def predicted_options(
 
 
 def can_be_predicted(config: Config) -> bool:
-    """Whether a step of these settings can be followed on the `meta` device, which knows no autocast (int8, DoRA)."""
-    return config.quantization != "int8" and not config.use_dora and not config.trust_remote_code
+    """Whether a bf16 step of these settings can be followed on the `meta` device, which knows no autocast (int8, DoRA)."""
+    import torch
+
+    return computes_in_base_type(config, torch.bfloat16) and not config.trust_remote_code
 
 
 def choose_plan(found: list[Option], available_bytes: int, config: Config) -> Option:

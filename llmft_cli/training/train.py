@@ -83,17 +83,19 @@ def train(
     prepared = run.require("prepare", allow_stale)
     check_same_data_settings(run, prepared["config"], config)
     checkpoint = checkpoint_to_resume(run, config) if resume else None
-    recorded = (run.entry("train") or {}).get("model")
+    recorded = (run.entry("train") or {}) if resume else {}
     if not resume and not overwrite:
         refuse_to_forget_checkpoints(run)
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device = models.pick_device(config.device)
-        source = base_model(recorded if resume else None, config, reporter)
+        source = base_model(recorded.get("model"), config, reporter)
         record.facts |= {"model": source.facts(), "seed": config.seed, "versions": versions(), "hardware": hardware()}
         train_rows = load_split(run.data, TRAIN)
         assert train_rows is not None
-        layout = decide(source, config, train_rows, device, reporter)
+        layout = decide(source, config, train_rows, device, reporter, recorded.get("plan"))
+        record.facts["plan"] = asdict(layout.plan)
+        record.save_facts()
         if config.max_vram is not None and device.type == "cuda":
             hold_to(config.max_vram, device)
         reporter.note(f"loading {source.name} ({config.quantization}) on {device}")

@@ -47,10 +47,15 @@ def fit_sections(fit: Fit) -> list[Section]:
 
 def plans(options: Sequence[PlanOption]) -> Section:
     """All plans, without the column of speeds where there are none."""
-    rows, columns = [row(option) for option in options], len(HEADER)
+    rows, columns = [row(option) for option in options if option.choices or not is_sacrifice(option, options)], len(HEADER)
     if all(option.tokens_per_second is None for option in options):
         columns -= 1
     return Section("Plans", [row[:columns] for row in rows], HEADER[:columns])
+
+
+def is_sacrifice(option: PlanOption, options: Sequence[PlanOption]) -> bool:
+    """Whether a plan takes another optimizer than was asked for, or slower embeddings; of those, only the chosen are shown."""
+    return bool(option.plan["optim"] != options[0].plan["optim"] or option.plan.get("embeddings_on_cpu"))
 
 
 def row(option: PlanOption) -> tuple[str, ...]:

@@ -184,6 +184,16 @@ def test_a_stage_that_ends_well_is_done(run: RunDir, source: Path) -> None:
     assert run.saved_settings("prepare", "train") == {"seed": 3, "model": "m"}
 
 
+def test_facts_that_were_saved_outlast_a_kill(run: RunDir, source: Path) -> None:
+    """A training that is killed leaves no ending; what it is resumed with must be in the ledger before."""
+    with run.stage("prepare", {"seed": 1}, {str(source): "f00"}, overwrite=False) as record:
+        record.facts["plan"] = {"batch_size": 2}
+        assert "plan" not in (run.entry("prepare") or {})
+        record.save_facts()
+        entry = run.entry("prepare") or {}
+        assert (entry["status"], entry["plan"]) == ("running", {"batch_size": 2})
+
+
 def test_later_stages_win_among_saved_settings(run: RunDir) -> None:
     do(run, "prepare", "data", settings={"seed": 1, "format": "auto"})
     do(run, "train", "adapter", settings={"seed": 2})

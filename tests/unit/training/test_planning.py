@@ -39,10 +39,12 @@ PLAIN = {"batch_size": 2, "gradient_accumulation_steps": 8, "checkpointed_layers
 NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0)
 
 
-def decided(model_dir: Path, device: torch.device, reporter: Silent | None = None, **flags: Any) -> Layout:
+def decided(
+    model_dir: Path, device: torch.device, reporter: Silent | None = None, recorded: dict[str, Any] | None = None, **flags: Any
+) -> Layout:
     source = models.resolve(str(model_dir), Silent())
     config = resolve({"batch_size": 2, "gradient_accumulation_steps": 3, "lora_r": 4, **flags})
-    return decide(source, config, sequences(12, packing=True), device, reporter or Silent())
+    return decide(source, config, sequences(12, packing=True), device, reporter or Silent(), recorded)
 
 
 @pytest.fixture
@@ -63,12 +65,12 @@ def test_on_a_cpu_the_settings_stay_as_they_are(
     assert layout.applied_to(config) == config
 
 
+@pytest.mark.usefixtures("card")
 @pytest.mark.parametrize(("checkpointing", "layers"), [(None, 2), (False, 0), (True, 2)])
 @pytest.mark.parametrize("flags", [{"plan": "given"}, {"quantization": "int8"}, {"use_dora": True}])
 def test_what_is_not_predicted_is_checkpointed_on_a_gpu_unless_told_otherwise(
     tiny_model_dir: Path, checkpointing: bool | None, layers: int, flags: dict[str, Any]
 ) -> None:
-    """Nothing is asked of the GPU, of which there is none here."""
     layout = decided(tiny_model_dir, GPU, gradient_checkpointing=checkpointing, **flags)
     assert layout == Layout(Plan(2, 3, layers, "adamw_torch_fused"))
 
@@ -106,6 +108,22 @@ def test_a_budget_below_the_most_frugal_plan_is_told_before_anything_is_loaded(t
     assert frugal is not None
     with pytest.raises(OutOfMemory, match=r"does not fit: the most frugal plan needs \d\.\d\d GiB of 0\.50 GiB that are free"):
         decided(tiny_model_dir, GPU, max_vram="512MiB")
+
+
+@pytest.mark.usefixtures("card")
+def test_a_resumed_training_keeps_its_optimizer(tiny_model_dir: Path) -> None:
+    """The state in its checkpoint is of no use to another one, however much memory there is now."""
+    eight_bit = {"optim": "paged_adamw_8bit"}
+    assert decided(tiny_model_dir, GPU, recorded=eight_bit).plan.optim == "paged_adamw_8bit"
+    plain = {"optim": "adamw_torch_fused"}
+    assert decided(tiny_model_dir, GPU, recorded=plain, plan="frugal").plan.optim == "adamw_torch_fused"
+
+
+@pytest.mark.usefixtures("card")
+def test_evaluation_takes_no_more_at_once_than_training(tiny_model_dir: Path) -> None:
+    layout = decided(tiny_model_dir, GPU, plan="frugal")
+    assert layout.applied_to(resolve({"eval_batch_size": 8})).eval_batch_size == layout.plan.batch_size == 1
+    assert layout.applied_to(resolve({"eval_batch_size": 8})).optim == layout.plan.optim
 
 
 def option(required: int, optim: str = "adamw_torch_fused") -> Option:

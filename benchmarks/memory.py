@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py OUT.json [--only NAME]
 
-Models have random weights in the shapes of real ones and are quantised on the GPU, layer by layer.
+Models have random weights in the shapes of real ones and are quantised on the GPU, layer by layer. Each is held to the memory
+that is said to be required, so that one that was called safe and is not runs out.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from llmft_cli import model_shapes  # noqa: E402
 from llmft_cli.config import resolve  # noqa: E402
 from llmft_cli.training.card import hold_to  # noqa: E402
 from llmft_cli.training.measuring import measure  # noqa: E402
-from llmft_cli.training.plans import required_bytes  # noqa: E402
-from llmft_cli.training.prediction import predict  # noqa: E402
+from llmft_cli.training.plans import option_of  # noqa: E402
 from llmft_cli.training.simulation import BatchShape  # noqa: E402
-from llmft_cli.training.tuned_model import make_trainable  # noqa: E402
+from llmft_cli.training.speed import REFERENCE_RATES  # noqa: E402
+from llmft_cli.training.tuned_model import decoder_layers, make_trainable  # noqa: E402
 
 GIBIBYTE = 2**30
 SHAPES = {
@@ -44,7 +45,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Case:
-    """`checkpointed` layers (None: all); `rows` packed into each sequence; what the process may take (0: everything)."""
+    """`checkpointed` layers (None: all); `rows` packed into each sequence; what the process may take (0: what is predicted)."""
 
     shape: str
     sequences: int
@@ -54,13 +55,14 @@ class Case:
     optim: str = "adamw_torch_fused"
     rows: int = 1
     max_vram_gibibytes: int = 0
+    embeddings_on_cpu: bool = False
 
 
 CASES = [
-    Case("llama-2-7b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 6),
-    Case("llama-2-7b", 1, 4096, None, 16, "paged_adamw_8bit", 1, 8),
-    Case("llama-2-13b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 10),
-    Case("llama-2-70b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 45),
+    Case("llama-2-7b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 6, embeddings_on_cpu=True),
+    Case("llama-2-7b", 1, 4096, None, 16, "paged_adamw_8bit", 1, 8, embeddings_on_cpu=True),
+    Case("llama-2-13b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 10, embeddings_on_cpu=True),
+    Case("llama-2-70b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 45, embeddings_on_cpu=True),
     Case("llama-2-7b", 1, 512),
     Case("llama-2-7b", 1, 2048),
     Case("llama-2-7b", 4, 2048),
@@ -109,34 +111,36 @@ def config_of(name: str) -> LlamaConfig:
 
 
 def run(case: Case) -> dict[str, Any]:
-    config = resolve({"lora_r": case.lora_r, "model": case.shape})
-    length = case.length // case.rows
+    """Predict a case, then train it held to what is required, or to its own budget: it must not run out."""
+    config = resolve({"lora_r": case.lora_r, "model": case.shape, "optim": case.optim, "batch_size": case.sequences})
     rows = case.sequences * case.rows
-    batch = BatchShape(case.sequences, case.length, case.sequences * (case.length - 1), rows, length)
+    batch = BatchShape(case.sequences, case.length, case.sequences * (case.length - 1), rows, case.length // case.rows)
 
-    def model_on(device: str) -> Any:
+    def model_on(device: str, **more: Any) -> Any:
         base = model_shapes.build(config_of(case.shape), torch.device(device), "nf4", torch.bfloat16)
-        return make_trainable(base, config, case.shape, case.checkpointed)
+        return make_trainable(base, config, case.shape, case.checkpointed, **more)
 
     started = time.perf_counter()
-    breakdown, step = predict(model_on("meta"), batch, case.optim)
+    on_meta = model_on("meta")
+    layers = len(decoder_layers(on_meta)) if case.checkpointed is None else case.checkpointed
+    option = option_of(on_meta, config, batch, REFERENCE_RATES)(layers, case.optim, case.embeddings_on_cpu)
     predicting_seconds = time.perf_counter() - started
     gc.collect()
     torch.cuda.empty_cache()
     started = time.perf_counter()
-    hold_to(case.max_vram_gibibytes * GIBIBYTE or torch.cuda.mem_get_info()[1] * 2, torch.device("cuda", 0))
-    model = model_on("cuda:0")
+    hold_to(case.max_vram_gibibytes * GIBIBYTE or option.required_bytes, torch.device("cuda", 0))
+    model = model_on("cuda:0", embeddings_on_cpu=case.embeddings_on_cpu)
     building_seconds = time.perf_counter() - started
     measured = measure(model, batch, case.optim)
     return asdict(case) | {
-        "predicted_bytes": breakdown.total,
-        "required_bytes": required_bytes(breakdown),
+        "predicted_bytes": option.breakdown.total,
+        "required_bytes": option.required_bytes,
         "measured": asdict(measured),
-        "error": breakdown.total / measured.peak_bytes - 1,
-        "breakdown": asdict(breakdown),
-        "step": asdict(step),
+        "error": option.breakdown.total / measured.peak_bytes - 1,
+        "breakdown": asdict(option.breakdown),
         "predicting_seconds": round(predicting_seconds, 2),
         "building_seconds": round(building_seconds, 2),
+        "predicted_tokens_per_second": round(option.tokens_per_second),
         "tokens_per_second": round(batch.tokens / measured.step_seconds),
     }
 
@@ -151,7 +155,7 @@ def line(case: Case, result: dict[str, Any]) -> str:
     context = f"{measured['context_bytes'] / GIBIBYTE:.2f}"
     return (
         f"{what}: predicted {predicted}, measured {peak} GiB ({result['error']:+.2%}), reserved {reserved} + {context}, "
-        f"required {required}, {result['tokens_per_second']:,} tokens/s"
+        f"required {required}, {result['tokens_per_second']:,} tokens/s ({result['predicted_tokens_per_second']:,} predicted)"
     )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llmft_cli.gpu.probes import Probe
     from llmft_cli.run_dir import RunDir
     from llmft_cli.training.measuring import Measured
-    from llmft_cli.training.plans import Option
+    from llmft_cli.training.plans import Option, Plan
     from llmft_cli.training.simulation import BatchShape
     from llmft_cli.training.speed import Rates
 
@@ -178,14 +178,16 @@ def check_can_be_predicted(config: Config) -> None:
         )
 
 
-def trainable(shape: PreTrainedConfig, config: Config, device: str, checkpointed_layers: int | None = None) -> PeftModel:
-    """A model of the shape with an adapter, with random weights or, on `meta`, with none."""
+def trainable(shape: PreTrainedConfig, config: Config, device: str, plan: Plan | None = None) -> PeftModel:
+    """A model of the shape with an adapter, with random weights and laid out by a plan or, on `meta`, with none."""
     import torch
 
     from llmft_cli.training.tuned_model import make_trainable
 
     base = model_shapes.build(shape, torch.device(device), config.quantization, torch.bfloat16)
-    return make_trainable(base, config, config.model, checkpointed_layers)
+    if plan is None:
+        return make_trainable(base, config, config.model, None)
+    return make_trainable(base, config, config.model, plan.checkpointed_layers, plan.embeddings_on_cpu)
 
 
 def batches(run: RunDir | None, config: Config) -> Callable[[int], BatchShape]:
@@ -219,7 +221,7 @@ def considered(
         config, batch_size=plan.batch_size, gradient_accumulation_steps=plan.gradient_accumulation_steps, optim=plan.optim
     )
     option = option_of(model, spelled, batch_of(plan.batch_size), rates)
-    return [option(plan.checkpointed_layers, plan.optim)], KINDS[0]
+    return [option(plan.checkpointed_layers, plan.optim, plan.embeddings_on_cpu)], KINDS[0]
 
 
 def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | None) -> int | None:
@@ -239,8 +241,7 @@ def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | N
 def measure_plan(shape: PreTrainedConfig, config: Config, option: Option, batch: BatchShape, device: str) -> Measured:
     from llmft_cli.training import measuring
 
-    plan = option.plan
-    return measuring.measure(trainable(shape, config, device, plan.checkpointed_layers), batch, plan.optim)
+    return measuring.measure(trainable(shape, config, device, option.plan), batch, option.plan.optim)
 
 
 def training_tokens(run: RunDir, config: Config) -> int:

@@ -167,11 +167,11 @@ def test_a_step_is_the_same_every_time() -> None:
 
 def test_checkpointing_trades_computation_for_memory() -> None:
     """Each checkpointed layer is computed once more, and keeps its input alone; the last layer's peak is always there."""
-    shape, batch = small_shape(6), full_batch(2, 256)
-    steps = [simulate(on_meta(shape, checkpointed), batch) for checkpointed in range(7)]
+    shape, batch = small_shape(4), full_batch(2, 256)
+    steps = [simulate(on_meta(shape, checkpointed), batch) for checkpointed in range(5)]
     peaks = [step.peak_bytes for step in steps]
-    assert peaks[:6] == sorted(peaks[:6], reverse=True)
-    assert peaks[5] < peaks[0] / 2
+    assert peaks[:4] == sorted(peaks[:4], reverse=True)
+    assert peaks[3] < 0.6 * peaks[0]
     more = {second.product_flops - first.product_flops for first, second in pairwise(steps)}
     # A forward pass of one layer: query, key, value, output, gate, up and down, and the adapters of rank 16.
     tokens = batch.tokens

@@ -148,7 +148,7 @@ costs_once = cache(layer_costs)
 
 @pytest.fixture(scope="module")
 def small_model() -> Any:
-    return on_meta(small_shape(LAYERS))
+    return on_meta(small_shape(LAYERS), target_modules="q_proj,v_proj")
 
 
 @pytest.fixture

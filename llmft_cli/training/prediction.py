@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.training.simulation import ALLOCATION_BYTES, BatchShape, Step, scales, simulate, standing_tensors
+from llmft_cli.training.simulation import ALLOCATION_BYTES, Step, scales, standing_tensors
 from llmft_cli.training.tuned_model import movable_embeddings
 
 if TYPE_CHECKING:
@@ -50,17 +50,6 @@ class Breakdown:
     @property
     def total(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
-
-
-def predict(model: PeftModel, batch: BatchShape, optim: str) -> tuple[Breakdown, Step]:
-    """Memory and work of training steps with this micro-batch.
-
-    Args:
-        model: as `tuned_model.make_trainable` leaves it, on the `meta` device.
-        optim: the optimizer, by transformers' name.
-    """
-    step = simulate(model, batch)
-    return assemble(model, step, optim), step
 
 
 def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:

@@ -20,8 +20,8 @@ from llmft_cli.footprint import Footprint, checkpoint_bytes, footprint, merging_
 from llmft_cli.known_shapes import known_shape, llama
 from llmft_cli.libraries import calm
 from llmft_cli.progress import Silent
-from llmft_cli.training.prediction import predict
-from llmft_cli.training.simulation import full_batch
+from llmft_cli.training.prediction import assemble
+from llmft_cli.training.simulation import full_batch, simulate
 from llmft_cli.training.tuned_model import make_trainable
 
 RECORDED = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "workflow-llama-2-7b-h100.json"
@@ -150,7 +150,7 @@ RUNS = [
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.model}, {run.tokens} and {run.probe_tokens} tokens")
 def test_runs_measured_on_a_cpu(run: Run) -> None:
     model = tuned(run.model, 0)
-    step, _ = predict(model, full_batch(1, run.tokens), "adamw_torch")
+    step = assemble(model, simulate(model, full_batch(1, run.tokens)), "adamw_torch")
     found = footprint(model, resolve({"max_seq_length": run.tokens}), weights_here=True, cpu_step=step)
     training = found.training_ram_bytes + found.mapped_weights_bytes
     merging = merging_ram(model, run.probe_tokens, on_gpu=False) + found.mapped_weights_bytes

@@ -21,8 +21,8 @@ from llmft_cli.training.batches import collate
 from llmft_cli.training.loss import summed_loss
 from llmft_cli.training.planning import read_plan
 from llmft_cli.training.plans import Plan
-from llmft_cli.training.prediction import assemble, predict
-from llmft_cli.training.simulation import full_batch
+from llmft_cli.training.prediction import assemble
+from llmft_cli.training.simulation import full_batch, simulate
 from llmft_cli.training.train import TrainResult, train
 from llmft_cli.training.tuned_model import keep_embeddings_on_cpu, make_trainable, movable_embeddings
 
@@ -201,7 +201,8 @@ def test_trained_embeddings_stay() -> None:
 )
 def test_the_prediction_is_less_by_the_embeddings_alone(values: dict[str, Any], bytes_less: int) -> None:
     model = on_meta(shape_of(values | {"num_hidden_layers": 2}))
-    with_them, step = predict(model, full_batch(1, 64), "sgd")
+    step = simulate(model, full_batch(1, 64))
+    with_them = assemble(model, step, "sgd")
     without = assemble(model, step, "sgd", embeddings_on_cpu=True)
     assert with_them.dense_weights - without.dense_weights == with_them.total - without.total == bytes_less
 

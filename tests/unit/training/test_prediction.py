@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llmft_cli.training.measuring import make_optimizer
-from llmft_cli.training.prediction import CUBLAS_BYTES, STATE_BYTES, assemble, predict
-from llmft_cli.training.simulation import full_batch
+from llmft_cli.training.prediction import CUBLAS_BYTES, STATE_BYTES, assemble
+from llmft_cli.training.simulation import full_batch, simulate
 
 from .meta_models import on_meta, predicted, recorded, small_shape
 
@@ -104,7 +104,7 @@ def test_the_weights_of_llama_2_7b_by_arithmetic() -> None:
 )
 def test_the_state_of_an_optimizer(optim: str, bytes_per_value: float) -> None:
     model = on_meta(small_shape(), lora_r=8)
-    breakdown, _ = predict(model, full_batch(1, 64), optim)
+    breakdown = assemble(model, simulate(model, full_batch(1, 64)), optim)
     values = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
     # Inputs and outputs of a layer: query and output 128 and 128, key and value 128 and 64, three of 128 and 256.
     assert values == 2 * 8 * (2 * 256 + 2 * 192 + 3 * 384)
@@ -126,7 +126,8 @@ def test_known_states_are_those_that_the_optimizers_make(optim: str) -> None:
 
 def test_gradients_are_counted_once_whether_they_are_there_or_not() -> None:
     model = on_meta(small_shape())
-    breakdown, step = predict(model, full_batch(1, 64), "sgd")
+    step = simulate(model, full_batch(1, 64))
+    breakdown = assemble(model, step, "sgd")
     for weights in model.parameters():
         weights.grad = torch.empty_like(weights) if weights.requires_grad else None
     assert assemble(model, step, "sgd") == breakdown
@@ -135,8 +136,8 @@ def test_gradients_are_counted_once_whether_they_are_there_or_not() -> None:
 def test_a_base_in_16_bits_is_counted_as_dense_weights() -> None:
     batch = full_batch(1, 64)
     linear = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256)
-    dense, _ = predict(on_meta(small_shape(), quantization="none"), batch, "sgd")
-    nf4, _ = predict(on_meta(small_shape()), batch, "sgd")
+    models = (on_meta(small_shape(), quantization="none"), on_meta(small_shape()))
+    dense, nf4 = (assemble(model, simulate(model, batch), "sgd") for model in models)
     assert dense.quantized_weights == 0
     assert dense.dense_weights - nf4.dense_weights == 2 * linear
     assert dense.adapters == nf4.adapters

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from llmft_cli.data.examples import IGNORED
-from llmft_cli.training import held_out
+from llmft_cli.training import loss
 from llmft_cli.training.batches import collate
 from llmft_cli.training.held_out import held_out_loss
 from llmft_cli.training.recovery import DoesNotFit, MemoryUse, Passes, places_of, random_state, set_random_state
@@ -243,8 +243,8 @@ def test_evaluating_in_smaller_passes_gives_the_same_loss(
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
         return original(model, part)
 
-    original = held_out.summed_loss
-    monkeypatch.setattr(held_out, "summed_loss", summed_loss)
+    original = loss.summed_loss
+    monkeypatch.setattr(loss, "summed_loss", summed_loss)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
     failures = sum(tokens > 60 for tokens in passes)
     assert failures == trainer.evaluation_passes.retries == len(told.warnings) > 0

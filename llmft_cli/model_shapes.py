@@ -35,9 +35,7 @@ def build(
 
     transformers = import_transformers()
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(
-            shape, dtype=dtype, attn_implementation="sdpa", trust_remote_code=code
-        )
+        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=code)
     if quantization != "none":
         use_quantized_layers(model, quantization, dtype)
     with torch.no_grad():

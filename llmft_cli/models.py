@@ -185,7 +185,6 @@ def load_base(
             source.path,
             dtype=dtype,
             device_map={"": device},
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=source.trust_remote_code,
             **options,

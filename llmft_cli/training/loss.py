@@ -33,10 +33,8 @@ def summed_loss(model: Any, batch: Mapping[str, Any], forward: Any = None) -> to
             (autocast); the logits are then computed for all supervised tokens at once.
     """
     targets = batch["labels"].flatten()[batch["predicting"] + 1]
-    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if causal.config._attn_implementation == attention.NAME:
-        inputs |= {"cu_seq_lens_q": batch["row_starts"], "max_length_q": batch["longest_row"]}
+    inputs = {"input_ids": batch["input_ids"], "use_cache": False, **row_marks(causal, batch)}
     if forward is not None or trains_head(causal):
         with output_layer_at(causal, batch["predicting"]):
             logits = (forward or model)(**inputs).logits[0]
@@ -47,6 +45,17 @@ def summed_loss(model: Any, batch: Mapping[str, Any], forward: Any = None) -> to
         vocabulary = causal.get_output_embeddings().weight.shape[0]
         loss: torch.Tensor = ChunkedLoss.apply(hidden, targets, head_of(causal), vocabulary)  # type: ignore[no-untyped-call]
     return loss
+
+
+def row_marks(causal: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells a model's attention which tokens are of one row."""
+    if causal.config._attn_implementation == attention.NAME:
+        marks = {"cu_seq_lens_q": batch["row_starts"], "max_length_q": batch["longest_row"]}
+        return {"position_ids": batch["position_ids"], **marks}
+    ids = batch["input_ids"]
+    if ids.is_meta:  # transformers would look into the position ids to make this mask, and there is nothing to see
+        return {"attention_mask": torch.empty(len(ids), 1, ids.shape[1], ids.shape[1], dtype=causal.dtype, device="meta")}
+    return {"position_ids": batch["position_ids"]}
 
 
 def trains_head(causal: Any) -> bool:

@@ -189,8 +189,11 @@ def read_plan(path: Path) -> Plan:
     plan = Plan(**content)
     if not isinstance(plan.embeddings_on_cpu, bool):
         raise ConfigError(f"{EMBEDDINGS} in {path}: {plan.embeddings_on_cpu!r} is neither true nor false")
+    if not isinstance(plan.optim, str):
+        raise ConfigError(f"optim in {path}: {plan.optim!r} is not the name of an optimizer")
     for name, value in asdict(plan).items():
         least = 0 if name == "checkpointed_layers" else 1
-        if name not in ("optim", EMBEDDINGS) and (not isinstance(value, int) or value < least):
+        # Not isinstance: True is an int, too.
+        if name not in ("optim", EMBEDDINGS) and (type(value) is not int or value < least):
             raise ConfigError(f"{name} in {path}: {value!r} is not a whole number from {least} on")
     return plan

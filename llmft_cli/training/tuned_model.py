@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.adapters import add_adapter
@@ -32,7 +33,9 @@ def make_trainable(
     Raises:
         ConfigError: no module of the model matches the target modules, or the embeddings are needed on the GPU.
     """
-    model = add_adapter(base, config, base_name)
+    on_meta = base.device.type == "meta"
+    with base.device if on_meta else nullcontext():  # not drawn on the CPU first
+        model = add_adapter(base, config, base_name)
     if computes_in_base_type(config, next(base.parameters()).dtype):
         lora_product.use_fused_products(model)
     if attention.can_use_varlen_attention(base, base.device):

@@ -1,5 +1,19 @@
 """Training needs torch; where it is not installed (`make test-light`), these tests are not there."""
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
+import pytest
+
 collect_ignore_glob = [] if find_spec("torch") else ["test_*.py"]
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Tiny models compute no faster with more threads, which wait for each other where other processes run."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

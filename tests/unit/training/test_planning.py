@@ -165,6 +165,8 @@ def test_a_written_plan_is_the_plan_that_is_read(tmp_path: Path, plan: Plan) -> 
         ("", "is not a plan"),
         ("batch_size: [1\n", "cannot read the plan"),
         (b"\xff\xfe\xfa", "cannot read the plan"),
+        (yaml.safe_dump(PLAIN | {"batch_size": True}), "batch_size in .*: True is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"optim": 8}), "optim in .*: 8 is not the name of an optimizer"),
         (yaml.safe_dump(PLAIN | {"batch_size": 0}), "batch_size in .*: 0 is not a whole number from 1 on"),
         (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": "8"}), "'8' is not a whole number from 1 on"),
         (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": 1.5}), "1.5 is not a whole number from 1 on"),

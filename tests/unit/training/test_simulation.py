@@ -295,3 +295,19 @@ def test_following_a_step_leaves_bitsandbytes_as_it_was(monkeypatch: pytest.Monk
     packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     again = bitsandbytes.functional.dequantize_4bit(packed, state)
     assert (again - weight).norm() < 0.1 * weight.norm()
+
+
+def test_a_model_whose_attention_knows_no_row_boundaries_is_followed_with_its_mask() -> None:
+    """Gemma 2 caps its scores, which neither sdpa nor `varlen_attn` does: its attention holds scores of length squared."""
+    from transformers import Gemma2Config
+
+    shape = Gemma2Config(
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=64,
+    )  # fmt: skip
+    base = model_shapes.build(shape, torch.device("meta"), "nf4", torch.bfloat16)
+    assert base.config._attn_implementation == "eager"
+    model = make_trainable(base, resolve({}), "gemma", None)
+    short, long = (simulate(model, full_batch(1, length)) for length in (512, 2048))
+    scores = 2 * 2048**2 * torch.float32.itemsize  # of both heads, in the softmax
+    assert long.peak_bytes > max(scores, 6 * short.peak_bytes)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FEW = 2  # with fewer layers, what surrounds them may set the peak
 # What differs between layers of the same make.
-PLACE = ("layer_idx", "gradient_checkpointing")
+PLACE = ("layer_idx", "gradient_checkpointing", "training")
 
 
 @dataclass(frozen=True)

@@ -95,3 +95,11 @@ def test_the_model_is_whole_again_afterwards() -> None:
     assert decoder_layers(model) == before
     layer_costs(model, full_batch(1, 32))
     assert decoder_layers(model) == before
+
+
+def test_a_model_is_reckoned_again_after_it_was() -> None:
+    """Once it was cut to its first layers, the others were left out of training mode, and passed for other layers."""
+    model = on_meta(small_shape(5))
+    first = layer_costs(model, full_batch(1, 32))
+    assert first is not None
+    assert layer_costs(model, full_batch(1, 32)) == first

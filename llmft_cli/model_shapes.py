@@ -33,6 +33,7 @@ def build(
     """
     import torch
 
+    import_bitsandbytes()  # quietly, before transformers does it
     transformers = import_transformers()
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=code)

@@ -1,6 +1,7 @@
 """gpu-check --model through the installed command line, on a machine without the card it is asked about."""
 
 import json
+import os
 
 
 def test_a_model_that_fits_a_card_that_is_not_here(run, tmp_path):
@@ -72,3 +73,25 @@ def test_bad_values_are_refused_before_anything_is_looked_at(run, tmp_path):
         assert done.returncode in (2, 3), done.stderr
         assert words in done.stderr
         assert done.stdout == ""
+
+
+def test_waiting_for_a_card_that_a_model_fits_prints_the_index_alone(run, tmp_path):
+    """The memory that is waited for comes from the prediction; what the libraries say on the way does not come through."""
+    smi = tmp_path / "nvidia-smi"
+    card = (
+        "0, GPU-7f0d2c2e-94b2-6f8a-1c39-5be6a1d2f0aa, 2, 12288, 4096, 8192, 580.86.15, A card, 1650223, Disabled, Disabled, 41"
+    )
+    smi.write_text(f'#!/bin/sh\ncase "$*" in *-x*) exit 1;; *) echo "{card}";; esac\n')
+    smi.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    model = ["--model", "meta-llama/Llama-2-7b-chat-hf"]
+    done = run("gpu-check", "--wait", "1s", *model, folder=tmp_path, PATH=path)
+    assert (done.returncode, done.stdout) == (0, "0\n")
+    told = done.stderr.splitlines()
+    assert [
+        line for line in told if not line.startswith(("warning: the model meta-llama", "following training steps of"))
+    ] == []
+    done = run("gpu-check", "--wait", "1s", *model, "--max-seq-length", "16384", folder=tmp_path, PATH=path)
+    assert done.returncode == 5
+    assert "error: no use waiting for 1 GPU with " in done.stderr
+    assert "the largest card has 12 GiB in all" in done.stderr

@@ -54,6 +54,17 @@ torch.cuda.get_device_properties = lambda index: card
 torch.cuda.get_device_capability = lambda device=None: (9, 0)
 torch._C._cuda_getCurrentRawStream = None
 """
+# A torch for CUDA brings CUDA's libraries along, one for the CPU does not.
+NO_CUDA_LIBRARIES = """
+import ctypes
+load = ctypes.cdll.LoadLibrary
+def load_without_cuda(name):
+    if "_cuda" in name:
+        raise OSError("libcudart.so.13: cannot open shared object file: No such file or directory")
+    return load(name)
+ctypes.cdll.LoadLibrary = load_without_cuda
+torch.version.cuda = "13.0"
+"""
 # What a card without free memory says to the first that wants some.
 NO_ROOM = f"""{SEEN}
 torch.cuda.get_device_capability = None  # bitsandbytes then takes its library for the CPU
@@ -194,12 +205,12 @@ class TestFullCard:
 
 
 class TestBitsandbytes:
-    """Its CUDA library is in the package, and CUDA's own are not: torch here is the one for the CPU."""
+    """Its CUDA libraries are in the package, and CUDA's own may be or not."""
 
     def test_without_the_libraries_of_cuda(
         self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
     ) -> None:
-        error, hint = refused(with_torch(SEEN, "--require-gpu", **machine(FREE)))
+        error, hint = refused(with_torch(SEEN + NO_CUDA_LIBRARIES, "--require-gpu", **machine(FREE)))
         assert "cannot load a library for CUDA 13.0: libcu" in error
         assert "cannot open shared object file" in error
         assert hint.startswith("hint: pip install --force-reinstall torch==")

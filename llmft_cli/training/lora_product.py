@@ -73,14 +73,15 @@ def frozen_weight(base: Any, kind: torch.dtype) -> torch.Tensor:
 
 
 def use_fused_products(model: PeftModel) -> None:
-    """Let every LoRA layer of the model compute its product with `LoraProduct` while it trains.
+    """Let the LoRA layers of the model compute their product with `LoraProduct` while it trains.
 
-    Only for plain LoRA on 4-bit and dense linear layers (`can_be_fused`); the model is changed in place.
+    Only for plain LoRA (`tuned_model.computes_in_base_type`), and of its layers for the linear ones: GPT-2's Conv1D
+    has its weight the other way round, and an embedding has no product. The model is changed in place.
     """
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
-        if isinstance(module, LoraLayer):
+        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), torch.nn.Linear):
             module.forward = partial(fused_forward, module, module.forward)
 
 

@@ -88,3 +88,19 @@ def test_a_layer_keeps_its_input_and_the_product_of_the_rank(tiny_model_dir):
     weights = [tuple(layer.lora_A["default"].weight.shape), tuple(layer.lora_B["default"].weight.shape)]
     assert shapes == sorted([(12, 64), (12, 16), *weights])
     assert frozen_weight(layer.get_base_layer(), torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_layers_that_are_not_linear_keep_pefts_product():
+    """GPT-2's Conv1D multiplies with its weight as it is, not transposed: where it is square, nothing would have complained."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0))
+    settings = LoraConfig(target_modules=["c_proj", "wte"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    model = get_peft_model(base.requires_grad_(False), settings).train()
+    loss, expected = gradients(model)
+    use_fused_products(model)
+    found_loss, found = gradients(model)
+    assert found_loss == loss
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())

@@ -252,8 +252,10 @@ def training_tokens(run: RunDir, config: Config) -> int:
     sequences = load_split(run.data, TRAIN)
     assert sequences is not None
     tokens = sum(length for lengths in sequences["row_lengths"] for length in lengths)
-    per_step = tokens / len(sequences) * config.batch_size * config.gradient_accumulation_steps
-    return int(min(schedule.plan(len(sequences), config).total * per_step, tokens * max(1.0, config.num_epochs)))
+    if config.max_steps is None:
+        return int(tokens * config.num_epochs)
+    steps_per_epoch = schedule.plan(len(sequences), replace(config, max_steps=None, num_epochs=1)).total
+    return int(tokens / steps_per_epoch * config.max_steps)
 
 
 def described(option: Option, found: Sequence[Option], available: int | None, measured_speed: bool) -> PlanOption:

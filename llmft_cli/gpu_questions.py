@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.config import Config
+from llmft_cli.errors import UsageError
 from llmft_cli.quantities import checked, format_size, parse_count, parse_size
 
 if TYPE_CHECKING:
@@ -38,10 +39,16 @@ class Fitting:
 def wait(
     console: Console, time: str | None, min_free: str | None, max_load: str | None, gpus: str | None, fitting: Fitting | None
 ) -> None:
-    """Wait for free GPUs and print their indices; those that a training needs, where one is asked about."""
+    """Wait for free GPUs and print their indices; those that a training needs, where one is asked about.
+
+    Raises:
+        UsageError: something is asked of a card that is not here, or that is to be tried.
+    """
     from llmft_cli.gpu import waiting
     from llmft_cli.views.gpu_wait import ready_sections
 
+    if fitting and (fitting.vram or fitting.measure):
+        raise UsageError("--wait goes with neither --vram nor --measure", "wait first, and run gpu-check again on the card")
     wanted = waiting.read_wanted(time, min_free, max_load, gpus)
     if fitting and min_free is None:
         from llmft_cli import fit

@@ -64,13 +64,14 @@ def test_without_a_card_it_is_told_what_would_be_needed(run, tmp_path):
 
 
 def test_bad_values_are_refused_before_anything_is_looked_at(run, tmp_path):
-    for arguments, words in (
-        (["--model", "smollm2-135m", "--vram", "8"], "--vram: '8' has no unit"),
-        (["--model", "smollm2-135m", "--max-vram", "lots"], "--max-vram: 'lots' is not a size such as"),
-        (["--model", "nobody/knows-this", "--vram", "8GiB"], "nobody/knows-this is not on this machine"),
+    for arguments, code, words in (
+        (["--model", "smollm2-135m", "--vram", "8"], 2, "--vram: '8' has no unit"),
+        (["--model", "smollm2-135m", "--max-vram", "lots"], 2, "--max-vram: 'lots' is not a size such as"),
+        (["--wait", "1s", "--model", "smollm2-135m", "--vram", "8GiB"], 2, "--wait goes with neither --vram nor --measure"),
+        (["--model", "nobody/knows-this", "--vram", "8GiB"], 3, "nobody/knows-this is not on this machine"),
     ):
         done = run("gpu-check", *arguments, folder=tmp_path)
-        assert done.returncode in (2, 3), done.stderr
+        assert done.returncode == code, done.stderr
         assert words in done.stderr
         assert done.stdout == ""
 

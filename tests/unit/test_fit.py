@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("torch")
 
+import datasets
+
 from llmft_cli import fit
 from llmft_cli.config import resolve
 from llmft_cli.errors import ConfigError, MachineError, OutOfMemory
@@ -16,6 +18,7 @@ from llmft_cli.fit import Card
 from llmft_cli.gpu.gpus import Gpu
 from llmft_cli.gpu.probes import Probe
 from llmft_cli.progress import Silent
+from llmft_cli.run_dir import RunDir
 from llmft_cli.training.speed import Rates
 
 GIBIBYTE = 2**30
@@ -129,3 +132,14 @@ def test_waiting_asks_for_what_the_least_plan_with_the_wanted_optimizer_needs():
     assert fit.least_bytes(found) == min(plain)
     cheaper = replace(found, plan={**found.plan, "optim": "paged_adamw_8bit"})
     assert fit.least_bytes(cheaper) < min(plain)
+
+
+def test_the_tokens_of_a_training_are_those_of_its_epochs_or_its_steps(tmp_path, monkeypatch):
+    """With more steps than the epochs have, the epochs do not count."""
+    sequences = datasets.Dataset.from_dict({"row_lengths": [[6, 4], [10], [10]]})
+    monkeypatch.setattr("llmft_cli.data.store.load_split", lambda data, split: sequences)
+    run = RunDir(tmp_path)
+    two_steps = {"batch_size": 2, "gradient_accumulation_steps": 1}
+    assert fit.training_tokens(run, small(num_epochs=2.0, **two_steps)) == 60
+    assert fit.training_tokens(run, small(num_epochs=0.5, **two_steps)) == 15
+    assert fit.training_tokens(run, small(max_steps=10, num_epochs=1.0, **two_steps)) == 150

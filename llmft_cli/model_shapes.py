@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 WEIGHT_STANDARD_DEVIATION = 0.02
 
 
-def build(
-    shape: PreTrainedConfig, device: torch.device, quantization: str, dtype: torch.dtype, code: bool = False
-) -> PreTrainedModel:
+def build(shape: PreTrainedConfig, device: torch.device, quantization: str, dtype: torch.dtype) -> PreTrainedModel:
     """A causal language model as `models.load_base` loads one, frozen, with random weights.
 
     Args:
@@ -29,14 +27,13 @@ def build(
         device: where the weights are made, or `meta`.
         quantization: `nf4`, `fp4`, `int8` or `none`.
         dtype: of the dense weights and of the computation.
-        code: whether code of the model's repository may run.
     """
     import torch
 
     import_bitsandbytes()  # quietly, before transformers does it
     transformers = import_transformers()
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype, trust_remote_code=code)
+        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
     if quantization != "none":
         use_quantized_layers(model, quantization, dtype)
     with torch.no_grad():

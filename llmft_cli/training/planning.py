@@ -119,7 +119,7 @@ def predicted_options(
     """
     import torch
 
-    base = model_shapes.build(shape, torch.device("meta"), config.quantization, dtype, config.trust_remote_code)
+    base = model_shapes.build(shape, torch.device("meta"), config.quantization, dtype)
     model = make_trainable(base, config, config.model, None)
     return list(options(model, config, batch_of, available_bytes, rates))
 

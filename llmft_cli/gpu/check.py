@@ -16,7 +16,7 @@ from llmft_cli.errors import MachineError
 from llmft_cli.gpu.beside import beside
 from llmft_cli.gpu.cuda_libraries import bitsandbytes_cuda
 from llmft_cli.gpu.findings import Problem
-from llmft_cli.gpu.gpus import HANGS, Gpu, Listing, fullness, is_full, list_gpus
+from llmft_cli.gpu.gpus import HANGS, Gpu, Listing, can_be_opened, fullness, is_full, list_gpus
 from llmft_cli.gpu.machine import (
     Disk,
     Hub,
@@ -27,7 +27,7 @@ from llmft_cli.gpu.machine import (
     measure_disk,
     measure_memory,
 )
-from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe
+from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, unopened
 from llmft_cli.gpu.torch_view import import_torch, view_through_torch
 from llmft_cli.libraries import version_of
 from llmft_cli.progress import Reporter
@@ -118,7 +118,7 @@ def check(reporter: Reporter, cache: Path, runs: Path) -> Report:
 
 
 def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Listing]:
-    """Import the libraries and try every device out; also returns what was found by `looking` meanwhile."""
+    """Import the libraries and try every device out that has room; also returns what was found by `looking` meanwhile."""
     reporter.note("loading torch")
     torch = import_torch()
     # Before torch opens a card, whose context takes several hundred MiB of the free memory.
@@ -136,8 +136,12 @@ def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Li
     probes = []
     by_device = {gpu.device: gpu for gpu in view.gpus}
     for device in view.devices or ["cpu"]:
-        reporter.note(f"trying {device}")
-        tried, found = probe(torch, device, bitsandbytes, unusable, by_device.get(device))
+        gpu = by_device.get(device)
+        if gpu and not can_be_opened(gpu):
+            tried, found = unopened(device, unusable, gpu)
+        else:
+            reporter.note(f"trying {device}")
+            tried, found = probe(torch, device, bitsandbytes, unusable, gpu)
         probes.append(tried)
         problems += found
     built_for = bitsandbytes_cuda(bitsandbytes) if bitsandbytes else None

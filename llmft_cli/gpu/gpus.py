@@ -22,6 +22,9 @@ HANGS = Problem(
 )
 # CUDA's context alone takes half a GiB: with less than this free, no training begins.
 FULL_BELOW_BYTES = 2**30
+# A card with less than this free is not opened: CUDA's context takes 0.5 to 0.9 GiB, so that opening the card fails,
+# takes the last memory of the job that holds it, or hangs (an H100 with nothing left gave no answer in 140 s).
+OPENED_FROM_BYTES = 6 * 2**30 // 10
 PROCESSES_NAMED = 3
 
 
@@ -111,6 +114,11 @@ def finite(value: float) -> float | None:
 
 def is_full(gpu: Gpu) -> bool:
     return gpu.memory_free_bytes is not None and gpu.memory_free_bytes < FULL_BELOW_BYTES
+
+
+def can_be_opened(gpu: Gpu) -> bool:
+    """Whether CUDA's context may find room there; so it may on a card that does not tell."""
+    return gpu.memory_free_bytes is None or gpu.memory_free_bytes >= OPENED_FROM_BYTES
 
 
 def fullness(gpu: Gpu) -> Problem:

@@ -119,6 +119,23 @@ def probe(torch: Any, device: str, bitsandbytes: Any, unusable: Problem | None, 
     return Probe(device, not problems, nf4_ok, product, round_trip, finite(int8), flops, bandwidth, first), problems
 
 
+def unopened(device: str, unusable: Problem | None, gpu: Gpu) -> tuple[Probe, list[Problem]]:
+    """What there is to say, without a try, of a device whose memory has no room for CUDA's context."""
+    full = fullness(gpu)
+    found = Probe(
+        device=device,
+        ok=False,
+        nf4_ok=False,
+        nf4_relative_error=None,
+        nf4_round_trip_relative_error=None,
+        int8_relative_error=None,
+        bf16_flops_per_second=None,
+        bandwidth_bytes_per_second=None,
+        problem=full.what,
+    )
+    return found, [full, unusable] if unusable else [full]
+
+
 def nf4_errors(torch: Any, device: str, bitsandbytes: Any) -> tuple[float, float]:
     """Relative errors of the round trip, and of the worst product, of a seeded weight held in NF4."""
     generator, weight = drawn(torch)

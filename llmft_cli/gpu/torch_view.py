@@ -39,6 +39,11 @@ def import_torch() -> ModuleType | Problem:
 
 
 def view_through_torch(torch: Any, listing: Listing) -> View:
+    """Ask torch for its devices, and match them with the listed GPUs.
+
+    It opens no card, on which a full one might hang: torch counts the cards and reads their properties without a
+    CUDA context. Tensors, events, `mem_get_info` and making a device the current one would create it.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

@@ -48,6 +48,27 @@ def torch_with(monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
+@pytest.fixture
+def trials(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that puts a torch in place; returns a list, to which each trial adds the device that it opens."""
+
+    def install(torch: Any) -> list[str]:
+        opened: list[str] = []
+        results = {"nf4_errors": (0.09, 0.09), "int8_error": 0.01, "bf16_flops_per_second": 7e14}
+        for name, result in {**results, "bandwidth_bytes_per_second": 3e12}.items():
+
+            def trial(torch: Any, device: str, *others: Any, result: Any = result) -> Any:
+                opened.append(device)
+                return result
+
+            monkeypatch.setattr(f"llmft_cli.gpu.probes.{name}", trial)
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        monkeypatch.setattr(gpu, "load_bitsandbytes", lambda torch, on_gpu: (None, None))
+        return opened
+
+    return install
+
+
 class TestCheck:
     def test_without_torch(self, monkeypatch: pytest.MonkeyPatch, nvidia_smi: Any, tmp_path: Path) -> None:
         monkeypatch.setitem(sys.modules, "torch", None)
@@ -82,9 +103,9 @@ class TestCheck:
 
     def test_a_full_gpu_is_told_once(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
         """nvidia-smi tells of it, and the probe that fails there does again."""
-        full = replace(WHOLE, memory_free_bytes=12 * 2**20)
+        full = replace(WHOLE, memory_free_bytes=900 * 2**20)
         torch_with(fake_torch(card()), fullness(full), ok=False, nf4_ok=False, problem=fullness(full).what)
-        nvidia_smi(LINE.replace("77463", "12"), xml=XML)
+        nvidia_smi(LINE.replace("77463", "900"), xml=XML)
         found = check(Silent(), tmp_path, tmp_path)
         assert found.problems == [fullness(full)]
         assert found.problems[0].what == "GPU 0 is fully used by: python3 (pid 4711, 3 GiB), a process (pid 812)"
@@ -92,7 +113,45 @@ class TestCheck:
             gpu.require_gpu(found)
         assert caught.value.hint == found.problems[0].mend
 
-    def test_a_gpu_too_full_to_be_opened(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+    def test_a_gpu_without_room_for_a_context_is_not_opened(self, trials: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        """CUDA may hang on it, or take what another job needs."""
+        opened = trials(fake_torch(card()))
+        nvidia_smi(LINE.replace("77463", "500"), xml=XML)
+        found = check(Silent(), tmp_path, tmp_path)
+        assert opened == []
+        what = "GPU 0 is fully used by: python3 (pid 4711, 3 GiB), a process (pid 812)"
+        assert [problem.what for problem in found.problems] == [what]
+        assert found.probes == [Probe("cuda:0", False, False, None, None, None, None, None, what)]
+        # What torch tells without opening the card is still told.
+        assert (found.gpus[0].device, found.gpus[0].compute_capability, found.bf16) == ("cuda:0", "9.0", True)
+        assert (found.nf4_probe, found.versions_match) == (Nf4Probe(False, "cuda:0", None, None, what), True)
+        with pytest.raises(MachineError, match="no usable GPU: GPU 0 is fully used by: python3") as caught:
+            gpu.require_gpu(found)
+        assert (caught.value.exit_code, caught.value.hint) == (3, found.problems[0].mend)
+
+    @pytest.mark.parametrize("full_first", [True, False])
+    def test_other_gpus_are_opened(self, trials: Any, nvidia_smi: Any, tmp_path: Path, full_first: bool) -> None:
+        """However CUDA_VISIBLE_DEVICES orders them: nvidia-smi's first card is the full one."""
+        cards = [card(), card("other")] if full_first else [card("other"), card()]
+        opened = trials(fake_torch(*cards))
+        other = LINE.replace("0, ", "1, ", 1).replace(UUID, "GPU-other")
+        nvidia_smi(f"{LINE.replace('77463', '0')}\n{other}", xml=XML)
+        found = check(Silent(), tmp_path, tmp_path)
+        full, free = ("cuda:0", "cuda:1") if full_first else ("cuda:1", "cuda:0")
+        assert [gpu.device for gpu in found.gpus] == [full, free]
+        assert set(opened) == {free}
+        assert {probe.device: probe.ok for probe in found.probes} == {full: False, free: True}
+        assert len(found.problems) == 1
+
+    def test_a_slice_of_a_full_gpu_is_opened(self, trials: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        """A slice (MIG) has a UUID of its own, and memory that nvidia-smi's list does not tell."""
+        opened = trials(fake_torch(card("slice")))
+        nvidia_smi(LINE.replace("77463", "0"), xml=XML)
+        found = check(Silent(), tmp_path, tmp_path)
+        assert set(opened) == {"cuda:0"}
+        assert ([probe.ok for probe in found.probes], found.problems) == ([True], [])
+
+    def test_a_gpu_that_torch_cannot_look_at(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
         def refuse(index: int) -> None:
             raise RuntimeError("CUDA error: out of memory")
 

@@ -107,6 +107,11 @@ class TestFullness:
         assert gpu.is_full(replace(CARD, memory_free_bytes=2**30 - 1))
         assert not gpu.is_full(replace(CARD, memory_free_bytes=None))
 
+    def test_a_card_without_room_for_a_context_is_not_to_be_opened(self) -> None:
+        assert gpu.can_be_opened(replace(CARD, memory_free_bytes=int(0.6 * 2**30)))
+        assert not gpu.can_be_opened(replace(CARD, memory_free_bytes=int(0.6 * 2**30) - 1))
+        assert gpu.can_be_opened(replace(CARD, memory_free_bytes=None))
+
     def test_the_largest_processes_are_named(self) -> None:
         holders = [GpuProcess(pid, name, size and size * 2**30) for pid, name, size in HOLDERS]
         assert gpu.fullness(replace(CARD, processes=holders)).what == (

@@ -15,7 +15,7 @@ from llmft_cli.gpu import probes
 from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import DRIVER_MEND, fullness
 from llmft_cli.gpu.nvidia_smi import GpuProcess
-from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe
+from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, unopened
 from llmft_cli.libraries import import_bitsandbytes
 
 MEASURED = {
@@ -176,6 +176,18 @@ class TestOutOfMemory:
         found, problems = tried(gpu=None)
         assert found.problem == "on cuda:0 copying failed: CUDA out of memory"
         assert problems[0].mend.startswith("free memory on the GPU")
+
+
+class TestUnopened:
+    def test_who_holds_the_memory_is_the_reason(self) -> None:
+        what = "GPU 0 is fully used by: python (pid 4711, 79 GiB)"
+        failed = Probe("cuda:0", False, False, None, None, None, None, None, what)
+        assert unopened("cuda:0", None, FULL) == (failed, [fullness(FULL)])
+
+    def test_a_bitsandbytes_that_cannot_be_used_is_told_as_well(self) -> None:
+        unusable = Problem("bitsandbytes is not installed", "pip install bitsandbytes")
+        found, problems = unopened("cuda:0", unusable, FULL)
+        assert (found.problem, problems) == (fullness(FULL).what, [fullness(FULL), unusable])
 
 
 class TestLoading:

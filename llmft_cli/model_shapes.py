@@ -60,13 +60,22 @@ def fill(model: PreTrainedModel, module: Any, device: torch.device, dtype: torch
     bitsandbytes = import_bitsandbytes()
     if isinstance(module, bitsandbytes.nn.Linear4bit):
         module.weight = quantized_weight(module, device, dtype)
+        fill_bias(module, device)
     elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
         weight = random_weight(module.weight.shape, device, dtype)
         module.weight = bitsandbytes.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
         module.weight.data = module.weight.to(device)
+        fill_bias(module, device)
     elif device.type != "meta" and (module._parameters or module._buffers):
         module.to_empty(device=device, recurse=False)
         model._init_weights(module)
+
+
+def fill_bias(module: Any, device: torch.device) -> None:
+    import torch
+
+    if module.bias is not None:
+        module.bias = torch.nn.Parameter(torch.zeros_like(module.bias, device=device), requires_grad=False)
 
 
 def quantized_weight(module: Any, device: torch.device, dtype: torch.dtype) -> Any:

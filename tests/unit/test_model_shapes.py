@@ -155,3 +155,16 @@ def test_building_on_meta_first_does_not_spoil_what_is_quantised_afterwards(monk
     assert state.state2.code.unique().numel() == 256
     with torch.no_grad():
         assert torch.isfinite(model(input_ids=IDS).logits).all()
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_biases_of_quantised_layers_have_values(quantization: str) -> None:
+    """They stayed on the `meta` device, and a product with one gave whatever lay in memory: Qwen2's attention has them."""
+    shape = transformers.Qwen2Config(
+        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+    )
+    model = model_shapes.build(shape, torch.device("cpu"), quantization, torch.float32)
+    biases = [weights for name, weights in model.named_parameters() if name.endswith("bias")]
+    assert len(biases) == 3
+    assert all(torch.equal(bias, torch.zeros_like(bias, device="cpu")) for bias in biases)
+    assert not any(bias.requires_grad for bias in biases)

@@ -187,7 +187,9 @@ def trainable(shape: PreTrainedConfig, config: Config, device: str, plan: Plan |
     base = model_shapes.build(shape, torch.device(device), config.quantization, torch.bfloat16)
     if plan is None:
         return make_trainable(base, config, config.model, None)
-    return make_trainable(base, config, config.model, plan.checkpointed_layers, plan.embeddings_on_cpu)
+    return make_trainable(
+        base, config, config.model, plan.checkpointed_layers, plan.embeddings_on_cpu, plan.dequantized_weights
+    )
 
 
 def batches(run: RunDir | None, config: Config) -> Callable[[int], BatchShape]:
@@ -207,9 +209,9 @@ def considered(
     model: PeftModel, config: Config, batch_of: Callable[[int], BatchShape], available_bytes: int | None, rates: Rates
 ) -> tuple[list[Option], str]:
     """Plans, and the kind that is wanted of them; a plan that is spelled out is the only one."""
+    from llmft_cli.training.layers import decoder_layers
     from llmft_cli.training.planning import AS_GIVEN, KINDS, read_plan
     from llmft_cli.training.plans import given_plan, option_of, options
-    from llmft_cli.training.tuned_model import decoder_layers
 
     if config.plan in KINDS:
         return list(options(model, config, batch_of, available_bytes, rates)), config.plan
@@ -221,7 +223,7 @@ def considered(
         config, batch_size=plan.batch_size, gradient_accumulation_steps=plan.gradient_accumulation_steps, optim=plan.optim
     )
     option = option_of(model, spelled, batch_of(plan.batch_size), rates)
-    return [option(plan.checkpointed_layers, plan.optim, plan.embeddings_on_cpu)], KINDS[0]
+    return [option(plan.checkpointed_layers, plan.optim, plan.embeddings_on_cpu, plan.dequantized_weights)], KINDS[0]
 
 
 def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | None) -> int | None:

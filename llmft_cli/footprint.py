@@ -120,16 +120,11 @@ def trained_values(model: torch.nn.Module) -> list[int]:
 
 def checkpoint_bytes(model: torch.nn.Module, optim: str) -> int:
     """One `checkpoint-N`: adapter in fp32, optimizer state, and what is small."""
+    from llmft_cli.training.optimizer_state import whole_state
+
     values = trained_values(model)
-    state_bytes = sum(values) * state_bytes_per_value(optim) + len(values) * OPTIMIZER_ENTRY_BYTES
-    return safetensors_bytes(values, FP32_BYTES) + int(state_bytes) + CHECKPOINT_SMALL_FILES_BYTES
-
-
-def state_bytes_per_value(optim: str) -> float:
-    """Of an optimizer's state, wherever it is held."""
-    from llmft_cli.training.prediction import LARGEST_KNOWN_STATE_BYTES, STATE_BYTES
-
-    return STATE_BYTES.get(optim.removeprefix("paged_"), LARGEST_KNOWN_STATE_BYTES)
+    state_bytes = whole_state(values, optim) + len(values) * OPTIMIZER_ENTRY_BYTES
+    return safetensors_bytes(values, FP32_BYTES) + state_bytes + CHECKPOINT_SMALL_FILES_BYTES
 
 
 def most_checkpoints(config: Config) -> int:
@@ -148,10 +143,12 @@ def training_ram_on_gpu(model: torch.nn.Module, config: Config, largest: int) ->
     files, which go to the GPU one after the other where they are quantised, and by four threads where not. torch
     converts a weight that is stored in another type on the CPU, before it is copied.
     """
+    from llmft_cli.training.optimizer_state import paged_state
+
     at_once = LOADING_THREADS if config.quantization == "none" else 1
-    values = sum(trained_values(model))
-    paged = int(values * state_bytes_per_value(config.optim)) if config.optim.startswith("paged_") else 0
-    return CUDA_PROCESS_BYTES + paged + max(at_once * largest * STORED_BYTES, values * FP32_BYTES)
+    values = trained_values(model)
+    paged = paged_state(values, config.optim)
+    return CUDA_PROCESS_BYTES + paged + max(at_once * largest * STORED_BYTES, sum(values) * FP32_BYTES)
 
 
 def training_ram_on_cpu(model: torch.nn.Module, step: Breakdown) -> int:

@@ -134,6 +134,9 @@ class Config:
     gradient_checkpointing: bool | None = setting(
         None, "Recompute activations in the backward pass, or never; by default where the plan needs it.", "Training", FIT
     )
+    fast: bool = setting(
+        True, "Compute whole layers with kernels of their own where the model is known; the same numbers.", "Training", FIT
+    )
     plan: str = setting(
         "fast",
         "How a GPU's memory is used: fast, balanced (three quarters of it), frugal, a plan file, or given "

@@ -26,20 +26,22 @@ def collate(sequences: Sequence[Mapping[str, Any]]) -> Batch:
         sequences: with `input_ids`, `labels` and `row_lengths` as `data/store.py` writes them.
 
     Returns:
-        input_ids, labels and position_ids of shape (batch, longest); predicting, row_starts and longest_row
-        as `places` gives them; and token_count, the number of tokens that are not padding.
+        input_ids, labels and position_ids of shape (batch, longest); what `places` gives; and token_count, the number
+        of tokens that are not padding.
     """
+    import numpy
     import torch
 
     longest = max(len(sequence["input_ids"]) for sequence in sequences)
-    batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": []}
-    for sequence in sequences:
-        padding = longest - len(sequence["input_ids"])
-        batch["input_ids"].append([*sequence["input_ids"], *[0] * padding])
-        batch["labels"].append([*sequence["labels"], *[IGNORED] * padding])
-        lengths = [*sequence["row_lengths"], padding]
-        batch["position_ids"].append([position for length in lengths for position in range(length)])
-    tensors = {name: torch.tensor(values, dtype=torch.long) for name, values in batch.items()}
+    shape = (len(sequences), longest)
+    batch = {name: numpy.full(shape, filling) for name, filling in (("input_ids", 0), ("labels", IGNORED), ("position_ids", 0))}
+    for number, sequence in enumerate(sequences):
+        length = len(sequence["input_ids"])
+        batch["input_ids"][number, :length] = sequence["input_ids"]
+        batch["labels"][number, :length] = sequence["labels"]
+        lengths = numpy.array([*sequence["row_lengths"], longest - length])
+        batch["position_ids"][number] = numpy.arange(longest) - numpy.repeat(lengths.cumsum() - lengths, lengths)
+    tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
     token_count = sum(len(sequence["input_ids"]) for sequence in sequences)
     return {**tensors, **places(tensors), "token_count": token_count}
 
@@ -48,18 +50,26 @@ def places(tensors: Mapping[str, torch.Tensor]) -> Batch:
     """Where things stand in a batch, counted over its flattened positions.
 
     Returns:
-        predicting, the positions whose next token is supervised, of shape (supervised tokens,); row_starts,
-        those where the rows start and where the last one ends, of shape (rows + 1,), int32; and longest_row,
-        its number of tokens.
+        predicting, the positions whose next token is supervised, and targets, those tokens, both of shape
+        (supervised tokens,); row_starts, the positions where the rows start and where the last one ends, of shape
+        (rows + 1,), int32; longest_row, its number of tokens; and first_rows_alone, whether nothing is supervised
+        but in the first row of each sequence, so that rows need not be told apart.
     """
     import torch
 
     # Nothing predicts the first token of a row; `data/prepare.py` never supervises it.
-    predicting = (tensors["labels"] != IGNORED).flatten().nonzero().squeeze(1) - 1
+    labels, length = tensors["labels"].flatten(), tensors["labels"].shape[1]
+    supervised = (labels != IGNORED).nonzero().squeeze(1)
     positions = tensors["position_ids"].flatten()
     starts = (positions == 0).nonzero().squeeze(1)
     ends = torch.nn.functional.pad(starts, (0, 1), value=len(positions)).int()
-    return {"predicting": predicting, "row_starts": ends, "longest_row": int(positions.max()) + 1}
+    return {
+        "predicting": supervised - 1,
+        "targets": labels[supervised],
+        "row_starts": ends,
+        "longest_row": int(positions.max()) + 1,
+        "first_rows_alone": bool((positions[supervised] == supervised % length).all()),
+    }
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -14,8 +14,9 @@ from llmft_cli.data.store import TRAIN, VALIDATION, split_file
 from llmft_cli.errors import OutOfMemory, first_line
 from llmft_cli.run_dir import RunDir
 from llmft_cli.training import checkpoints
+from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.recovery import DoesNotFit, is_out_of_memory, places_of
-from llmft_cli.training.tuned_model import decoder_layers
+from llmft_cli.training.tuned_model import is_checkpointed
 
 if TYPE_CHECKING:
     from llmft_cli.training.batches import Batch
@@ -70,7 +71,7 @@ def way_on(run: RunDir, config: Config, model: Any) -> str:
     settings = f"--config {shlex.quote(str(run.config_file))}"
     resumable = checkpoints.last_complete(run.checkpoints) is not None
     again = f"go on with: llmft train {path} --resume" if resumable else f"start again with: llmft train {path} {settings}"
-    if not all(layer.gradient_checkpointing for layer in decoder_layers(model)):
+    if not all(map(is_checkpointed, decoder_layers(model))):
         return f"{again} --gradient-checkpointing"
     sources = " ".join(shlex.quote(source) for source in (run.entry("prepare") or {})["sources"])
     shorter = f"{settings} --max-seq-length {config.max_seq_length // 2} --overwrite"

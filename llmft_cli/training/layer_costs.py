@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.simulation import BatchShape, Step, simulate
-from llmft_cli.training.tuned_model import checkpoint_layers, decoder_layers
+from llmft_cli.training.tuned_model import checkpoint_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -17,6 +17,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from llmft_cli.training import attention
+from llmft_cli.training.fast import architectures
+from llmft_cli.training.fast.output_loss import output_loss
 
 # 64 MiB in fp32, of which a chunk needs about four at a time: little beside a layer's activations.
 LOGITS_PER_CHUNK = 2**24
@@ -32,25 +34,38 @@ def summed_loss(model: Any, batch: Mapping[str, Any], forward: Any = None) -> to
         forward: what to call instead of the model itself, where something is wrapped around it
             (autocast); the logits are then computed for all supervised tokens at once.
     """
-    targets = batch["labels"].flatten()[batch["predicting"] + 1]
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     inputs = {"input_ids": batch["input_ids"], "use_cache": False, **row_marks(causal, batch)}
     if forward is not None or trains_head(causal):
         with output_layer_at(causal, batch["predicting"]):
             logits = (forward or model)(**inputs).logits[0]
-        return cross_entropy(logits.float(), targets, reduction="sum")
+        return cross_entropy(logits.float(), batch["targets"], reduction="sum")
     decoder = causal.get_decoder()
-    hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)[batch["predicting"]]
+    hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)
+    if architectures.blocks_of(causal):
+        return output_loss(hidden, batch["predicting"], batch["targets"], causal.get_output_embeddings().weight)
+    hidden = hidden[batch["predicting"]]
     with decoder_left_out(decoder):
         vocabulary = causal.get_output_embeddings().weight.shape[0]
-        loss: torch.Tensor = ChunkedLoss.apply(hidden, targets, head_of(causal), vocabulary)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = ChunkedLoss.apply(hidden, batch["targets"], head_of(causal), vocabulary)  # type: ignore[no-untyped-call]
     return loss
+
+
+def loss_and_gradients(model: Any, batch: Mapping[str, Any], divisor: torch.Tensor) -> torch.Tensor:
+    """`summed_loss` over a number of tokens, with its gradients added to those of the weights."""
+    loss = summed_loss(model, batch) / divisor
+    loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
 
 def row_marks(causal: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
     """What tells a model's attention which tokens are of one row."""
     if causal.config._attn_implementation == attention.NAME:
-        marks = {"cu_seq_lens_q": batch["row_starts"], "max_length_q": batch["longest_row"]}
+        marks = {
+            "cu_seq_lens_q": batch["row_starts"],
+            "max_length_q": batch["longest_row"],
+            "first_rows_alone": batch["first_rows_alone"],
+        }
         return {"position_ids": batch["position_ids"], **marks}
     ids = batch["input_ids"]
     if ids.is_meta:  # transformers would look into the position ids to make this mask, and there is nothing to see

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from llmft_cli.training.loss import summed_loss
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +42,15 @@ def measure(model: PeftModel, batch: BatchShape, optim: str, steps: int = 3) -> 
     """
     import torch
 
-    device = next(model.parameters()).device
+    from llmft_cli.training.fast.recorded_pass import recorded_passes
+    from llmft_cli.training.loss import loss_and_gradients
+
+    device = next(weights.device for weights in model.parameters() if weights.requires_grad)
     optimizer = make_optimizer(model, optim)
+    work = partial(loss_and_gradients, model)
+    recorded = recorded_passes(model, device, work)
     values = random_batch(batch, model.config.get_text_config().vocab_size, device)
+    divisor = torch.tensor(float(batch.supervised), device=device)
     model.train()
     torch.cuda.reset_peak_memory_stats(device)
     seconds = []
@@ -53,7 +58,7 @@ def measure(model: PeftModel, batch: BatchShape, optim: str, steps: int = 3) -> 
         torch.cuda.synchronize(device)
         start = time.perf_counter()
         # Gradients are left where they are, as in the second micro-batch of a step.
-        (summed_loss(model, values) / batch.supervised).backward()  # type: ignore[no-untyped-call]
+        (recorded.run if recorded else work)(values, divisor)
         optimizer.step()
         torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - start)
@@ -84,5 +89,7 @@ def random_batch(batch: BatchShape, vocabulary: int, device: torch.device) -> di
     positions = (torch.arange(batch.tokens, device=device) % row).view_as(ids)
     predicting = torch.arange(batch.tokens - 1, device=device)[-batch.supervised :]
     starts = torch.arange(batch.rows + 1, device=device, dtype=torch.int32) * row
-    places = {"predicting": predicting, "row_starts": starts, "longest_row": batch.longest_row}
-    return {"input_ids": ids, "labels": ids, "position_ids": positions, **places}
+    targets = ids.flatten()[predicting + 1]
+    alone = batch.rows == batch.sequences
+    rows = {"row_starts": starts, "longest_row": batch.longest_row, "first_rows_alone": alone}
+    return {"input_ids": ids, "labels": ids, "position_ids": positions, "predicting": predicting, "targets": targets, **rows}

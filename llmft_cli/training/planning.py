@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 KINDS = ("fast", "balanced", "frugal")
 AS_GIVEN = "given"
-EMBEDDINGS = "embeddings_on_cpu"
 GIBIBYTE = 2**30
 
 
@@ -95,9 +94,10 @@ def described(option: Option, available_bytes: int) -> str:
     """One line about a chosen plan."""
     plan = option.plan
     embeddings = ", embeddings on the CPU" if plan.embeddings_on_cpu else ""
+    weights = ", weights kept dequantised" if plan.dequantized_weights else ""
     return (
         f"plan: {plan.batch_size} sequences at once, {plan.gradient_accumulation_steps} times a step, "
-        f"{plan.checkpointed_layers} layers checkpointed, {plan.optim}{embeddings}; needs about "
+        f"{plan.checkpointed_layers} layers checkpointed, {plan.optim}{embeddings}{weights}; needs about "
         f"{option.required_bytes / GIBIBYTE:.1f} of {available_bytes / GIBIBYTE:.1f} GiB"
     )
 
@@ -180,20 +180,24 @@ def read_plan(path: Path) -> Plan:
     import yaml
 
     needed = [field.name for field in fields(Plan) if field.default is MISSING]
+    switches = [field.name for field in fields(Plan) if field.default is False]
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read the plan {path}: {error}", f"--plan takes {', '.join(KINDS)} or a file") from error
-    if not isinstance(content, Mapping) or set(content) - {EMBEDDINGS} != set(needed):
-        raise ConfigError(f"{path} is not a plan: it must have {', '.join(needed)}, may have {EMBEDDINGS}, and nothing else")
+    if not isinstance(content, Mapping) or set(content) - set(switches) != set(needed):
+        raise ConfigError(
+            f"{path} is not a plan: it must have {', '.join(needed)}, may have {', '.join(switches)}, and nothing else"
+        )
     plan = Plan(**content)
-    if not isinstance(plan.embeddings_on_cpu, bool):
-        raise ConfigError(f"{EMBEDDINGS} in {path}: {plan.embeddings_on_cpu!r} is neither true nor false")
+    for name in switches:
+        if not isinstance(getattr(plan, name), bool):
+            raise ConfigError(f"{name} in {path}: {getattr(plan, name)!r} is neither true nor false")
     if not isinstance(plan.optim, str):
         raise ConfigError(f"optim in {path}: {plan.optim!r} is not the name of an optimizer")
     for name, value in asdict(plan).items():
         least = 0 if name == "checkpointed_layers" else 1
         # Not isinstance: True is an int, too.
-        if name not in ("optim", EMBEDDINGS) and (type(value) is not int or value < least):
+        if name not in ("optim", *switches) and (type(value) is not int or value < least):
             raise ConfigError(f"{name} in {path}: {value!r} is not a whole number from {least} on")
     return plan

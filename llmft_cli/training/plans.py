@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from llmft_cli.config import Config
-from llmft_cli.training.layer_costs import LayerCosts, layer_costs
+from llmft_cli.training.fast import architectures
+from llmft_cli.training.layers import decoder_layers
+from llmft_cli.training.plan_steps import can_keep_dequantized, steps, weights_kept
 from llmft_cli.training.prediction import Breakdown, assemble
-from llmft_cli.training.simulation import BatchShape, Step, simulate
+from llmft_cli.training.simulation import BatchShape
 from llmft_cli.training.speed import Rates, step_seconds
-from llmft_cli.training.tuned_model import checkpoint_layers, decoder_layers, movable_embeddings
+from llmft_cli.training.tuned_model import movable_embeddings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -26,10 +27,14 @@ if TYPE_CHECKING:
 # their first use, so that all of it is there only after the first step, when the plan is long chosen.
 CONTEXT_BYTES = int(0.9 * 2**30)
 # What torch's allocator, with expandable segments, takes from an H100 beyond the peak of what it gives out: 0.19 GiB
-# for Llama-2-7B with 512 tokens at once, 0.21 with 2,048, 0.44 with 8,192, 0.72 with 16,384, and no more where
-# fewer layers are checkpointed. So it goes with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
+# for Llama-2-7B with 512 tokens at once, 0.21 with 2,048, 0.44 with 8,192, 0.72 with 16,384, and holes besides
+# where fewer layers are checkpointed. So it goes with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
 RESERVE_BYTES = int(0.2 * 2**30)
 RESERVE_SHARE = 0.1
+# Plain layers dequantise each weight into memory of its own, which leaves holes between activations that are kept:
+# up to 6% of them (0.50 GiB of 8.4 with 20 of 13B's 40 layers checkpointed, 1.69 of 31.7 with none, where the memory
+# ran out). Fast layers use the same memory for all weights.
+HOLES_SHARE = 0.055
 FRUGAL_OPTIM = "paged_adamw_8bit"
 BALANCED_SHARE = 0.75
 # With more tokens in one pass, kernels gain nothing any more.
@@ -42,6 +47,7 @@ class Plan:
 
     Attributes:
         embeddings_on_cpu: whether the input embeddings are looked up in the host's memory.
+        dequantized_weights: whether 4-bit weights are kept in 16 bits besides, rather than dequantised at each use.
     """
 
     batch_size: int
@@ -49,6 +55,7 @@ class Plan:
     checkpointed_layers: int
     optim: str
     embeddings_on_cpu: bool = False
+    dequantized_weights: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,21 +96,31 @@ def options(
         available_bytes: of the card; None asks for no limit.
     """
     layers = len(decoder_layers(model))
-    movable = movable_embeddings(model) is not None
+    can = Can(movable_embeddings(model) is not None, can_keep_dequantized(model))
     for size in sizes(config.batch_size * config.gradient_accumulation_steps):
         batch = batch_of(size)
         if size > 1 and batch.tokens > MOST_TOKENS:
             return
-        found = list(of_one_size(option_of(model, config, batch, rates), layers, config, available_bytes, movable))
+        found = list(of_one_size(option_of(model, config, batch, rates), layers, config, available_bytes, can))
         yield from found
         if not any(one.fits(available_bytes) for one in found):
             return
 
 
-class OptionOf(Protocol):
-    """The plan with so many checkpointed layers, an optimizer, and the embeddings on GPU or CPU."""
+@dataclass(frozen=True)
+class Can:
+    """Whether a model's embeddings can be on the CPU, and whether its weights can be kept dequantised."""
 
-    def __call__(self, checkpointed: int, optim: str, embeddings_on_cpu: bool = False) -> Option: ...
+    move_embeddings: bool
+    keep_dequantized: bool
+
+
+class OptionOf(Protocol):
+    """The plan with so many checkpointed layers, an optimizer, the embeddings on GPU or CPU, and weights kept or not."""
+
+    def __call__(
+        self, checkpointed: int, optim: str, embeddings_on_cpu: bool = False, dequantized_weights: bool = False
+    ) -> Option: ...
 
 
 def option_of(model: PeftModel, config: Config, batch: BatchShape, rates: Rates) -> OptionOf:
@@ -111,33 +128,36 @@ def option_of(model: PeftModel, config: Config, batch: BatchShape, rates: Rates)
     step_of = steps(model, batch)
     passes = config.batch_size * config.gradient_accumulation_steps // batch.sequences
     layers = len(decoder_layers(model))
+    fast_layers, keepable = bool(architectures.blocks_of(model)), can_keep_dequantized(model)
 
-    def option(checkpointed: int, optim: str, embeddings_on_cpu: bool = False) -> Option:
-        step = step_of(checkpointed)
-        breakdown = assemble(model, step, optim, embeddings_on_cpu)
-        required = required_bytes(breakdown, step_of(layers).activation_bytes)
-        speed = batch.tokens / step_seconds(step, rates)
-        return Option(Plan(batch.sequences, passes, checkpointed, optim, embeddings_on_cpu), breakdown, required, speed)
+    def option(checkpointed: int, optim: str, embeddings_on_cpu: bool = False, dequantized_weights: bool = False) -> Option:
+        kept = dequantized_weights and keepable
+        step = step_of(checkpointed, kept)
+        with weights_kept(model, kept):
+            breakdown = assemble(model, step, optim, embeddings_on_cpu)
+        required = required_bytes(breakdown, step_of(layers).activation_bytes, fast_layers)
+        plan = Plan(batch.sequences, passes, checkpointed, optim, embeddings_on_cpu, kept)
+        return Option(plan, breakdown, required, batch.tokens / step_seconds(step, rates))
 
     return option
 
 
-def of_one_size(option: OptionOf, layers: int, config: Config, available_bytes: int | None, movable: bool) -> Iterator[Option]:
+def of_one_size(option: OptionOf, layers: int, config: Config, available_bytes: int | None, can: Can) -> Iterator[Option]:
     """Without checkpointing, with as little as fits, with all of it, with an optimizer in 8 bits besides, and at the least.
 
-    Args:
-        movable: whether the embeddings can be on the CPU.
+    The first two with weights kept dequantised before, and as they are.
     """
     if config.gradient_checkpointing is not True:
-        free = option(0, config.optim)
-        yield free
+        for kept in (True, False) if can.keep_dequantized else (False,):
+            free = option(0, config.optim, dequantized_weights=kept)
+            yield free
+            if config.gradient_checkpointing is None and not free.fits(available_bytes):
+                yield from fewest_checkpointed(option, layers, config.optim, available_bytes, kept)
         if config.gradient_checkpointing is False:
-            yield from frugal(option, 0, config, movable)
+            yield from frugal(option, 0, config, can.move_embeddings)
             return
-        if not free.fits(available_bytes):
-            yield from fewest_checkpointed(option, layers, config.optim, available_bytes)
     yield option(layers, config.optim)
-    yield from frugal(option, layers, config, movable)
+    yield from frugal(option, layers, config, can.move_embeddings)
 
 
 def frugal(option: OptionOf, checkpointed: int, config: Config, movable: bool) -> Iterator[Option]:
@@ -148,14 +168,17 @@ def frugal(option: OptionOf, checkpointed: int, config: Config, movable: bool) -
         yield option(checkpointed, FRUGAL_OPTIM, embeddings_on_cpu=True)
 
 
-def fewest_checkpointed(option: OptionOf, layers: int, optim: str, available_bytes: int | None) -> Iterator[Option]:
+def fewest_checkpointed(
+    option: OptionOf, layers: int, optim: str, available_bytes: int | None, dequantized_weights: bool = False
+) -> Iterator[Option]:
     """The plan with the fewest checkpointed layers that fits, if one does with less than all of them."""
     low, high = 0, layers
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if option(middle, optim).fits(available_bytes) else (middle, high)
+        fits = option(middle, optim, dequantized_weights=dequantized_weights).fits(available_bytes)
+        low, high = (low, middle) if fits else (middle, high)
     if high < layers:
-        yield option(high, optim)
+        yield option(high, optim, dequantized_weights=dequantized_weights)
 
 
 def sizes(effective_batch: int) -> list[int]:
@@ -163,28 +186,16 @@ def sizes(effective_batch: int) -> list[int]:
     return [size for size in range(1, effective_batch + 1) if effective_batch % size == 0]
 
 
-def steps(model: PeftModel, batch: BatchShape) -> Callable[[int], Step]:
-    """The step with so many checkpointed layers."""
-    costs: LayerCosts | None = layer_costs(model, batch)
-    if costs is not None:
-        return costs.step
-
-    @cache
-    def whole(checkpointed: int) -> Step:
-        checkpoint_layers(model, checkpointed)
-        return simulate(model, batch)
-
-    return whole
-
-
-def required_bytes(breakdown: Breakdown, checkpointed_bytes: int | None = None) -> int:
+def required_bytes(breakdown: Breakdown, checkpointed_bytes: int | None = None, fast_layers: bool = False) -> int:
     """What a process takes of the card: torch's peak, what its allocator cannot give out, and the context.
 
     Args:
         checkpointed_bytes: activations of the step with every layer checkpointed; None where the breakdown's is that one.
+        fast_layers: whether weights are dequantised into memory that they share.
     """
-    passing = breakdown.activations if checkpointed_bytes is None else checkpointed_bytes
-    return breakdown.total + RESERVE_BYTES + int(passing * RESERVE_SHARE) + CONTEXT_BYTES
+    passing = RESERVE_SHARE * (breakdown.activations if checkpointed_bytes is None else checkpointed_bytes)
+    holes = 0 if fast_layers else HOLES_SHARE * breakdown.activations
+    return breakdown.total + RESERVE_BYTES + int(max(passing, holes)) + CONTEXT_BYTES
 
 
 def choose(found: Sequence[Option], available_bytes: int | None, kind: str) -> Option | None:
@@ -217,5 +228,10 @@ def fastest(found: Sequence[Option]) -> Option:
     least = min(map(sacrifice, found))
     return max(
         (one for one in found if sacrifice(one) == least),
-        key=lambda one: (one.tokens_per_second, -one.plan.checkpointed_layers, one.plan.batch_size),
+        key=lambda one: (
+            one.tokens_per_second,
+            -one.plan.checkpointed_layers,
+            not one.plan.dequantized_weights,
+            one.plan.batch_size,
+        ),
     )

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.training.simulation import ALLOCATION_BYTES, Step, scales, standing_tensors
+from llmft_cli.training.fast.architectures import blocks_of
+from llmft_cli.training.optimizer_state import rounded_up, state_on_card
+from llmft_cli.training.simulation import Step, scales, standing_tensors
 from llmft_cli.training.tuned_model import movable_embeddings
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-# Bytes of state per trained value, by transformers' names; 8-bit ones add a scale per 256 values.
-STATE_BYTES = {
-    "adamw_torch": 8,
-    "adamw_torch_fused": 8,
-    "adamw_8bit": 2 * (1 + 4 / 256),
-    "adamw_bnb_8bit": 2 * (1 + 4 / 256),
-    "lion_32bit": 4,
-    "lion_8bit": 1 + 4 / 256,
-    "sgd": 0,
-    # Unified memory, which gives way to the host's when the card is full; torch does not count it.
-    "paged_adamw_8bit": 0,
-    "paged_adamw_32bit": 0,
-    "paged_lion_32bit": 0,
-    "paged_lion_8bit": 0,
-}
-LARGEST_KNOWN_STATE_BYTES = 8
 # cuBLAS keeps 32 MiB for itself on Hopper and 8 MiB before it, once for the forward and once for the
 # backward thread (torch's `CUBLAS_WORKSPACE_CONFIG`); taken as the larger one.
 CUBLAS_BYTES = 2 * 32 * 2**20
@@ -36,9 +22,15 @@ CUBLAS_BYTES = 2 * 32 * 2**20
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Bytes on the GPU at the fullest moment of a step; together they are the predicted peak."""
+    """Bytes on the GPU at the fullest moment of a step; together they are the predicted peak.
+
+    Attributes:
+        dequantized_weights: the 16-bit values of 4-bit weights in fast layers: all of them where they are kept, or the
+            memory that they are put into at each use.
+    """
 
     quantized_weights: int
+    dequantized_weights: int
     dense_weights: int
     adapters: int
     gradients: int
@@ -56,6 +48,7 @@ def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool =
     """The breakdown of a step of a model on the `meta` device.
 
     Args:
+        model: with its weights kept dequantised, or not, as they are in the step.
         embeddings_on_cpu: leave the input embeddings out, where they can be moved.
     """
     trained = [weights for weights in model.parameters() if weights.requires_grad]
@@ -63,22 +56,30 @@ def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool =
     quantized = allocated(
         tensor for weights in model.parameters() if is_quantized(weights) for tensor in (weights, *scales(weights))
     )
+    dequantized = allocated(dequantized_tensors(model))
     for weights in model.parameters():
         weights.grad = None
     standing = allocated(standing_tensors(model))
     embeddings = movable_embeddings(model) if embeddings_on_cpu else None
     elsewhere = 0 if embeddings is None else allocated([embeddings.weight])
-    state = STATE_BYTES.get(optim, LARGEST_KNOWN_STATE_BYTES)
     return Breakdown(
         quantized_weights=quantized,
-        dense_weights=standing - quantized - adapters - elsewhere,
+        dequantized_weights=dequantized,
+        dense_weights=standing - quantized - dequantized - adapters - elsewhere,
         adapters=adapters,
         gradients=adapters,
-        optimizer=int(sum(weights.numel() for weights in trained) * state),
+        optimizer=state_on_card([weights.numel() for weights in trained], optim),
         activations=step.activation_bytes,
         logits=step.logits_bytes,
         workspace=step.workspace_bytes + CUBLAS_BYTES,
     )
+
+
+def dequantized_tensors(model: PeftModel) -> Iterator[torch.Tensor]:
+    """What fast layers hold of 4-bit weights in 16 bits."""
+    for block in blocks_of(model):
+        yield block.workspace
+        yield from (linear.kept for linear in block.linears if linear.is_quantized and linear.kept is not None)
 
 
 def is_quantized(weights: Any) -> bool:
@@ -88,4 +89,4 @@ def is_quantized(weights: Any) -> bool:
 def allocated(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes that torch allocates for the tensors, each storage once."""
     sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
-    return sum(-(-size // ALLOCATION_BYTES) * ALLOCATION_BYTES for size in sizes.values())
+    return sum(map(rounded_up, sizes.values()))

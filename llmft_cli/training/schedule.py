@@ -99,6 +99,7 @@ def describe(config: Config, device: torch.device, layout: Layout) -> dict[str, 
         "checkpointed_layers": layout.plan.checkpointed_layers,
         "optim": config.optim,
         "embeddings_on_cpu": layout.plan.embeddings_on_cpu,
+        "dequantized_weights": layout.plan.dequantized_weights,
         "predicted_peak_bytes": predicted and predicted.breakdown.total,
         "required_bytes": predicted and predicted.required_bytes,
     }

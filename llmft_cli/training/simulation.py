@@ -18,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from llmft_cli.training.fast.architectures import held_tensors
 from llmft_cli.training.loss import summed_loss
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _count_work(self, name: str, arguments: Any, inputs: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
         self.kernels += 1
         if name in PRODUCTS:
-            *_, left, right = inputs
+            *_, left, right = (item for item in arguments if isinstance(item, torch.Tensor))
             self.product_flops += 2 * prod(left.shape) * right.shape[-1]
         elif name in (ATTENTION, ATTENTION_BACKWARD):
             self.attention_flops += attention_flops(name, arguments)
@@ -167,7 +168,9 @@ class BatchShape:
         predicting = torch.empty(self.supervised, dtype=torch.long, device="meta")
         starts = torch.empty(self.rows + 1, dtype=torch.int32, device="meta")
         ids = {name: torch.empty_like(tokens) for name in ("input_ids", "labels", "position_ids")}
-        return {**ids, "predicting": predicting, "row_starts": starts, "longest_row": self.longest_row}
+        supervised = {"predicting": predicting, "targets": torch.empty_like(predicting)}
+        rows = {"row_starts": starts, "longest_row": self.longest_row, "first_rows_alone": False}
+        return {**ids, **supervised, **rows}
 
 
 def full_batch(sequences: int, length: int) -> BatchShape:
@@ -201,12 +204,14 @@ def simulate(model: PeftModel, batch: BatchShape) -> Step:
 
 
 def standing_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """What is on the device before a step begins: weights, buffers, gradients and the scales of quantised weights."""
+    """What is on the device before a step begins: weights, their gradients and scales, buffers, and what fast layers hold."""
     for tensor in (*model.parameters(), *model.buffers()):
         yield tensor
         yield from scales(tensor)
         if tensor.grad is not None:
             yield tensor.grad
+    for module in model.modules():
+        yield from held_tensors(module)
 
 
 def scales(weights: torch.Tensor) -> Iterator[torch.Tensor]:

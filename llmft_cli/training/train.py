@@ -191,14 +191,17 @@ def fit(
     """Run the Trainer and leave adapter, figures and chart in the run."""
     from llmft_cli.training.callbacks import Rehearsal, peak_memory_bytes
     from llmft_cli.training.trainer import QLoRATrainer
-    from llmft_cli.training.tuned_model import make_trainable
+    from llmft_cli.training.tuned_model import make_trainable, why_plain_layers
 
     train_rows, validation_rows = load_split(run.data, TRAIN), load_split(run.data, VALIDATION)
     assert train_rows is not None
     import_transformers().set_seed(config.seed)
     config = layout.applied_to(config)
     plan = layout.plan
-    model = make_trainable(base, config, base_name, plan.checkpointed_layers, plan.embeddings_on_cpu)
+    model = make_trainable(base, config, base_name, plan.checkpointed_layers, plan.embeddings_on_cpu, plan.dequantized_weights)
+    plain = why_plain_layers(model, config)
+    if plain is not None:
+        reporter.note(f"layers are computed by PEFT's own modules, not the fast ones: {plain}")
     steps = schedule.plan(len(train_rows), config)
     arguments = schedule.training_arguments(run.checkpoints, steps, config, base.device, evaluate=validation_rows is not None)
     trainer = QLoRATrainer(
@@ -228,7 +231,7 @@ def fit(
         best_step=trainer.state.best_global_step,
         tokens_per_second=trainer.clock.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(),
-        plan=schedule.describe(config, base.device, layout),
+        plan=schedule.describe(config, base.device, layout) | {"fast": plain is None},
         adapter=str(run.adapter),
         trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         seconds=seconds,

@@ -14,10 +14,12 @@ import torch
 import transformers
 
 from llmft_cli.adapters import save_adapter
+from llmft_cli.errors import first_line
 from llmft_cli.progress import Reporter, Silent
 from llmft_cli.training.checkpoints import STATE_FILE, read_state
+from llmft_cli.training.fast.recorded_pass import recorded_passes
 from llmft_cli.training.held_out import held_out_loss
-from llmft_cli.training.loss import summed_loss
+from llmft_cli.training.loss import loss_and_gradients, summed_loss
 from llmft_cli.training.recovery import Failure, Passes, RandomState, random_state, retry_notice, set_random_state
 from llmft_cli.training.sampling import LengthGroupedSampler
 
@@ -28,14 +30,18 @@ UNTIMED_STEPS = 2
 
 
 class StepClock:
-    """Tokens per second over the steps after the first two, without evaluating and saving."""
+    """Tokens per second over the steps after the first two, without evaluating and saving.
 
-    def __init__(self) -> None:
+    Measured where the work is done: a GPU may be several steps behind what it was told to do.
+    """
+
+    def __init__(self, device: torch.device) -> None:
         self.steps = 0
         self.tokens = 0
+        self._on_gpu = device.type == "cuda"
         self._timed_tokens = 0
-        self._started = 0.0
-        self._stopped = 0.0
+        self._started: Any = None
+        self._stopped: Any = None
         self._pauses = 0.0
 
     def add_tokens(self, count: int) -> None:
@@ -45,22 +51,37 @@ class StepClock:
 
     def step_ended(self) -> None:
         self.steps += 1
-        self._stopped = time.perf_counter()
+        self._stopped = self._moment()
         if self.steps == UNTIMED_STEPS:
             self._started = self._stopped
             self._pauses = 0.0
 
+    def _moment(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
     @contextmanager
     def paused(self) -> Iterator[None]:
+        if self._on_gpu:
+            torch.cuda.synchronize()
         start = time.perf_counter()
         yield
+        if self._on_gpu:
+            torch.cuda.synchronize()
         self._pauses += time.perf_counter() - start
 
     @property
     def tokens_per_second(self) -> float | None:
         if self.steps <= UNTIMED_STEPS:
             return None
-        return self._timed_tokens / (self._stopped - self._started - self._pauses)
+        if not self._on_gpu:
+            return self._timed_tokens / (self._stopped - self._started - self._pauses)
+        self._stopped.synchronize()
+        seconds: float = self._started.elapsed_time(self._stopped) / 1000
+        return self._timed_tokens / (seconds - self._pauses)
 
 
 @dataclass
@@ -94,11 +115,12 @@ class QLoRATrainer(transformers.Trainer):
     def __init__(self, group_by_length: bool = False, reporter: Reporter | None = None, **kwargs: Any) -> None:
         self._group_by_length = group_by_length
         super().__init__(**kwargs)
-        self.clock = StepClock()
+        self.clock = StepClock(self.args.device)
         self._reporter = reporter or Silent()
         self._step: StepAtHand | None = None
         self.passes = Passes(self.args.device, self._tell_of_training)
         self.evaluation_passes = Passes(self.args.device, self._tell_of_evaluation)
+        self._recorded = recorded_passes(self.model, self.args.device, partial(loss_and_gradients, self.model))
         # Have the step's supervised tokens counted and given to compute_loss, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
 
@@ -118,19 +140,38 @@ class QLoRATrainer(transformers.Trainer):
         if self._step is None or self._step.done != self.state.global_step:
             self._step = StepAtHand(self.state.global_step, random_state(self.args.device), self._tr_loss.clone())
         self._step.batches.append(inputs)
-        work = partial(super().training_step, model, num_items_in_batch=num_items_in_batch)
+        work = partial(self._pass, model, num_items_in_batch=num_items_in_batch)
         loss = self.passes.run(self._step.batches, work, start_over=self._start_step_over)
         self.clock.add_tokens(inputs["token_count"])
         return loss
 
+    def _pass(self, model: Any, inputs: Batch, num_items_in_batch: Any) -> torch.Tensor:
+        """One forward and backward pass, recorded where it can be; once memory has run out, sizes are too many for that."""
+        if self._recorded is None or self.passes.largest is not None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if not model.training:
+            model.train()
+        divisor = torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=self.args.device)
+        loss = self._recorded.run(self._prepare_inputs(inputs), divisor)
+        if self._recorded.failure is not None:
+            self._reporter.note(f"passes are launched one kernel at a time: {first_line(self._recorded.failure)}")
+            self._recorded = None
+        return loss
+
     def _start_step_over(self) -> None:
         assert self._step is not None
+        self._forget_recordings()
         self.model.zero_grad()
         set_random_state(self._step.random_state, self.args.device)
 
+    def _forget_recordings(self) -> None:
+        """Give their memory to what comes next."""
+        if self._recorded is not None:
+            self._recorded.release()
+
     def pass_through(self, batch: Batch) -> None:
         """Forward and backward of a batch that is no part of a step."""
-        work = partial(super().training_step, self.model_wrapped, num_items_in_batch=batch["predicting"].numel())
+        work = partial(self._pass, self.model_wrapped, num_items_in_batch=batch["predicting"].numel())
         self.passes.run([batch], work, start_over=self.model.zero_grad)
 
     def _tell_of_training(self, failure: Failure, largest: int) -> None:
@@ -157,6 +198,7 @@ class QLoRATrainer(transformers.Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss per supervised token. The parent averages batches' means, and draws random numbers for its data loader."""
         with self.clock.paused():
+            self._forget_recordings()
             batch_size, device = self.args.per_device_eval_batch_size, self.args.device
             result = held_out_loss(self.model, self.eval_dataset, batch_size, device, self.evaluation_passes)
         metrics = {"eval_loss": result.loss}

@@ -9,6 +9,8 @@ from llmft_cli.adapters import add_adapter
 from llmft_cli.config import Config
 from llmft_cli.errors import ConfigError
 from llmft_cli.training import attention, lora_product
+from llmft_cli.training.fast import architectures
+from llmft_cli.training.layers import decoder_layers
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +24,7 @@ def make_trainable(
     base_name: str,
     checkpointed_layers: int | None,
     embeddings_on_cpu: bool = False,
+    dequantized_weights: bool = False,
 ) -> PeftModel:
     """The base with a fresh adapter, set up for training steps; also for a base on the `meta` device.
 
@@ -29,6 +32,7 @@ def make_trainable(
         checkpointed_layers: how many layers, the first ones, keep only their input and are computed
             again in the backward pass; None is all of them.
         embeddings_on_cpu: look the input embeddings up in the host's memory; not for a base on the `meta` device.
+        dequantized_weights: keep the 16-bit values of 4-bit weights, where the layers are fast ones.
 
     Raises:
         ConfigError: no module of the model matches the target modules, or the embeddings are needed on the GPU.
@@ -36,14 +40,33 @@ def make_trainable(
     on_meta = base.device.type == "meta"
     with base.device if on_meta else nullcontext():  # not drawn on the CPU first
         model = add_adapter(base, config, base_name)
-    if computes_in_base_type(config, next(base.parameters()).dtype):
-        lora_product.use_fused_products(model)
     if attention.can_use_varlen_attention(base, base.device):
         attention.use_varlen_attention(base)
+    if why_plain_layers(model, config) is None:
+        architectures.use_fast_layers(model)
+        architectures.keep_dequantized(model, dequantized_weights)
+    elif computes_in_base_type(config, base_type(model)):
+        lora_product.use_fused_products(model)
     checkpoint_layers(model, checkpointed_layers)
     if embeddings_on_cpu:
         keep_embeddings_on_cpu(model)
     return model
+
+
+def why_plain_layers(model: PeftModel, config: Config) -> str | None:
+    """What keeps a model's layers transformers' and PEFT's own, in a few words; None where they are fast ones."""
+    if not config.fast:
+        return "--no-fast"
+    if not computes_in_base_type(config, base_type(model)):
+        return "DoRA, int8 and fp16 compute otherwise"
+    return architectures.why_not_fast(model)
+
+
+def base_type(model: PeftModel) -> torch.dtype:
+    """The type of the base's dense weights."""
+    return next(
+        weights.dtype for name, weights in model.named_parameters() if "lora_" not in name and weights.is_floating_point()
+    )
 
 
 def computes_in_base_type(config: Config, base_type: torch.dtype) -> bool:
@@ -60,15 +83,18 @@ def checkpoint_layers(model: PeftModel, count: int | None) -> None:
     from torch.utils.checkpoint import checkpoint
 
     for index, layer in enumerate(decoder_layers(model)):
-        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        layer.gradient_checkpointing = count is None or index < count
+        wanted = count is None or index < count
+        block = architectures.block_of(layer)
+        if block is not None:
+            block.recompute = wanted
+        else:
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+            layer.gradient_checkpointing = wanted
 
 
-def decoder_layers(model: Any) -> list[Any]:
-    """The layers that transformers can checkpoint, in their order."""
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+def is_checkpointed(layer: Any) -> bool:
+    block = architectures.block_of(layer)
+    return bool(layer.gradient_checkpointing if block is None else block.recompute)
 
 
 def movable_embeddings(model: Any) -> torch.nn.Embedding | None:

@@ -66,7 +66,9 @@ def row(option: PlanOption) -> tuple[str, ...]:
         str(plan["batch_size"]),
         str(plan["gradient_accumulation_steps"]),
         f"{plan['checkpointed_layers']} layers",
-        plan["optim"] + (", embeddings on the CPU" if plan.get("embeddings_on_cpu") else ""),
+        plan["optim"]
+        + (", embeddings on the CPU" if plan.get("embeddings_on_cpu") else "")
+        + (", weights kept dequantised" if plan.get("dequantized_weights") else ""),
         gibibytes(option.required_bytes) or "",
         "" if speed is None else f"{speed:,.0f}",
     )

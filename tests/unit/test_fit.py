@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -113,6 +114,17 @@ def test_a_plan_file_is_the_only_one(tmp_path):
     file.write_text("batch_size: 1\ngradient_accumulation_steps: 4\ncheckpointed_layers: 10\noptim: adamw_torch_fused\n")
     found = fit.fit(small(plan=str(file)), on(80), None, Silent())
     assert [option.plan["checkpointed_layers"] for option in found.options] == [10]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_plan_file_may_keep_weights_dequantised(tmp_path, kept):
+    file = tmp_path / "plan.yaml"
+    plan = {"batch_size": 1, "gradient_accumulation_steps": 4, "checkpointed_layers": 0, "optim": "sgd"}
+    file.write_text(json.dumps(plan | {"dequantized_weights": kept}))
+    found = fit.fit(small(plan=str(file)), on(80), None, Silent())
+    assert found.plan == plan | {"embeddings_on_cpu": False, "dequantized_weights": kept}
+    # 16 bits of 106 million values in linear layers against the largest matrix of one of them.
+    assert (found.breakdown["dequantized_weights"] > 212_000_000) == kept
 
 
 @pytest.mark.parametrize("flags", [{"quantization": "int8"}, {"use_dora": True}, {"trust_remote_code": True}])

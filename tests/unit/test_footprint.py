@@ -96,7 +96,7 @@ def test_dense_weights_are_loaded_by_four_threads(llama_2_7b: Any) -> None:
     [
         ("adamw_torch", 8, 0),
         ("adamw_8bit", 2.03, 0),
-        ("paged_adamw_8bit", 2.03, 2.03),
+        ("paged_adamw_8bit", 2.03, 2),
         ("paged_adamw_32bit", 8, 8),
         ("sgd", 0, 0),
     ],
@@ -107,7 +107,8 @@ def test_the_optimizer_state_is_stored_and_paged_state_may_come_to_the_host(
     assert checkpoint_bytes(llama_2_7b, optim) == pytest.approx(LLAMA_2_7B_ADAPTER * (4 + state_bytes), rel=0.005)
     plain, found = (footprint(llama_2_7b, resolve({"optim": name}), weights_here=True) for name in ("sgd", optim))
     more = found.training_ram_bytes - plain.training_ram_bytes
-    assert more == pytest.approx(LLAMA_2_7B_ADAPTER * ram_bytes, rel=0.001)
+    # Only tensors of 100,000 values are paged: one of the two adapters of gate, up and down.
+    assert more == 32 * 3 * 16 * 11_008 * ram_bytes
 
 
 def test_a_merge_on_a_gpu_holds_a_shard_of_the_model_at_a_time() -> None:
@@ -149,7 +150,7 @@ RUNS = [
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.model}, {run.tokens} and {run.probe_tokens} tokens")
 def test_runs_measured_on_a_cpu(run: Run) -> None:
-    model = tuned(run.model, 0)
+    model = tuned(run.model, 0, fast=False)  # layers were plain when it was measured
     step = assemble(model, simulate(model, full_batch(1, run.tokens)), "adamw_torch")
     found = footprint(model, resolve({"max_seq_length": run.tokens}), weights_here=True, cpu_step=step)
     training = found.training_ram_bytes + found.mapped_weights_bytes

@@ -56,7 +56,7 @@ def recorded() -> list[dict[str, Any]]:
 def predicted(number: int) -> tuple[Breakdown, Step]:
     """What today's code predicts of the recorded training."""
     case = recorded()[number]
-    model = on_meta(shape_of(SHAPES[case["shape"]]), lora_r=case["lora_r"])
+    model = on_meta(shape_of(SHAPES[case["shape"]]), lora_r=case["lora_r"], fast=case.get("fast", False))
     sequences, length, rows = case["sequences"], case["length"], case["rows"]
     batch = BatchShape(sequences, length, sequences * (length - 1), sequences * rows, length // rows)
     costs = layer_costs(model, batch)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from llmft_cli.training.layer_costs import FEW, layer_costs, only_layers, signature
+from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.simulation import BatchShape, full_batch, simulate
-from llmft_cli.training.tuned_model import checkpoint_layers, decoder_layers
+from llmft_cli.training.tuned_model import checkpoint_layers
 
 from .meta_models import on_meta, small_shape
 

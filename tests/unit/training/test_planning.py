@@ -16,7 +16,7 @@ from llmft_cli.config import resolve
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.errors import ConfigError, OutOfMemory
 from llmft_cli.progress import Silent
-from llmft_cli.training import planning
+from llmft_cli.training import planning, schedule
 from llmft_cli.training.planning import (
     GIBIBYTE,
     Layout,
@@ -36,7 +36,7 @@ from .tiny_training import Told, sequences
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PLAIN = {"batch_size": 2, "gradient_accumulation_steps": 8, "checkpointed_layers": 0, "optim": "adamw_8bit"}
-NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 def decided(
@@ -82,12 +82,12 @@ def test_on_a_gpu_with_room_everything_goes_through_at_once(tiny_model_dir: Path
     assert layout.option is not None
     assert layout.option.plan == layout.plan
     # A step this small takes as long as its launches do, however many sequences it has.
-    assert layout.plan == Plan(6, 1, 0, "lion_32bit")
+    assert layout.plan == Plan(6, 1, 0, "lion_32bit", dequantized_weights=True)
     applied = layout.applied_to(resolve({"batch_size": 2, "gradient_accumulation_steps": 3}))
     assert (applied.batch_size, applied.gradient_accumulation_steps, applied.optim) == (6, 1, "lion_32bit")
     assert told.notes == ["planning the memory of the GPU", described(layout.option, 80 * GIBIBYTE)]
     assert told.notes[1].startswith(
-        "plan: 6 sequences at once, 1 times a step, 0 layers checkpointed, lion_32bit; needs about "
+        "plan: 6 sequences at once, 1 times a step, 0 layers checkpointed, lion_32bit, weights kept dequantised; needs about "
     )
     assert told.notes[1].endswith(" of 80.0 GiB")
 
@@ -126,6 +126,22 @@ def test_evaluation_takes_no_more_at_once_than_training(tiny_model_dir: Path) ->
     assert layout.applied_to(resolve({"eval_batch_size": 8})).optim == layout.plan.optim
 
 
+@pytest.mark.usefixtures("card")
+def test_a_training_that_is_resumed_may_keep_its_weights_as_it_likes(tiny_model_dir: Path) -> None:
+    """What was recorded by a version that knew no kept weights is taken, too: they are the same numbers."""
+    old = {"batch_size": 6, "gradient_accumulation_steps": 1, "checkpointed_layers": 0, "optim": "lion_32bit"}
+    plans = [decided(tiny_model_dir, GPU, recorded=old | more).plan for more in ({}, {"dequantized_weights": False})]
+    assert plans[0] == plans[1]
+    assert plans[0].optim == "lion_32bit"
+
+
+@pytest.mark.parametrize(("kept", "end"), [(False, "sgd; needs about"), (True, "sgd, weights kept dequantised; needs about")])
+def test_kept_weights_are_told_and_recorded(kept: bool, end: str) -> None:
+    plan = Plan(2, 8, 0, "sgd", dequantized_weights=kept)
+    assert f"0 layers checkpointed, {end} 3.0 of 4.0 GiB" in described(Option(plan, NOTHING, 3 * GIBIBYTE, 1.0), 4 * GIBIBYTE)
+    assert schedule.describe(resolve({}), CPU, Layout(plan))["dequantized_weights"] is kept
+
+
 def option(required: int, optim: str = "adamw_torch_fused") -> Option:
     return Option(Plan(1, 16, 32, optim), NOTHING, required, 1000.0)
 
@@ -149,7 +165,9 @@ def test_a_plan_is_read_from_a_file(tiny_model_dir: Path, tmp_path: Path, device
     assert decided(tiny_model_dir, device, plan=str(path)) == Layout(Plan(**PLAIN))
 
 
-@pytest.mark.parametrize("plan", [Plan(**PLAIN), Plan(1, 1, 80, "paged_adamw_8bit")])
+@pytest.mark.parametrize(
+    "plan", [Plan(**PLAIN), Plan(1, 1, 80, "paged_adamw_8bit", True), Plan(4, 1, 0, "sgd", dequantized_weights=True)]
+)
 def test_a_written_plan_is_the_plan_that_is_read(tmp_path: Path, plan: Plan) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(asdict(plan)))
@@ -170,6 +188,8 @@ def test_a_written_plan_is_the_plan_that_is_read(tmp_path: Path, plan: Plan) -> 
         (yaml.safe_dump(PLAIN | {"batch_size": 0}), "batch_size in .*: 0 is not a whole number from 1 on"),
         (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": "8"}), "'8' is not a whole number from 1 on"),
         (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": 1.5}), "1.5 is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"dequantized_weights": 1}), "dequantized_weights in .*: 1 is neither true nor false"),
+        (yaml.safe_dump(PLAIN | {"learning_rate": 1}), "may have embeddings_on_cpu, dequantized_weights, and nothing else"),
         (yaml.safe_dump(PLAIN | {"checkpointed_layers": -1}), "checkpointed_layers in .*: -1 is not a whole number from 0 on"),
     ],
 )

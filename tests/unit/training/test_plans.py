@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmft_cli.config import resolve
-from llmft_cli.training import plans
-from llmft_cli.training.layer_costs import layer_costs
+from llmft_cli.training import plan_steps
+from llmft_cli.training.fast.architectures import blocks_of
+from llmft_cli.training.layer_costs import LayerCosts, layer_costs
 from llmft_cli.training.plans import (
     BALANCED_SHARE,
     FRUGAL_OPTIM,
@@ -34,7 +36,7 @@ from llmft_cli.training.speed import REFERENCE_RATES
 from .meta_models import on_meta, small_shape
 
 PLAIN = "adamw_torch_fused"
-NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0)
+NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
 LAYERS = 5
 CARD = 1000
 
@@ -130,7 +132,7 @@ def test_as_few_layers_are_checkpointed_as_fit(layers: int, standing: int, costs
     needed = [standing + sum(costs[checkpointed:layers]) for checkpointed in range(layers + 1)]
     asked = []
 
-    def made(checkpointed: int, optim: str) -> Option:
+    def made(checkpointed: int, optim: str, embeddings_on_cpu: bool = False, dequantized_weights: bool = False) -> Option:
         asked.append(checkpointed)
         return option(needed[checkpointed], 1, optim, checkpointed)
 
@@ -143,7 +145,17 @@ def test_as_few_layers_are_checkpointed_as_fit(layers: int, standing: int, costs
     assert len(asked) <= 7  # halving, not trying
 
 
-costs_once = cache(layer_costs)
+@cache
+def costs_once(model: Any, batch: Any, kept: bool) -> LayerCosts | None:
+    return layer_costs(model, batch)
+
+
+def costs(model: Any, batch: Any) -> LayerCosts | None:
+    return costs_once(model, batch, is_kept(model))
+
+
+def is_kept(model: Any) -> bool:
+    return all(linear.kept is not None for block in blocks_of(model) for linear in block.linears)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +166,7 @@ def small_model() -> Any:
 @pytest.fixture
 def model(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A followed model; each micro-batch is followed once for all tests, since steps are the same every time."""
-    monkeypatch.setattr(plans, "layer_costs", costs_once)
+    monkeypatch.setattr(plan_steps, "layer_costs", costs)
     return small_model
 
 
@@ -164,6 +176,7 @@ def found_options(model: Any, available: int | None, length: int = 256, **flags:
 
 
 def needed_by(found: list[Option], **wanted: Any) -> int:
+    wanted = {"dequantized_weights": False} | wanted
     (one,) = [one for one in found if all(getattr(one.plan, name) == value for name, value in wanted.items())]
     return one.required_bytes
 
@@ -206,7 +219,8 @@ def test_a_plan_with_some_layers_checkpointed_is_the_one_with_the_fewest_that_fi
     assert needed[:LAYERS] == sorted(needed[:LAYERS], reverse=True)
     for checkpointed in range(1, LAYERS):
         found = found_options(model, needed[checkpointed])
-        some = [one.plan.checkpointed_layers for one in found if one.plan.batch_size == size and one.plan.optim == PLAIN]
+        plain = [one.plan for one in found if one.plan.optim == PLAIN and not one.plan.dequantized_weights]
+        some = [plan.checkpointed_layers for plan in plain if plan.batch_size == size]
         assert some[:2] == [0, checkpointed]
 
 
@@ -228,7 +242,8 @@ def test_more_in_one_pass_needs_more_and_recomputing_less(model: Any) -> None:
     found = found_options(model, None)
     for optim in (PLAIN, FRUGAL_OPTIM):
         for layers in (0, LAYERS):
-            alike = [one for one in found if one.plan.optim == optim and one.plan.checkpointed_layers == layers]
+            plain = [one for one in found if one.plan.optim == optim and not one.plan.dequantized_weights]
+            alike = [one for one in plain if one.plan.checkpointed_layers == layers]
             by_size = sorted({one.plan.batch_size: one.required_bytes for one in alike}.items())
             assert [needed for _, needed in by_size] == sorted(needed for _, needed in by_size)
     for size in (1, 2, 4, 8):
@@ -239,7 +254,7 @@ def test_more_in_one_pass_needs_more_and_recomputing_less(model: Any) -> None:
 def test_a_process_takes_more_than_torch_gives_out(model: Any) -> None:
     for one in found_options(model, None):
         assert one.required_bytes > one.breakdown.total
-    small, large = Breakdown(1, 0, 0, 0, 0, 0, 0, 0), Breakdown(1, 0, 0, 0, 0, 2**30, 0, 0)
+    small, large = replace(NOTHING, quantized_weights=1), replace(NOTHING, quantized_weights=1, activations=2**30)
     assert required_bytes(large) - required_bytes(small) >= 2**30
 
 

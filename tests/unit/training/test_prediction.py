@@ -7,8 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from llmft_cli.training.measuring import make_optimizer
-from llmft_cli.training.prediction import CUBLAS_BYTES, STATE_BYTES, assemble
+from llmft_cli.training.prediction import CUBLAS_BYTES, assemble
 from llmft_cli.training.simulation import full_batch, simulate
 
 from .meta_models import on_meta, predicted, recorded, small_shape
@@ -86,42 +85,8 @@ def test_the_weights_of_llama_2_7b_by_arithmetic() -> None:
 
     adapters = LAYERS * sum(16 * (outputs + inputs) for outputs, inputs in LINEAR) * 4
     assert breakdown.adapters == breakdown.gradients == adapters
-    assert breakdown.optimizer == 2 * adapters
-
-
-@pytest.mark.parametrize(
-    ("optim", "bytes_per_value"),
-    [
-        ("adamw_torch_fused", 8),
-        ("adamw_torch", 8),
-        ("adamw_8bit", 2 + 2 * 4 / 256),
-        ("adamw_bnb_8bit", 2 + 2 * 4 / 256),
-        ("lion_8bit", 1 + 4 / 256),
-        ("sgd", 0),
-        ("paged_adamw_8bit", 0),
-        ("an optimizer of next year", 8),
-    ],
-)
-def test_the_state_of_an_optimizer(optim: str, bytes_per_value: float) -> None:
-    model = on_meta(small_shape(), lora_r=8)
-    breakdown = assemble(model, simulate(model, full_batch(1, 64)), optim)
-    values = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
-    # Inputs and outputs of a layer: query and output 128 and 128, key and value 128 and 64, three of 128 and 256.
-    assert values == 2 * 8 * (2 * 256 + 2 * 192 + 3 * 384)
-    assert breakdown.optimizer == int(values * bytes_per_value)
-
-
-@pytest.mark.parametrize("optim", ["adamw_torch", "sgd", "lion_8bit", "adamw_8bit"])
-def test_known_states_are_those_that_the_optimizers_make(optim: str) -> None:
-    """Where the optimizer runs on the CPU, its state after a step is counted, without the table of 8-bit values."""
-    values = 2**16
-    model = torch.nn.Linear(values // 16, 16, bias=False)
-    optimizer = make_optimizer(model, optim)
-    model.weight.grad = torch.ones_like(model.weight)
-    optimizer.step()
-    state = optimizer.state[model.weight].items()
-    kept = [entry for name, entry in state if isinstance(entry, torch.Tensor) and not name.startswith(("qmap", "step"))]
-    assert sum(entry.numel() * entry.element_size() for entry in kept) == values * STATE_BYTES[optim]
+    # Two states in fp32, and the number of steps on the card for each of two adapters of seven projections.
+    assert breakdown.optimizer == 2 * adapters + LAYERS * 7 * 2 * 512
 
 
 def test_gradients_are_counted_once_whether_they_are_there_or_not() -> None:
@@ -136,7 +101,7 @@ def test_gradients_are_counted_once_whether_they_are_there_or_not() -> None:
 def test_a_base_in_16_bits_is_counted_as_dense_weights() -> None:
     batch = full_batch(1, 64)
     linear = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256)
-    models = (on_meta(small_shape(), quantization="none"), on_meta(small_shape()))
+    models = (on_meta(small_shape(), quantization="none", fast=False), on_meta(small_shape(), fast=False))
     dense, nf4 = (assemble(model, simulate(model, batch), "sgd") for model in models)
     assert dense.quantized_weights == 0
     assert dense.dense_weights - nf4.dense_weights == 2 * linear

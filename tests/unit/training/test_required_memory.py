@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -29,52 +30,109 @@ from llmft_cli.training.speed import REFERENCE_RATES
 
 from .meta_models import on_meta, shape_of, small_shape
 
-GIBIBYTE = 2**30
-LLAMA_7B, LLAMA_13B, LLAMA_70B = known_shapes.LLAMA_2_7B, known_shapes.LLAMA_2_13B, known_shapes.LLAMA_2_70B
+MEBIBYTE, GIBIBYTE = 2**20, 2**30
+NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+# Plain layers on an H100 with expandable segments: model, batch, checkpointed layers; then in MiB the activations at the
+# peak, those of the step with every layer checkpointed, and most bytes reserved less most bytes allocated.
+RESERVED = [
+    ("llama-2-7b 1x2048 all, rank 16", 906, 906, 234),
+    ("llama-2-7b 1x4096 all, rank 16", 1_810, 1_810, 289),
+    ("llama-2-13b 1x2048 all, rank 16", 1_293, 1_293, 246),
+    ("llama-2-70b 1x2048 all, rank 16", 3_420, 3_420, 433),
+    ("llama-2-7b 1x512 all, rank 16", 144, 144, 190),
+    ("llama-2-7b 1x2048 all, rank 16", 906, 906, 214),
+    ("llama-2-7b 4x2048 all, rank 16", 3_791, 3_791, 435),
+    ("llama-2-7b 4x2048 0, rank 16", 43_230, 3_791, 437),
+    ("llama-2-7b 4x2048 16, rank 16", 23_089, 3_791, 376),
+    ("llama-2-7b 1x4096 all, rank 16", 1_810, 1_810, 287),
+    ("llama-2-7b 8x512 0, rank 16", 21_615, 1_810, 210),
+    ("llama-2-7b 2x8192 all, rank 16", 7_581, 7_581, 398),
+    ("llama-2-7b 8x8192 all, rank 8", 30_319, 30_319, 2_500),
+    ("llama-2-7b 2x2048 all, rank 128", 1_824, 1_824, 375),
+    ("llama-2-7b 2x2048 0, rank 128", 21_811, 1_824, 511),
+    ("llama-2-7b 1x8192 0, rank 16", 43_230, 3_791, 437),
+    ("llama-2-7b 1x8192 all, rank 16", 3_791, 3_791, 435),
+    ("llama-2-7b 4x2048 0, rank 16", 43_230, 3_791, 437),
+    ("llama-2-13b 1x2048 all, rank 16", 1_293, 1_293, 245),
+    ("llama-2-13b 2x2048 0, rank 8", 33_726, 2_584, 1_771),
+    ("llama-2-13b 4x4096 all, rank 16", 10_766, 10_766, 501),
+    ("llama-2-13b 1x2048 20, rank 64", 8_843, 1_298, 566),
+    ("llama-2-70b 1x2048 all, rank 16", 3_420, 3_420, 493),
+    ("llama-2-70b 1x512 all, rank 8", 856, 856, 289),
+    ("smollm2-135m 8x2048 0, rank 16", 10_606, 1_010, 113),
+    ("smollm2-135m 16x1024 all, rank 16", 1_010, 1_010, 99),
+    ("smollm2-135m 1x512 0, rank 8", 330, 19, 67),
+    ("smollm2-135m 8x2048 0, rank 16", 10_606, 1_010, 113),
+    ("mistral-7b 4x2048 all, rank 16", 4_007, 4_007, 413),
+    ("mistral-7b 2x2048 0, rank 64", 23_491, 1_899, 249),
+    ("mistral-7b 1x8192 16, rank 16", 24_881, 4_007, 319),
+    ("llama-3-8b 4x2048 all, rank 16", 4_007, 4_007, 429),
+    ("llama-3-8b 1x8192 all, rank 16", 4_007, 4_007, 429),
+    ("llama-3-8b 8x512 0, rank 16", 23_407, 1_893, 188),
+]
+# Of these the last figure is what was reserved and not allocated when the memory ran out, and what was asked for.
+RAN_OUT = ("llama-2-7b 2x2048 0, rank 128", "llama-2-13b 2x2048 0, rank 8", "llama-2-13b 1x2048 20, rank 64")
+
+
+def provided_mebibytes(activations: int, checkpointed: int, fast_layers: bool) -> float:
+    breakdown = replace(NOTHING, quantized_weights=5 * GIBIBYTE, activations=activations * MEBIBYTE)
+    required = required_bytes(breakdown, checkpointed * MEBIBYTE, fast_layers)
+    return (required - CONTEXT_BYTES - breakdown.total) / MEBIBYTE
+
+
+@pytest.mark.parametrize(("what", "activations", "checkpointed", "reserved"), RESERVED, ids=lambda value: str(value))
+def test_what_torch_holds_in_reserve_is_provided_for(what: str, activations: int, checkpointed: int, reserved: int) -> None:
+    provided = provided_mebibytes(activations, checkpointed, fast_layers=False)
+    assert reserved < provided < 1.45 * reserved + 0.06 * activations + 205
+    # Steps whose layers are all checkpointed keep too little for holes to count.
+    if activations == checkpointed:
+        assert provided == provided_mebibytes(activations, checkpointed, fast_layers=True)
+
+
+@pytest.mark.parametrize("failed", RAN_OUT)
+def test_what_ran_out_of_memory_is_given_more_than_it_was(failed: str) -> None:
+    ((_, activations, checkpointed, reserved),) = [case for case in RESERVED if case[0] == failed]
+    assert provided_mebibytes(activations, checkpointed, fast_layers=True) < reserved  # the rule that it ran out under
+    assert provided_mebibytes(activations, checkpointed, fast_layers=False) > 1.1 * reserved
+
+
+def test_all_measured_configurations_are_there() -> None:
+    assert len(RESERVED) == 34
+    assert set(RAN_OUT) < {case[0] for case in RESERVED}
+
+
+def test_the_reserve_by_arithmetic() -> None:
+    breakdown = replace(NOTHING, quantized_weights=1000, activations=10 * GIBIBYTE, logits=500)
+    beside = 1500 + 10 * GIBIBYTE + int(0.2 * GIBIBYTE) + CONTEXT_BYTES
+    # A tenth of the checkpointed step's activations, for which the breakdown's are taken where no others are given.
+    assert required_bytes(breakdown) == required_bytes(breakdown, fast_layers=True) == beside + GIBIBYTE
+    assert required_bytes(breakdown, 8 * GIBIBYTE) == beside + int(0.8 * GIBIBYTE)
+    assert required_bytes(breakdown, 2 * GIBIBYTE, fast_layers=True) == beside + int(0.2 * GIBIBYTE)
+    # In plain layers at least 5.5% of what the step itself keeps.
+    assert required_bytes(breakdown, 2 * GIBIBYTE) == beside + int(0.55 * GIBIBYTE)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_plan_requires_what_its_kind_of_layers_does(fast: bool) -> None:
+    model = on_meta(small_shape(5), None, fast=fast)
+    option = option_of(model, resolve({"batch_size": 8}), full_batch(8, 4096), REFERENCE_RATES)
+    free, checkpointed = option(0, "sgd"), option(5, "sgd")
+    expected = required_bytes(free.breakdown, checkpointed.breakdown.activations, fast_layers=fast)
+    assert free.required_bytes == expected
+    assert (expected < required_bytes(free.breakdown, checkpointed.breakdown.activations)) == fast
 
 
 @cache
-def model_of(name: str) -> Any:
-    shapes = {"7b": LLAMA_7B, "13b": LLAMA_13B, "70b": LLAMA_70B}
-    return on_meta(shape_of(shapes[name]), None)
-
-
-@pytest.mark.parametrize(
-    ("name", "sequences", "length", "checkpointed", "measured_gibibytes"),
-    [
-        ("7b", 1, 512, 32, 0.19),
-        ("7b", 1, 2048, 32, 0.21),
-        ("7b", 1, 4096, 32, 0.28),
-        ("7b", 4, 2048, 32, 0.44),
-        ("7b", 4, 2048, 0, 0.44),
-        ("7b", 4, 2048, 16, 0.36),
-        ("7b", 8, 512, 0, 0.22),
-        ("7b", 2, 8192, 32, 0.72),
-        ("13b", 1, 2048, 40, 0.25),
-        ("70b", 1, 2048, 80, 0.40),
-    ],
-)
-def test_what_torch_holds_in_reserve_is_provided_for(
-    name: str, sequences: int, length: int, checkpointed: int, measured_gibibytes: float
-) -> None:
-    """Measured on an H100 with expandable segments: most bytes reserved less most bytes allocated."""
-    option = option_of(model_of(name), resolve({"batch_size": sequences}), full_batch(sequences, length), REFERENCE_RATES)
-    found = option(checkpointed, "adamw_torch_fused")
-    provided = (found.required_bytes - CONTEXT_BYTES - found.breakdown.total) / GIBIBYTE
-    assert measured_gibibytes + 0.02 < provided < measured_gibibytes + 0.25
-
-
-def test_without_more_the_breakdown_is_taken_for_that_of_a_checkpointed_step() -> None:
-    breakdown = Breakdown(1000, 0, 0, 0, 0, activations=10 * GIBIBYTE, logits=500, workspace=0)
-    beside = int(0.2 * GIBIBYTE) + CONTEXT_BYTES
-    assert required_bytes(breakdown) == 11 * GIBIBYTE + 1500 + beside
-    assert required_bytes(breakdown, 5 * GIBIBYTE) == 10 * GIBIBYTE + GIBIBYTE // 2 + 1500 + beside
+def llama_2_7b() -> Any:
+    return on_meta(shape_of(known_shapes.LLAMA_2_7B), None)
 
 
 @cache
 def under(gibibytes: int) -> tuple[Option, ...]:
     """Plans of Llama-2-7B at length 2,048."""
-    found = options(model_of("7b"), resolve({}), lambda size: full_batch(size, 2048), gibibytes * GIBIBYTE, REFERENCE_RATES)
+    found = options(llama_2_7b(), resolve({}), lambda size: full_batch(size, 2048), gibibytes * GIBIBYTE, REFERENCE_RATES)
     return tuple(found)
 
 
@@ -83,7 +141,7 @@ def test_llama_2_7b_trains_in_6_gibibytes_with_embeddings_on_the_cpu(kind: str) 
     option = choose(under(6), 6 * GIBIBYTE, kind)
     assert option is not None
     assert option.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=True)
-    assert option.required_bytes < 5.9 * GIBIBYTE
+    assert option.required_bytes < 5.92 * GIBIBYTE
     # Torch may have 5.1 GiB, and needs 0.21 in reserve.
     assert option.breakdown.total + 0.21 * GIBIBYTE < 6 * GIBIBYTE - CONTEXT_BYTES - 0.15 * GIBIBYTE
     assert described(option, 6 * GIBIBYTE).endswith(f"{FRUGAL_OPTIM}, embeddings on the CPU; needs about 5.9 of 6.0 GiB")
@@ -101,10 +159,9 @@ def test_embeddings_stay_on_the_card_as_long_as_a_plan_fits_so() -> None:
 
 
 def test_what_is_given_up_goes_from_little_to_much() -> None:
-    nothing = Breakdown(0, 0, 0, 0, 0, 0, 0, 0)
-    kept = Option(Plan(1, 1, 1, "adamw_torch"), nothing, 0, tokens_per_second=1.0)
-    smaller = Option(Plan(1, 1, 1, FRUGAL_OPTIM), nothing, 0, tokens_per_second=2.0)
-    least = Option(Plan(1, 1, 1, FRUGAL_OPTIM, True), nothing, 0, tokens_per_second=3.0)
+    kept = Option(Plan(1, 1, 1, "adamw_torch"), NOTHING, 0, tokens_per_second=1.0)
+    smaller = Option(Plan(1, 1, 1, FRUGAL_OPTIM), NOTHING, 0, tokens_per_second=2.0)
+    least = Option(Plan(1, 1, 1, FRUGAL_OPTIM, True), NOTHING, 0, tokens_per_second=3.0)
     assert fastest([least, smaller, kept]) is kept
     assert fastest([least, smaller]) is smaller
     assert fastest([least]) is least

@@ -54,6 +54,12 @@ def test_the_answer_stands_first():
     assert "download" not in dict(beside.rows)
 
 
+def test_plans_say_that_weights_are_kept() -> None:
+    kept = replace(OPTIONS[1], plan=OPTIONS[1].plan | {"dequantized_weights": True})
+    plans = fit_sections(replace(FIT, options=[kept, OPTIONS[0]]))[2]
+    assert [row[4] for row in plans.rows] == ["adamw_torch_fused, weights kept dequantised", "adamw_torch_fused"]
+
+
 def test_measured_stands_against_predicted():
     measured = Measured(int(10.1 * GIBIBYTE), int(10.5 * GIBIBYTE), GIBIBYTE, 0.5)
     summary = dict(fit_sections(replace(FIT, measured=measured))[0].rows)

@@ -1,0 +1,218 @@
+"""Which models have layers that `decoder_layer` computes, and what of such a layer is which part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from llmft_cli.training.fast.decoder_layer import Angles, Block, DecoderLayer
+from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
+from llmft_cli.training.fast.kernels import Activation, kernels_for
+from llmft_cli.training.layers import decoder_layers
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# Models of transformers whose layers `decoder_layer` computes, and whose logits are the output layer's and nothing more.
+PLAIN = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma")
+ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
+SEPARATE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+JOINED = (("qkv_proj",), ("gate_up_proj",))
+BLOCK = "fast_block"  # a layer's attribute
+
+
+def why_not_fast(model: PeftModel) -> str | None:
+    """What keeps a model with plain LoRA from the fast path, in a few words; None where nothing does."""
+    config = model.config.get_text_config()
+    if config.model_type not in PLAIN:
+        return f"no fast layers for models of type {config.model_type}"
+    if config.hidden_act not in ACTIVATIONS:
+        return f"activation {config.hidden_act}"
+    if config.num_attention_heads * head_dim(config) % 64 or config.hidden_size % 64 or config.intermediate_size % 64:
+        return "sizes that are no multiples of 64"
+    if (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1) != 1:
+        return "rotary embedding of a part of each head"
+    if getattr(config, "resid_pdrop", 0) or getattr(config, "attention_dropout", 0):
+        return "dropout in the base model"
+    if model.peft_config["default"].lora_dropout:
+        return "LoRA dropout"
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        return "an output layer with a bias"
+    if config._attn_implementation == "eager":
+        return "eager attention"
+    if next(model.parameters()).device.type == "cuda" and find_spec("triton") is None:
+        return "no Triton"
+    layers = decoder_layers(model)
+    return why_not_these_layers(layers, config.model_type) or why_not_these_weights(model, layers)
+
+
+def why_not_these_layers(layers: list[Any], model_type: str) -> str | None:
+    """Others than transformers' own come with a model's repository, or see images; others are quantised in other ways."""
+    for layer in layers:
+        if type(layer).__module__ != f"transformers.models.{model_type}.modeling_{model_type}":
+            return f"layers of type {type(layer).__name__}, which are not those of {model_type}"
+        for linear in linears_of(layer):
+            base = member_of(linear).base
+            if type(base) is not torch.nn.Linear and getattr(base.weight, "quant_state", None) is None:
+                return f"linear layers of type {type(base).__name__}"
+    return None
+
+
+def why_not_these_weights(model: PeftModel, layers: list[Any]) -> str | None:
+    inside = {id(weights) for layer in layers for name, weights in layer.named_parameters() if "_proj.lora_" in name}
+    for name, weights in model.named_parameters():
+        if weights.requires_grad and id(weights) not in inside:
+            return f"{name} is trained"
+    return None
+
+
+def head_dim(config: Any) -> int:
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size
+
+
+def use_fast_layers(model: PeftModel) -> None:
+    """Compute the layers of a model for which `why_not_fast` knows no reason as one function each, while it trains.
+
+    Without gradients they stay transformers' and PEFT's own. The model is changed in place.
+    """
+    for layer in decoder_layers(model):
+        block = make_block(layer, model.config.get_text_config())
+        setattr(layer, BLOCK, block)
+        layer.forward = partial(fast_forward, block, layer.forward)
+        for linear in block.linears:
+            linear.take_over_dense_weights()
+    keep_dequantized(model, False)
+
+
+def keep_dequantized(model: PeftModel, whether: bool) -> None:
+    """Dequantise the weights of fast layers once and for all, or those of one product at each use."""
+    blocks = blocks_of(model)
+    quantized = [linear for block in blocks for linear in block.linears if linear.is_quantized]
+    for linear in quantized:
+        if whether != (linear.kept is not None):
+            linear.keep(whether)
+    largest = 0 if whether else max((linear.size for linear in quantized), default=0)
+    if largest != blocks[0].workspace.numel():
+        workspace = torch.empty(largest, dtype=blocks[0].qkv.dtype, device=blocks[0].qkv.device)
+        for block in blocks:
+            block.workspace = workspace
+
+
+def block_of(layer: Any) -> Block | None:
+    """What `use_fast_layers` made of a layer."""
+    return getattr(layer, BLOCK, None)
+
+
+def blocks_of(model: Any) -> list[Block]:
+    return [block for layer in decoder_layers(model) if (block := block_of(layer)) is not None]
+
+
+def held_tensors(module: Any) -> Iterator[torch.Tensor]:
+    """What a fast layer holds on the device beside its weights."""
+    block = block_of(module)
+    if block is not None:
+        yield from (block.workspace, block.input_norm, block.attention_norm)
+        yield from () if block.head_norms is None else (block.head_norms,)
+        yield from (linear.kept for linear in block.linears if linear.kept is not None)
+
+
+def make_block(layer: Any, config: Any) -> Block:
+    dtype = layer.input_layernorm.weight.dtype
+    qkv, o, gate_up, down = (JoinedLinear([member_of(linear) for linear in group], dtype) for group in groups_of(layer))
+    dim = head_dim(config)
+    return Block(
+        qkv=qkv,
+        o=o,
+        gate_up=gate_up,
+        down=down,
+        input_norm=norm_weight(layer.input_layernorm, config),
+        attention_norm=norm_weight(layer.post_attention_layernorm, config),
+        head_norms=head_norms(layer.self_attn, config),
+        epsilon=config.rms_norm_eps,
+        activation=ACTIVATIONS[config.hidden_act],
+        attention=partial(attend, layer.self_attn),
+        query_size=config.num_attention_heads * dim,
+        key_size=config.num_key_value_heads * dim,
+        head_dim=dim,
+        workspace=torch.empty(0),
+        kernels=kernels_for(qkv.device),
+    )
+
+
+def groups_of(layer: Any) -> list[list[Any]]:
+    """The linear layers that share their input: of queries, keys and values, o, gate and up, and down."""
+    attention, mlp = layer.self_attn, layer.mlp
+    inputs_of_attention, inputs_of_mlp = SEPARATE if hasattr(attention, "q_proj") else JOINED
+    qkv = [getattr(attention, name) for name in inputs_of_attention]
+    return [qkv, [attention.o_proj], [getattr(mlp, name) for name in inputs_of_mlp], [mlp.down_proj]]
+
+
+def linears_of(layer: Any) -> Iterator[Any]:
+    for group in groups_of(layer):
+        yield from group
+
+
+def norm_weight(norm: Any, config: Any) -> torch.Tensor:
+    """As `Kernels.rms_norm` takes it."""
+    weight: torch.Tensor = norm.weight.detach()
+    return 1 + weight.float() if config.model_type == "gemma" else weight
+
+
+def head_norms(attention: Any, config: Any) -> torch.Tensor | None:
+    """Weights of the norms of queries and keys, of shape (their heads, head_dim), where a model has such norms."""
+    if not hasattr(attention, "q_norm"):
+        return None
+    heads = (attention.q_norm, config.num_attention_heads), (attention.k_norm, config.num_key_value_heads)
+    return torch.cat([norm.weight.detach().expand(count, -1) for norm, count in heads])
+
+
+def member_of(linear: Any) -> Member:
+    """A linear layer, within PEFT's layer where it has an adapter."""
+    if not hasattr(linear, "lora_A"):
+        return Member(linear, None, None, 0.0)
+    lora_a, lora_b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
+    return Member(linear.get_base_layer(), lora_a, lora_b, linear.scaling["default"])
+
+
+def attend(attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    config = attention.config
+    function: Any = ALL_ATTENTION_FUNCTIONS[config._attn_implementation]
+    result: torch.Tensor = function(
+        attention,
+        query,
+        key,
+        value,
+        dropout=0.0,
+        scaling=attention.scaling,
+        sliding_window=sliding_window(attention),
+        **options,
+    )[0]
+    return result
+
+
+def sliding_window(attention: Any) -> int | None:
+    """Tokens that a token sees, as the attention of its type passes it on; Llama's and Gemma's never does."""
+    of_all_layers = attention.config.model_type in ("mistral", "phi3")
+    size: int | None = getattr(attention.config if of_all_layers else attention, "sliding_window", None)
+    return size
+
+
+def fast_forward(block: Block, plain_forward: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """A layer's forward; without gradients it is transformers' own, as in chat and eval."""
+    if not torch.is_grad_enabled():
+        return plain_forward(hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+    options = {
+        name: value for name, value in kwargs.items() if name not in ("position_embeddings", "past_key_values", "use_cache")
+    }
+    cosines, sines = (angles.expand(len(hidden_states), -1, -1).flatten(0, 1) for angles in kwargs["position_embeddings"])
+    result: torch.Tensor = DecoderLayer.apply(  # type: ignore[no-untyped-call]
+        hidden_states, block, Angles(cosines, sines), options, *block.parameters
+    )
+    return result

@@ -1,0 +1,253 @@
+"""A decoder layer of the Llama family as one autograd function, forward and backward written out.
+
+    a = hidden + o(attention(rotated q, k, v of norm(hidden)))
+    out = a + down(activation(gate) * up of norm(a))
+
+Models with norms of heads (Qwen3) normalise each head of q and k before they rotate it.
+
+What the backward pass needs is kept, or computed again from the layer's input: then without the last
+product, which no gradient needs. Norms and the activation are always computed again, which costs one
+pass over memory. Buffers are used again for the gradients of what they held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llmft_cli.training.fast.joined_linear import JoinedLinear
+from llmft_cli.training.fast.kernels import Activation, Kernels
+
+
+@dataclass
+class Block:
+    """The parts of a layer.
+
+    Attributes:
+        input_norm, attention_norm: weights of the norms, as `Kernels.rms_norm` takes them.
+        head_norms: weights of the norms of heads, of shape (heads of queries and of keys, head_dim), or None.
+        attention: as transformers' AttentionInterface; takes queries, keys and values of shape
+            (batch, heads, length, head_dim) and the keywords of the model's forward.
+        query_size, key_size: columns of all heads of queries, and of keys, as of values.
+        workspace: where a matrix of weights is put while it is used, shared by all layers.
+        recompute: keep the layer's input alone.
+    """
+
+    qkv: JoinedLinear
+    o: JoinedLinear
+    gate_up: JoinedLinear
+    down: JoinedLinear
+    input_norm: torch.Tensor
+    attention_norm: torch.Tensor
+    head_norms: torch.Tensor | None
+    epsilon: float
+    activation: Activation
+    attention: Callable[..., torch.Tensor]
+    query_size: int
+    key_size: int
+    head_dim: int
+    workspace: torch.Tensor
+    kernels: Kernels
+    recompute: bool = False
+
+    @property
+    def linears(self) -> tuple[JoinedLinear, ...]:
+        return self.qkv, self.o, self.gate_up, self.down
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [weights for linear in self.linears for weights in linear.parameters]
+
+
+@dataclass
+class Angles:
+    """Cosines and sines of the rotary embedding, of shape (tokens, head_dim)."""
+
+    cosines: torch.Tensor
+    sines: torch.Tensor
+
+
+@dataclass
+class Kept:
+    """What the backward pass needs of the forward pass, beside the layer's input; rows are tokens.
+
+    Attributes:
+        qkv: rotated, or before the norms of heads, with room behind them.
+        parts: queries, keys and values as the attention took them, which gradients are asked for.
+        attended: what it gave, with the graph of its own.
+        after_attention: the residual stream between attention and MLP.
+        gate_up: with room behind them.
+    """
+
+    qkv: torch.Tensor
+    parts: list[torch.Tensor]
+    attended: torch.Tensor
+    after_attention: torch.Tensor
+    gate_up: torch.Tensor
+    qkv_projected: torch.Tensor | None
+    o_projected: torch.Tensor | None
+    gate_up_projected: torch.Tensor | None
+    down_projected: torch.Tensor | None = None
+
+
+class DecoderLayer(torch.autograd.Function):
+    """hidden of shape (batch, length, size) to the same; gradients go to hidden and to the adapters."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, block: Block, angles: Angles, options: dict[str, Any], *adapters: torch.Tensor
+    ) -> torch.Tensor:
+        rows = hidden.flatten(0, 1)
+        kept = up_to_mlp(block, rows, hidden.shape, angles, options, with_graph=not block.recompute)
+        act = block.down.widened(len(rows), block.down.inputs)
+        block.kernels.gated(kept.gate_up[:, : block.gate_up.outputs], block.activation, act[:, : block.down.inputs])
+        result = torch.empty_like(rows)
+        kept.down_projected = block.down.product(block.down.matrix(block.workspace), act, result)
+        result += kept.after_attention
+        ctx.save_for_backward(rows)
+        ctx.block, ctx.angles, ctx.options, ctx.shape = block, angles, options, hidden.shape
+        ctx.kept = None if block.recompute else kept
+        return result.view(hidden.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        block, kept = ctx.block, ctx.kept
+        ctx.kept = None
+        if kept is None:
+            kept = up_to_mlp(block, rows, ctx.shape, ctx.angles, ctx.options, with_graph=True)
+        gradient = gradients[0].flatten(0, 1)
+        for_mlp, for_after_attention = mlp_backward(block, kept, gradient)
+        for_attention, for_hidden = attention_backward(
+            block, kept, rows, for_after_attention, ctx.angles, wanted=ctx.needs_input_grad[0]
+        )
+        in_shape = None if for_hidden is None else for_hidden.view(ctx.shape)
+        return in_shape, None, None, None, *for_attention, *for_mlp
+
+
+def up_to_mlp(
+    block: Block, rows: torch.Tensor, shape: torch.Size, angles: Angles, options: dict[str, Any], with_graph: bool
+) -> Kept:
+    """The layer up to gate and up.
+
+    Args:
+        with_graph: whether the attention can be asked for gradients.
+    """
+    qkv_projected, qkv = normalised_product(block, block.qkv, rows, block.input_norm)
+    parts = [part.detach().requires_grad_(with_graph) for part in rotated(block, qkv, angles)]
+    with torch.set_grad_enabled(with_graph):
+        heads = (part.view(*shape[:-1], -1, block.head_dim).transpose(1, 2) for part in parts)
+        attended = block.attention(*heads, **options).reshape(len(rows), -1)
+    wide = block.o.widened(len(rows), block.o.inputs)
+    wide[:, : block.o.inputs] = attended.detach()
+    after_attention = torch.empty_like(rows)
+    o_projected = block.o.product(block.o.matrix(block.workspace), wide, after_attention)
+    del wide
+    gate_up_projected, gate_up = normalised_product(block, block.gate_up, after_attention, block.attention_norm, residual=rows)
+    return Kept(qkv, parts, attended, after_attention, gate_up, qkv_projected, o_projected, gate_up_projected)
+
+
+def normalised_product(
+    block: Block, linear: JoinedLinear, rows: torch.Tensor, norm: torch.Tensor, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The product of normalised rows, with room behind it; a residual is added to the rows themselves before."""
+    wide = linear.widened(len(rows), linear.inputs)
+    if residual is None:
+        block.kernels.rms_norm(rows, norm, block.epsilon, wide[:, : linear.inputs])
+    else:
+        block.kernels.add_rms_norm(rows, residual, norm, block.epsilon, wide[:, : linear.inputs])
+    outputs = linear.widened(len(rows), linear.outputs)
+    projected = linear.product(linear.matrix(block.workspace), wide, outputs[:, : linear.outputs])
+    return projected, outputs
+
+
+def rotated(block: Block, qkv: torch.Tensor, angles: Angles) -> list[torch.Tensor]:
+    """Queries, keys and values for the attention; qkv are rotated themselves where no norm of heads needs them later."""
+    turned = block.query_size + block.key_size
+    source = qkv[:, :turned]
+    if block.head_norms is None:
+        target = source
+        block.kernels.rotate(source, target, angles.cosines, angles.sines, backward=False)
+    else:
+        target = torch.empty(source.shape, dtype=source.dtype, device=source.device)
+        block.kernels.norm_rotate(source, target, block.head_norms, block.epsilon, angles.cosines, angles.sines)
+    return [target[:, : block.query_size], target[:, block.query_size :], qkv[:, turned : block.qkv.outputs]]
+
+
+def rotated_backward(block: Block, qkv: torch.Tensor, gradients: Sequence[torch.Tensor], angles: Angles) -> None:
+    """qkv, as `rotated` left them, become their gradients."""
+    turned = block.query_size + block.key_size
+    for gradient, start, end in zip(gradients[:2], (0, block.query_size), (block.query_size, turned), strict=True):
+        target = qkv[:, start:end]
+        if block.head_norms is None:
+            block.kernels.rotate(gradient, target, angles.cosines, angles.sines, backward=True)
+        else:
+            weights = block.head_norms[start // block.head_dim : end // block.head_dim]
+            block.kernels.norm_rotate_backward(gradient, target, weights, block.epsilon, angles.cosines, angles.sines)
+    qkv[:, turned : block.qkv.outputs] = gradients[2]
+
+
+def mlp_backward(block: Block, kept: Kept, gradient: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Gradients of the MLP's adapters, and of the residual stream before it, with room behind for `o`."""
+    down, gate_up = block.down, block.gate_up
+    wide = down.widened(len(gradient), down.outputs)
+    wide[:, : down.outputs] = gradient
+    matrix = down.matrix(block.workspace, adapters_changed=False)
+    down.widen_gradients(matrix, wide)
+    act = down.input_gradients(matrix, wide)
+    block.kernels.gated_backward(kept.gate_up[:, : gate_up.outputs], block.activation, act)
+    if kept.down_projected is None:
+        kept.down_projected = down.project(matrix, act)
+    for_down = down.backward(matrix, wide, act, kept.down_projected)
+    del wide, act
+    for_gate_up, for_normal = normalised_backward(
+        block, gate_up, kept.gate_up, kept.after_attention, block.attention_norm, kept.gate_up_projected
+    )
+    for_stream = block.o.widened(len(gradient), block.o.outputs)
+    block.kernels.rms_norm_backward(
+        for_normal, kept.after_attention, block.attention_norm, block.epsilon, gradient, for_stream[:, : block.o.outputs]
+    )
+    return [*for_gate_up, *for_down], for_stream
+
+
+def attention_backward(
+    block: Block, kept: Kept, rows: torch.Tensor, wide: torch.Tensor, angles: Angles, wanted: bool
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Gradients of the attention's adapters, and of the layer's input where it is wanted."""
+    matrix = block.o.matrix(block.workspace, adapters_changed=False)
+    block.o.widen_gradients(matrix, wide)
+    for_attended = block.o.input_gradients(matrix, wide)
+    for_o = block.o.backward(matrix, wide, kept.attended.detach(), kept.o_projected)
+    for_parts = torch.autograd.grad(kept.attended, kept.parts, for_attended)
+    del for_attended
+    rotated_backward(block, kept.qkv, for_parts, angles)
+    del for_parts
+    if not (wanted or block.qkv.ranks):
+        return for_o, None
+    for_qkv, for_normal = normalised_backward(block, block.qkv, kept.qkv, rows, block.input_norm, kept.qkv_projected, wanted)
+    if for_normal is None:
+        return [*for_qkv, *for_o], None
+    stream = wide[:, : block.o.outputs]
+    block.kernels.rms_norm_backward(for_normal, rows, block.input_norm, block.epsilon, stream, for_normal)
+    return [*for_qkv, *for_o], for_normal
+
+
+def normalised_backward(
+    block: Block,
+    linear: JoinedLinear,
+    wide: torch.Tensor,
+    rows: torch.Tensor,
+    norm: torch.Tensor,
+    projected: torch.Tensor | None,
+    wanted: bool = True,
+) -> tuple[list[torch.Tensor], Any]:
+    """Gradients of the adapters behind a norm, and of what the norm gave where that is wanted."""
+    matrix = linear.matrix(block.workspace, adapters_changed=False)
+    linear.widen_gradients(matrix, wide)
+    for_normal = linear.input_gradients(matrix, wide) if wanted else None
+    normal = torch.empty_like(rows)
+    block.kernels.rms_norm(rows, norm, block.epsilon, normal)
+    return linear.backward(matrix, wide, normal, projected), for_normal

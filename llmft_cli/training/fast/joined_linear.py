@@ -1,0 +1,200 @@
+"""Linear layers that share their input, with their adapters, as one matrix and one product.
+
+For layers W_i with adapters s_i B_i A_i the matrix is
+
+    [ W_1  s_1 B_1    0    ]
+    [ W_2    0     s_2 B_2 ]
+    [ A_1    0       0     ]
+    [ A_2    0       0     ]
+
+With the input x beside its rank-r products, [x, x A^T], the upper part gives all outputs in one product,
+and the left part gives the input's gradient from [dy, dy s B]. What LoRA adds (Hu et al. 2021,
+https://arxiv.org/abs/2106.09685) is summed in the product's own fp32, and neither outputs nor
+gradients of several layers are added up afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from llmft_cli.training.fast.kernels import Kernels, kernels_for
+
+# Rows of the matrix start at multiples of 128 bytes in 16-bit types, which tensor cores read fastest.
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Member:
+    """A linear layer of the base, and its adapter where it has one."""
+
+    base: Any
+    lora_a: torch.nn.Parameter | None
+    lora_b: torch.nn.Parameter | None
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        return 0 if self.lora_a is None else len(self.lora_a)
+
+
+class JoinedLinear:
+    """Members of one input.
+
+    Attributes:
+        inputs, outputs: columns of the base's weights, and rows of all of them.
+        ranks: columns for the adapters, padded.
+        dtype: of the matrix, and of inputs and outputs.
+        kept: the matrix with the base's values in it, where they are dequantised once and for all.
+    """
+
+    def __init__(self, members: list[Member], dtype: torch.dtype) -> None:
+        self.members = members
+        self.inputs = members[0].base.in_features
+        self.outputs = sum(member.base.out_features for member in members)
+        ranks = sum(member.rank for member in members)
+        self.ranks = ranks and -(-(self.inputs + ranks) // ALIGNMENT) * ALIGNMENT - self.inputs
+        self.kept: torch.Tensor | None = None
+        self.dtype = dtype
+        self._row_ends = list(accumulate(member.base.out_features for member in members))
+        self._rank_ends = list(accumulate(member.rank for member in members))
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [weights for member in self.members for weights in (member.lora_a, member.lora_b) if weights is not None]
+
+    @property
+    def device(self) -> torch.device:
+        weight: torch.Tensor = self.members[0].base.weight
+        return weight.device
+
+    @property
+    def size(self) -> int:
+        """Values of the matrix."""
+        return (self.outputs + self.ranks) * (self.inputs + self.ranks)
+
+    @property
+    def is_quantized(self) -> bool:
+        return any(getattr(member.base.weight, "quant_state", None) is not None for member in self.members)
+
+    def keep(self, whether: bool) -> None:
+        """Dequantise once, or at each use."""
+        self.kept = None
+        if whether:
+            matrix = torch.zeros(self.size, dtype=self.dtype, device=self.device).view(-1, self.inputs + self.ranks)
+            self._fill_base(matrix, kernels_for(self.device))
+            self.kept = matrix
+
+    def take_over_dense_weights(self) -> None:
+        """Move weights that are not quantised into the matrix, which is kept then; they are views of it afterwards."""
+        if self.is_quantized:
+            return
+        self.keep(True)
+        assert self.kept is not None
+        for end, member in zip(self._row_ends, self.members, strict=True):
+            member.base.weight.data = self.kept[end - member.base.out_features : end, : self.inputs]
+
+    def matrix(self, workspace: torch.Tensor, adapters_changed: bool = True) -> torch.Tensor:
+        """The matrix with the values of now, of shape (outputs + ranks, inputs + ranks).
+
+        Args:
+            workspace: at least `size` values, which the next matrix may overwrite.
+            adapters_changed: whether they may have since the matrix was asked for the last time.
+        """
+        if self.kept is not None:
+            if adapters_changed:
+                self._fill_adapters(self.kept)
+            return self.kept
+        matrix = workspace[: self.size].view(-1, self.inputs + self.ranks)
+        self._fill_base(matrix, kernels_for(self.device))
+        if self.ranks:
+            matrix[: self.outputs, self.inputs :].zero_()
+            matrix[self.outputs + self._rank_ends[-1] :].zero_()
+            self._fill_adapters(matrix)
+        return matrix
+
+    def _fill_base(self, matrix: torch.Tensor, kernels: Kernels) -> None:
+        for end, member in zip(self._row_ends, self.members, strict=True):
+            weight = member.base.weight
+            target = matrix[end - member.base.out_features : end, : self.inputs]
+            if getattr(weight, "quant_state", None) is None:
+                target.copy_(weight.detach())
+            else:
+                kernels.dequantize(weight, target)
+
+    def _fill_adapters(self, matrix: torch.Tensor) -> None:
+        for rows, ranks, member in self._adapted():
+            lora_a, lora_b = member.lora_a, member.lora_b
+            assert lora_a is not None
+            assert lora_b is not None
+            torch.mul(lora_b.detach(), member.scaling, out=matrix[rows, ranks.start + self.inputs : ranks.stop + self.inputs])
+            matrix[self.outputs + ranks.start : self.outputs + ranks.stop, : self.inputs].copy_(lora_a.detach())
+
+    def _adapted(self) -> list[tuple[slice, slice, Member]]:
+        """Rows and columns of each adapter, within outputs and ranks."""
+        return [
+            (slice(end - member.base.out_features, end), slice(rank_end - member.rank, rank_end), member)
+            for end, rank_end, member in zip(self._row_ends, self._rank_ends, self.members, strict=True)
+            if member.rank
+        ]
+
+    def widened(self, tokens: int, columns: int) -> torch.Tensor:
+        """An uninitialised matrix with room for the adapters' part behind so many columns."""
+        return torch.empty(tokens, columns + self.ranks, dtype=self.dtype, device=self.device)
+
+    def project(self, matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
+        """x A^T of shape (tokens, ranks), or None without adapters."""
+        return rows @ matrix[self.outputs :, : self.inputs].t() if self.ranks else None
+
+    def product(self, matrix: torch.Tensor, wide_inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
+        """All outputs for inputs with room behind them, which is filled; returns `project` of the inputs."""
+        projected = self.project(matrix, wide_inputs[:, : self.inputs])
+        if projected is not None:
+            wide_inputs[:, self.inputs :] = projected
+        torch.mm(wide_inputs, matrix[: self.outputs].t(), out=outputs)
+        for end, member in zip(self._row_ends, self.members, strict=True):
+            if member.base.bias is not None:
+                outputs[:, end - member.base.out_features : end] += member.base.bias
+        return projected
+
+    def backward(
+        self,
+        matrix: torch.Tensor,
+        wide_gradients: torch.Tensor,
+        inputs: torch.Tensor,
+        projected: torch.Tensor | None,
+    ) -> list[torch.Tensor]:
+        """Gradients of `parameters`.
+
+        Args:
+            wide_gradients: of the outputs, with what `widen_gradients` puts behind them.
+        """
+        if projected is None:
+            return []
+        for_a = product_in_fp32(wide_gradients[:, self.outputs :].t(), inputs)
+        for_b = product_in_fp32(wide_gradients[:, : self.outputs].t(), projected)
+        gradients = []
+        for rows, ranks, member in self._adapted():
+            assert member.lora_a is not None
+            assert member.lora_b is not None
+            gradients.append(for_a[ranks].to(member.lora_a.dtype))
+            gradients.append((for_b[rows, ranks] * member.scaling).to(member.lora_b.dtype))
+        return gradients
+
+    def widen_gradients(self, matrix: torch.Tensor, wide_gradients: torch.Tensor) -> None:
+        """Put dy s B behind the gradients of the outputs."""
+        if self.ranks:
+            wide_gradients[:, self.outputs :] = wide_gradients[:, : self.outputs] @ matrix[: self.outputs, self.inputs :]
+
+    def input_gradients(self, matrix: torch.Tensor, wide_gradients: torch.Tensor) -> torch.Tensor:
+        return wide_gradients @ matrix[:, : self.inputs]
+
+
+def product_in_fp32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """left @ right as fp32; on a GPU not rounded to their 16-bit type in between."""
+    if left.dtype == torch.float32 or left.device.type == "cpu":
+        return (left @ right).float()
+    return torch.mm(left, right, out_dtype=torch.float32)

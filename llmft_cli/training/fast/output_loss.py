@@ -1,0 +1,50 @@
+"""Cross entropy of an output layer that is one product and nothing more, with its gradient computed on the way forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from llmft_cli.training.fast.kernels import kernels_for
+
+# 64 MiB of logits in 16 bits at a time; more is hardly faster.
+LOGITS_PER_CHUNK = 2**25
+
+
+class OutputLoss(torch.autograd.Function):
+    """Summed negative log-likelihood in nats of targets at some of the hidden states' rows."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, predicting: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        kernels = kernels_for(hidden.device)
+        rows = max(1, LOGITS_PER_CHUNK // len(weight))
+        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        gradient = torch.zeros_like(hidden)
+        for start in range(0, len(targets), rows):
+            chunk = slice(start, start + rows)
+            logits = hidden[predicting[chunk]] @ weight.t()
+            kernels.cross_entropy(logits, targets[chunk], losses[chunk])
+            gradient[predicting[chunk]] = logits @ weight
+            del logits
+        ctx.save_for_backward(gradient)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0].to(gradient.dtype), None, None, None
+
+
+def output_loss(hidden: torch.Tensor, predicting: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The loss of hidden states, of shape (tokens, hidden), under an output layer without a bias.
+
+    Args:
+        predicting: the rows that have a target, each but once, of shape (supervised tokens,).
+        targets: tokens, of the same shape; IGNORED has no loss, and its row of `predicting` may be given again.
+        weight: frozen, of shape (vocabulary, hidden).
+    """
+    result: torch.Tensor = OutputLoss.apply(hidden, predicting, targets, weight)  # type: ignore[no-untyped-call]
+    return result

@@ -1,0 +1,134 @@
+"""`kernels.Kernels` in torch's own operations, for the CPU; formulas are those of transformers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import pi, sqrt
+from typing import Any
+
+import torch
+from torch.nn.functional import gelu, silu
+
+from llmft_cli.libraries import import_bitsandbytes
+from llmft_cli.training.fast.kernels import Activation
+
+ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": silu,
+    "gelu_tanh": partial(gelu, approximate="tanh"),
+}
+
+
+def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor) -> None:
+    torch.mul(normal(inputs, epsilon)[0].to(weight.dtype), weight, out=outputs)
+
+
+def add_rms_norm(
+    inputs: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor
+) -> None:
+    inputs.add_(residual)
+    rms_norm(inputs, weight, epsilon, outputs)
+
+
+def normal(inputs: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs over the root mean square of their last dimension, in fp32, and its inverse."""
+    values = inputs.float()
+    scales = torch.rsqrt(values.square().mean(-1, keepdim=True) + epsilon)
+    return values.mul_(scales) if values is not inputs else values * scales, scales
+
+
+def rms_norm_backward(
+    gradients: torch.Tensor,
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    residual: torch.Tensor,
+    outputs: torch.Tensor,
+) -> None:
+    torch.add(norm_gradient(gradients, inputs, weight, epsilon).to(outputs.dtype), residual, out=outputs)
+
+
+def norm_gradient(gradients: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """dx = s (w dy - n mean(n w dy)) with s = 1 / rms(x) and n = s x, in fp32."""
+    normalised, scales = normal(inputs, epsilon)
+    weighted = gradients.float() * weight
+    along = (weighted * normalised).mean(-1, keepdim=True)
+    return weighted.sub_(normalised.mul_(along)).mul_(scales)
+
+
+def gated(gate_up: torch.Tensor, activation: Activation, outputs: torch.Tensor) -> None:
+    gate, up = gate_up.chunk(2, -1)
+    torch.mul(ACTIVATIONS[activation](gate), up, out=outputs)
+
+
+def gated_backward(gate_up: torch.Tensor, activation: Activation, gradients: torch.Tensor) -> None:
+    gate, up = gate_up.chunk(2, -1)
+    activated = ACTIVATIONS[activation](gate)
+    product = activated * up
+    up_gradient = gradients * activated
+    gate_gradient = (gradients.float() * up * slope(gate.float(), activation)).to(gate.dtype)
+    gate.copy_(gate_gradient)
+    up.copy_(up_gradient)
+    gradients.copy_(product)
+
+
+def slope(gate: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """Of x sigmoid(v): silu with v = x, and gelu with v = 2 sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks & Gimpel 2016)."""
+    inner, inner_slope = gate, torch.ones_like(gate)
+    if activation == "gelu_tanh":
+        inner = 2 * sqrt(2 / pi) * (gate + 0.044715 * gate**3)
+        inner_slope = 2 * sqrt(2 / pi) * (1 + 3 * 0.044715 * gate**2)
+    sigmoid = torch.sigmoid(inner)
+    return sigmoid * (1 + gate * (1 - sigmoid) * inner_slope)
+
+
+def rotate(source: torch.Tensor, target: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, backward: bool) -> None:
+    heads = by_head(source, cosines)
+    first, second = heads.chunk(2, -1)
+    sines = -sines if backward else sines
+    turned = heads * cosines[:, None] + torch.cat((-second, first), -1) * sines[:, None]
+    by_head(target, cosines).copy_(turned)
+
+
+def norm_rotate(
+    source: torch.Tensor,
+    target: torch.Tensor,
+    weights: torch.Tensor,
+    epsilon: float,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+) -> None:
+    normalised = normal(by_head(source, cosines), epsilon)[0].to(weights.dtype) * weights
+    rotate(normalised.to(source.dtype).flatten(1), target, cosines, sines, backward=False)
+
+
+def norm_rotate_backward(
+    gradients: torch.Tensor,
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    epsilon: float,
+    cosines: torch.Tensor,
+    sines: torch.Tensor,
+) -> None:
+    back = torch.empty_like(gradients, dtype=torch.float32)
+    rotate(gradients.float(), back, cosines, sines, backward=True)
+    heads = by_head(inputs, cosines)
+    heads.copy_(norm_gradient(by_head(back, cosines), heads, weights, epsilon))
+
+
+def by_head(rows: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
+    """The rows as (tokens, heads, head_dim)."""
+    return rows.view(len(rows), -1, cosines.shape[-1])
+
+
+def dequantize(weight: Any, outputs: torch.Tensor) -> None:
+    outputs.copy_(import_bitsandbytes().functional.dequantize_4bit(weight, weight.quant_state))
+
+
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
+    known, columns = targets >= 0, targets.clamp(min=0)[:, None]
+    likelihoods = torch.log_softmax(logits.float(), -1)
+    losses.copy_(torch.where(known, -likelihoods.gather(1, columns)[:, 0], 0))
+    gradient = likelihoods.exp_()
+    gradient.scatter_add_(1, columns, gradient.new_full((len(targets), 1), -1.0))
+    logits.copy_(torch.where(known[:, None], gradient, 0))

@@ -1,0 +1,145 @@
+"""Forward and backward passes recorded as CUDA graphs, so that the processor launches them all at once.
+
+A pass of a small model, or of few tokens, waits for Python to launch thousands of kernels. A recorded
+one is launched as a whole, but only for batches of the very shape that was recorded: so what varies
+between batches is padded to a few sizes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import pad
+
+from llmft_cli.data.examples import IGNORED
+from llmft_cli.training.fast.architectures import blocks_of
+
+if TYPE_CHECKING:
+    from llmft_cli.training.batches import Batch
+
+# Loss and its gradients of a batch divided by a number of tokens, left in the weights' `grad`.
+Work = Callable[["Batch", torch.Tensor], torch.Tensor]
+
+# Sizes that are recorded: eighths of the batch's positions for those that have a target, and so many rows.
+SUPERVISED_SHARE = 8
+ROWS_AT_A_TIME = 32
+TENSORS = ("input_ids", "position_ids", "predicting", "targets", "row_starts")
+
+
+@dataclass
+class Recording:
+    """A graph, the tensors that it reads, and the one that it writes its loss to."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    divisor: torch.Tensor
+    loss: torch.Tensor
+
+    def replay(self, batch: Batch, divisor: torch.Tensor) -> torch.Tensor:
+        for name in TENSORS:
+            self.batch[name].copy_(batch[name], non_blocking=True)
+        self.divisor.copy_(divisor)
+        self.graph.replay()
+        return self.loss.clone()
+
+
+class RecordedPasses:
+    """Passes of a model: the first as it is, to have kernels compiled, each further one recorded where its shape is new.
+
+    Attributes:
+        failure: why nothing is recorded any more; None while it works.
+    """
+
+    def __init__(self, weights: Iterable[torch.nn.Parameter], work: Work) -> None:
+        """`weights` are those that gradients are accumulated for."""
+        self.failure: Exception | None = None
+        self._weights = list(weights)
+        self._work = work
+        self._gradients: list[torch.Tensor] = []
+        self._recordings: dict[Any, Recording] = {}
+        self._pool: Any = None
+        self._warm = False
+
+    def run(self, batch: Batch, divisor: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch on the GPU; gradients are added to those of the weights."""
+        if self.failure is not None:
+            return self._work(batch, divisor)
+        padded = padded_batch(batch)
+        key = tuple((name, padded[name].shape if name in TENSORS else padded[name]) for name in sorted(padded))
+        if key not in self._recordings:
+            if not self._warm:
+                self._warm = True
+                return self._work(padded, divisor)
+            try:
+                self._recordings[key] = self._record(padded, divisor)
+            except Exception as error:  # nothing was computed yet, and everything can be computed without a graph
+                self.release()
+                self.failure = error
+                return self._work(batch, divisor)
+        self._attach_gradients()
+        return self._recordings[key].replay(padded, divisor)
+
+    def release(self) -> None:
+        """Give the memory of all recordings back; they are made anew when they are needed."""
+        self._recordings.clear()
+        self._pool = None
+        torch.cuda.empty_cache()
+
+    def _record(self, batch: Batch, divisor: torch.Tensor) -> Recording:
+        own = {name: value.clone() if name in TENSORS else value for name, value in batch.items()}
+        own_divisor = divisor.clone()
+        self._attach_gradients()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as the one that pins batches, go on calling CUDA.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            loss = self._work(own, own_divisor)
+        self._pool = graph.pool()
+        return Recording(graph, own, own_divisor, loss)
+
+    def _attach_gradients(self) -> None:
+        """Have gradients in the tensors that recordings add to, with the values that they have now."""
+        if not self._gradients:
+            self._gradients = [torch.empty_like(weights) for weights in self._weights]
+        cleared = []
+        for weights, gradient in zip(self._weights, self._gradients, strict=True):
+            if weights.grad is None:
+                cleared.append(gradient)
+            elif weights.grad is not gradient:
+                gradient.copy_(weights.grad)
+            weights.grad = gradient
+        if cleared:
+            torch._foreach_zero_(cleared)
+
+
+def recorded_passes(model: Any, device: torch.device, work: Work) -> RecordedPasses | None:
+    """Recorded passes of a model whose step is nothing but launches: one with fast layers that is on a GPU as a whole."""
+    if device.type != "cuda" or not blocks_of(model) or model.get_input_embeddings().weight.device != device:
+        return None
+    return RecordedPasses([weights for weights in model.parameters() if weights.requires_grad], work)
+
+
+def padded_batch(batch: Batch) -> Batch:
+    """The batch with room for more targets, rows and longer ones, of sizes that other batches have, too."""
+    positions = batch["input_ids"].numel()
+    length = batch["input_ids"].shape[1]
+    missing = rounded_up(len(batch["targets"]), -(-positions // SUPERVISED_SHARE)) - len(batch["targets"])
+    rows = rounded_up(len(batch["row_starts"]), ROWS_AT_A_TIME) - len(batch["row_starts"])
+    alone = batch["first_rows_alone"]
+    return {
+        "input_ids": batch["input_ids"],
+        "position_ids": batch["position_ids"],
+        # Nothing follows the last position, so it has no target of its own.
+        "predicting": pad(batch["predicting"], (0, missing), value=positions - 1),
+        "targets": pad(batch["targets"], (0, missing), value=IGNORED),
+        # Rows without tokens.
+        "row_starts": pad(batch["row_starts"], (0, rows), value=positions),
+        "longest_row": length if alone else min(length, 1 << (batch["longest_row"] - 1).bit_length()),
+        "first_rows_alone": alone,
+    }
+
+
+def rounded_up(count: int, step: int) -> int:
+    return -(-count // step) * step

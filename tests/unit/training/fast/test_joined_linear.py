@@ -1,0 +1,153 @@
+"""Joined linear layers against the layers themselves, one by one, and autograd."""
+
+import pytest
+import torch
+
+from llmft_cli.libraries import import_bitsandbytes
+from llmft_cli.training.fast.joined_linear import ALIGNMENT, JoinedLinear, Member
+
+from .layer_models import distance
+
+INPUTS, TOKENS = 64, 9
+OUTPUTS, RANKS, SCALINGS = (48, 32, 16), (4, 0, 8), (2.0, 0.0, 0.3)
+CLOSE = 1e-6
+
+
+def frozen(outputs, quantized, bias):
+    linear = torch.nn.Linear(INPUTS, outputs, bias=bias)
+    if quantized:
+        library = import_bitsandbytes()
+        packed, state = library.functional.quantize_4bit(linear.weight.detach(), quant_type="nf4")
+        linear.weight = library.nn.Params4bit(packed, requires_grad=False, quant_state=state, bnb_quantized=True)
+    return linear.requires_grad_(False)
+
+
+def members(quantized=False, bias=True, ranks=RANKS):
+    torch.manual_seed(0)
+    made = []
+    for outputs, rank, scaling in zip(OUTPUTS, ranks, SCALINGS, strict=True):
+        adapter = (
+            [torch.nn.Parameter(torch.randn(shape)) for shape in ((rank, INPUTS), (outputs, rank))] if rank else (None, None)
+        )
+        made.append(Member(frozen(outputs, quantized, bias), *adapter, scaling))
+    return made
+
+
+def dense(member):
+    state = getattr(member.base.weight, "quant_state", None)
+    return member.base.weight if state is None else import_bitsandbytes().functional.dequantize_4bit(member.base.weight, state)
+
+
+def expected_outputs(parts, inputs):
+    outputs = []
+    for part in parts:
+        own = torch.nn.functional.linear(inputs, dense(part), part.base.bias)
+        outputs.append(own if part.lora_a is None else own + part.scaling * inputs @ part.lora_a.t() @ part.lora_b.t())
+    return torch.cat(outputs, 1)
+
+
+def workspace(linear):
+    """Full of what another layer left there: values that spoil whatever they get into."""
+    return torch.full((linear.size + 5,), float("nan"))
+
+
+def computed(linear, inputs):
+    wide, outputs = linear.widened(TOKENS, linear.inputs), linear.widened(TOKENS, linear.outputs)
+    wide[:, : linear.inputs] = inputs
+    projected = linear.product(linear.matrix(workspace(linear)), wide, outputs[:, : linear.outputs])
+    return outputs[:, : linear.outputs], projected
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("quantized", "kept"), [(False, False), (False, True), (True, False), (True, True)])
+def test_outputs_are_those_of_the_layers(quantized, kept, bias):
+    parts = members(quantized, bias)
+    linear, inputs = JoinedLinear(parts, torch.float32), torch.randn(TOKENS, INPUTS)
+    linear.keep(kept)
+    outputs, projected = computed(linear, inputs)
+    assert distance(outputs, expected_outputs(parts, inputs)) <= CLOSE
+    assert distance(projected[:, :4], inputs @ parts[0].lora_a.t()) <= CLOSE
+    assert distance(projected[:, 4:12], inputs @ parts[2].lora_a.t()) <= CLOSE
+    assert projected[:, 12:].abs().max() == 0
+
+
+@pytest.mark.parametrize(("quantized", "kept"), [(False, True), (True, False), (True, True)])
+def test_gradients_are_autograds(quantized, kept):
+    parts = members(quantized)
+    linear, inputs = JoinedLinear(parts, torch.float32), torch.randn(TOKENS, INPUTS, requires_grad=True)
+    gradient = torch.randn(TOKENS, linear.outputs)
+    expected_outputs(parts, inputs).backward(gradient)
+    linear.keep(kept)
+    _, projected = computed(linear, inputs.detach())
+    matrix, wide = linear.matrix(workspace(linear)), linear.widened(TOKENS, linear.outputs)
+    wide[:, : linear.outputs] = gradient
+    linear.widen_gradients(matrix, wide)
+    assert distance(linear.input_gradients(matrix, wide), inputs.grad) <= CLOSE
+    found = linear.backward(matrix, wide, inputs.detach(), projected)
+    assert [id(weights) for weights in linear.parameters] == [
+        id(weights) for part in parts for weights in (part.lora_a, part.lora_b) if weights is not None
+    ]
+    for own, weights in zip(found, linear.parameters, strict=True):
+        assert own.shape == weights.shape
+        assert distance(own, weights.grad) <= CLOSE
+
+
+def test_gradients_have_the_type_of_their_adapters():
+    """Adapters are fp32 beside a model in bf16."""
+    linear = JoinedLinear(members(bias=False), torch.bfloat16)
+    matrix, inputs = linear.matrix(workspace(linear).bfloat16()), torch.randn(TOKENS, INPUTS).bfloat16()
+    assert matrix.dtype == torch.bfloat16
+    wide = torch.randn(TOKENS, linear.outputs + linear.ranks).bfloat16()
+    found = linear.backward(matrix, wide, inputs, linear.project(matrix, inputs))
+    assert {gradient.dtype for gradient in found} == {torch.float32}
+
+
+def test_without_adapters_there_is_nothing_but_the_bases():
+    parts = members(ranks=(0, 0, 0))
+    linear, inputs = JoinedLinear(parts, torch.float32), torch.randn(TOKENS, INPUTS)
+    outputs, projected = computed(linear, inputs)
+    assert distance(outputs, expected_outputs(parts, inputs)) <= CLOSE
+    assert projected is None
+    assert linear.size == sum(OUTPUTS) * INPUTS
+    assert linear.parameters == []
+    assert linear.backward(linear.matrix(workspace(linear)), outputs, inputs, None) == []
+
+
+@pytest.mark.parametrize(("ranks", "columns"), [((1, 0, 0), 64), ((4, 0, 8), 64), ((32, 16, 16), 64), ((64, 1, 0), 128)])
+def test_rows_of_the_matrix_are_aligned(ranks, columns):
+    linear = JoinedLinear(members(ranks=ranks), torch.float32)
+    assert linear.ranks == columns
+    assert linear.matrix(workspace(linear)).shape == (sum(OUTPUTS) + columns, INPUTS + columns)
+    assert (INPUTS + columns) % ALIGNMENT == 0
+
+
+def test_dense_weights_are_in_the_matrix_afterwards():
+    parts = members()
+    before = [part.base.weight.clone() for part in parts]
+    linear = JoinedLinear(parts, torch.float32)
+    linear.take_over_dense_weights()
+    places = [part.base.weight.untyped_storage().data_ptr() for part in parts]
+    assert set(places) == {linear.kept.untyped_storage().data_ptr()}
+    assert all(torch.equal(part.base.weight, values) for part, values in zip(parts, before, strict=True))
+    assert linear.matrix(torch.empty(0)) is linear.kept
+
+
+def test_quantized_weights_stay_what_they_are():
+    parts = members(quantized=True)
+    linear = JoinedLinear(parts, torch.float32)
+    linear.take_over_dense_weights()
+    assert linear.kept is None
+    assert all(part.base.weight.quant_state is not None for part in parts)
+    linear.keep(True)
+    assert torch.equal(linear.kept[: OUTPUTS[0], :INPUTS], dense(parts[0]))
+    linear.keep(False)
+    assert linear.kept is None
+
+
+def test_some_layers_may_be_quantized_and_others_not():
+    """transformers leaves modules out that it is told to."""
+    parts = members(quantized=True)
+    parts[1] = Member(frozen(OUTPUTS[1], False, True), None, None, 0.0)
+    linear, inputs = JoinedLinear(parts, torch.float32), torch.randn(TOKENS, INPUTS)
+    assert linear.is_quantized
+    assert distance(computed(linear, inputs)[0], expected_outputs(parts, inputs)) <= CLOSE

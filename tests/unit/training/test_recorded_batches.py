@@ -1,0 +1,92 @@
+"""Batches as recorded passes want them: padded to sizes that other batches have too, with the same loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from llmft_cli import model_shapes
+from llmft_cli.config import resolve
+from llmft_cli.data.examples import IGNORED
+from llmft_cli.training.batches import collate
+from llmft_cli.training.fast.recorded_pass import padded_batch, recorded_passes
+from llmft_cli.training.loss import loss_and_gradients
+from llmft_cli.training.tuned_model import make_trainable
+
+from .meta_models import small_shape
+
+CPU = torch.device("cpu")
+
+
+def sequence(*rows: list[int], supervised_from: int = 1) -> dict[str, list[int]]:
+    return {
+        "input_ids": [token for row in rows for token in row],
+        "labels": [token if place >= supervised_from else IGNORED for row in rows for place, token in enumerate(row)],
+        "row_lengths": [len(row) for row in rows],
+    }
+
+
+def two_sequences() -> dict[str, Any]:
+    """Of 64 tokens with rows of 40 and 24, and of one row of 64."""
+    return collate(
+        [sequence([*range(5, 45)], [*range(50, 74)], supervised_from=20), sequence([*range(7, 71)], supervised_from=50)]
+    )
+
+
+def test_what_is_padded_has_no_target_and_no_token() -> None:
+    batch = two_sequences()
+    assert len(batch["targets"]) == 20 + 4 + 14
+    padded = padded_batch(batch)
+    # Eighths of 128 positions.
+    assert padded["targets"].tolist() == [*batch["targets"].tolist(), *[IGNORED] * 10]
+    assert padded["predicting"].tolist() == [*batch["predicting"].tolist(), *[127] * 10]
+    assert 127 not in batch["predicting"]
+    assert padded["row_starts"].tolist() == [0, 40, 64, *[128] * 29]
+    assert padded["row_starts"].dtype == torch.int32
+    assert padded["longest_row"] == 64
+    assert padded["input_ids"] is batch["input_ids"]
+
+
+@pytest.mark.parametrize(("longest", "size"), [(1, 1), (2, 2), (33, 64), (64, 64)])
+def test_the_longest_row_is_taken_as_a_power_of_two_within_the_sequence(longest: int, size: int) -> None:
+    assert padded_batch(two_sequences() | {"longest_row": longest})["longest_row"] == size
+
+
+def test_rows_that_fill_their_sequences_are_as_long_as_they_are() -> None:
+    batch = collate([sequence([*range(5, 48)]), sequence([*range(5, 20)])])
+    assert batch["first_rows_alone"]
+    assert padded_batch(batch)["longest_row"] == 43
+
+
+@pytest.mark.parametrize(
+    ("sequences", "alone"),
+    [
+        ([sequence([1, 2, 3])], True),
+        ([sequence([1, 2, 3]), sequence([1, 2])], True),
+        ([sequence([1, 2, 3], [4, 5])], False),
+        ([sequence([1, 2, 3], [4, 5], supervised_from=2)], True),
+    ],
+    ids=["one row", "padding", "two rows", "nothing supervised in the second"],
+)
+def test_rows_need_not_be_told_apart_where_only_first_ones_have_targets(sequences: list[Any], alone: bool) -> None:
+    assert collate(sequences)["first_rows_alone"] is alone
+
+
+def test_a_padded_batch_has_the_same_loss_and_gradients() -> None:
+    model = make_trainable(model_shapes.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model", 0)
+    model.train()
+    batch = two_sequences()
+    results = []
+    for one in (batch, padded_batch(batch)):
+        model.zero_grad()
+        loss = loss_and_gradients(model, one, torch.tensor(38.0))
+        results.append([loss, *(weights.grad for weights in model.parameters() if weights.requires_grad)])
+    for plain, padded in zip(*results, strict=True):
+        torch.testing.assert_close(padded, plain, rtol=1e-6, atol=1e-9)
+
+
+def test_nothing_is_recorded_without_a_gpu() -> None:
+    model = make_trainable(model_shapes.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model", 0)
+    assert recorded_passes(model, CPU, lambda batch, divisor: divisor) is None

@@ -3,43 +3,20 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
+if TYPE_CHECKING:
+    from programs import GpuCheck
+
 pytestmark = pytest.mark.gpu
 
-# Takes what is left of the card in ever smaller pieces, and holds it until its input ends.
-HOLD = """
-import sys, torch
-held, size = [], 2**32
-while size >= 2**21:
-    try: held.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
-    except torch.OutOfMemoryError: size //= 2
-print("held", flush=True)
-sys.stdin.read()
-"""
 
-
-def gpu_check(*flags: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "llmft_cli", "gpu-check", *flags], capture_output=True, text=True)
-
-
-@pytest.fixture
-def holder() -> Iterator[int]:
-    """The process that holds all memory of the card."""
-    command = [sys.executable, "-c", HOLD]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "held\n"
-        yield process.pid
-        process.communicate()
-
-
-def test_a_healthy_card() -> None:
-    report = json.loads(gpu_check("--json", "--require-gpu").stdout)
+def test_a_healthy_card(gpu_check: GpuCheck) -> None:
+    done = gpu_check("--json", "--require-gpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
     assert report["problems"] == []
     gpu, probe = report["gpus"][0], report["probes"][0]
     assert (gpu["device"], probe["device"], probe["ok"]) == ("cuda:0", "cuda:0", True)
@@ -53,17 +30,7 @@ def test_a_healthy_card() -> None:
     assert float(versions["driver_cuda"]) >= float(versions["cuda"])
 
 
-def test_a_full_card(holder: int) -> None:
-    refused = gpu_check("--require-gpu")
-    assert refused.returncode == 3
-    assert "error: no usable GPU: GPU 0 is fully used by: python" in refused.stderr
-    assert f"(pid {holder}, " in refused.stderr
-    report = json.loads(gpu_check("--json").stdout)
-    assert [problem["what"].partition(": ")[0] for problem in report["problems"]] == ["GPU 0 is fully used by"]
-    assert not report["probes"][0]["ok"]
-
-
-def test_a_bitsandbytes_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bitsandbytes_without_its_library(gpu_check: GpuCheck, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BNB_CUDA_VERSION", "999")
     refused = gpu_check("--require-gpu")
     assert refused.returncode == 3

@@ -22,7 +22,7 @@ from llmft_cli.training.callbacks import Rehearsal
 from llmft_cli.training.recovery import DoesNotFit
 from llmft_cli.training.trainer import QLoRATrainer
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("segments_that_grow")]
 
 STEPS, BATCH, TOKENS, ROWS = 6, 4, 2048, 4
 BF16_NOISE = 1e-3

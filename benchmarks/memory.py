@@ -26,13 +26,16 @@ from transformers import LlamaConfig  # noqa: E402
 from llmft_cli import model_shapes  # noqa: E402
 from llmft_cli.config import resolve  # noqa: E402
 from llmft_cli.training.card import hold_to  # noqa: E402
+from llmft_cli.training.fast import architectures  # noqa: E402
+from llmft_cli.training.layers import decoder_layers  # noqa: E402
 from llmft_cli.training.measuring import measure  # noqa: E402
 from llmft_cli.training.plans import option_of  # noqa: E402
 from llmft_cli.training.simulation import BatchShape  # noqa: E402
 from llmft_cli.training.speed import REFERENCE_RATES  # noqa: E402
-from llmft_cli.training.tuned_model import decoder_layers, make_trainable  # noqa: E402
+from llmft_cli.training.tuned_model import make_trainable  # noqa: E402
 
 GIBIBYTE = 2**30
+MOST_TIMED_TOKENS = 2**14  # with more, one step takes seconds
 SHAPES = {
     "llama-2-7b": (32000, 4096, 11008, 32, 32, 32),
     "llama-2-13b": (32000, 5120, 13824, 40, 40, 40),
@@ -56,13 +59,11 @@ class Case:
     rows: int = 1
     max_vram_gibibytes: int = 0
     embeddings_on_cpu: bool = False
+    dequantized_weights: bool = False
 
 
+# Paged optimizers last: bitsandbytes never gives back what it pages, and it would count as the next case's.
 CASES = [
-    Case("llama-2-7b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 6, embeddings_on_cpu=True),
-    Case("llama-2-7b", 1, 4096, None, 16, "paged_adamw_8bit", 1, 8, embeddings_on_cpu=True),
-    Case("llama-2-13b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 10, embeddings_on_cpu=True),
-    Case("llama-2-70b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 45, embeddings_on_cpu=True),
     Case("llama-2-7b", 1, 512),
     Case("llama-2-7b", 1, 2048),
     Case("llama-2-7b", 4, 2048),
@@ -92,7 +93,13 @@ CASES = [
     Case("mistral-7b (8 key-value heads)", 1, 8192, 16),
     Case("llama-3-8b (128,256 tokens)", 4, 2048),
     Case("llama-3-8b (128,256 tokens)", 1, 8192),
+    Case("llama-2-7b", 4, 2048, 0, dequantized_weights=True),
+    Case("smollm2-135m", 16, 1024, 0, dequantized_weights=True),
     Case("llama-3-8b (128,256 tokens)", 8, 512, 0, 16, "paged_adamw_8bit"),
+    Case("llama-2-7b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 6, embeddings_on_cpu=True),
+    Case("llama-2-7b", 1, 4096, None, 16, "paged_adamw_8bit", 1, 8, embeddings_on_cpu=True),
+    Case("llama-2-13b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 10, embeddings_on_cpu=True),
+    Case("llama-2-70b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 45, embeddings_on_cpu=True),
 ]
 
 
@@ -123,16 +130,18 @@ def run(case: Case) -> dict[str, Any]:
     started = time.perf_counter()
     on_meta = model_on("meta")
     layers = len(decoder_layers(on_meta)) if case.checkpointed is None else case.checkpointed
-    option = option_of(on_meta, config, batch, REFERENCE_RATES)(layers, case.optim, case.embeddings_on_cpu)
+    option_with = option_of(on_meta, config, batch, REFERENCE_RATES)
+    option = option_with(layers, case.optim, case.embeddings_on_cpu, case.dequantized_weights)
     predicting_seconds = time.perf_counter() - started
     gc.collect()
     torch.cuda.empty_cache()
     started = time.perf_counter()
     hold_to(case.max_vram_gibibytes * GIBIBYTE or option.required_bytes, torch.device("cuda", 0))
-    model = model_on("cuda:0", embeddings_on_cpu=case.embeddings_on_cpu)
+    model = model_on("cuda:0", embeddings_on_cpu=case.embeddings_on_cpu, dequantized_weights=case.dequantized_weights)
     building_seconds = time.perf_counter() - started
-    measured = measure(model, batch, case.optim)
+    measured = measure(model, batch, case.optim, steps=3 if batch.tokens <= MOST_TIMED_TOKENS else 1)
     return asdict(case) | {
+        "fast": bool(architectures.blocks_of(model)),
         "predicted_bytes": option.breakdown.total,
         "required_bytes": option.required_bytes,
         "measured": asdict(measured),
@@ -147,6 +156,7 @@ def run(case: Case) -> dict[str, Any]:
 
 def line(case: Case, result: dict[str, Any]) -> str:
     what = f"{case.shape[:12]:12} {case.sequences}x{case.length}/{case.rows} r={case.lora_r} checkpointed={case.checkpointed}"
+    what += " kept dequantised" if case.dequantized_weights else ""
     if "measured" not in result:
         return f"{what}: {result['out_of_memory']}"
     measured = result["measured"]
@@ -173,9 +183,9 @@ def main() -> None:
         except torch.OutOfMemoryError as error:
             results.append(asdict(case) | {"out_of_memory": str(error).splitlines()[0]})
         print(line(case, results[-1]), flush=True)
+        record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "cases": results}
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
         gc.collect()
-    record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "cases": results}
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import torch
 import transformers
 
 from llmft_cli.adapters import save_adapter
-from llmft_cli.errors import first_line
 from llmft_cli.progress import Reporter, Silent
 from llmft_cli.training.checkpoints import STATE_FILE, read_state
 from llmft_cli.training.fast.recorded_pass import recorded_passes
@@ -154,7 +153,7 @@ class QLoRATrainer(transformers.Trainer):
         divisor = torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=self.args.device)
         loss = self._recorded.run(self._prepare_inputs(inputs), divisor)
         if self._recorded.failure is not None:
-            self._reporter.note(f"passes are launched one kernel at a time: {first_line(self._recorded.failure)}")
+            self._reporter.note(f"passes are launched one kernel at a time: {self._recorded.failure}")
             self._recorded = None
         return loss
 

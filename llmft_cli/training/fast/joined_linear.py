@@ -174,7 +174,8 @@ class JoinedLinear:
         """
         if projected is None:
             return []
-        for_a = product_in_fp32(wide_gradients[:, self.outputs :].t(), inputs)
+        # Without the padding: what is returned are views, which would hold it for as long as there are gradients.
+        for_a = product_in_fp32(wide_gradients[:, self.outputs : self.outputs + self._rank_ends[-1]].t(), inputs)
         for_b = product_in_fp32(wide_gradients[:, : self.outputs].t(), projected)
         gradients = []
         for rows, ranks, member in self._adapted():

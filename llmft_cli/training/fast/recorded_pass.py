@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import pad
 
 from llmft_cli.data.examples import IGNORED
+from llmft_cli.errors import first_line
 from llmft_cli.training.fast.architectures import blocks_of
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ class RecordedPasses:
     """Passes of a model: the first as it is, to have kernels compiled, each further one recorded where its shape is new.
 
     Attributes:
-        failure: why nothing is recorded any more; None while it works.
+        failure: why nothing is recorded any more, in a line; None while it works.
     """
 
     def __init__(self, weights: Iterable[torch.nn.Parameter], work: Work) -> None:
         """`weights` are those that gradients are accumulated for."""
-        self.failure: Exception | None = None
+        self.failure: str | None = None
         self._weights = list(weights)
         self._work = work
         self._gradients: list[torch.Tensor] = []
@@ -69,17 +70,14 @@ class RecordedPasses:
             return self._work(batch, divisor)
         padded = padded_batch(batch)
         key = tuple((name, padded[name].shape if name in TENSORS else padded[name]) for name in sorted(padded))
+        self._attach_gradients()
         if key not in self._recordings:
             if not self._warm:
                 self._warm = True
                 return self._work(padded, divisor)
-            try:
-                self._recordings[key] = self._record(padded, divisor)
-            except Exception as error:  # nothing was computed yet, and everything can be computed without a graph
-                self.release()
-                self.failure = error
-                return self._work(batch, divisor)
-        self._attach_gradients()
+            self._try_to_record(key, padded, divisor)
+        if self.failure is not None:
+            return self._work(batch, divisor)
         return self._recordings[key].replay(padded, divisor)
 
     def release(self) -> None:
@@ -88,10 +86,18 @@ class RecordedPasses:
         self._pool = None
         torch.cuda.empty_cache()
 
+    def _try_to_record(self, key: Any, batch: Batch, divisor: torch.Tensor) -> None:
+        try:
+            self._recordings[key] = self._record(batch, divisor)
+        except Exception as error:  # nothing was computed yet, and everything can be computed without a graph
+            # Not the error itself, whose traceback holds the tensors of the pass.
+            self.failure = first_line(error)
+        if self.failure is not None:
+            self.release()
+
     def _record(self, batch: Batch, divisor: torch.Tensor) -> Recording:
         own = {name: value.clone() if name in TENSORS else value for name, value in batch.items()}
         own_divisor = divisor.clone()
-        self._attach_gradients()
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as the one that pins batches, go on calling CUDA.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):

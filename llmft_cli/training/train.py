@@ -27,9 +27,11 @@ from llmft_cli.training.batches import collate
 from llmft_cli.training.tracking import wandb_run
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
     from llmft_cli.training.planning import Layout
+    from llmft_cli.training.plans import Plan
     from llmft_cli.training.trainer import QLoRATrainer
 
 # Settings that do not shape the result, or no more than rounding does.
@@ -190,18 +192,15 @@ def fit(
 ) -> TrainResult:
     """Run the Trainer and leave adapter, figures and chart in the run."""
     from llmft_cli.training.callbacks import Rehearsal, peak_memory_bytes
+    from llmft_cli.training.fast.architectures import blocks_of, keeps_dequantized
     from llmft_cli.training.trainer import QLoRATrainer
-    from llmft_cli.training.tuned_model import make_trainable, why_plain_layers
 
     train_rows, validation_rows = load_split(run.data, TRAIN), load_split(run.data, VALIDATION)
     assert train_rows is not None
     import_transformers().set_seed(config.seed)
     config = layout.applied_to(config)
     plan = layout.plan
-    model = make_trainable(base, config, base_name, plan.checkpointed_layers, plan.embeddings_on_cpu, plan.dequantized_weights)
-    plain = why_plain_layers(model, config)
-    if plain is not None:
-        reporter.note(f"layers are computed by PEFT's own modules, not the fast ones: {plain}")
+    model = trainable_model(base, base_name, config, plan, reporter)
     steps = schedule.plan(len(train_rows), config)
     arguments = schedule.training_arguments(run.checkpoints, steps, config, base.device, evaluate=validation_rows is not None)
     trainer = QLoRATrainer(
@@ -231,7 +230,8 @@ def fit(
         best_step=trainer.state.best_global_step,
         tokens_per_second=trainer.clock.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(),
-        plan=schedule.describe(config, base.device, layout) | {"fast": plain is None},
+        plan=schedule.describe(config, base.device, layout)
+        | {"fast": bool(blocks_of(model)), "dequantized_weights": keeps_dequantized(model)},
         adapter=str(run.adapter),
         trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         seconds=seconds,
@@ -239,6 +239,18 @@ def fit(
         largest_pass_tokens=trainer.passes.largest,
         rehearsal_peak_bytes=rehearsal.peak_bytes,
     )
+
+
+def trainable_model(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, reporter: Reporter) -> PeftModel:
+    """The base with a fresh adapter, laid out by the plan."""
+    from llmft_cli.training.tuned_model import has_room_for_dequantized_weights, make_trainable, why_plain_layers
+
+    kept = plan.dequantized_weights or has_room_for_dequantized_weights(base)
+    model = make_trainable(base, config, base_name, plan.checkpointed_layers, plan.embeddings_on_cpu, kept)
+    plain = why_plain_layers(model, config)
+    if plain is not None:
+        reporter.note(f"layers are computed by PEFT's own modules, not the fast ones: {plain}")
+    return model
 
 
 def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: Path | None, reporter: Reporter) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+SHARE_OF_RAM = 0.25
+
 
 def make_trainable(
     base: PreTrainedModel,
@@ -74,6 +76,16 @@ def computes_in_base_type(config: Config, base_type: torch.dtype) -> bool:
     import torch
 
     return not config.use_dora and config.quantization != "int8" and base_type != torch.float16
+
+
+def has_room_for_dequantized_weights(base: PreTrainedModel) -> bool:
+    """Whether a base on the CPU may keep the 16-bit values of its 4-bit weights, in a quarter of the RAM that is free."""
+    import psutil
+
+    if base.device.type != "cpu":
+        return False
+    packed_bytes = sum(weights.numel() for weights in base.parameters() if getattr(weights, "quant_state", None) is not None)
+    return 4 * packed_bytes <= psutil.virtual_memory().available * SHARE_OF_RAM
 
 
 def checkpoint_layers(model: PeftModel, count: int | None) -> None:

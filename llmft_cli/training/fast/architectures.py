@@ -103,6 +103,11 @@ def keep_dequantized(model: PeftModel, whether: bool) -> None:
             block.workspace = workspace
 
 
+def keeps_dequantized(model: Any) -> bool:
+    """Whether 4-bit weights of fast layers are kept in 16 bits."""
+    return any(linear.is_quantized and linear.kept is not None for block in blocks_of(model) for linear in block.linears)
+
+
 def block_of(layer: Any) -> Block | None:
     """What `use_fast_layers` made of a layer."""
     return getattr(layer, BLOCK, None)

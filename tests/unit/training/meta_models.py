@@ -13,12 +13,16 @@ import transformers
 from llmft_cli import known_shapes, model_shapes
 from llmft_cli.config import resolve
 from llmft_cli.training.layer_costs import layer_costs
+from llmft_cli.training.layers import decoder_layers
+from llmft_cli.training.plans import Option, option_of
 from llmft_cli.training.prediction import Breakdown, assemble
 from llmft_cli.training.simulation import BatchShape, Step
+from llmft_cli.training.speed import REFERENCE_RATES
 from llmft_cli.training.tuned_model import make_trainable
 
 META = torch.device("meta")
-RECORD = Path(__file__).parents[3] / "benchmarks/results/memory-h100.json"
+RESULTS = Path(__file__).parents[3] / "benchmarks/results"
+RECORD, FAST_RECORD = RESULTS / "memory-h100.json", RESULTS / "memory-fast-h100.json"
 SHAPES = {
     "llama-2-7b": known_shapes.LLAMA_2_7B,
     "llama-2-13b": known_shapes.LLAMA_2_13B,
@@ -47,9 +51,21 @@ def on_meta(shape: transformers.PreTrainedConfig, checkpointed: int | None = 0, 
 
 @cache
 def recorded() -> list[dict[str, Any]]:
-    """The trainings that were measured, in their order."""
+    """The trainings with plain layers that were measured, in their order."""
     cases: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["cases"]
     return cases
+
+
+@cache
+def recorded_fast() -> list[dict[str, Any]]:
+    """The trainings with fast layers that were measured, or ran out of memory under the rule of that day."""
+    cases: list[dict[str, Any]] = json.loads(FAST_RECORD.read_text(encoding="utf-8"))["cases"]
+    return cases
+
+
+def batch_of(case: dict[str, Any]) -> BatchShape:
+    sequences, length, rows = case["sequences"], case["length"], case["rows"]
+    return BatchShape(sequences, length, sequences * (length - 1), sequences * rows, length // rows)
 
 
 @cache
@@ -57,9 +73,22 @@ def predicted(number: int) -> tuple[Breakdown, Step]:
     """What today's code predicts of the recorded training."""
     case = recorded()[number]
     model = on_meta(shape_of(SHAPES[case["shape"]]), lora_r=case["lora_r"], fast=case.get("fast", False))
-    sequences, length, rows = case["sequences"], case["length"], case["rows"]
-    batch = BatchShape(sequences, length, sequences * (length - 1), sequences * rows, length // rows)
-    costs = layer_costs(model, batch)
+    costs = layer_costs(model, batch_of(case))
     assert costs is not None
     step = costs.step(costs.layers if case["checkpointed"] is None else case["checkpointed"])
     return assemble(model, step, case["optim"]), step
+
+
+@cache
+def fast_model(shape: str, lora_r: int) -> Any:
+    return on_meta(shape_of(SHAPES[shape]), None, lora_r=lora_r)
+
+
+@cache
+def predicted_fast(number: int) -> Option:
+    """What today's code predicts of the recorded training with fast layers."""
+    case = recorded_fast()[number]
+    model = fast_model(case["shape"], case["lora_r"])
+    option = option_of(model, resolve({"batch_size": case["sequences"]}), batch_of(case), REFERENCE_RATES)
+    layers = len(decoder_layers(model)) if case["checkpointed"] is None else case["checkpointed"]
+    return option(layers, case["optim"], case["embeddings_on_cpu"], case["dequantized_weights"])

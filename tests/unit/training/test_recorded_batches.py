@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from llmft_cli import model_shapes
 from llmft_cli.config import resolve
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.training.batches import collate
-from llmft_cli.training.fast.recorded_pass import padded_batch, recorded_passes
+from llmft_cli.training.fast.recorded_pass import RecordedPasses, padded_batch, recorded_passes
 from llmft_cli.training.loss import loss_and_gradients
 from llmft_cli.training.tuned_model import make_trainable
 
@@ -90,3 +91,45 @@ def test_a_padded_batch_has_the_same_loss_and_gradients() -> None:
 def test_nothing_is_recorded_without_a_gpu() -> None:
     model = make_trainable(model_shapes.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model", 0)
     assert recorded_passes(model, CPU, lambda batch, divisor: divisor) is None
+
+
+def broken_graph() -> None:
+    raise RuntimeError("no graphs here\nand more about it")
+
+
+def test_what_cannot_be_recorded_is_computed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", broken_graph)
+    model = make_trainable(model_shapes.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model", 0)
+    model.train()
+    weights = [weights for weights in model.parameters() if weights.requires_grad]
+    batch, divisor = two_sequences(), torch.tensor(38.0)
+    expected = loss_and_gradients(model, batch, divisor)
+    gradients = [one.grad for one in weights]
+    model.zero_grad()
+    passes = RecordedPasses(weights, partial(loss_and_gradients, model))
+    failures = []
+    for times in (1, 2, 3):  # as it is, tried to be recorded, and not tried again
+        torch.testing.assert_close(passes.run(batch, divisor), expected, rtol=1e-6, atol=0)
+        failures.append(passes.failure)
+        for one, gradient in zip(weights, gradients, strict=True):
+            torch.testing.assert_close(one.grad, times * gradient, rtol=1e-5, atol=1e-8)
+    assert failures == [None, "no graphs here", "no graphs here"]
+
+
+def test_gradients_stay_where_recordings_write_them() -> None:
+    """Also after they were cleared, or came from elsewhere."""
+    weights = torch.nn.Parameter(torch.zeros(3))
+
+    def add_one(batch: Any, divisor: torch.Tensor) -> torch.Tensor:
+        weights.grad = torch.ones(3) if weights.grad is None else weights.grad.add_(1)
+        return divisor
+
+    passes = RecordedPasses([weights], add_one)
+    passes.run(two_sequences(), torch.tensor(1.0))
+    own = weights.grad
+    for before, after in ((None, 1.0), (torch.full((3,), 5.0), 6.0)):
+        weights.grad = before
+        passes._warm = False
+        passes.run(two_sequences(), torch.tensor(1.0))
+        assert weights.grad is own
+        assert own.tolist() == [after] * 3

@@ -151,3 +151,17 @@ def test_some_layers_may_be_quantized_and_others_not():
     linear, inputs = JoinedLinear(parts, torch.float32), torch.randn(TOKENS, INPUTS)
     assert linear.is_quantized
     assert distance(computed(linear, inputs)[0], expected_outputs(parts, inputs)) <= CLOSE
+
+
+def test_gradients_hold_no_more_memory_than_they_have_values():
+    """Those of lora_A are views of one product; with its padding they held a third more, for as long as there were gradients."""
+    linear = JoinedLinear(members(quantized=True), torch.float32)
+    inputs = torch.randn(TOKENS, INPUTS)
+    outputs, projected = computed(linear, inputs)
+    wide = linear.widened(TOKENS, linear.outputs)
+    wide[:, : linear.outputs] = outputs
+    matrix = linear.matrix(workspace(linear))
+    linear.widen_gradients(matrix, wide)
+    gradients = linear.backward(matrix, wide, inputs, projected)
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in gradients}
+    assert sum(storages.values()) == sum(weights.numel() * 4 for weights in linear.parameters)

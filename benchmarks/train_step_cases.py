@@ -97,6 +97,7 @@ CASES = [
     Case("135M, 16x1024, full checkpointing", SMALL, 1024, (16,), FULL),
     # 0.77 GiB of tensors, and what planning counts for CUDA's context and the allocator beside them.
     Case("135M, best in 0.77 GiB of tensors", SMALL, 1024, (4, 8, 16), FULL, planned=True, budget_gibibytes=1.95),
+    Case("135M, 4x128, as the demo on a CPU", SMALL, 128, (4,), NONE),
     Case("tiny, 2x64, full checkpointing", "tiny", 64, (2,), FULL),
     Case("tiny, short rows, no checkpointing", "tiny", 1024, (8, 40), NONE, short_rows=True),
 ]

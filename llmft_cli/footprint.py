@@ -153,9 +153,9 @@ def training_ram_on_gpu(model: torch.nn.Module, config: Config, largest: int) ->
 
 def training_ram_on_cpu(model: torch.nn.Module, step: Breakdown) -> int:
     """The step without dense weights, which stay in the mapped files, or the quantising of the last weight before it."""
-    from llmft_cli.training.prediction import CUBLAS_BYTES
+    from llmft_cli.training.prediction import cublas_bytes
 
-    training = step.total - step.dense_weights - CUBLAS_BYTES
+    training = step.total - step.dense_weights - cublas_bytes(model)
     quantized = [count_values(weights) for weights in model.parameters() if hasattr(weights, "quant_state")]
     loading = step.quantized_weights + max(quantized, default=0) * QUANTIZING_BYTES
     return CPU_PROCESS_BYTES + max(training, loading)

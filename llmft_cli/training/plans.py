@@ -14,9 +14,9 @@ from llmft_cli.config import Config
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.plan_steps import can_keep_dequantized, steps, weights_kept
-from llmft_cli.training.prediction import Breakdown, assemble
+from llmft_cli.training.prediction import Breakdown, assemble, is_recorded
 from llmft_cli.training.simulation import BatchShape
-from llmft_cli.training.speed import Rates, step_seconds
+from llmft_cli.training.speed import Rates, recorded_step_seconds, step_seconds
 from llmft_cli.training.tuned_model import movable_embeddings
 
 if TYPE_CHECKING:
@@ -31,12 +31,16 @@ CONTEXT_BYTES = int(0.9 * 2**30)
 # where fewer layers are checkpointed. So it goes with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
 RESERVE_BYTES = int(0.2 * 2**30)
 RESERVE_SHARE = 0.1
+# Recordings have a pool of their own: up to 0.36 GiB were idle at the peak in the 26 trainings that fitted, and 0.43 were
+# idle or asked for where memory ran out under the rule of the others (benchmarks/results/memory-fast-h100.json).
+RECORDED_RESERVE_BYTES = int(0.35 * 2**30)
 # Plain layers dequantise each weight into memory of its own, which leaves holes between activations that are kept:
 # up to 6% of them (0.50 GiB of 8.4 with 20 of 13B's 40 layers checkpointed, 1.69 of 31.7 with none, where the memory
 # ran out). Fast layers use the same memory for all weights.
 HOLES_SHARE = 0.055
 FRUGAL_OPTIM = "paged_adamw_8bit"
 BALANCED_SHARE = 0.75
+HARDLY_FASTER = 0.01  # less than predictions of speed are worth
 # With more tokens in one pass, kernels gain nothing any more.
 MOST_TOKENS = 2**16
 
@@ -135,9 +139,12 @@ def option_of(model: PeftModel, config: Config, batch: BatchShape, rates: Rates)
         step = step_of(checkpointed, kept)
         with weights_kept(model, kept):
             breakdown = assemble(model, step, optim, embeddings_on_cpu)
-        required = required_bytes(breakdown, step_of(layers).activation_bytes, fast_layers)
+        recorded = is_recorded(model, embeddings_on_cpu)
+        required = required_bytes(breakdown, step_of(layers).activation_bytes, fast_layers, recorded)
+        packed = batch.rows > batch.sequences
+        seconds = recorded_step_seconds(step, rates, packed) if recorded else step_seconds(step, rates)
         plan = Plan(batch.sequences, passes, checkpointed, optim, embeddings_on_cpu, kept)
-        return Option(plan, breakdown, required, batch.tokens / step_seconds(step, rates))
+        return Option(plan, breakdown, required, batch.tokens / seconds)
 
     return option
 
@@ -186,16 +193,20 @@ def sizes(effective_batch: int) -> list[int]:
     return [size for size in range(1, effective_batch + 1) if effective_batch % size == 0]
 
 
-def required_bytes(breakdown: Breakdown, checkpointed_bytes: int | None = None, fast_layers: bool = False) -> int:
+def required_bytes(
+    breakdown: Breakdown, checkpointed_bytes: int | None = None, fast_layers: bool = False, recorded: bool = False
+) -> int:
     """What a process takes of the card: torch's peak, what its allocator cannot give out, and the context.
 
     Args:
         checkpointed_bytes: activations of the step with every layer checkpointed; None where the breakdown's is that one.
         fast_layers: whether weights are dequantised into memory that they share.
+        recorded: whether passes are replayed as CUDA graphs.
     """
     passing = RESERVE_SHARE * (breakdown.activations if checkpointed_bytes is None else checkpointed_bytes)
     holes = 0 if fast_layers else HOLES_SHARE * breakdown.activations
-    return breakdown.total + RESERVE_BYTES + int(max(passing, holes)) + CONTEXT_BYTES
+    least = RECORDED_RESERVE_BYTES if recorded else RESERVE_BYTES
+    return breakdown.total + least + int(max(passing, holes)) + CONTEXT_BYTES
 
 
 def choose(found: Sequence[Option], available_bytes: int | None, kind: str) -> Option | None:
@@ -219,19 +230,19 @@ def fastest(found: Sequence[Option]) -> Option:
     """Of the plans that do with the least sacrifice.
 
     An optimizer in 8 bits changes the training a little, so it is taken only where no other plan fits, and
-    embeddings on the CPU make every pass wait for them.
+    embeddings on the CPU make every pass wait for them. Of plans that are hardly slower, the one that needs least.
     """
 
     def sacrifice(one: Option) -> tuple[bool, bool]:
         return one.plan.embeddings_on_cpu, one.plan.optim == FRUGAL_OPTIM
 
     least = min(map(sacrifice, found))
-    return max(
-        (one for one in found if sacrifice(one) == least),
-        key=lambda one: (
-            one.tokens_per_second,
-            -one.plan.checkpointed_layers,
-            not one.plan.dequantized_weights,
-            one.plan.batch_size,
-        ),
-    )
+    kept = [one for one in found if sacrifice(one) == least]
+    best = max(kept, key=lambda one: (one.tokens_per_second, -one.plan.checkpointed_layers, one.plan.batch_size))
+    near = [
+        one
+        for one in kept
+        if one.tokens_per_second >= (1 - HARDLY_FASTER) * best.tokens_per_second
+        and one.plan.checkpointed_layers <= best.plan.checkpointed_layers
+    ]
+    return min(near, key=lambda one: (one.required_bytes, -one.tokens_per_second))

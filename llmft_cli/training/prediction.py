@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 # cuBLAS keeps 32 MiB for itself on Hopper and 8 MiB before it, once for the forward and once for the
-# backward thread (torch's `CUBLAS_WORKSPACE_CONFIG`); taken as the larger one.
+# backward thread (torch's `CUBLAS_WORKSPACE_CONFIG`) of each stream; taken as the larger one. CUDA graphs are recorded
+# on a stream of their own: 60 to 65 MiB more in most recorded trainings (benchmarks/results/memory-fast-h100.json).
 CUBLAS_BYTES = 2 * 32 * 2**20
 
 
@@ -42,6 +43,19 @@ class Breakdown:
     @property
     def total(self) -> int:
         return sum(getattr(self, field.name) for field in fields(self))
+
+
+def is_recorded(model: PeftModel, embeddings_on_cpu: bool = False) -> bool:
+    """Whether passes of this model on a GPU are replayed as CUDA graphs, as `recorded_pass.recorded_passes` does it.
+
+    Those of fast layers are, but not where the processor looks up the input embeddings.
+    """
+    return bool(blocks_of(model)) and not (embeddings_on_cpu and movable_embeddings(model) is not None)
+
+
+def cublas_bytes(model: PeftModel, embeddings_on_cpu: bool = False) -> int:
+    """What cuBLAS keeps for itself on a GPU, on the one stream or two that passes run on."""
+    return (2 if is_recorded(model, embeddings_on_cpu) else 1) * CUBLAS_BYTES
 
 
 def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:
@@ -71,7 +85,7 @@ def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool =
         optimizer=state_on_card([weights.numel() for weights in trained], optim),
         activations=step.activation_bytes,
         logits=step.logits_bytes,
-        workspace=step.workspace_bytes + CUBLAS_BYTES,
+        workspace=step.workspace_bytes + cublas_bytes(model, embeddings_on_cpu),
     )
 
 

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 ATTENTION_SHARE = 0.44
 BANDWIDTH_SHARE = 0.5
 LAUNCH_SECONDS = 42e-6
+# Fitted by least squares to 26 steps on an H100 that were replayed as CUDA graphs
+# (benchmarks/results/memory-fast-h100.json), of which 25 are predicted within 6%. cuDNN's attention takes the place of
+# FlashAttention-2 where each sequence is one row. Kernels follow each other without the processor, 2.77 microseconds apart.
+RECORDED_PRODUCT_SHARE = 0.925
+RECORDED_UNPACKED_ATTENTION_SHARE = 0.753
+RECORDED_BANDWIDTH_SHARE = 0.742
+RECORDED_KERNEL_SECONDS = 2.77e-6
 
 
 @dataclass(frozen=True)
@@ -36,3 +43,18 @@ def step_seconds(step: Step, rates: Rates) -> float:
         + step.moved_bytes / (BANDWIDTH_SHARE * rates.bandwidth_bytes_per_second)
     )
     return max(computing, step.kernels * LAUNCH_SECONDS)
+
+
+def recorded_step_seconds(step: Step, rates: Rates, packed: bool) -> float:
+    """Predicted time of one forward and backward pass that is replayed as a CUDA graph.
+
+    Args:
+        packed: whether a sequence has more than one row.
+    """
+    attention_share = ATTENTION_SHARE if packed else RECORDED_UNPACKED_ATTENTION_SHARE
+    return (
+        step.product_flops / (RECORDED_PRODUCT_SHARE * rates.bf16_flops_per_second)
+        + step.attention_flops / (attention_share * rates.bf16_flops_per_second)
+        + step.moved_bytes / (RECORDED_BANDWIDTH_SHARE * rates.bandwidth_bytes_per_second)
+        + step.kernels * RECORDED_KERNEL_SECONDS
+    )

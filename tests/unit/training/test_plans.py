@@ -113,9 +113,15 @@ def test_each_kind_by_example() -> None:
     assert choose([], CARD, "fast") is None
 
 
-def test_of_equally_fast_plans_the_one_that_recomputes_less_and_takes_more_at_once() -> None:
-    twins = [option(500, 70, checkpointed=3), option(600, 70, checkpointed=1), option(650, 70, checkpointed=1, batch_size=4)]
-    assert fastest(twins) == twins[2]
+def test_of_hardly_slower_plans_the_one_that_recomputes_no_more_and_needs_least() -> None:
+    recomputing, small, large = (
+        option(500, 70, checkpointed=3),
+        option(600, 70, checkpointed=1),
+        option(650, 70.6, batch_size=4),
+    )
+    assert fastest([recomputing, small, replace(large, plan=replace(large.plan, checkpointed_layers=1))]) == small
+    assert fastest([recomputing, small, large]) == large
+    assert fastest([recomputing, option(600, 69), large]) == large
 
 
 @given(

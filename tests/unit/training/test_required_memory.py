@@ -192,6 +192,13 @@ def test_embeddings_stay_on_the_card_as_long_as_a_plan_fits_so() -> None:
     assert frugal.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=True)
 
 
+def test_a_card_with_room_computes_nothing_twice_and_keeps_weights() -> None:
+    chosen = choose(under(80), 80 * GIBIBYTE, "fast")
+    assert chosen is not None
+    assert (chosen.plan.checkpointed_layers, chosen.plan.optim) == (0, "adamw_torch_fused")
+    assert chosen.plan.dequantized_weights
+
+
 def test_what_is_given_up_goes_from_little_to_much() -> None:
     kept = Option(Plan(1, 1, 1, "adamw_torch"), NOTHING, 0, tokens_per_second=1.0)
     smaller = Option(Plan(1, 1, 1, FRUGAL_OPTIM), NOTHING, 0, tokens_per_second=2.0)

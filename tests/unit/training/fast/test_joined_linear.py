@@ -154,7 +154,7 @@ def test_some_layers_may_be_quantized_and_others_not():
 
 
 def test_gradients_hold_no_more_memory_than_they_have_values():
-    """Those of lora_A are views of one product; with its padding they held a third more, for as long as there were gradients."""
+    """Those of lora_A are views of one product, and held a third more, its padding, for as long as there were gradients."""
     linear = JoinedLinear(members(quantized=True), torch.float32)
     inputs = torch.randn(TOKENS, INPUTS)
     outputs, projected = computed(linear, inputs)

@@ -17,6 +17,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_ThisIsNoRealTokenButLooksLikeOne"
 OFFLINE = "W&B is not logged in or not reachable; the run was kept offline. To sync: wandb sync "
 NOWHERE = "http://127.0.0.1:9"
+NARRATION = ("loading ", "layers are computed by PEFT", "training ", "step ", "warning: W&B ")
 
 
 class Refusing(BaseHTTPRequestHandler):
@@ -52,7 +53,7 @@ def train(run: Run, place: Path, *more: object, **environment: str):
 
 def tracked_folder(stderr: str, place: Path) -> Path:
     """The folder that the only unusual line on stderr says to sync."""
-    told = [line for line in stderr.splitlines() if not line.startswith(("loading ", "training ", "step ", "warning: W&B "))]
+    told = [line for line in stderr.splitlines() if not line.startswith(NARRATION)]
     assert [line[: len(OFFLINE)] for line in told] == [OFFLINE]
     folder = place.parent / told[0].removeprefix(OFFLINE)
     assert folder.is_dir()

@@ -57,6 +57,7 @@ def test_train(trained, workspace):
     assert trained["tokens_per_second"] > 20
     assert trained["peak_memory_bytes"] > 2**28
     assert trained["plan"]["quantization"] == "nf4"
+    assert trained["plan"]["fast"] is trained["plan"]["dequantized_weights"] is True
     assert trained["adapter"] == "runs/brindle/adapter"
     assert json.loads((run / "adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "smollm2-135m"
     assert (run / "loss.svg").read_text().count("<svg") == 1

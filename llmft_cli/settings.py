@@ -135,7 +135,10 @@ class Config:
         None, "Recompute activations in the backward pass, or never; by default where the plan needs it.", "Training", FIT
     )
     fast: bool = setting(
-        True, "Compute whole layers with kernels of their own where the model is known; the same numbers.", "Training", FIT
+        True,
+        "Compute whole layers with kernels of their own where the model is known; the same but for rounding.",
+        "Training",
+        FIT,
     )
     plan: str = setting(
         "fast",

@@ -22,8 +22,9 @@ HANGS = Problem(
 )
 # CUDA's context alone takes half a GiB: with less than this free, no training begins.
 FULL_BELOW_BYTES = 2**30
-# A card with less than this free is not opened: CUDA's context takes 0.5 to 0.9 GiB, so that opening the card fails,
-# takes the last memory of the job that holds it, or hangs (an H100 with nothing left gave no answer in 140 s).
+# A card with less than this free is not opened: CUDA's context takes 0.5 to 0.9 GiB, so that opening the card fails or
+# takes the last memory of the job that holds it. It may hang, too: on an H100 with nothing left a test had not ended
+# after 140 s, for a reason that was not found.
 OPENED_FROM_BYTES = 6 * 2**30 // 10
 PROCESSES_NAMED = 3
 

@@ -94,7 +94,7 @@ def varlen_attention(
 
 @cache
 def has_faster_dense(device: torch.device) -> bool:
-    """Whether cuDNN's attention, which knows no rows, runs on the device: from Hopper on, twice as fast as FlashAttention-2."""
+    """Whether cuDNN's attention, which knows no rows, is for this device; on an H100 in half of FlashAttention-2's time."""
     import torch
 
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 # Settings that do not shape the result, or no more than rounding does.
 MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}
-MAY_CHANGE_ON_RESUME |= {"gradient_checkpointing", "plan", "max_vram"}
+MAY_CHANGE_ON_RESUME |= {"gradient_checkpointing", "plan", "max_vram", "fast"}
 # Nor do these, as long as their product stays.
 EFFECTIVE_BATCH = ("batch_size", "gradient_accumulation_steps")
 

@@ -1,0 +1,134 @@
+"""On an NVIDIA GPU: kernels, attention and recorded passes of fast layers. Run by hand: pytest -m gpu tests/gpu"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import bitsandbytes
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from llmft_cli import model_shapes
+from llmft_cli.config import resolve
+from llmft_cli.training import attention
+from llmft_cli.training.fast import plain_kernels
+from llmft_cli.training.fast.recorded_pass import recorded_passes
+from llmft_cli.training.loss import loss_and_gradients
+from llmft_cli.training.measuring import random_batch
+from llmft_cli.training.simulation import BatchShape
+from llmft_cli.training.tuned_model import make_trainable
+
+pytestmark = pytest.mark.gpu
+
+CARD = torch.device("cuda", 0)
+VOCABULARY = 32_000
+
+
+def wide(rows: int, columns: int) -> torch.Tensor:
+    """Random values in rows that stand further apart than they are long."""
+    return torch.randn(rows, columns + 64, device=CARD, dtype=torch.bfloat16)[:, :columns]
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    return ((one.float() - other.float()).norm() / other.float().norm()).item()
+
+
+def kernel_cases() -> list[tuple[str, list[Any]]]:
+    """A kernel and its arguments."""
+    torch.manual_seed(0)
+    weight = torch.randn(576, device=CARD, dtype=torch.bfloat16)
+    angles = torch.randn(300, 32, device=CARD).repeat(1, 2)
+    turned = [angles.cos().bfloat16(), angles.sin().bfloat16()]
+    heads = torch.randn(9, 64, device=CARD, dtype=torch.bfloat16)
+    gated = [
+        (name, [wide(300, 2200), activation, wide(300, 1100)])
+        for name in ("gated", "gated_backward")
+        for activation in ("silu", "gelu_tanh")
+    ]
+    return [
+        ("rms_norm", [wide(300, 576), weight, 1e-5, wide(300, 576)]),
+        ("rms_norm", [wide(300, 576), weight.float(), 1e-5, wide(300, 576)]),
+        ("add_rms_norm", [wide(300, 576), wide(300, 576), weight, 1e-5, wide(300, 576)]),
+        ("rms_norm_backward", [wide(300, 576), wide(300, 576), weight, 1e-5, wide(300, 576), wide(300, 576)]),
+        *gated,
+        ("rotate", [wide(300, 576), wide(300, 576), *turned, False]),
+        ("rotate", [wide(300, 576), wide(300, 576), *turned, True]),
+        ("norm_rotate", [wide(300, 576), wide(300, 576), heads, 1e-5, *turned]),
+        ("norm_rotate_backward", [wide(300, 576), wide(300, 576), heads, 1e-5, *turned]),
+        ("cross_entropy", [3 * wide(100, VOCABULARY), torch.arange(-1, 99, device=CARD), torch.zeros(100, device=CARD)]),
+    ]
+
+
+def test_kernels_compute_what_torch_does() -> None:
+    """All that they write, and nothing of what they only read; bf16 has eight bits."""
+    from llmft_cli.training.fast import triton_kernels
+
+    for name, arguments in kernel_cases():
+        copies = [[item.clone() if isinstance(item, torch.Tensor) else item for item in arguments] for _ in range(2)]
+        getattr(triton_kernels, name)(*copies[0])
+        getattr(plain_kernels, name)(*copies[1])
+        for ours, plain in zip(*copies, strict=True):
+            if isinstance(ours, torch.Tensor):
+                assert distance(ours, plain) < 5e-3, name
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_weights_are_dequantised_to_the_bit(nested: bool) -> None:
+    from llmft_cli.training.fast import triton_kernels
+
+    weights = torch.randn(192, 576, device=CARD, dtype=torch.bfloat16)
+    packed, state = bitsandbytes.functional.quantize_4bit(weights, quant_type="nf4", compress_statistics=nested)
+    parameter = bitsandbytes.nn.Params4bit(packed, requires_grad=False, quant_state=state, bnb_quantized=True)
+    outputs = wide(192, 576)
+    triton_kernels.dequantize(parameter, outputs)
+    assert torch.equal(outputs, bitsandbytes.functional.dequantize_4bit(parameter, state))
+
+
+@pytest.mark.parametrize("key_heads", [8, 2])
+def test_dense_attention_is_that_of_rows_as_long_as_their_sequences(key_heads: int) -> None:
+    """Outputs and gradients, for heads that share keys too."""
+    torch.manual_seed(0)
+    starts = torch.tensor([0, 256, 512], device=CARD, dtype=torch.int32)
+    parts = [torch.randn(2, heads, 256, 64, device=CARD, dtype=torch.bfloat16) for heads in (8, key_heads, key_heads)]
+    results = []
+    for alone in (False, True):
+        own = [part.clone().requires_grad_() for part in parts]
+        output, _ = attention.varlen_attention(
+            torch.nn.Module(), *own, None, cu_seq_lens_q=starts, max_length_q=256, first_rows_alone=alone, scaling=0.125
+        )
+        torch.manual_seed(1)
+        results.append([output, *torch.autograd.grad(output, own, torch.randn_like(output))])
+    for dense, by_rows in zip(results[1], results[0], strict=True):
+        assert distance(dense, by_rows) < 1e-2
+
+
+@pytest.mark.parametrize("checkpointed", [0, None])
+def test_a_recorded_pass_has_the_loss_and_gradients_of_the_pass(checkpointed: int | None) -> None:
+    """For batches of four shapes and one of them again, each added to what there is."""
+    torch.manual_seed(0)
+    shape = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=3, num_attention_heads=8
+    )
+    base = model_shapes.build(shape, CARD, "nf4", torch.bfloat16)
+    model = make_trainable(base, resolve({}), "random", checkpointed).train()
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:
+            weights.data.normal_(std=0.02)
+    trained = [weights for weights in model.parameters() if weights.requires_grad]
+    work = partial(loss_and_gradients, model)
+    passes = recorded_passes(model, CARD, work)
+    assert passes is not None
+    for sequences, length, supervised, rows in ((2, 512, 1023, 2), (2, 512, 1023, 4), (2, 512, 400, 8), (1, 768, 700, 3)) * 2:
+        batch = random_batch(BatchShape(sequences, length, supervised, rows, sequences * length // rows), VOCABULARY, CARD)
+        divisor = torch.tensor(float(supervised), device=CARD)
+        model.zero_grad()
+        expected = work(batch, divisor)
+        gradients = [weights.grad for weights in trained]
+        model.zero_grad()
+        for times in (1, 2):
+            assert passes.run(batch, divisor).item() == pytest.approx(expected.item(), rel=1e-5)
+            for weights, gradient in zip(trained, gradients, strict=True):
+                assert distance(weights.grad, times * gradient) < 0.02
+    assert passes.failure is None

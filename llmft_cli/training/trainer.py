@@ -42,6 +42,7 @@ class StepClock:
         self._started: Any = None
         self._stopped: Any = None
         self._pauses = 0.0
+        self._pauses_between = 0.0
 
     def add_tokens(self, count: int) -> None:
         self.tokens += count
@@ -54,6 +55,8 @@ class StepClock:
         if self.steps == UNTIMED_STEPS:
             self._started = self._stopped
             self._pauses = 0.0
+        # What comes after the last step, as its evaluation does, is not in the time that is measured.
+        self._pauses_between = self._pauses
 
     def _moment(self) -> Any:
         if not self._on_gpu:
@@ -77,10 +80,10 @@ class StepClock:
         if self.steps <= UNTIMED_STEPS:
             return None
         if not self._on_gpu:
-            return self._timed_tokens / (self._stopped - self._started - self._pauses)
+            return self._timed_tokens / (self._stopped - self._started - self._pauses_between)
         self._stopped.synchronize()
         seconds: float = self._started.elapsed_time(self._stopped) / 1000
-        return self._timed_tokens / (seconds - self._pauses)
+        return self._timed_tokens / (seconds - self._pauses_between)
 
 
 @dataclass

@@ -25,7 +25,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     sources = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))[:TRAINING_FILES]
     trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL_TOKENS, show_progress=False)
-    tokenizer.train([str(file) for file in sources], trainer)
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in sources)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",

@@ -75,7 +75,8 @@ def varlen_attention(
     if first_rows_alone and (sliding_window is None or sliding_window >= max_length_q) and has_faster_dense(query.device):
         return dense_attention(query, key, value, scaling), None
     batch, _heads, length, _dim = query.shape
-    query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    dtype = kernel_dtype(value)
+    query, key, value = (states.transpose(1, 2).flatten(0, 1).to(dtype) for states in (query, key, value))
     options: dict[str, Any] = {"enable_gqa": True} if needs_permission_to_share_heads() else {}
     result: Any = varlen_attn(
         query,
@@ -90,6 +91,15 @@ def varlen_attention(
         **options,
     )
     return result.unflatten(0, (batch, length)), None
+
+
+def kernel_dtype(states: torch.Tensor) -> torch.dtype:
+    """What autocast would make of them; FlashAttention takes 16 bits alone, and DoRA's scales make fp32 of projections."""
+    import torch
+
+    kind = states.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else states.dtype
 
 
 @cache

@@ -76,7 +76,7 @@ def measured_within(budget_bytes: int, config: Config, plan: Plan) -> Measured:
     """Steps of the plan, held to the budget from before the weights are made."""
     hold_to(budget_bytes, DEVICE)
     base = model_shapes.build(seven_b_wide(), DEVICE, "nf4", torch.bfloat16)
-    model = make_trainable(base, config, "random", plan.checkpointed_layers, plan.embeddings_on_cpu)
+    model = make_trainable(base, config, "random", plan.checkpointed_layers, plan.embeddings_on_cpu, plan.dequantized_weights)
     return measure(model, full_batch(plan.batch_size, TOKENS), plan.optim)
 
 

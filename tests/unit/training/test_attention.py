@@ -175,6 +175,25 @@ def test_what_the_kernel_is_handed(window: int | None, seen: tuple[int, int], mo
     assert weights is None
 
 
+@pytest.mark.parametrize(("under_autocast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_kernel_gets_what_autocast_would_make_of_it(
+    under_autocast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DoRA's scales made fp32 of query and key, and FlashAttention, which takes 16 bits alone, refused a training."""
+    given: set[torch.dtype] = set()
+
+    def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        given.update((query.dtype, key.dtype, value.dtype))
+        return query
+
+    monkeypatch.setattr(varlen, "varlen_attn", kernel)
+    states = [torch.randn(1, 4, 3, 16) for _ in range(2)]
+    starts = torch.tensor([0, 3], dtype=torch.int32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=under_autocast):
+        varlen_attention(torch.nn.Module(), *states, states[0].to(expected), None, cu_seq_lens_q=starts, max_length_q=3)
+    assert given == {expected}
+
+
 def test_a_torch_that_shares_heads_unasked_is_not_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch 2.11 does, and knows no such argument."""
     asked = {}

@@ -31,8 +31,8 @@ CONTEXT_BYTES = int(0.9 * 2**30)
 # where fewer layers are checkpointed. So it goes with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
 RESERVE_BYTES = int(0.2 * 2**30)
 RESERVE_SHARE = 0.1
-# Recordings have a pool of their own: up to 0.36 GiB were idle at the peak in the 26 trainings that fitted, and 0.43 were
-# idle or asked for where memory ran out under the rule of the others (benchmarks/results/memory-fast-h100.json).
+# Recordings have a pool of their own: 0.25 to 0.36 GiB were idle or asked for at the peak of the first trainings, some of
+# which ran out under the rule of the others. Under this one none of 36 did (benchmarks/results/memory-fast-h100.json).
 RECORDED_RESERVE_BYTES = int(0.35 * 2**30)
 # Plain layers dequantise each weight into memory of its own, which leaves holes between activations that are kept:
 # up to 6% of them (0.50 GiB of 8.4 with 20 of 13B's 40 layers checkpointed, 1.69 of 31.7 with none, where the memory

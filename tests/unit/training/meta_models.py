@@ -58,7 +58,7 @@ def recorded() -> list[dict[str, Any]]:
 
 @cache
 def recorded_fast() -> list[dict[str, Any]]:
-    """The trainings with fast layers that were measured, or ran out of memory under the rule of that day."""
+    """The trainings with fast layers that were measured, in their order."""
     cases: list[dict[str, Any]] = json.loads(FAST_RECORD.read_text(encoding="utf-8"))["cases"]
     return cases
 

@@ -54,18 +54,17 @@ def test_the_quick_cases_cover_what_a_training_can_be() -> None:
 def test_fast_layers_hold_what_the_h100_measured(number: int) -> None:
     """Within half a percent where passes are recorded.
 
-    The others were measured after those in one process, which held their cuBLAS workspaces yet, and padded gradients
-    of adapters that are no longer there: 0.17 GiB.
+    The others were measured after those in one process, which held their cuBLAS workspaces yet: 0.06 GiB.
     """
     measured = recorded_fast()[number]["measured"]["peak_bytes"]
     assert predicted_fast(number).breakdown.total == pytest.approx(
-        measured, rel=0.005 if number in QUICK_RECORDED_CASES else 0.05
+        measured, rel=0.005 if number in QUICK_RECORDED_CASES else 0.015
     )
 
 
 def test_the_quick_cases_with_fast_layers_cover_what_a_training_can_be() -> None:
     cases = [recorded_fast()[number] for number in QUICK_FAST_CASES]
-    assert len(recorded_fast()) == 34
+    assert len(recorded_fast()) == 36
     assert {case["checkpointed"] for case in cases} == {None, 0, 16}
     assert {case["lora_r"] for case in cases} == {8, 16, 128}
     assert {case["optim"] for case in cases} == {"adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import cache
 
@@ -15,6 +14,9 @@ from llmft_cli.training.planning import described
 from llmft_cli.training.plans import (
     CONTEXT_BYTES,
     FRUGAL_OPTIM,
+    RECORDED_RESERVE_BYTES,
+    RESERVE_BYTES,
+    RESERVE_SHARE,
     Option,
     Plan,
     choose,
@@ -27,7 +29,7 @@ from llmft_cli.training.prediction import Breakdown
 from llmft_cli.training.simulation import full_batch
 from llmft_cli.training.speed import REFERENCE_RATES
 
-from .meta_models import fast_model, on_meta, predicted_fast, recorded_fast, small_shape
+from .meta_models import fast_model, on_meta, recorded_fast, small_shape
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -97,37 +99,28 @@ def test_what_ran_out_of_memory_is_given_more_than_it_was(failed: str) -> None:
     assert provided_mebibytes(activations, checkpointed, fast_layers=False) > 1.1 * reserved
 
 
-FITTED_FAST = [number for number, case in enumerate(recorded_fast()) if "measured" in case]
-RAN_OUT_FAST = [number for number, case in enumerate(recorded_fast()) if "measured" not in case]
-
-
-@pytest.mark.parametrize("number", FITTED_FAST)
+@pytest.mark.parametrize("number", range(len(recorded_fast())))
 def test_what_torch_held_in_reserve_with_fast_layers_is_provided_for(number: int) -> None:
+    """Each of these trainings was held to what it was said to require, or to less: none ran out."""
     case = recorded_fast()[number]
     reserved = case["measured"]["reserved_bytes"] - case["measured"]["peak_bytes"]
-    # A tenth of the checkpointed step's activations was required beside 0.2 GiB.
-    checkpointed = 10 * (case["required_bytes"] - case["predicted_bytes"] - int(0.2 * GIBIBYTE) - CONTEXT_BYTES)
-    breakdown = Breakdown(**case["breakdown"])
-    provided = required_bytes(breakdown, checkpointed, True, not case["embeddings_on_cpu"]) - breakdown.total - CONTEXT_BYTES
-    assert 1.4 * reserved < provided < reserved + 0.1 * checkpointed + 0.32 * GIBIBYTE
+    breakdown, recorded = Breakdown(**case["breakdown"]), not case["embeddings_on_cpu"]
+    least = RECORDED_RESERVE_BYTES if recorded else RESERVE_BYTES
+    checkpointed = round((case["required_bytes"] - case["predicted_bytes"] - least - CONTEXT_BYTES) / RESERVE_SHARE)
+    assert required_bytes(breakdown, checkpointed, True, recorded) == pytest.approx(case["required_bytes"], abs=1)
+    provided = case["required_bytes"] - case["predicted_bytes"] - CONTEXT_BYTES
+    assert 1.2 * reserved < provided < reserved + 0.1 * checkpointed + 0.32 * GIBIBYTE
 
 
-@pytest.mark.parametrize("number", RAN_OUT_FAST)
-def test_what_ran_out_of_memory_with_fast_layers_is_given_enough(number: int) -> None:
-    """What was idle and what was asked for, and all that was given out and asked for where gradients were there twice."""
-    message, option = recorded_fast()[number]["out_of_memory"], predicted_fast(number)
-    asked, in_use, idle = (
-        float(re.search(pattern, message)[1])  # type: ignore[index]
-        for pattern in (r"allocate ([\d.]+) MiB", r"allocated memory ([\d.]+) GiB", r"and ([\d.]+) MiB is reserved")
-    )
-    for_torch = (option.required_bytes - CONTEXT_BYTES) / MEBIBYTE
-    assert for_torch - option.breakdown.total / MEBIBYTE > 1.15 * (idle + asked)
-    assert for_torch > 1024 * in_use + idle + asked + 100
-
-
-def test_all_trainings_with_fast_layers_are_there() -> None:
-    assert RAN_OUT_FAST == [0, 6, 10, 17, 19, 25]
-    assert len(FITTED_FAST) == 28
+def test_trainings_with_fast_layers_kept_to_what_they_were_said_to_require() -> None:
+    """Those with a budget of their own came last, after others in the same process whose paged memory was still there."""
+    own = [case for case in recorded_fast() if not case["max_vram_gibibytes"]]
+    assert (len(own), len(recorded_fast())) == (32, 36)
+    for case in own:
+        assert case["measured"]["reserved_bytes"] + case["measured"]["context_bytes"] < case["required_bytes"]
+    for case in recorded_fast():
+        budget = case["max_vram_gibibytes"] * GIBIBYTE or case["required_bytes"]
+        assert case["measured"]["reserved_bytes"] <= budget - CONTEXT_BYTES
 
 
 def test_all_measured_configurations_are_there() -> None:

@@ -60,6 +60,7 @@ class Case:
     max_vram_gibibytes: int = 0
     embeddings_on_cpu: bool = False
     dequantized_weights: bool = False
+    activation_offloading: bool = False
 
 
 # Paged optimizers last: bitsandbytes never gives back what it pages, and it would count as the next case's.
@@ -95,6 +96,9 @@ CASES = [
     Case("llama-3-8b (128,256 tokens)", 1, 8192),
     Case("llama-2-7b", 4, 2048, 0, dequantized_weights=True),
     Case("smollm2-135m", 16, 1024, 0, dequantized_weights=True),
+    Case("llama-2-7b", 4, 2048, activation_offloading=True),
+    Case("llama-2-7b", 2, 8192, activation_offloading=True),
+    Case("smollm2-135m", 16, 1024, activation_offloading=True),
     Case("llama-3-8b (128,256 tokens)", 8, 512, 0, 16, "paged_adamw_8bit"),
     Case("llama-2-7b", 1, 2048, None, 16, "paged_adamw_8bit", 1, 6, embeddings_on_cpu=True),
     Case("llama-2-7b", 1, 4096, None, 16, "paged_adamw_8bit", 1, 8, embeddings_on_cpu=True),
@@ -131,13 +135,14 @@ def run(case: Case) -> dict[str, Any]:
     on_meta = model_on("meta")
     layers = len(decoder_layers(on_meta)) if case.checkpointed is None else case.checkpointed
     option_with = option_of(on_meta, config, batch, REFERENCE_RATES)
-    option = option_with(layers, case.optim, case.embeddings_on_cpu, case.dequantized_weights)
+    switches = {name: getattr(case, name) for name in ("embeddings_on_cpu", "dequantized_weights", "activation_offloading")}
+    option = option_with(layers, case.optim, **switches)
     predicting_seconds = time.perf_counter() - started
     gc.collect()
     torch.cuda.empty_cache()
     started = time.perf_counter()
     hold_to(case.max_vram_gibibytes * GIBIBYTE or option.required_bytes, torch.device("cuda", 0))
-    model = model_on("cuda:0", embeddings_on_cpu=case.embeddings_on_cpu, dequantized_weights=case.dequantized_weights)
+    model = model_on("cuda:0", **switches)
     building_seconds = time.perf_counter() - started
     measured = measure(model, batch, case.optim, steps=3 if batch.tokens <= MOST_TIMED_TOKENS else 1)
     return asdict(case) | {
@@ -157,6 +162,7 @@ def run(case: Case) -> dict[str, Any]:
 def line(case: Case, result: dict[str, Any]) -> str:
     what = f"{case.shape[:12]:12} {case.sequences}x{case.length}/{case.rows} r={case.lora_r} checkpointed={case.checkpointed}"
     what += " kept dequantised" if case.dequantized_weights else ""
+    what += " offloaded" if case.activation_offloading else ""
     if "measured" not in result:
         return f"{what}: {result['out_of_memory']}"
     measured = result["measured"]

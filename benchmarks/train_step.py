@@ -204,7 +204,9 @@ def row_of(case: str, side: str, figures: dict[str, Any], ours: dict[str, Any] |
     if way == "planned":
         plan = figures["plan"]
         embeddings = ", embeddings on CPU" if plan["embeddings_on_cpu"] else ""
-        way = f"{plan['checkpointed_layers']} layers, {plan['optim']}{embeddings}"
+        weights = ", weights kept" if plan["dequantized_weights"] else ""
+        offloaded = ", offloaded" if plan.get("activation_offloading") else ""
+        way = f"{plan['checkpointed_layers']} layers, {plan['optim']}{embeddings}{weights}{offloaded}"
     ratio = ""
     if ours is not None and side != "llmft":
         ratio = f"{ours['tokens_per_second'] / figures['tokens_per_second']:.2f} x"

@@ -20,6 +20,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 # How each side recomputes activations; None: it knows more than one way.
 SIDES: dict[str, str | None] = {
     "llmft": None,
+    "llmft-offloaded": "offloaded",
     "unsloth": "offloaded",  # its default: layer inputs wait in the host's memory
     "unsloth-full": "full",
     "unsloth-none": "none",
@@ -107,8 +108,8 @@ PACKED_SEQUENCES = 4
 def measurements(case: Case, side: str, model: str, device: str) -> Iterator[Measurement]:
     """All that a side may try in a case; nothing where its only way is none of the case's."""
     own = SIDES[side]
-    if side == "llmft" and case.planned:
-        ways: tuple[str, ...] = ("planned",)
+    if case.planned and side.startswith("llmft"):
+        ways: tuple[str, ...] = ("planned",) if side == "llmft" else ()
     elif own is None:
         ways = case.checkpointing
     else:
@@ -117,7 +118,7 @@ def measurements(case: Case, side: str, model: str, device: str) -> Iterator[Mea
         one = Measurement(case.name, side, model, case.length, case.sizes, way, case.budget_gibibytes, case.short_rows, device)
         if not case.short_rows:
             yield one
-        elif side == "llmft":
+        elif side.startswith("llmft"):
             yield replace(one, sizes=(PACKED_SEQUENCES,))
         else:
             # Padding grows with the micro-batch, so that the largest need not be the fastest.

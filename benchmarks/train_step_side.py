@@ -118,8 +118,9 @@ def plan_of(config: Config) -> Plan:
 
     shape = AutoConfig.from_pretrained(WANTED.model)
     if WANTED.checkpointing != "planned":
-        full = WANTED.checkpointing == "full"
-        return replace(given_plan(config, shape.num_hidden_layers, full), dequantized_weights=not full)
+        full = WANTED.checkpointing != "none"
+        plan = given_plan(config, shape.num_hidden_layers, full)
+        return replace(plan, dequantized_weights=not full, activation_offloading=WANTED.checkpointing == "offloaded")
     available = available_bytes(device(), int(WANTED.budget_gibibytes * GIBIBYTE) or None)
     found = planning.predicted_options(shape, config, torch.bfloat16, planning.longest_batches(config), available)
     return planning.choose_plan(found, available, config).plan
@@ -128,7 +129,13 @@ def plan_of(config: Config) -> Plan:
 def trainable(base: Any, config: Config, plan: Plan) -> Any:
     """As `train.fit` calls it."""
     return make_trainable(
-        base, config, config.model, plan.checkpointed_layers, plan.embeddings_on_cpu, plan.dequantized_weights
+        base,
+        config,
+        config.model,
+        plan.checkpointed_layers,
+        plan.embeddings_on_cpu,
+        plan.dequantized_weights,
+        plan.activation_offloading,
     )
 
 
@@ -192,7 +199,7 @@ def peer() -> Side:
 def measured() -> dict[str, Any]:
     """The result for the largest size, or which size fits after all: nothing is timed once memory has run out."""
     started = time.perf_counter()
-    side = llmft() if WANTED.side == "llmft" else peer()
+    side = llmft() if WANTED.side.startswith("llmft") else peer()
     side.model.train()
     side.model.config.use_cache = False
     loading_seconds = time.perf_counter() - started
@@ -205,7 +212,7 @@ def measured() -> dict[str, Any]:
         else:
             if size < side.sizes[0]:
                 return {"error": OUT_OF_MEMORY, "fits": size}
-            more = {"plan": asdict(side.plan)} if WANTED.side == "llmft" else {}
+            more = {"plan": asdict(side.plan)} if WANTED.side.startswith("llmft") else {}
             return {"size": size, **figures, "loading_seconds": round(loading_seconds, 1), **more}
         side.model.zero_grad(set_to_none=True)
         gc.collect()
@@ -252,7 +259,7 @@ def timed(side: Side, size: int) -> dict[str, Any]:
 
 def optimizer_of(side: Side) -> torch.optim.Optimizer:
     """llmft's by its plan, and for the others what is its usual one, made without Trainer, which Unsloth patches."""
-    if WANTED.side != "llmft":
+    if not WANTED.side.startswith("llmft"):
         trained = [weights for weights in side.model.parameters() if weights.requires_grad]
         return torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
     optimizer = make_optimizer(side.model, side.plan.optim)

@@ -121,6 +121,9 @@ def train(
         list[str] | None, typer.Option("--data", help="Prepare this data first; may be repeated.", show_default=False)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted training.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell where the time of a step goes, and leave a trace of two in RUN/profile.")
+    ] = False,
     overwrite: OverwriteOption = False,
     allow_stale: StaleOption = False,
     *,
@@ -139,7 +142,13 @@ def train(
         target = find_run(run, given.console)
     saved = target.saved_settings(*(("prepare", "train") if resume else ("prepare",)))
     result = train_adapter(
-        target, given.config(saved), given.console, overwrite=overwrite, resume=resume, allow_stale=allow_stale
+        target,
+        given.config(saved),
+        given.console,
+        overwrite=overwrite,
+        resume=resume,
+        allow_stale=allow_stale,
+        profile=profile,
     )
     given.console.result("train", str(target.path), asdict(result), stages.train(str(target.path), result))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -27,6 +27,8 @@ ALIASES = {
     "lr_scheduler_type": "lr_scheduler",
     "model_name_or_path": "model",
 }
+# Two ways to say how large a batch is.
+BATCH_SIZES = ("batch_size", "tokens_per_batch")
 
 
 @dataclass(frozen=True)
@@ -61,19 +63,35 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, saved: Mapping[s
         saved: the settings that the run was prepared or trained with, or None.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type or out of range, an unreadable file.
+        ConfigError: an unknown key, a value of the wrong type or out of range, two settings that exclude each other in
+            one layer, an unreadable file.
     """
-    values: dict[str, Any] = {}
-    for name, value in (saved or {}).items():
-        if name in FIELDS:
-            values[name] = value
+    values = {name: value for name, value in (saved or {}).items() if name in FIELDS}
     if file is not None:
-        for name, value in read_file(file).items():
-            values[name] = checked(name, value, f"{name} in {file}")
-    for name, value in flags.items():
-        if value is not None:
-            values[name] = checked(name, value, flag_of(name))
-    return Config(**values)
+        from_file = {name: checked(name, value, f"{name} in {file}") for name, value in read_file(file).items()}
+        values = laid_over(values, from_file, lambda name: f"{name} in {file}")
+    from_flags = {name: checked(name, value, flag_of(name)) for name, value in flags.items() if value is not None}
+    return Config(**laid_over(values, from_flags, flag_of))
+
+
+def laid_over(values: Mapping[str, Any], layer: Mapping[str, Any], called: Callable[[str], str]) -> dict[str, Any]:
+    """Settings with those of a layer in their place; one that says how large a batch is takes the place of the other, too.
+
+    Args:
+        called: what the user knows a setting of the layer as.
+
+    Raises:
+        ConfigError: the layer gives the size of a batch both ways.
+    """
+    given = [name for name in BATCH_SIZES if layer.get(name) is not None]
+    if len(given) > 1:
+        rows, tokens = (f"{called(name)} ({layer[name]})" for name in BATCH_SIZES)
+        raise ConfigError(
+            f"{rows} and {tokens} exclude each other",
+            f"leave {called('batch_size')} out to fill batches by tokens, or {called('tokens_per_batch')} to count sequences",
+        )
+    kept = {name: value for name, value in values.items() if not given or name not in BATCH_SIZES}
+    return kept | dict(layer)
 
 
 def flag_of(name: str) -> str:
@@ -165,5 +183,8 @@ def dump(values: Mapping[str, Any]) -> str:
 
 
 def of_command(config: Config, command: Command) -> dict[str, Any]:
-    """The settings that `command` uses, by field name."""
-    return {name: getattr(config, name) for name, item in FIELDS.items() if command in item.setting.commands}
+    """The settings that `command` uses, by field name; without the number of sequences where batches are filled by tokens."""
+    used = {name: getattr(config, name) for name, item in FIELDS.items() if command in item.setting.commands}
+    if used.get("tokens_per_batch") is not None:
+        del used["batch_size"]
+    return used

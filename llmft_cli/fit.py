@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli import model_shapes
@@ -15,6 +14,7 @@ from llmft_cli.progress import Reporter
 from llmft_cli.shape_lookup import shape_of
 
 if TYPE_CHECKING:
+    import datasets
     from peft import PeftModel
     from transformers import PreTrainedConfig
 
@@ -74,6 +74,7 @@ class Fit:
         measured: the chosen plan with random weights on the card, with `--measure`.
         footprint: disk and RAM for training and merging.
         options: all plans that were considered.
+        tokens_per_batch: what batches are filled with; None where they have a number of sequences.
     """
 
     model: str
@@ -90,6 +91,7 @@ class Fit:
     measured: Measured | None
     footprint: Footprint
     options: list[PlanOption]
+    tokens_per_batch: int | None = None
 
 
 def freest_card(gpus: Sequence[Gpu], probes: Sequence[Probe], count: int) -> Card | None:
@@ -121,16 +123,20 @@ def fit(config: Config, card: Card | None, run: RunDir | None, reporter: Reporte
         ConfigError: what the settings ask for cannot be predicted.
         MachineError: something is to be measured and there is no GPU.
     """
+    from llmft_cli.training import schedule
+    from llmft_cli.training.planning import considered, filled, longest_batches, worst_batches
     from llmft_cli.training.plans import choose
     from llmft_cli.training.speed import REFERENCE_RATES
 
     check_can_be_predicted(config)
     if measure and (card is None or card.device is None):
         raise MachineError("--measure needs a GPU, and there is none here", "leave --measure out, or run it where the GPU is")
+    sequences = training_sequences(run) if run else None
+    config = filled(config, sequences)
     shape, weights_here = shape_of(config, reporter)
     reporter.note(f"following training steps of {config.model}")
     model = trainable(shape, config, "meta")
-    batch_of = batches(run, config)
+    batch_of = longest_batches(config) if sequences is None else worst_batches(sequences, config.tokens_per_batch)
     available = limit(card, config.max_vram)
     rates = card.rates if card else None
     found, kind = considered(model, config, batch_of, available, rates or REFERENCE_RATES)
@@ -141,8 +147,8 @@ def fit(config: Config, card: Card | None, run: RunDir | None, reporter: Reporte
         reporter.note(f"building {config.model} with random weights on {card.name}")
         measured = measure_plan(shape, config, chosen, batch_of(chosen.plan.batch_size), card.device)
     seconds = None
-    if rates and run:
-        seconds = training_tokens(run, config) / best.tokens_per_second
+    if rates and sequences:
+        seconds = schedule.training_tokens(sequences, config) / best.tokens_per_second
     return Fit(
         model=config.model,
         fitting_length=None if chosen or run else longest_that_fits(model, config, available),
@@ -156,8 +162,14 @@ def fit(config: Config, card: Card | None, run: RunDir | None, reporter: Reporte
         tokens_per_second=best.tokens_per_second if rates else None,
         training_seconds=seconds,
         measured=measured,
-        footprint=footprint(model, replace(config, optim=best.plan.optim), weights_here=weights_here),
+        footprint=footprint(
+            model,
+            replace(config, optim=best.plan.optim),
+            weights_here=weights_here,
+            offloaded_tokens=batch_of(best.plan.batch_size).tokens if best.plan.activation_offloading else 0,
+        ),
         options=[described(option, found, available, measured_speed=rates is not None) for option in found],
+        tokens_per_batch=config.tokens_per_batch,
     )
 
 
@@ -188,52 +200,38 @@ def trainable(shape: PreTrainedConfig, config: Config, device: str, plan: Plan |
     if plan is None:
         return make_trainable(base, config, config.model, None)
     return make_trainable(
-        base, config, config.model, plan.checkpointed_layers, plan.embeddings_on_cpu, plan.dequantized_weights
+        base,
+        config,
+        config.model,
+        plan.checkpointed_layers,
+        plan.embeddings_on_cpu,
+        plan.dequantized_weights,
+        plan.activation_offloading,
     )
 
 
-def batches(run: RunDir | None, config: Config) -> Callable[[int], BatchShape]:
-    """The largest micro-batch of so many sequences: the run's own, or full ones."""
+def training_sequences(run: RunDir) -> datasets.Dataset:
     from llmft_cli.data.store import TRAIN, load_split
-    from llmft_cli.training.planning import longest_batches, worst_batches
 
-    if run is None:
-        return longest_batches(config)
     run.require("prepare", allow_stale=False)
     sequences = load_split(run.data, TRAIN)
     assert sequences is not None
-    return worst_batches(sequences)
-
-
-def considered(
-    model: PeftModel, config: Config, batch_of: Callable[[int], BatchShape], available_bytes: int | None, rates: Rates
-) -> tuple[list[Option], str]:
-    """Plans, and the kind that is wanted of them; a plan that is spelled out is the only one."""
-    from llmft_cli.training.layers import decoder_layers
-    from llmft_cli.training.planning import AS_GIVEN, KINDS, read_plan
-    from llmft_cli.training.plans import given_plan, option_of, options
-
-    if config.plan in KINDS:
-        return list(options(model, config, batch_of, available_bytes, rates)), config.plan
-    if config.plan == AS_GIVEN:
-        plan = given_plan(config, len(decoder_layers(model)), config.gradient_checkpointing is not False)
-    else:
-        plan = read_plan(Path(config.plan))
-    spelled = replace(
-        config, batch_size=plan.batch_size, gradient_accumulation_steps=plan.gradient_accumulation_steps, optim=plan.optim
-    )
-    option = option_of(model, spelled, batch_of(plan.batch_size), rates)
-    return [option(plan.checkpointed_layers, plan.optim, plan.embeddings_on_cpu, plan.dequantized_weights)], KINDS[0]
+    return sequences
 
 
 def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | None) -> int | None:
-    """The longest sequence with which the most frugal plan fits, among halves of the wanted one; None if none does."""
+    """The longest sequence with which the most frugal plan fits, among halves of the wanted one; None if none does.
+
+    Where batches are filled by tokens, a single one at once may be enough of a change.
+    """
+    from llmft_cli.training.planning import considered, longest_batches
     from llmft_cli.training.speed import REFERENCE_RATES
 
-    length = config.max_seq_length // 2
+    single = replace(config, batch_size=1, gradient_accumulation_steps=1, tokens_per_batch=None, plan="frugal")
+    length = config.max_seq_length if config.tokens_per_batch else config.max_seq_length // 2
     while length >= SHORTEST_LENGTH:
-        shorter = replace(config, max_seq_length=length, batch_size=1, gradient_accumulation_steps=1, plan="frugal")
-        found, _kind = considered(model, shorter, batches(None, shorter), available_bytes, REFERENCE_RATES)
+        shorter = replace(single, max_seq_length=length)
+        found, _kind = considered(model, shorter, longest_batches(shorter), available_bytes, REFERENCE_RATES)
         if any(option.fits(available_bytes) for option in found):
             return length
         length //= 2
@@ -244,20 +242,6 @@ def measure_plan(shape: PreTrainedConfig, config: Config, option: Option, batch:
     from llmft_cli.training import measuring
 
     return measuring.measure(trainable(shape, config, device, option.plan), batch, option.plan.optim)
-
-
-def training_tokens(run: RunDir, config: Config) -> int:
-    """Tokens that pass through the model in the whole training."""
-    from llmft_cli.data.store import TRAIN, load_split
-    from llmft_cli.training import schedule
-
-    sequences = load_split(run.data, TRAIN)
-    assert sequences is not None
-    tokens = sum(length for lengths in sequences["row_lengths"] for length in lengths)
-    if config.max_steps is None:
-        return int(tokens * config.num_epochs)
-    steps_per_epoch = schedule.plan(len(sequences), replace(config, max_steps=None, num_epochs=1)).total
-    return int(tokens / steps_per_epoch * config.max_steps)
 
 
 def described(option: Option, found: Sequence[Option], available: int | None, measured_speed: bool) -> PlanOption:
@@ -290,8 +274,9 @@ def require_fit(result: Fit) -> None:
         assert result.available_bytes is not None
         needed, available = (f"{size / 2**30:.2f} GiB" for size in (result.required_bytes, result.available_bytes))
         mend = "use a smaller --lora-r or --model, or a larger card"
-        if result.fitting_length:
-            mend = f"--max-seq-length {result.fitting_length} fits; or {mend}"
+        if length := result.fitting_length:
+            batches = f" --tokens-per-batch {length}" if result.tokens_per_batch else ""
+            mend = f"--max-seq-length {length}{batches} fits; or {mend}"
         raise OutOfMemory(
             f"{result.model} does not fit: the most frugal plan needs {needed}, and {available} can be had",
             mend,

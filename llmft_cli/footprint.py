@@ -75,7 +75,12 @@ class Footprint:
 
 
 def footprint(
-    model: PeftModel | PreTrainedModel, config: Config, *, weights_here: bool, cpu_step: Breakdown | None = None
+    model: PeftModel | PreTrainedModel,
+    config: Config,
+    *,
+    weights_here: bool,
+    cpu_step: Breakdown | None = None,
+    offloaded_tokens: int = 0,
 ) -> Footprint:
     """What training and merging need.
 
@@ -83,6 +88,7 @@ def footprint(
         model: as `tuned_model.make_trainable` leaves it, on the `meta` device; without an adapter, none is counted.
         weights_here: whether the base's 16-bit weights are on this machine.
         cpu_step: the predicted memory of a training step where everything runs on the CPU; None where it is a GPU.
+        offloaded_tokens: in a pass whose checkpointed layers keep their inputs in the host's memory; 0 where they do not.
     """
     base = [count_values(weights) for weights in model.parameters() if not weights.requires_grad]
     weights_bytes = safetensors_bytes(base, STORED_BYTES)
@@ -90,7 +96,7 @@ def footprint(
     vocabulary: int = model.config.get_text_config().vocab_size
     tokenizer_bytes = TOKENIZER_BYTES_PER_TOKEN * vocabulary
     if cpu_step is None:
-        training_ram_bytes = training_ram_on_gpu(model, config, max(base))
+        training_ram_bytes = training_ram_on_gpu(model, config, max(base)) + offloaded_bytes(model, offloaded_tokens)
     else:
         training_ram_bytes = training_ram_on_cpu(model, cpu_step)
     return Footprint(
@@ -151,11 +157,18 @@ def training_ram_on_gpu(model: torch.nn.Module, config: Config, largest: int) ->
     return CUDA_PROCESS_BYTES + paged + max(at_once * largest * STORED_BYTES, sum(values) * FP32_BYTES)
 
 
+def offloaded_bytes(model: PeftModel | PreTrainedModel, tokens: int) -> int:
+    """One tensor of hidden states to a layer; torch pins memory in powers of two."""
+    config: Any = model.config.get_text_config()
+    size = tokens * config.hidden_size * STORED_BYTES
+    return config.num_hidden_layers * (1 << (size - 1).bit_length()) if size else 0
+
+
 def training_ram_on_cpu(model: torch.nn.Module, step: Breakdown) -> int:
     """The step without dense weights, which stay in the mapped files, or the quantising of the last weight before it."""
-    from llmft_cli.training.prediction import cublas_bytes
+    from llmft_cli.training.prediction import holdings
 
-    training = step.total - step.dense_weights - cublas_bytes(model)
+    training = step.total - step.dense_weights - holdings(model).cublas_bytes()
     quantized = [count_values(weights) for weights in model.parameters() if hasattr(weights, "quant_state")]
     loading = step.quantized_weights + max(quantized, default=0) * QUANTIZING_BYTES
     return CPU_PROCESS_BYTES + max(training, loading)

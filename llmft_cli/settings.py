@@ -115,6 +115,13 @@ class Config:
         None, "Stop after this many optimizer steps, whatever num_epochs says.", "Training", FIT, minimum=1
     )
     batch_size: int = setting(4, "Sequences in one forward pass.", "Training", FIT, minimum=1)
+    tokens_per_batch: int | None = setting(
+        None,
+        "Tokens in one forward pass, padding included, in place of --batch-size: as many sequences of like length as fit.",
+        "Training",
+        FIT,
+        minimum=1,
+    )
     gradient_accumulation_steps: int = setting(4, "Forward passes per optimizer step.", "Training", FIT, minimum=1)
     warmup_ratio: float = setting(
         0.03, "Share of the steps with rising learning rate.", "Training", "train", minimum=0, maximum=1

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.data.examples import IGNORED
+from llmft_cli.training.token_batches import padded_length
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ SHAPED = ("input_ids", "labels", "position_ids")
 EVERYTHING = slice(None)
 
 
-def collate(sequences: Sequence[Mapping[str, Any]]) -> Batch:
+def collate(sequences: Sequence[Mapping[str, Any]], longest_of_all: int | None = None) -> Batch:
     """Sequences as one batch, padded to the longest.
 
     Position ids restart at every row, which is how transformers' attention masks tell rows
@@ -24,15 +25,19 @@ def collate(sequences: Sequence[Mapping[str, Any]]) -> Batch:
 
     Args:
         sequences: with `input_ids`, `labels` and `row_lengths` as `data/store.py` writes them.
+        longest_of_all: tokens of the longest sequence of the data; where given, the batch is padded further, to a length
+            that other batches have, too (`token_batches.padded_length`).
 
     Returns:
-        input_ids, labels and position_ids of shape (batch, longest); what `places` gives; and token_count, the number
+        input_ids, labels and position_ids of shape (batch, padded length); what `places` gives; and token_count, the number
         of tokens that are not padding.
     """
     import numpy
     import torch
 
     longest = max(len(sequence["input_ids"]) for sequence in sequences)
+    if longest_of_all is not None:
+        longest = padded_length(longest, longest_of_all)
     shape = (len(sequences), longest)
     batch = {name: numpy.full(shape, filling) for name, filling in (("input_ids", 0), ("labels", IGNORED), ("position_ids", 0))}
     for number, sequence in enumerate(sequences):

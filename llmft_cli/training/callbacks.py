@@ -87,7 +87,7 @@ class Rehearsal(TrainerCallback):
         self._reporter = reporter
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        batch = longest_batch(self._trainer.train_dataset, args.train_batch_size)
+        batch = longest_batch(self._trainer.train_dataset, args.train_batch_size, self._trainer.tokens_per_batch)
         self.peak_bytes = rehearse(self._trainer, batch)
         sequences, tokens = batch["input_ids"].shape
         peak = "" if self.peak_bytes is None else f": peak {self.peak_bytes / GIBIBYTE:.1f} GiB"

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.files import write_atomically
+from llmft_cli.run_dir import RunDir, write_atomically
+from llmft_cli.training import loss_chart
 
 STATE_FILE = "trainer_state.json"
 
@@ -47,3 +48,16 @@ def make_movable(checkpoint: Path) -> None:
     if best := state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
         write_atomically(checkpoint / STATE_FILE, json.dumps(state, indent=2) + "\n")
+
+
+def forget_steps_after(run: RunDir, checkpoint: Path | None) -> None:
+    """Clear what an earlier training left: all of it, or what came after the checkpoint that is resumed from."""
+    if checkpoint is None:
+        for folder in (run.checkpoints, run.path / "profile"):
+            shutil.rmtree(folder, ignore_errors=True)
+        run.metrics.unlink(missing_ok=True)
+    else:
+        remove_incomplete(run.checkpoints)
+        last = step_of(checkpoint)
+        rows = [row for row in loss_chart.read_metrics(run.metrics) if row["step"] <= last]
+        write_atomically(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))

@@ -70,19 +70,40 @@ def extended(step: Step, *additions: tuple[tuple[int, ...], int]) -> Step:
 
 def layer_costs(model: PeftModel, batch: BatchShape) -> LayerCosts | None:
     """Costs of a trainable model on the `meta` device; None where its layers differ, or are too few to tell."""
-    layers = decoder_layers(model)
-    if len(layers) <= FEW + 1 or len({signature(layer) for layer in layers}) > 1:
+    if not layers_are_alike(model):
         return None
-    steps = []
-    for count in (0, None):
-        checkpoint_layers(model, count)
-        for few in (FEW, FEW + 1):
-            with only_layers(model, few):
-                steps.append(simulate(model, batch))
-    checkpoint_layers(model, 1)
+    free, checkpointed = pair_of_steps(model, batch, 0), pair_of_steps(model, batch, None)
     with only_layers(model, 1 + FEW):
-        mixed = simulate(model, batch)
-    return LayerCosts(len(layers), (steps[0], steps[1]), (steps[2], steps[3]), mixed)
+        mixed = whole_step(model, batch, 1)
+    return LayerCosts(len(decoder_layers(model)), free, checkpointed, mixed)
+
+
+def checkpointed_step(model: PeftModel, batch: BatchShape) -> Step:
+    """The step of a trainable model on the `meta` device with all its layers checkpointed."""
+    if not layers_are_alike(model):
+        return whole_step(model, batch, None)
+    steps = pair_of_steps(model, batch, None)
+    return extended(steps[0], (difference(steps), len(decoder_layers(model)) - FEW))
+
+
+def layers_are_alike(model: PeftModel) -> bool:
+    """Whether steps of a few layers tell those of all."""
+    layers = decoder_layers(model)
+    return len(layers) > FEW + 1 and len({signature(layer) for layer in layers}) == 1
+
+
+def pair_of_steps(model: PeftModel, batch: BatchShape, checkpointed: int | None) -> tuple[Step, Step]:
+    """Steps with `FEW` layers and with one more."""
+    steps = []
+    for few in (FEW, FEW + 1):
+        with only_layers(model, few):
+            steps.append(whole_step(model, batch, checkpointed))
+    return steps[0], steps[1]
+
+
+def whole_step(model: PeftModel, batch: BatchShape, checkpointed: int | None) -> Step:
+    checkpoint_layers(model, checkpointed)
+    return simulate(model, batch)
 
 
 def signature(layer: torch.nn.Module) -> tuple[Any, ...]:

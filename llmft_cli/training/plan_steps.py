@@ -9,9 +9,9 @@ from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from llmft_cli.training.fast import architectures
-from llmft_cli.training.layer_costs import LayerCosts, layer_costs
-from llmft_cli.training.simulation import BatchShape, Step, full_batch, simulate
-from llmft_cli.training.tuned_model import checkpoint_layers
+from llmft_cli.training.layer_costs import LayerCosts, checkpointed_step, layer_costs, whole_step
+from llmft_cli.training.prediction import Holdings, holdings
+from llmft_cli.training.simulation import BatchShape, Step, full_batch
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 def can_keep_dequantized(model: PeftModel) -> bool:
     """Whether a model has fast layers over 4-bit weights."""
     return any(linear.is_quantized for block in architectures.blocks_of(model) for linear in block.linears)
+
+
+# One model at a time is asked about, with many micro-batches.
+@lru_cache(maxsize=2)
+def holdings_of(model: PeftModel, dequantized_weights: bool) -> Holdings:
+    """What stands on the GPU before a step begins, with 4-bit weights kept dequantised, or not."""
+    with weights_kept(model, dequantized_weights):
+        return holdings(model)
 
 
 @contextmanager
@@ -35,17 +43,37 @@ def weights_kept(model: PeftModel, whether: bool) -> Iterator[None]:
         architectures.keep_dequantized(model, False)
 
 
-class StepOf(Protocol):
-    """The step with so many checkpointed layers, and weights dequantised at each use or kept so."""
+@contextmanager
+def activations_offloaded(model: PeftModel) -> Iterator[None]:
+    """The model with what checkpointed layers keep in the host's memory."""
+    architectures.offload_activations(model, True)
+    try:
+        yield
+    finally:
+        architectures.offload_activations(model, False)
 
-    def __call__(self, checkpointed: int, dequantized_weights: bool = False) -> Step: ...
+
+class StepOf(Protocol):
+    """The step with so many checkpointed layers, weights kept dequantised, and activations offloaded, or not.
+
+    Activations are offloaded where all layers are checkpointed and weights are dequantised at each use.
+    """
+
+    def __call__(self, checkpointed: int, dequantized_weights: bool = False, activation_offloading: bool = False) -> Step: ...
 
 
 def steps(model: PeftModel, batch: BatchShape) -> StepOf:
     """Steps of this micro-batch. Where weights are kept, a step does less and holds the same beside them."""
     dequantizing_step = steps_as_it_is(model, batch)
 
-    def step(checkpointed: int, dequantized_weights: bool = False) -> Step:
+    @cache
+    def offloading_step() -> Step:
+        with activations_offloaded(model):
+            return checkpointed_step(model, batch)
+
+    def step(checkpointed: int, dequantized_weights: bool = False, activation_offloading: bool = False) -> Step:
+        if activation_offloading:
+            return offloading_step()
         found = dequantizing_step(checkpointed)
         if not dequantized_weights:
             return found
@@ -79,9 +107,4 @@ def steps_as_it_is(model: PeftModel, batch: BatchShape) -> Callable[[int], Step]
     if costs is not None:
         return costs.step
 
-    @cache
-    def whole(checkpointed: int) -> Step:
-        checkpoint_layers(model, checkpointed)
-        return simulate(model, batch)
-
-    return whole
+    return cache(lambda checkpointed: whole_step(model, batch, checkpointed))

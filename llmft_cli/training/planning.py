@@ -13,14 +13,17 @@ from llmft_cli.errors import ConfigError, OutOfMemory
 from llmft_cli.models import ModelSource, compute_dtype
 from llmft_cli.progress import Reporter
 from llmft_cli.training.card import available_bytes
-from llmft_cli.training.plans import Option, Plan, choose, given_plan, options
+from llmft_cli.training.layers import decoder_layers
+from llmft_cli.training.plans import Option, Plan, choose, given_plan, option_of, options
 from llmft_cli.training.simulation import BatchShape, full_batch
 from llmft_cli.training.speed import REFERENCE_RATES, Rates
+from llmft_cli.training.token_batches import largest_batch, sequence_lengths, sequences_that_fill
 from llmft_cli.training.tuned_model import computes_in_base_type, make_trainable
 
 if TYPE_CHECKING:
     import datasets
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedConfig
 
 KINDS = ("fast", "balanced", "frugal")
@@ -64,15 +67,16 @@ def decide(
         recorded: the plan of the training that is resumed, whose optimizer stays: its state is of no use to another.
 
     Raises:
-        ConfigError: `--plan` names no kind of plan and no plan file.
+        ConfigError: `--plan` names no kind of plan and no plan file, or the longest sequence has more tokens than a batch may.
         OutOfMemory: no plan fits.
     """
     import torch
     from transformers import AutoConfig
 
+    config = filled(config, sequences)
     shape = AutoConfig.from_pretrained(source.path, trust_remote_code=config.trust_remote_code)
     if config.plan not in (*KINDS, AS_GIVEN):
-        return Layout(read_plan(Path(config.plan)))
+        return Layout(plan_in_file(config))
     on_gpu = device.type == "cuda"
     if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config) or compute_dtype(device) == torch.float16:
         # Memory is what GPUs are short of; on a CPU recomputing only costs time.
@@ -82,22 +86,39 @@ def decide(
     available = available_bytes(device, config.max_vram)
     if recorded:
         config = replace(config, optim=recorded["optim"])
-    found = predicted_options(shape, config, torch.bfloat16, worst_batches(sequences), available)
+    found = predicted_options(shape, config, torch.bfloat16, worst_batches(sequences, config.tokens_per_batch), available)
     if recorded:
         found = [option for option in found if option.plan.optim == recorded["optim"]]
     chosen = choose_plan(found, available, config)
-    reporter.note(described(chosen, available))
+    reporter.note(described(chosen, available, config.tokens_per_batch))
     return Layout(chosen.plan, chosen)
 
 
-def described(option: Option, available_bytes: int) -> str:
+def filled(config: Config, sequences: datasets.Dataset | None = None) -> Config:
+    """The settings with the `batch_size` that `tokens_per_batch`, if given, amounts to: sequences as long as the longest.
+
+    Args:
+        sequences: those that the training has; without, the longest that the settings allow.
+
+    Raises:
+        ConfigError: not one such sequence fits.
+    """
+    if config.tokens_per_batch is None:
+        return config
+    longest = config.max_seq_length if sequences is None else max(sequence_lengths(sequences))
+    return replace(config, batch_size=sequences_that_fill(config.tokens_per_batch, longest))
+
+
+def described(option: Option, available_bytes: int, tokens_per_batch: int | None = None) -> str:
     """One line about a chosen plan."""
     plan = option.plan
+    at_once = f"{plan.batch_size} sequences" if tokens_per_batch is None else f"{tokens_per_batch:,} tokens"
     embeddings = ", embeddings on the CPU" if plan.embeddings_on_cpu else ""
     weights = ", weights kept dequantised" if plan.dequantized_weights else ""
+    offloaded = ", activations offloaded" if plan.activation_offloading else ""
     return (
-        f"plan: {plan.batch_size} sequences at once, {plan.gradient_accumulation_steps} times a step, "
-        f"{plan.checkpointed_layers} layers checkpointed, {plan.optim}{embeddings}{weights}; needs about "
+        f"plan: {at_once} at once, {plan.gradient_accumulation_steps} times a step, "
+        f"{plan.checkpointed_layers} layers checkpointed, {plan.optim}{embeddings}{weights}{offloaded}; needs about "
         f"{option.required_bytes / GIBIBYTE:.1f} of {available_bytes / GIBIBYTE:.1f} GiB"
     )
 
@@ -121,7 +142,48 @@ def predicted_options(
 
     base = model_shapes.build(shape, torch.device("meta"), config.quantization, dtype)
     model = make_trainable(base, config, config.model, None)
-    return list(options(model, config, batch_of, available_bytes, rates))
+    return options_of(model, config, batch_of, available_bytes, rates)
+
+
+def options_of(
+    model: PeftModel,
+    config: Config,
+    batch_of: Callable[[int], BatchShape],
+    available_bytes: int | None,
+    rates: Rates,
+) -> list[Option]:
+    """`plans.options`; where batches are filled by tokens, those of this one micro-batch."""
+    if config.tokens_per_batch is None:
+        return list(options(model, config, batch_of, available_bytes, rates))
+    batch = batch_of(config.batch_size)
+    one_size = replace(config, batch_size=1, gradient_accumulation_steps=1)
+    return [as_filled(option, config) for option in options(model, one_size, lambda size: batch, available_bytes, rates)]
+
+
+def as_filled(option: Option, config: Config) -> Option:
+    """The plan with the number of sequences and of passes that settings from `filled` say, whatever shape was followed."""
+    passes = config.gradient_accumulation_steps
+    return replace(option, plan=replace(option.plan, batch_size=config.batch_size, gradient_accumulation_steps=passes))
+
+
+def considered(
+    model: PeftModel, config: Config, batch_of: Callable[[int], BatchShape], available_bytes: int | None, rates: Rates
+) -> tuple[list[Option], str]:
+    """Plans, and the kind that is wanted of them; a plan that is spelled out is the only one."""
+    if config.plan in KINDS:
+        return options_of(model, config, batch_of, available_bytes, rates), config.plan
+    if config.plan == AS_GIVEN:
+        plan = given_plan(config, len(decoder_layers(model)), config.gradient_checkpointing is not False)
+    else:
+        plan = plan_in_file(config)
+    spelled = replace(
+        config, batch_size=plan.batch_size, gradient_accumulation_steps=plan.gradient_accumulation_steps, optim=plan.optim
+    )
+    option = option_of(model, spelled, batch_of(plan.batch_size), rates)
+    only = option(
+        plan.checkpointed_layers, plan.optim, plan.embeddings_on_cpu, plan.dequantized_weights, plan.activation_offloading
+    )
+    return [as_filled(only, spelled)], KINDS[0]
 
 
 def can_be_predicted(config: Config) -> bool:
@@ -149,11 +211,18 @@ def choose_plan(found: list[Option], available_bytes: int, config: Config) -> Op
     )
 
 
-def worst_batches(sequences: datasets.Dataset) -> Callable[[int], BatchShape]:
-    """The largest micro-batch of so many sequences of a split: as long, and with as many targets, as they come."""
+def worst_batches(sequences: datasets.Dataset, tokens_per_batch: int | None = None) -> Callable[[int], BatchShape]:
+    """The largest micro-batch of so many sequences of a split: as long, and with as many targets, as they come.
+
+    With `tokens_per_batch` it is always that of so many tokens.
+    """
     from llmft_cli.training.rehearsal import token_counts
 
     tokens, supervised = token_counts(sequences)
+    if tokens_per_batch is not None:
+        largest = largest_batch(tokens.tolist(), tokens_per_batch)
+        within = sequences.select((tokens <= largest.length).nonzero()[0])
+        return lambda size: replace(worst_batches(within)(largest.sequences), length=largest.length)
     most_supervised = sorted(supervised.tolist(), reverse=True)
     lengths = [length for lengths in sequences["row_lengths"] for length in lengths]
     longest_row = max(lengths)
@@ -167,8 +236,27 @@ def worst_batches(sequences: datasets.Dataset) -> Callable[[int], BatchShape]:
 
 
 def longest_batches(config: Config) -> Callable[[int], BatchShape]:
-    """Micro-batches filled to the longest sequence that the settings allow, everything supervised."""
-    return lambda size: full_batch(size, config.max_seq_length)
+    """Micro-batches filled to the longest sequence, or to the tokens, that the settings allow, everything supervised."""
+    if config.tokens_per_batch is None:
+        return lambda size: full_batch(size, config.max_seq_length)
+    tokens = config.tokens_per_batch
+    return lambda size: full_batch(size, tokens // size)
+
+
+def plan_in_file(config: Config) -> Plan:
+    """The plan that `--plan` names a file of.
+
+    Raises:
+        ConfigError: it cannot be read, is no plan, or has another batch size than the tokens of a batch amount to.
+    """
+    plan = read_plan(Path(config.plan))
+    if config.tokens_per_batch is not None and plan.batch_size != config.batch_size:
+        raise ConfigError(
+            f"batch_size in {config.plan} is {plan.batch_size}, but --tokens-per-batch {config.tokens_per_batch} holds "
+            f"{config.batch_size} of the longest sequences",
+            f"write batch_size: {config.batch_size} there, or leave --tokens-per-batch out",
+        )
+    return plan
 
 
 def read_plan(path: Path) -> Plan:

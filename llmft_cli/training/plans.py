@@ -7,14 +7,14 @@ the loss; a plan says in how many passes it is computed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from llmft_cli.config import Config
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.layers import decoder_layers
-from llmft_cli.training.plan_steps import can_keep_dequantized, steps, weights_kept
-from llmft_cli.training.prediction import Breakdown, assemble, is_recorded
+from llmft_cli.training.plan_steps import can_keep_dequantized, holdings_of, steps
+from llmft_cli.training.prediction import Breakdown, assembled
 from llmft_cli.training.simulation import BatchShape
 from llmft_cli.training.speed import Rates, recorded_step_seconds, step_seconds
 from llmft_cli.training.tuned_model import movable_embeddings
@@ -32,7 +32,7 @@ CONTEXT_BYTES = int(0.9 * 2**30)
 RESERVE_BYTES = int(0.2 * 2**30)
 RESERVE_SHARE = 0.1
 # Recordings have a pool of their own: 0.25 to 0.36 GiB were idle or asked for at the peak of the first trainings, some of
-# which ran out under the rule of the others. Under this one none of 36 did (benchmarks/results/memory-fast-h100.json).
+# which ran out under the rule of the others. Under this one none of 42 did (benchmarks/results/memory-fast-h100.json).
 RECORDED_RESERVE_BYTES = int(0.35 * 2**30)
 # Plain layers dequantise each weight into memory of its own, which leaves holes between activations that are kept:
 # up to 6% of them (0.50 GiB of 8.4 with 20 of 13B's 40 layers checkpointed, 1.69 of 31.7 with none, where the memory
@@ -41,6 +41,9 @@ HOLES_SHARE = 0.055
 FRUGAL_OPTIM = "paged_adamw_8bit"
 BALANCED_SHARE = 0.75
 HARDLY_FASTER = 0.01  # less than predictions of speed are worth
+# Copies to the host and back go along with the computation: on an H100 they cost Llama-2-7B 0.5% of a step and
+# SmolLM2-135M 1.2% (benchmarks/LOG.md). Taken as so much that nothing is offloaded where nothing has to be.
+OFFLOADING_TIME = 1.012
 # With more tokens in one pass, kernels gain nothing any more.
 MOST_TOKENS = 2**16
 
@@ -52,6 +55,7 @@ class Plan:
     Attributes:
         embeddings_on_cpu: whether the input embeddings are looked up in the host's memory.
         dequantized_weights: whether 4-bit weights are kept in 16 bits besides, rather than dequantised at each use.
+        activation_offloading: whether inputs of checkpointed layers wait for the backward pass in the host's memory.
     """
 
     batch_size: int
@@ -60,6 +64,7 @@ class Plan:
     optim: str
     embeddings_on_cpu: bool = False
     dequantized_weights: bool = False
+    activation_offloading: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,8 @@ def options(
         available_bytes: of the card; None asks for no limit.
     """
     layers = len(decoder_layers(model))
-    can = Can(movable_embeddings(model) is not None, can_keep_dequantized(model))
+    fast_layers = bool(architectures.blocks_of(model))
+    can = Can(movable_embeddings(model) is not None, can_keep_dequantized(model), fast_layers)
     for size in sizes(config.batch_size * config.gradient_accumulation_steps):
         batch = batch_of(size)
         if size > 1 and batch.tokens > MOST_TOKENS:
@@ -113,17 +119,23 @@ def options(
 
 @dataclass(frozen=True)
 class Can:
-    """Whether a model's embeddings can be on the CPU, and whether its weights can be kept dequantised."""
+    """Whether a model's embeddings can be on the CPU, its weights kept dequantised, and layers' inputs offloaded."""
 
     move_embeddings: bool
     keep_dequantized: bool
+    offload_activations: bool
 
 
 class OptionOf(Protocol):
-    """The plan with so many checkpointed layers, an optimizer, the embeddings on GPU or CPU, and weights kept or not."""
+    """The plan with so many checkpointed layers, an optimizer, and the switches of `Plan`."""
 
     def __call__(
-        self, checkpointed: int, optim: str, embeddings_on_cpu: bool = False, dequantized_weights: bool = False
+        self,
+        checkpointed: int,
+        optim: str,
+        embeddings_on_cpu: bool = False,
+        dequantized_weights: bool = False,
+        activation_offloading: bool = False,
     ) -> Option: ...
 
 
@@ -133,24 +145,33 @@ def option_of(model: PeftModel, config: Config, batch: BatchShape, rates: Rates)
     passes = config.batch_size * config.gradient_accumulation_steps // batch.sequences
     layers = len(decoder_layers(model))
     fast_layers, keepable = bool(architectures.blocks_of(model)), can_keep_dequantized(model)
+    held = {kept: holdings_of(model, kept) for kept in (False, True) if keepable or not kept}
 
-    def option(checkpointed: int, optim: str, embeddings_on_cpu: bool = False, dequantized_weights: bool = False) -> Option:
+    def option(
+        checkpointed: int,
+        optim: str,
+        embeddings_on_cpu: bool = False,
+        dequantized_weights: bool = False,
+        activation_offloading: bool = False,
+    ) -> Option:
         kept = dequantized_weights and keepable
-        step = step_of(checkpointed, kept)
-        with weights_kept(model, kept):
-            breakdown = assemble(model, step, optim, embeddings_on_cpu)
-        recorded = is_recorded(model, embeddings_on_cpu)
+        offloading = activation_offloading and fast_layers and checkpointed == layers and not kept
+        step = step_of(checkpointed, kept, offloading)
+        breakdown = assembled(held[kept], step, optim, embeddings_on_cpu)
+        recorded = held[kept].is_recorded(embeddings_on_cpu)
         required = required_bytes(breakdown, step_of(layers).activation_bytes, fast_layers, recorded)
         packed = batch.rows > batch.sequences
         seconds = recorded_step_seconds(step, rates, packed) if recorded else step_seconds(step, rates)
-        plan = Plan(batch.sequences, passes, checkpointed, optim, embeddings_on_cpu, kept)
+        if offloading:
+            seconds *= OFFLOADING_TIME
+        plan = Plan(batch.sequences, passes, checkpointed, optim, embeddings_on_cpu, kept, offloading)
         return Option(plan, breakdown, required, batch.tokens / seconds)
 
     return option
 
 
 def of_one_size(option: OptionOf, layers: int, config: Config, available_bytes: int | None, can: Can) -> Iterator[Option]:
-    """Without checkpointing, with as little as fits, with all of it, with an optimizer in 8 bits besides, and at the least.
+    """Without checkpointing, with as little as fits, with all of it, with its activations offloaded, and at the least.
 
     The first two with weights kept dequantised before, and as they are.
     """
@@ -161,18 +182,20 @@ def of_one_size(option: OptionOf, layers: int, config: Config, available_bytes: 
             if config.gradient_checkpointing is None and not free.fits(available_bytes):
                 yield from fewest_checkpointed(option, layers, config.optim, available_bytes, kept)
         if config.gradient_checkpointing is False:
-            yield from frugal(option, 0, config, can.move_embeddings)
+            yield from frugal(option, 0, config, replace(can, offload_activations=False))
             return
     yield option(layers, config.optim)
-    yield from frugal(option, layers, config, can.move_embeddings)
+    if can.offload_activations:
+        yield option(layers, config.optim, activation_offloading=True)
+    yield from frugal(option, layers, config, can)
 
 
-def frugal(option: OptionOf, checkpointed: int, config: Config, movable: bool) -> Iterator[Option]:
-    """With an optimizer in 8 bits, unless that is what was asked for, and with the embeddings on the CPU besides."""
+def frugal(option: OptionOf, checkpointed: int, config: Config, can: Can) -> Iterator[Option]:
+    """With all that can be offloaded and an optimizer in 8 bits, and with the embeddings on the CPU besides."""
     if config.optim != FRUGAL_OPTIM:
-        yield option(checkpointed, FRUGAL_OPTIM)
-    if movable:
-        yield option(checkpointed, FRUGAL_OPTIM, embeddings_on_cpu=True)
+        yield option(checkpointed, FRUGAL_OPTIM, activation_offloading=can.offload_activations)
+    if can.move_embeddings:
+        yield option(checkpointed, FRUGAL_OPTIM, embeddings_on_cpu=True, activation_offloading=can.offload_activations)
 
 
 def fewest_checkpointed(

@@ -45,26 +45,39 @@ class Breakdown:
         return sum(getattr(self, field.name) for field in fields(self))
 
 
-def is_recorded(model: PeftModel, embeddings_on_cpu: bool = False) -> bool:
-    """Whether passes of this model on a GPU are replayed as CUDA graphs, as `recorded_pass.recorded_passes` does it.
+@dataclass(frozen=True)
+class Holdings:
+    """Bytes that stand on the GPU before a step of a model begins.
 
-    Those of fast layers are, but not where the processor looks up the input embeddings.
+    Attributes:
+        dense_weights: all that is neither quantised, nor trained, nor held by fast layers for dequantising.
+        movable_embeddings: of them, input embeddings that can be in the host's memory.
+        trained_sizes: numbers of each trained tensor.
+        fast_layers: whether the model has them.
     """
-    return bool(blocks_of(model)) and not (embeddings_on_cpu and movable_embeddings(model) is not None)
+
+    quantized_weights: int
+    dequantized_weights: int
+    dense_weights: int
+    adapters: int
+    movable_embeddings: int
+    trained_sizes: tuple[int, ...]
+    fast_layers: bool
+
+    def is_recorded(self, embeddings_on_cpu: bool = False) -> bool:
+        """Whether passes on a GPU are replayed as CUDA graphs, as `recorded_pass.recorded_passes` does it.
+
+        Those of fast layers are, but not where the processor looks up the input embeddings.
+        """
+        return self.fast_layers and not (embeddings_on_cpu and self.movable_embeddings)
+
+    def cublas_bytes(self, embeddings_on_cpu: bool = False) -> int:
+        """What cuBLAS keeps for itself on a GPU, on the one stream or two that passes run on."""
+        return (2 if self.is_recorded(embeddings_on_cpu) else 1) * CUBLAS_BYTES
 
 
-def cublas_bytes(model: PeftModel, embeddings_on_cpu: bool = False) -> int:
-    """What cuBLAS keeps for itself on a GPU, on the one stream or two that passes run on."""
-    return (2 if is_recorded(model, embeddings_on_cpu) else 1) * CUBLAS_BYTES
-
-
-def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:
-    """The breakdown of a step of a model on the `meta` device.
-
-    Args:
-        model: with its weights kept dequantised, or not, as they are in the step.
-        embeddings_on_cpu: leave the input embeddings out, where they can be moved.
-    """
+def holdings(model: PeftModel) -> Holdings:
+    """Of a model on the `meta` device, with its weights kept dequantised or not, as they are."""
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     adapters = allocated(trained)
     quantized = allocated(
@@ -74,19 +87,40 @@ def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool =
     for weights in model.parameters():
         weights.grad = None
     standing = allocated(standing_tensors(model))
-    embeddings = movable_embeddings(model) if embeddings_on_cpu else None
-    elsewhere = 0 if embeddings is None else allocated([embeddings.weight])
-    return Breakdown(
+    embeddings = movable_embeddings(model)
+    return Holdings(
         quantized_weights=quantized,
         dequantized_weights=dequantized,
-        dense_weights=standing - quantized - dequantized - adapters - elsewhere,
+        dense_weights=standing - quantized - dequantized - adapters,
         adapters=adapters,
-        gradients=adapters,
-        optimizer=state_on_card([weights.numel() for weights in trained], optim),
+        movable_embeddings=0 if embeddings is None else allocated([embeddings.weight]),
+        trained_sizes=tuple(weights.numel() for weights in trained),
+        fast_layers=bool(blocks_of(model)),
+    )
+
+
+def assembled(held: Holdings, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:
+    """The breakdown of a step of a model that holds so much.
+
+    Args:
+        embeddings_on_cpu: leave the input embeddings out, where they can be moved.
+    """
+    return Breakdown(
+        quantized_weights=held.quantized_weights,
+        dequantized_weights=held.dequantized_weights,
+        dense_weights=held.dense_weights - (held.movable_embeddings if embeddings_on_cpu else 0),
+        adapters=held.adapters,
+        gradients=held.adapters,
+        optimizer=state_on_card(list(held.trained_sizes), optim),
         activations=step.activation_bytes,
         logits=step.logits_bytes,
-        workspace=step.workspace_bytes + cublas_bytes(model, embeddings_on_cpu),
+        workspace=step.workspace_bytes + held.cublas_bytes(embeddings_on_cpu),
     )
+
+
+def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:
+    """The breakdown of a step of a model on the `meta` device; see `holdings` and `assembled`."""
+    return assembled(holdings(model), step, optim, embeddings_on_cpu)
 
 
 def dequantized_tensors(model: PeftModel) -> Iterator[torch.Tensor]:

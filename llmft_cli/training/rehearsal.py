@@ -13,6 +13,7 @@ from llmft_cli.data.examples import IGNORED
 from llmft_cli.errors import OutOfMemory, first_line
 from llmft_cli.training.batches import collate
 from llmft_cli.training.recovery import is_out_of_memory, random_state, set_random_state
+from llmft_cli.training.token_batches import largest_batch
 
 if TYPE_CHECKING:
     import datasets
@@ -23,16 +24,26 @@ if TYPE_CHECKING:
 SEQUENCES_AT_A_TIME = 1000
 
 
-def longest_batch(sequences: datasets.Dataset, batch_size: int) -> Batch:
+def longest_batch(sequences: datasets.Dataset, batch_size: int, tokens_per_batch: int | None = None) -> Batch:
     """The batch that takes the most memory: as long as the longest sequence, and with the most supervised tokens beside it.
 
-    Activations grow with the padded tokens and logits with the supervised ones.
+    Activations grow with the padded tokens and logits with the supervised ones. Of batches of a number of tokens,
+    it is one with the most padded tokens, whose sequences may be shorter.
     """
     tokens, supervised = token_counts(sequences)
+    if tokens_per_batch is None:
+        return collate([sequences[number] for number in longest_and_most_supervised(tokens, supervised, batch_size)])
+    largest = largest_batch(tokens.tolist(), tokens_per_batch)
+    within = numpy.flatnonzero(tokens <= largest.length)
+    chosen = longest_and_most_supervised(tokens[within], supervised[within], largest.sequences)
+    return collate([sequences[number] for number in within[chosen].tolist()], int(tokens.max()))
+
+
+def longest_and_most_supervised(tokens: Any, supervised: Any, count: int) -> list[int]:
+    """The number of the longest sequence, and those of the most supervised of the others."""
     longest = int(tokens.argmax())
     by_supervised = numpy.argsort(-supervised, kind="stable").tolist()
-    others = [number for number in by_supervised if number != longest][: batch_size - 1]
-    return collate([sequences[number] for number in (longest, *others)])
+    return [longest, *[number for number in by_supervised if number != longest][: count - 1]]
 
 
 def token_counts(sequences: datasets.Dataset) -> tuple[Any, Any]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.config import Config
 from llmft_cli.models import compute_dtype
+from llmft_cli.training.token_batches import sequence_lengths, token_batches
 
 if TYPE_CHECKING:
+    import datasets
     import torch
     from transformers import TrainingArguments
 
@@ -26,13 +28,27 @@ class Schedule:
     evaluate_every: int
 
 
-def plan(sequences: int, config: Config) -> Schedule:
-    """The schedule for so many training sequences."""
-    batches = math.ceil(sequences / config.batch_size)
-    per_epoch = math.ceil(batches / config.gradient_accumulation_steps)
+def plan(sequences: datasets.Dataset, config: Config) -> Schedule:
+    """The schedule for these training sequences."""
+    per_epoch = math.ceil(batches_per_epoch(sequences, config) / config.gradient_accumulation_steps)
     total = config.max_steps or math.ceil(per_epoch * config.num_epochs)
     every = config.eval_steps if config.eval_steps >= 1 else config.eval_steps * total
     return Schedule(total, math.ceil(config.warmup_ratio * total), max(1, math.ceil(every)))
+
+
+def batches_per_epoch(sequences: datasets.Dataset, config: Config) -> int:
+    if config.tokens_per_batch is None:
+        return math.ceil(len(sequences) / config.batch_size)
+    return len(token_batches(sequence_lengths(sequences), config.tokens_per_batch))
+
+
+def training_tokens(sequences: datasets.Dataset, config: Config) -> int:
+    """Tokens that pass through the model in the whole training."""
+    tokens = sum(sequence_lengths(sequences))
+    if config.max_steps is None:
+        return int(tokens * config.num_epochs)
+    steps_per_epoch = plan(sequences, replace(config, max_steps=None, num_epochs=1)).total
+    return int(tokens / steps_per_epoch * config.max_steps)
 
 
 def training_arguments(
@@ -92,6 +108,7 @@ def describe(config: Config, device: torch.device, layout: Layout) -> dict[str, 
         "quantization": config.quantization,
         "compute_dtype": str(compute_dtype(device)).removeprefix("torch."),
         "batch_size": config.batch_size,
+        "tokens_per_batch": config.tokens_per_batch,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "max_seq_length": config.max_seq_length,
         "packing": config.packing,
@@ -100,6 +117,7 @@ def describe(config: Config, device: torch.device, layout: Layout) -> dict[str, 
         "optim": config.optim,
         "embeddings_on_cpu": layout.plan.embeddings_on_cpu,
         "dequantized_weights": layout.plan.dequantized_weights,
+        "activation_offloading": layout.plan.activation_offloading,
         "predicted_peak_bytes": predicted and predicted.breakdown.total,
         "required_bytes": predicted and predicted.required_bytes,
     }

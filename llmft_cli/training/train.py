@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +19,7 @@ from llmft_cli.errors import ConfigError, Interrupted, StageError
 from llmft_cli.libraries import hardware, import_transformers, versions
 from llmft_cli.models import ModelSource
 from llmft_cli.progress import Reporter
-from llmft_cli.run_dir import RunDir, hash_path, replacing_directory, write_atomically
+from llmft_cli.run_dir import RunDir, hash_path, replacing_directory
 from llmft_cli.training import checkpoints, loss_chart, schedule
 from llmft_cli.training.batches import collate
 from llmft_cli.training.tracking import wandb_run
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
 
     from llmft_cli.training.planning import Layout
     from llmft_cli.training.plans import Plan
+    from llmft_cli.training.profiling import Profile
     from llmft_cli.training.trainer import QLoRATrainer
 
 # Settings that do not shape the result, or no more than rounding does.
@@ -64,15 +63,24 @@ class TrainResult:
     out_of_memory_retries: int
     largest_pass_tokens: int | None
     rehearsal_peak_bytes: int | None
+    profile: Profile | None = None
 
 
 def train(
-    run: RunDir, config: Config, reporter: Reporter, *, overwrite: bool = False, resume: bool = False, allow_stale: bool = False
+    run: RunDir,
+    config: Config,
+    reporter: Reporter,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    allow_stale: bool = False,
+    profile: bool = False,
 ) -> TrainResult:
     """Train an adapter on the run's prepared data.
 
     Args:
         resume: continue an interrupted training from its last complete checkpoint.
+        profile: leave in `profile/` where the time of a step goes.
 
     Raises:
         StageError: the run is not prepared, was prepared with other settings, or is trained already.
@@ -103,9 +111,9 @@ def train(
         reporter.note(f"loading {source.name} ({config.quantization}) on {device}")
         base = models.load_base(source, device, config.quantization)
         models.keep_training_layout(base)
-        forget_steps_after(run, checkpoint)
+        checkpoints.forget_steps_after(run, checkpoint)
         try:
-            result = fit(run, base, source.name, config, layout, checkpoint, reporter)
+            result = fit(run, base, source.name, config, layout, checkpoint, reporter, profile)
         finally:
             checkpoints.remove_incomplete(run.checkpoints)
             record.resumable = checkpoints.last_complete(run.checkpoints) is not None
@@ -137,15 +145,18 @@ def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
     checkpoint = checkpoints.last_complete(run.checkpoints) if entry else None
     if entry is None or checkpoint is None:
         raise StageError(f"{run.path} has no checkpoint to resume from", f"start with: llmft train {run.path}")
-    before, now = (math.prod(map(values.get, EFFECTIVE_BATCH)) for values in (entry["config"], asdict(config)))
+    # Where batches are filled by tokens, nothing is recorded of `batch_size`.
+    recorded, given = {"tokens_per_batch": None} | entry["config"], settings.of_command(config, "train")
+    before, now = (math.prod(values.get(name, 1) for name in EFFECTIVE_BATCH) for values in (recorded, given))
     may_change = MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH if before == now else ())
-    for name, value in entry["config"].items():
+    for name, value in recorded.items():
         wanted = getattr(config, name)
         if wanted != value and name not in may_change:
             flag = settings.flag_of(name)
+            surplus = "--batch-size" if name == "tokens_per_batch" and wanted is None else flag
             raise ConfigError(
                 f"{flag} was {value} before the interruption and is {wanted} now",
-                f"leave {flag} out, or start anew with --overwrite",
+                f"leave {surplus} out, or start anew with --overwrite",
             )
     checkpoints.make_movable(checkpoint)
     return checkpoint
@@ -169,18 +180,6 @@ def refuse_to_forget_checkpoints(run: RunDir) -> None:
         )
 
 
-def forget_steps_after(run: RunDir, checkpoint: Path | None) -> None:
-    """Clear what an earlier training left: all of it, or what came after the checkpoint that is resumed from."""
-    if checkpoint is None:
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-        run.metrics.unlink(missing_ok=True)
-    else:
-        checkpoints.remove_incomplete(run.checkpoints)
-        last = checkpoints.step_of(checkpoint)
-        rows = [row for row in loss_chart.read_metrics(run.metrics) if row["step"] <= last]
-        write_atomically(run.metrics, "".join(json.dumps(row) + "\n" for row in rows))
-
-
 def fit(
     run: RunDir,
     base: PreTrainedModel,
@@ -189,10 +188,12 @@ def fit(
     layout: Layout,
     checkpoint: Path | None,
     reporter: Reporter,
+    profile: bool = False,
 ) -> TrainResult:
     """Run the Trainer and leave adapter, figures and chart in the run."""
     from llmft_cli.training.callbacks import Rehearsal, peak_memory_bytes
     from llmft_cli.training.fast.architectures import blocks_of, keeps_dequantized
+    from llmft_cli.training.profiling import profiled
     from llmft_cli.training.trainer import QLoRATrainer
 
     train_rows, validation_rows = load_split(run.data, TRAIN), load_split(run.data, VALIDATION)
@@ -201,10 +202,11 @@ def fit(
     config = layout.applied_to(config)
     plan = layout.plan
     model = trainable_model(base, base_name, config, plan, reporter)
-    steps = schedule.plan(len(train_rows), config)
+    steps = schedule.plan(train_rows, config)
     arguments = schedule.training_arguments(run.checkpoints, steps, config, base.device, evaluate=validation_rows is not None)
     trainer = QLoRATrainer(
         group_by_length=not config.packing,
+        tokens_per_batch=config.tokens_per_batch,
         reporter=reporter,
         model=model,
         args=arguments,
@@ -217,7 +219,8 @@ def fit(
     if base.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
         trainer.add_callback(rehearsal)
     started = time.perf_counter()
-    run_trainer(trainer, run, config, checkpoint, reporter)
+    with profiled(profile, trainer, config, plan, run.path / "profile", reporter) as found_profile:
+        run_trainer(trainer, run, config, checkpoint, reporter)
     seconds = time.perf_counter() - started
     check_changes_something(model)
     with replacing_directory(run.adapter) as folder:
@@ -238,6 +241,7 @@ def fit(
         out_of_memory_retries=trainer.passes.retries + trainer.evaluation_passes.retries,
         largest_pass_tokens=trainer.passes.largest,
         rehearsal_peak_bytes=rehearsal.peak_bytes,
+        profile=found_profile(),
     )
 
 
@@ -246,7 +250,9 @@ def trainable_model(base: PreTrainedModel, base_name: str, config: Config, plan:
     from llmft_cli.training.tuned_model import has_room_for_dequantized_weights, make_trainable, why_plain_layers
 
     kept = plan.dequantized_weights or has_room_for_dequantized_weights(base)
-    model = make_trainable(base, config, base_name, plan.checkpointed_layers, plan.embeddings_on_cpu, kept)
+    model = make_trainable(
+        base, config, base_name, plan.checkpointed_layers, plan.embeddings_on_cpu, kept, plan.activation_offloading
+    )
     plain = why_plain_layers(model, config)
     if plain is not None:
         reporter.note(f"layers are computed by PEFT's own modules, not the fast ones: {plain}")

@@ -20,7 +20,8 @@ from llmft_cli.training.fast.recorded_pass import recorded_passes
 from llmft_cli.training.held_out import held_out_loss
 from llmft_cli.training.loss import loss_and_gradients, summed_loss
 from llmft_cli.training.recovery import Failure, Passes, RandomState, random_state, retry_notice, set_random_state
-from llmft_cli.training.sampling import LengthGroupedSampler
+from llmft_cli.training.sampling import LengthGroupedSampler, TokenBatchSampler
+from llmft_cli.training.token_batches import sequence_lengths
 
 if TYPE_CHECKING:
     from llmft_cli.training.batches import Batch
@@ -110,12 +111,20 @@ class QLoRATrainer(transformers.Trainer):
 
     Attributes:
         passes, evaluation_passes: how much of a batch goes through the model at once.
+        tokens_per_batch: tokens that batches are filled with, padding included; None where they have a number of sequences.
     """
 
     control: transformers.TrainerControl
 
-    def __init__(self, group_by_length: bool = False, reporter: Reporter | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        group_by_length: bool = False,
+        tokens_per_batch: int | None = None,
+        reporter: Reporter | None = None,
+        **kwargs: Any,
+    ) -> None:
         self._group_by_length = group_by_length
+        self.tokens_per_batch = tokens_per_batch
         super().__init__(**kwargs)
         self.clock = StepClock(self.args.device)
         self._reporter = reporter or Silent()
@@ -130,8 +139,24 @@ class QLoRATrainer(transformers.Trainer):
         rows = self.train_dataset if train_dataset is None else train_dataset
         if not self._group_by_length:
             return super()._get_train_sampler(rows)
-        lengths = [sum(lengths) for lengths in rows["row_lengths"]]
-        return LengthGroupedSampler(lengths, self.args.train_batch_size * self.args.gradient_accumulation_steps, self.args.seed)
+        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(sequence_lengths(rows), rows_per_step, self.args.seed)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader[Batch]:
+        """As the parent's, which knows batches of a fixed number of sequences only."""
+        if self.tokens_per_batch is None:
+            return super().get_train_dataloader()
+        lengths = sequence_lengths(self.train_dataset)
+        loader = torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_sampler=TokenBatchSampler(lengths, self.tokens_per_batch, self.args.seed),
+            collate_fn=partial(self.data_collator, longest_of_all=max(lengths)),
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            persistent_workers=self.args.dataloader_persistent_workers,
+        )
+        return self.accelerator.prepare(loader)
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward, in smaller passes once memory has run out; returns the batch's share of the loss.
@@ -178,13 +203,18 @@ class QLoRATrainer(transformers.Trainer):
 
     def _tell_of_training(self, failure: Failure, largest: int) -> None:
         when = "longest batch" if self._step is None else f"step {self.state.global_step + 1}"
-        step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        fitting = largest // failure.part["input_ids"].shape[1]
-        advice = "a smaller --max-seq-length"
-        if fitting:
-            size = max(count for count in range(1, fitting + 1) if step % count == 0)
-            advice = f"--batch-size {size} --gradient-accumulation-steps {step // size}"
+        advice = self._smaller_batches(failure.part["input_ids"].shape[1], largest) or "a smaller --max-seq-length"
         self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset, advice))
+
+    def _smaller_batches(self, length: int, largest: int) -> str | None:
+        """The flags with which sequences of this length go through in passes of `largest` tokens; None if there are none."""
+        if self.tokens_per_batch is not None:
+            return f"--tokens-per-batch {largest}" if largest >= max(sequence_lengths(self.train_dataset)) else None
+        if largest < length:
+            return None
+        step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        size = max(count for count in range(1, largest // length + 1) if step % count == 0)
+        return f"--batch-size {size} --gradient-accumulation-steps {step // size}"
 
     def _tell_of_evaluation(self, failure: Failure, largest: int) -> None:
         advice = f"--eval-batch-size {max(1, largest // failure.part['input_ids'].shape[1])}"

@@ -27,6 +27,7 @@ def make_trainable(
     checkpointed_layers: int | None,
     embeddings_on_cpu: bool = False,
     dequantized_weights: bool = False,
+    activation_offloading: bool = False,
 ) -> PeftModel:
     """The base with a fresh adapter, set up for training steps; also for a base on the `meta` device.
 
@@ -35,6 +36,7 @@ def make_trainable(
             again in the backward pass; None is all of them.
         embeddings_on_cpu: look the input embeddings up in the host's memory; not for a base on the `meta` device.
         dequantized_weights: keep the 16-bit values of 4-bit weights, where the layers are fast ones.
+        activation_offloading: keep what checkpointed layers keep in the host's memory, where they are fast ones.
 
     Raises:
         ConfigError: no module of the model matches the target modules, or the embeddings are needed on the GPU.
@@ -47,6 +49,7 @@ def make_trainable(
     if why_plain_layers(model, config) is None:
         architectures.use_fast_layers(model)
         architectures.keep_dequantized(model, dequantized_weights)
+        architectures.offload_activations(model, activation_offloading)
     elif computes_in_base_type(config, base_type(model)):
         lora_product.use_fused_products(model)
     checkpoint_layers(model, checkpointed_layers)

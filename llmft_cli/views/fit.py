@@ -68,7 +68,8 @@ def row(option: PlanOption) -> tuple[str, ...]:
         f"{plan['checkpointed_layers']} layers",
         plan["optim"]
         + (", embeddings on the CPU" if plan.get("embeddings_on_cpu") else "")
-        + (", weights kept dequantised" if plan.get("dequantized_weights") else ""),
+        + (", weights kept dequantised" if plan.get("dequantized_weights") else "")
+        + (", activations offloaded" if plan.get("activation_offloading") else ""),
         gibibytes(option.required_bytes) or "",
         "" if speed is None else f"{speed:,.0f}",
     )

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llmft_cli.data.report import PrepareResult
     from llmft_cli.evaluation.evaluate import EvalResult
     from llmft_cli.merging import MergeResult
+    from llmft_cli.training.profiling import Profile
     from llmft_cli.training.train import TrainResult
 
 
@@ -90,7 +91,32 @@ def train(run: str, result: TrainResult) -> list[Section]:
                 "adapter": result.adapter,
             },
         ),
+        *([] if result.profile is None else profile(result.profile)),
         next_command("eval", run),
+    ]
+
+
+def profile(found: Profile) -> list[Section]:
+    """Where the time of a step went, and the least that it could take."""
+    last = found.first_step + found.steps - 1
+    steps = f"step {last}" if found.steps == 1 else f"steps {found.first_step} to {last}"
+    computing = sum(found.group_seconds.values())
+    rest = "operators" if found.device == "cpu" else "kernels"
+    times = {words(group): seconds for group, seconds in found.group_seconds.items()}
+    times |= {f"between {rest}": max(0.0, found.step_seconds - computing), "step": found.step_seconds}
+    rows = [(name, f"{1000 * seconds:,.1f}", f"{seconds / found.step_seconds:.1%}") for name, seconds in times.items()]
+    line = found.roofline
+    least = (
+        f"none: {found.why_no_roofline}"
+        if line is None
+        else (
+            f"the step took {1000 * found.step_seconds:,.0f} ms; the roofline is {1000 * line.seconds:,.0f} ms "
+            f"({line.seconds / found.step_seconds:.0%})"
+        )
+    )
+    return [
+        Section(f"Profile of {steps} on {found.device}", rows, ("", "ms a step", "share")),
+        named("", {"busy": f"{found.busy_share:.1%} of the step", "roofline": least, "trace": found.trace}),
     ]
 
 

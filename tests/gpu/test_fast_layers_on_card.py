@@ -17,7 +17,7 @@ from llmft_cli.training.fast import plain_kernels
 from llmft_cli.training.fast.recorded_pass import recorded_passes
 from llmft_cli.training.loss import loss_and_gradients
 from llmft_cli.training.measuring import random_batch
-from llmft_cli.training.simulation import BatchShape
+from llmft_cli.training.simulation import BatchShape, full_batch
 from llmft_cli.training.tuned_model import make_trainable
 
 pytestmark = pytest.mark.gpu
@@ -104,18 +104,42 @@ def test_dense_attention_is_that_of_rows_as_long_as_their_sequences(key_heads: i
         assert distance(dense, by_rows) < 1e-2
 
 
-@pytest.mark.parametrize("checkpointed", [0, None])
-def test_a_recorded_pass_has_the_loss_and_gradients_of_the_pass(checkpointed: int | None) -> None:
-    """For batches of four shapes and one of them again, each added to what there is."""
+def small_model(layers: int, checkpointed: int | None, activation_offloading: bool = False) -> Any:
     torch.manual_seed(0)
     shape = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=3, num_attention_heads=8
+        vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=layers, num_attention_heads=8
     )
     base = model_shapes.build(shape, CARD, "nf4", torch.bfloat16)
-    model = make_trainable(base, resolve({}), "random", checkpointed).train()
+    model = make_trainable(base, resolve({}), "random", checkpointed, activation_offloading=activation_offloading).train()
     for name, weights in model.named_parameters():
         if "lora_B" in name:
             weights.data.normal_(std=0.02)
+    return model
+
+
+@pytest.mark.parametrize("checkpointed", [None, 4])
+def test_what_is_offloaded_comes_back_as_it_was(checkpointed: int | None) -> None:
+    """In passes of several sizes one after the other, and not all at once on the card."""
+    results = []
+    for offloaded in (False, True):
+        model = small_model(8, checkpointed, offloaded)
+        trained = [weights for weights in model.parameters() if weights.requires_grad]
+        seen = []
+        for sequences, length in ((2, 512), (4, 1024), (1, 256), (4, 1024)):
+            batch = random_batch(full_batch(sequences, length), VOCABULARY, CARD)
+            loss = loss_and_gradients(model, batch, torch.tensor(100.0, device=CARD))
+            seen.append([loss, *(weights.grad.clone() for weights in trained)])
+        results.append(seen)
+    for kept, fetched in zip(*results, strict=True):
+        for one, other in zip(kept, fetched, strict=True):
+            assert distance(other, one) < 1e-2  # attention adds up in another order each time
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+@pytest.mark.parametrize("checkpointed", [0, None])
+def test_a_recorded_pass_has_the_loss_and_gradients_of_the_pass(checkpointed: int | None, offloaded: bool) -> None:
+    """For batches of four shapes and one of them again, each added to what there is."""
+    model = small_model(3, checkpointed, offloaded)
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     work = partial(loss_and_gradients, model)
     passes = recorded_passes(model, CARD, work)

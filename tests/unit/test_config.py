@@ -231,9 +231,49 @@ def values_of(item: Field) -> st.SearchStrategy[Any]:
 @given(values=st.fixed_dictionaries({name: values_of(item) for name, item in FIELDS.items()}))
 @example(values={**dataclasses.asdict(Config()), "wandb_project": "\x85", "model": "\u6a21\u578b"})
 def test_what_is_saved_reads_back_as_it_was(values: dict[str, Any], tmp_path: Path) -> None:
+    if values["tokens_per_batch"] is not None:  # which is in place of the other
+        values = {name: value for name, value in values.items() if name != "batch_size"}
     file = tmp_path / "config.yaml"
     file.write_text(config.dump(values), encoding="utf-8")
-    assert dataclasses.asdict(resolve({}, file)) == values
+    assert dataclasses.asdict(resolve({}, file)) == {"batch_size": Config().batch_size, **values}
+
+
+# -- a batch of sequences, or of tokens
+
+
+def test_a_batch_has_a_number_of_sequences_or_of_tokens() -> None:
+    message = "--batch-size (2) and --tokens-per-batch (8192) exclude each other"
+    hint = "leave --batch-size out to fill batches by tokens, or --tokens-per-batch to count sequences"
+    assert complaint_of(lambda: resolve({"batch_size": "2", "tokens_per_batch": "8192"})) == (message, hint)
+
+
+def test_a_file_says_it_one_way_too(yaml_file: WriteYaml) -> None:
+    file = yaml_file("per_device_train_batch_size: 2\ntokens-per-batch: 8192\n")
+    message, _ = complaint_of(lambda: resolve({}, file))
+    assert message == f"batch_size in {file} (2) and tokens_per_batch in {file} (8192) exclude each other"
+
+
+def test_a_flag_replaces_either_in_the_file_and_the_file_either_of_the_run(yaml_file: WriteYaml) -> None:
+    by_tokens, by_rows = {"tokens_per_batch": 8192}, {"batch_size": 2, "tokens_per_batch": None}
+    file = yaml_file("batch_size: 3\n")
+
+    def sizes(*layers: Any) -> tuple[int, int | None]:
+        resolved = resolve(*layers)
+        return resolved.batch_size, resolved.tokens_per_batch
+
+    assert sizes({"tokens_per_batch": "64"}, file, by_rows) == (4, 64)
+    assert sizes({}, file, by_tokens) == (3, None)
+    assert sizes({"lora_r": 8}, None, by_tokens) == (4, 8192)
+    assert sizes({"batch_size": "5"}, None, by_tokens) == (5, None)
+    assert sizes({"lora_r": 8}, yaml_file("tokens_per_batch: null\n"), by_rows) == (2, None)
+
+
+@pytest.mark.parametrize("flags", [{"tokens_per_batch": 64}, {"batch_size": 2}])
+def test_what_a_run_records_says_it_one_way(flags: dict[str, int]) -> None:
+    """So that its file can be given to another run."""
+    recorded = config.of_command(resolve(flags), "train")
+    assert {name: recorded[name] for name in ("batch_size", "tokens_per_batch") if recorded.get(name) is not None} == flags
+    assert resolve({}, None, recorded) == resolve(flags)
 
 
 @pytest.mark.parametrize("item", FIELDS.values(), ids=FIELDS)

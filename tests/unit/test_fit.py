@@ -10,8 +10,6 @@ import pytest
 
 pytest.importorskip("torch")
 
-import datasets
-
 from llmft_cli import fit
 from llmft_cli.config import resolve
 from llmft_cli.errors import ConfigError, MachineError, OutOfMemory
@@ -19,7 +17,6 @@ from llmft_cli.fit import Card
 from llmft_cli.gpu.gpus import Gpu
 from llmft_cli.gpu.probes import Probe
 from llmft_cli.progress import Silent
-from llmft_cli.run_dir import RunDir
 from llmft_cli.training.speed import Rates
 
 GIBIBYTE = 2**30
@@ -37,6 +34,11 @@ def probe(device: str, flops: float | None = 790e12) -> Probe:
 def small(**flags: Any) -> Any:
     """The built-in model, whose shape needs no download, with short sequences."""
     return resolve({"model": "smollm2-135m", "max_seq_length": 256, "batch_size": 2, "gradient_accumulation_steps": 2} | flags)
+
+
+def by_tokens(tokens: int, **flags: Any) -> Any:
+    defaults = {"model": "smollm2-135m", "max_seq_length": 256, "gradient_accumulation_steps": 3}
+    return resolve(defaults | {"tokens_per_batch": tokens} | flags)
 
 
 def on(gibibytes: float, rates: Rates | None = None) -> Card:
@@ -122,7 +124,7 @@ def test_a_plan_file_may_keep_weights_dequantised(tmp_path, kept):
     plan = {"batch_size": 1, "gradient_accumulation_steps": 4, "checkpointed_layers": 0, "optim": "sgd"}
     file.write_text(json.dumps(plan | {"dequantized_weights": kept}))
     found = fit.fit(small(plan=str(file)), on(80), None, Silent())
-    assert found.plan == plan | {"embeddings_on_cpu": False, "dequantized_weights": kept}
+    assert found.plan == plan | {"embeddings_on_cpu": False, "dequantized_weights": kept, "activation_offloading": False}
     # 16 bits of 106 million values in linear layers against the largest matrix of one of them.
     assert (found.breakdown["dequantized_weights"] > 212_000_000) == kept
 
@@ -146,12 +148,27 @@ def test_waiting_asks_for_what_the_least_plan_with_the_wanted_optimizer_needs():
     assert fit.least_bytes(cheaper) < min(plain)
 
 
-def test_the_tokens_of_a_training_are_those_of_its_epochs_or_its_steps(tmp_path, monkeypatch):
-    """With more steps than the epochs have, the epochs do not count."""
-    sequences = datasets.Dataset.from_dict({"row_lengths": [[6, 4], [10], [10]]})
-    monkeypatch.setattr("llmft_cli.data.store.load_split", lambda data, split: sequences)
-    run = RunDir(tmp_path)
-    two_steps = {"batch_size": 2, "gradient_accumulation_steps": 1}
-    assert fit.training_tokens(run, small(num_epochs=2.0, **two_steps)) == 60
-    assert fit.training_tokens(run, small(num_epochs=0.5, **two_steps)) == 15
-    assert fit.training_tokens(run, small(max_steps=10, num_epochs=1.0, **two_steps)) == 150
+def test_a_batch_of_tokens_is_one_size_whose_passes_are_the_users():
+    found = fit.fit(by_tokens(1100), on(80), None, Silent())
+    assert found.tokens_per_batch == 1100
+    assert len(found.options) > 2
+    assert {(one.plan["batch_size"], one.plan["gradient_accumulation_steps"]) for one in found.options} == {(4, 3)}
+    larger = fit.fit(by_tokens(2200), on(80), None, Silent())
+    assert larger.breakdown["activations"] == pytest.approx(2 * found.breakdown["activations"], rel=0.05)
+    given = fit.fit(by_tokens(1100, plan="given"), on(80), None, Silent())
+    assert [one.plan["batch_size"] for one in given.options] == [4]
+
+
+def test_where_a_batch_of_tokens_does_not_fit_fewer_are_proposed():
+    config = by_tokens(2**16)
+    least = min(option.required_bytes for option in fit.fit(config, None, None, Silent()).options)
+    found = fit.fit(config, on((least - 1) / GIBIBYTE), None, Silent())
+    assert (found.fits, found.fitting_length) == (False, 256)
+    with pytest.raises(OutOfMemory) as raised:
+        fit.require_fit(found)
+    assert "--max-seq-length 256 --tokens-per-batch 256 fits; or use a smaller" in raised.value.hint
+
+
+def test_a_batch_of_fewer_tokens_than_a_sequence_may_have_is_refused():
+    with pytest.raises(ConfigError, match="--tokens-per-batch 255 is less than the longest sequence has, 256 tokens"):
+        fit.fit(by_tokens(255), on(80), None, Silent())

@@ -224,3 +224,11 @@ def make_trainer(model_dir: Path, folder: Path, config: Any, transformers: Any) 
         eval_dataset=other_rows,
         data_collator=collate,
     )
+
+
+def test_offloaded_activations_are_in_the_host_memory(llama_2_7b: Any) -> None:
+    """64 MiB for each of 32 layers; three sequences take as much, since memory is pinned in powers of two."""
+    kept = footprint(llama_2_7b, resolve({}), weights_here=True).training_ram_bytes
+    for tokens in (3 * 2048, 4 * 2048):
+        found = footprint(llama_2_7b, resolve({}), weights_here=True, offloaded_tokens=tokens)
+        assert found.training_ram_bytes - kept == 32 * 64 * 2**20

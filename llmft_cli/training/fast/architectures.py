@@ -12,6 +12,7 @@ import torch
 from llmft_cli.training.fast.decoder_layer import Angles, Block, DecoderLayer
 from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
 from llmft_cli.training.fast.kernels import Activation, kernels_for
+from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
 from llmft_cli.training.layers import decoder_layers
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def use_fast_layers(model: PeftModel) -> None:
 
     Without gradients they stay transformers' and PEFT's own. The model is changed in place.
     """
-    for layer in decoder_layers(model):
-        block = make_block(layer, model.config.get_text_config())
+    for index, layer in enumerate(decoder_layers(model)):
+        block = make_block(layer, model.config.get_text_config(), index)
         setattr(layer, BLOCK, block)
         layer.forward = partial(fast_forward, block, layer.forward)
         for linear in block.linears:
@@ -108,6 +109,18 @@ def keeps_dequantized(model: Any) -> bool:
     return any(linear.is_quantized and linear.kept is not None for block in blocks_of(model) for linear in block.linears)
 
 
+def offload_activations(model: Any, whether: bool) -> None:
+    """Keep the inputs of checkpointed fast layers in the host's memory, or where they are computed."""
+    blocks = blocks_of(model)
+    offloaded = OffloadedInputs(blocks[0].qkv.device) if whether and blocks else None
+    for block in blocks:
+        block.offloaded = offloaded
+
+
+def offloads_activations(model: Any) -> bool:
+    return any(block.offloaded is not None for block in blocks_of(model))
+
+
 def block_of(layer: Any) -> Block | None:
     """What `use_fast_layers` made of a layer."""
     return getattr(layer, BLOCK, None)
@@ -126,7 +139,7 @@ def held_tensors(module: Any) -> Iterator[torch.Tensor]:
         yield from (linear.kept for linear in block.linears if linear.kept is not None)
 
 
-def make_block(layer: Any, config: Any) -> Block:
+def make_block(layer: Any, config: Any, index: int) -> Block:
     dtype = layer.input_layernorm.weight.dtype
     qkv, o, gate_up, down = (JoinedLinear([member_of(linear) for linear in group], dtype) for group in groups_of(layer))
     dim = head_dim(config)
@@ -146,6 +159,7 @@ def make_block(layer: Any, config: Any) -> Block:
         head_dim=dim,
         workspace=torch.empty(0),
         kernels=kernels_for(qkv.device),
+        index=index,
     )
 
 

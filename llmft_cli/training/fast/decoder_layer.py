@@ -20,6 +20,7 @@ import torch
 
 from llmft_cli.training.fast.joined_linear import JoinedLinear
 from llmft_cli.training.fast.kernels import Activation, Kernels
+from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
 
 
 @dataclass
@@ -33,7 +34,9 @@ class Block:
             (batch, heads, length, head_dim) and the keywords of the model's forward.
         query_size, key_size: columns of all heads of queries, and of keys, as of values.
         workspace: where a matrix of weights is put while it is used, shared by all layers.
+        index: the layer's place in the model.
         recompute: keep the layer's input alone.
+        offloaded: where it is kept then; None is on the device.
     """
 
     qkv: JoinedLinear
@@ -51,7 +54,9 @@ class Block:
     head_dim: int
     workspace: torch.Tensor
     kernels: Kernels
+    index: int = 0
     recompute: bool = False
+    offloaded: OffloadedInputs | None = None
 
     @property
     def linears(self) -> tuple[JoinedLinear, ...]:
@@ -101,20 +106,23 @@ class DecoderLayer(torch.autograd.Function):
         ctx: Any, hidden: torch.Tensor, block: Block, angles: Angles, options: dict[str, Any], *adapters: torch.Tensor
     ) -> torch.Tensor:
         rows = hidden.flatten(0, 1)
+        elsewhere = block.offloaded if block.recompute else None
+        if elsewhere is not None:
+            elsewhere.put(block.index, rows)
         kept = up_to_mlp(block, rows, hidden.shape, angles, options, with_graph=not block.recompute)
         act = block.down.widened(len(rows), block.down.inputs)
         block.kernels.gated(kept.gate_up[:, : block.gate_up.outputs], block.activation, act[:, : block.down.inputs])
         result = torch.empty_like(rows)
         kept.down_projected = block.down.product(block.down.matrix(block.workspace), act, result)
         result += kept.after_attention
-        ctx.save_for_backward(rows)
-        ctx.block, ctx.angles, ctx.options, ctx.shape = block, angles, options, hidden.shape
+        ctx.save_for_backward(*([] if elsewhere else [rows]))
+        ctx.block, ctx.elsewhere, ctx.angles, ctx.options, ctx.shape = block, elsewhere, angles, options, hidden.shape
         ctx.kept = None if block.recompute else kept
         return result.view(hidden.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (rows,) = ctx.saved_tensors
+        (rows,) = ctx.saved_tensors if ctx.elsewhere is None else [ctx.elsewhere.take(ctx.block.index)]
         block, kept = ctx.block, ctx.kept
         ctx.kept = None
         if kept is None:

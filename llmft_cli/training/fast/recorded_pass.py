@@ -27,6 +27,8 @@ Work = Callable[["Batch", torch.Tensor], torch.Tensor]
 # Sizes that are recorded: eighths of the batch's positions for those that have a target, and so many rows.
 SUPERVISED_SHARE = 8
 ROWS_AT_A_TIME = 32
+# Each holds its graph and inputs on the card, besides the memory for activations that all share.
+MOST_RECORDINGS = 32
 TENSORS = ("input_ids", "position_ids", "predicting", "targets", "row_starts")
 
 
@@ -49,6 +51,8 @@ class Recording:
 
 class RecordedPasses:
     """Passes of a model: the first as it is, to have kernels compiled, each further one recorded where its shape is new.
+
+    Where batches come in too many shapes, all recordings are let go: beside them there is no memory for other passes.
 
     Attributes:
         failure: why nothing is recorded any more, in a line; None while it works.
@@ -87,11 +91,14 @@ class RecordedPasses:
         torch.cuda.empty_cache()
 
     def _try_to_record(self, key: Any, batch: Batch, divisor: torch.Tensor) -> None:
-        try:
-            self._recordings[key] = self._record(batch, divisor)
-        except Exception as error:  # nothing was computed yet, and everything can be computed without a graph
-            # Not the error itself, whose traceback holds the tensors of the pass.
-            self.failure = first_line(error)
+        if len(self._recordings) == MOST_RECORDINGS:
+            self.failure = f"batches come in more than {MOST_RECORDINGS} shapes"
+        else:
+            try:
+                self._recordings[key] = self._record(batch, divisor)
+            except Exception as error:  # nothing was computed yet, and everything can be computed without a graph
+                # Not the error itself, whose traceback holds the tensors of the pass.
+                self.failure = first_line(error)
         if self.failure is not None:
             self.release()
 

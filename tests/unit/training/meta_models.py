@@ -91,4 +91,5 @@ def predicted_fast(number: int) -> Option:
     model = fast_model(case["shape"], case["lora_r"])
     option = option_of(model, resolve({"batch_size": case["sequences"]}), batch_of(case), REFERENCE_RATES)
     layers = len(decoder_layers(model)) if case["checkpointed"] is None else case["checkpointed"]
-    return option(layers, case["optim"], case["embeddings_on_cpu"], case["dequantized_weights"])
+    switches = {name: case[name] for name in ("embeddings_on_cpu", "dequantized_weights", "activation_offloading")}
+    return option(layers, case["optim"], **switches)

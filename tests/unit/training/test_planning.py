@@ -24,13 +24,14 @@ from llmft_cli.training.planning import (
     choose_plan,
     decide,
     described,
+    filled,
     longest_batches,
     read_plan,
     worst_batches,
 )
 from llmft_cli.training.plans import Option, Plan
 from llmft_cli.training.prediction import Breakdown
-from llmft_cli.training.simulation import full_batch
+from llmft_cli.training.simulation import BatchShape, full_batch
 
 from .tiny_training import Told, sequences
 
@@ -189,7 +190,10 @@ def test_a_written_plan_is_the_plan_that_is_read(tmp_path: Path, plan: Plan) -> 
         (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": "8"}), "'8' is not a whole number from 1 on"),
         (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": 1.5}), "1.5 is not a whole number from 1 on"),
         (yaml.safe_dump(PLAIN | {"dequantized_weights": 1}), "dequantized_weights in .*: 1 is neither true nor false"),
-        (yaml.safe_dump(PLAIN | {"learning_rate": 1}), "may have embeddings_on_cpu, dequantized_weights, and nothing else"),
+        (
+            yaml.safe_dump(PLAIN | {"learning_rate": 1}),
+            "may have embeddings_on_cpu, dequantized_weights, activation_offloading, and nothing else",
+        ),
         (yaml.safe_dump(PLAIN | {"checkpointed_layers": -1}), "checkpointed_layers in .*: -1 is not a whole number from 0 on"),
     ],
 )
@@ -222,6 +226,13 @@ def test_the_worst_batch_is_as_long_and_as_supervised_as_they_come() -> None:
     assert batch_of(1).longest_row == 16
 
 
+def test_the_worst_batch_of_so_many_tokens_is_the_largest_there_is() -> None:
+    """Here three of up to 64 tokens, padded to them, rather than the longest one."""
+    data = datasets.Dataset.from_list([row(150, 99, [150]), row(63, 9, [63]), row(58, 30, [40, 18]), row(57, 7, [57])])
+    assert worst_batches(data, 200)(1) == BatchShape(3, 64, 46, 3, 63)
+    assert worst_batches(data, 150)(1) == BatchShape(1, 150, 99, 1, 150)
+
+
 def test_rows_of_the_worst_batch_cost_attention_what_the_rows_there_are_cost() -> None:
     """The squares of all rows' lengths, spread evenly over the batches."""
     data = datasets.Dataset.from_list([row(40, 30, [20, 10, 10]), row(40, 30, [20, 20])] * 4)
@@ -237,6 +248,58 @@ def test_rows_of_the_worst_batch_cost_attention_what_the_rows_there_are_cost() -
 def test_without_data_batches_are_as_full_as_the_settings_allow() -> None:
     batch_of = longest_batches(resolve({"max_seq_length": 512}))
     assert [batch_of(size) for size in (1, 4)] == [full_batch(1, 512), full_batch(4, 512)]
+    by_tokens = filled(resolve({"max_seq_length": 512, "tokens_per_batch": 1600}))
+    assert longest_batches(by_tokens)(by_tokens.batch_size) == full_batch(3, 533)
+
+
+# -- batches of tokens: `sequences(12, packing=True)` have at most 65
+
+TOKENS = {"tokens_per_batch": 170, "gradient_accumulation_steps": 3, "lora_r": 4}
+
+
+def decided_by_tokens(model_dir: Path, device: torch.device, reporter: Told | None = None, **flags: Any) -> Layout:
+    source = models.resolve(str(model_dir), Silent())
+    return decide(source, resolve(TOKENS | flags), sequences(12, packing=True), device, reporter or Silent())
+
+
+@pytest.mark.parametrize("plan", ["fast", "given"])
+def test_a_batch_of_tokens_is_planned_as_the_longest_sequences_that_fill_it(tiny_model_dir: Path, plan: str) -> None:
+    layout = decided_by_tokens(tiny_model_dir, CPU, plan=plan)
+    assert layout == Layout(Plan(2, 3, 0, "adamw_torch_fused"))
+    applied = layout.applied_to(resolve(TOKENS))
+    assert (applied.batch_size, applied.gradient_accumulation_steps, applied.tokens_per_batch) == (2, 3, 170)
+
+
+@pytest.mark.usefixtures("card")
+def test_on_a_gpu_a_batch_of_tokens_stays_the_users(tiny_model_dir: Path) -> None:
+    """However much room there is; all else is planned as ever."""
+    told = Told()
+    layout = decided_by_tokens(tiny_model_dir, GPU, told)
+    assert layout.plan == Plan(2, 3, 0, "adamw_torch_fused", dequantized_weights=True)
+    assert layout.option is not None
+    assert layout.option.plan == layout.plan
+    assert told.notes[1].startswith("plan: 170 tokens at once, 3 times a step, 0 layers checkpointed, ")
+    frugal = decided_by_tokens(tiny_model_dir, GPU, plan="frugal").plan
+    assert frugal.optim == "paged_adamw_8bit"
+    assert (frugal.batch_size, frugal.gradient_accumulation_steps) == (2, 3)
+
+
+def test_a_longer_sequence_than_a_batch_of_tokens_is_refused(tiny_model_dir: Path) -> None:
+    longest = max(sum(one) for one in sequences(12, packing=True)["row_lengths"])
+    with pytest.raises(ConfigError) as raised:
+        decided_by_tokens(tiny_model_dir, CPU, tokens_per_batch=longest - 1)
+    assert raised.value.message == (f"--tokens-per-batch {longest - 1} is less than the longest sequence has, {longest} tokens")
+    assert f"use --tokens-per-batch {longest} or more" in raised.value.hint
+    assert decided_by_tokens(tiny_model_dir, CPU, tokens_per_batch=longest).plan.batch_size == 1
+
+
+def test_a_plan_file_has_the_batch_that_the_tokens_amount_to(tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAIN | {"batch_size": 2}))
+    assert decided_by_tokens(tiny_model_dir, CPU, plan=str(path)).plan.batch_size == 2
+    path.write_text(yaml.safe_dump(PLAIN | {"batch_size": 4}))
+    with pytest.raises(ConfigError, match="is 4, but --tokens-per-batch 170 holds 2 of the longest sequences"):
+        decided_by_tokens(tiny_model_dir, CPU, plan=str(path))
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def found_options(model: Any, available: int | None, length: int = 256, **flags:
 
 
 def needed_by(found: list[Option], **wanted: Any) -> int:
-    wanted = {"dequantized_weights": False} | wanted
+    wanted = {"dequantized_weights": False, "activation_offloading": False} | wanted
     (one,) = [one for one in found if all(getattr(one.plan, name) == value for name, value in wanted.items())]
     return one.required_bytes
 
@@ -249,9 +249,11 @@ def test_more_in_one_pass_needs_more_and_recomputing_less(model: Any) -> None:
     for optim in (PLAIN, FRUGAL_OPTIM):
         for layers in (0, LAYERS):
             plain = [one for one in found if one.plan.optim == optim and not one.plan.dequantized_weights]
-            alike = [one for one in plain if one.plan.checkpointed_layers == layers]
-            by_size = sorted({one.plan.batch_size: one.required_bytes for one in alike}.items())
-            assert [needed for _, needed in by_size] == sorted(needed for _, needed in by_size)
+            for offloading in (False, True):
+                alike = [one for one in plain if one.plan.checkpointed_layers == layers]
+                alike = [one for one in alike if one.plan.activation_offloading == offloading]
+                by_size = sorted({one.plan.batch_size: one.required_bytes for one in alike}.items())
+                assert [needed for _, needed in by_size] == sorted(needed for _, needed in by_size)
     for size in (1, 2, 4, 8):
         free = needed_by(found, batch_size=size, checkpointed_layers=0, optim=PLAIN)
         assert needed_by(found, batch_size=size, checkpointed_layers=LAYERS, optim=PLAIN) < free

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from llmft_cli.training.prediction import CUBLAS_BYTES, assemble, cublas_bytes, is_recorded
+from llmft_cli.training.prediction import CUBLAS_BYTES, assemble, holdings
 from llmft_cli.training.simulation import full_batch, simulate
 
 from .meta_models import on_meta, predicted, predicted_fast, recorded, recorded_fast, small_shape
@@ -15,8 +15,9 @@ from .meta_models import on_meta, predicted, predicted_fast, recorded, recorded_
 # Between them: no, some and all layers checkpointed; rank 16 to 128; 8-bit and paged optimizers; shared
 # key-value heads; 128,256 tokens; packed rows; 135 million to 70 billion weights.
 QUICK_CASES = (4, 10, 12, 18, 22, 25, 29)
-# The like of trainings with fast layers; weights kept dequantised in one, and of the last two, passes are not recorded.
-QUICK_RECORDED_CASES = (9, 12, 15, 18, 21, 23, 26, 29, 31)
+# The like of trainings with fast layers; weights kept dequantised in one, activations offloaded in the last
+# two; beside them two whose passes are not recorded.
+QUICK_RECORDED_CASES = (9, 12, 15, 18, 21, 23, 26, 29, 31, 36, 40)
 QUICK_FAST_CASES = (*QUICK_RECORDED_CASES, 32, 33)
 
 HIDDEN, INTERMEDIATE, LAYERS, VOCABULARY = 4096, 11_008, 32, 32_000
@@ -64,11 +65,12 @@ def test_fast_layers_hold_what_the_h100_measured(number: int) -> None:
 
 def test_the_quick_cases_with_fast_layers_cover_what_a_training_can_be() -> None:
     cases = [recorded_fast()[number] for number in QUICK_FAST_CASES]
-    assert len(recorded_fast()) == 36
+    assert len(recorded_fast()) == 42
     assert {case["checkpointed"] for case in cases} == {None, 0, 16}
     assert {case["lora_r"] for case in cases} == {8, 16, 128}
     assert {case["optim"] for case in cases} == {"adamw_torch_fused", "adamw_8bit", "paged_adamw_8bit"}
     assert {case["rows"] > 1 for case in cases} == {case["dequantized_weights"] for case in cases} == {False, True}
+    assert {case["activation_offloading"] for case in cases} == {False, True}
     assert len({case["shape"] for case in cases}) == 6
     on_cpu = [number for number in QUICK_FAST_CASES if recorded_fast()[number]["embeddings_on_cpu"]]
     assert on_cpu == sorted(set(QUICK_FAST_CASES) - set(QUICK_RECORDED_CASES))
@@ -88,9 +90,9 @@ def test_recorded_passes_hold_cublas_workspaces_of_two_streams(
     fast: bool, tied: bool, embeddings_on_cpu: bool, expected: bool
 ) -> None:
     model = on_meta(small_shape(tie_word_embeddings=tied), fast=fast)
-    assert is_recorded(model, embeddings_on_cpu) is expected
+    assert holdings(model).is_recorded(embeddings_on_cpu) is expected
     workspaces = (4 if expected else 2) * 32 * 2**20
-    assert cublas_bytes(model, embeddings_on_cpu) == workspaces
+    assert holdings(model).cublas_bytes(embeddings_on_cpu) == workspaces
     step = simulate(model, full_batch(1, 64))
     assert assemble(model, step, "sgd", embeddings_on_cpu).workspace == step.workspace_bytes + workspaces
 

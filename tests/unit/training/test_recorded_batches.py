@@ -12,6 +12,7 @@ from llmft_cli import model_shapes
 from llmft_cli.config import resolve
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.training.batches import collate
+from llmft_cli.training.fast import recorded_pass
 from llmft_cli.training.fast.recorded_pass import RecordedPasses, padded_batch, recorded_passes
 from llmft_cli.training.loss import loss_and_gradients
 from llmft_cli.training.tuned_model import make_trainable
@@ -133,3 +134,34 @@ def test_gradients_stay_where_recordings_write_them() -> None:
         passes.run(two_sequences(), torch.tensor(1.0))
         assert weights.grad is own
         assert own.tolist() == [after] * 3
+
+
+def test_beyond_so_many_shapes_passes_are_not_recorded_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All recordings are let go, and the memory that they share with them."""
+    monkeypatch.setattr(recorded_pass, "MOST_RECORDINGS", 2)
+    weights = torch.nn.Parameter(torch.zeros(1))
+    computed, made = [], []
+
+    def count(batch: Any, divisor: torch.Tensor) -> torch.Tensor:
+        computed.append(batch["input_ids"].shape[1])
+        return torch.tensor(float(batch["input_ids"].shape[1]))
+
+    class Replayed:
+        def __init__(self, batch: Any, divisor: torch.Tensor) -> None:
+            made.append(batch["input_ids"].shape[1])
+
+        def replay(self, batch: Any, divisor: torch.Tensor) -> torch.Tensor:
+            assert batch["input_ids"].shape[1] in made
+            return torch.tensor(float(batch["input_ids"].shape[1]))
+
+    passes = RecordedPasses([weights], count)
+    monkeypatch.setattr(passes, "_record", Replayed)
+    failures = []
+    for length in (10, 10, 20, 10, 20, 30, 10):
+        batch = collate([sequence([*range(5, 5 + length)])])
+        assert passes.run(batch, torch.tensor(1.0)).item() == length
+        failures.append(passes.failure)
+    assert computed == [10, 30, 10]
+    assert made == [10, 20]
+    assert failures == [None] * 5 + ["batches come in more than 2 shapes"] * 2
+    assert passes._recordings == {}

@@ -40,6 +40,21 @@ def test_the_longest_batch_has_the_longest_sequence_and_the_most_supervised_toke
     assert longest_batch(many, 2)["input_ids"][:, 0].tolist() == [2, 3]
 
 
+def test_the_longest_batch_of_so_many_tokens_may_have_shorter_sequences() -> None:
+    """As many of 64 tokens as fit are more than one of 150; the most supervised of them, and none that is longer."""
+
+    def sequence(number: int, tokens: int, supervised: int) -> dict[str, Any]:
+        labels = [IGNORED] * (tokens - supervised) + [number] * supervised
+        return {"input_ids": [number] * tokens, "labels": labels, "row_lengths": [tokens]}
+
+    sizes = [(30, 9), (150, 99), (58, 3), (60, 20), (64, 2), (59, 30), (57, 7)]
+    data = datasets.Dataset.from_list([sequence(number, *size) for number, size in enumerate(sizes)])
+    batch = longest_batch(data, 1, tokens_per_batch=200)
+    assert batch["input_ids"].shape == (3, 64)
+    assert batch["input_ids"][:, 0].tolist() == [4, 5, 3]
+    assert longest_batch(data, 1, tokens_per_batch=150)["input_ids"].shape == (1, 150)
+
+
 def state_of(trainer: QLoRATrainer) -> list[Any]:
     optimizer = trainer.optimizer.state_dict()
     numbers = [random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]

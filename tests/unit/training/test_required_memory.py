@@ -115,7 +115,7 @@ def test_what_torch_held_in_reserve_with_fast_layers_is_provided_for(number: int
 def test_trainings_with_fast_layers_kept_to_what_they_were_said_to_require() -> None:
     """Those with a budget of their own came last, after others in the same process whose paged memory was still there."""
     own = [case for case in recorded_fast() if not case["max_vram_gibibytes"]]
-    assert (len(own), len(recorded_fast())) == (32, 36)
+    assert (len(own), len(recorded_fast())) == (38, 42)
     for case in own:
         assert case["measured"]["reserved_bytes"] + case["measured"]["context_bytes"] < case["required_bytes"]
     for case in recorded_fast():
@@ -163,26 +163,42 @@ def under(gibibytes: int) -> tuple[Option, ...]:
     return tuple(found)
 
 
-@pytest.mark.parametrize("kind", ["fast", "balanced", "frugal"])
-def test_llama_2_7b_trains_in_6_gibibytes_with_embeddings_on_the_cpu(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "on_cpu"), [("fast", False), ("balanced", True), ("frugal", True)])
+def test_llama_2_7b_trains_in_6_gibibytes_with_activations_offloaded(kind: str, on_cpu: bool) -> None:
+    """With the embeddings on the CPU too where as little as can be is wanted; that needs 5.4 GiB."""
     option = choose(under(6), 6 * GIBIBYTE, kind)
     assert option is not None
-    assert option.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=True)
-    assert option.required_bytes < 5.92 * GIBIBYTE
-    # Torch may have 5.1 GiB, and needs 0.21 in reserve.
-    assert option.breakdown.total + 0.21 * GIBIBYTE < 6 * GIBIBYTE - CONTEXT_BYTES - 0.15 * GIBIBYTE
-    assert described(option, 6 * GIBIBYTE).endswith(f"{FRUGAL_OPTIM}, embeddings on the CPU; needs about 5.9 of 6.0 GiB")
+    assert option.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=on_cpu, activation_offloading=True)
+    assert option.required_bytes < (5.5 if on_cpu else 5.92) * GIBIBYTE
+    what = f"{FRUGAL_OPTIM}{', embeddings on the CPU' if on_cpu else ''}, activations offloaded"
+    assert described(option, 6 * GIBIBYTE).endswith(f"{what}; needs about {5.4 if on_cpu else 5.9} of 6.0 GiB")
 
 
 def test_embeddings_stay_on_the_card_as_long_as_a_plan_fits_so() -> None:
-    for available in (7, 8):
+    for available in (6, 7, 8):
         chosen = choose(under(available), available * GIBIBYTE, "fast")
         assert chosen is not None
         assert not chosen.plan.embeddings_on_cpu
         assert "embeddings" not in described(chosen, available * GIBIBYTE)
     frugal = choose(under(8), 8 * GIBIBYTE, "frugal")
     assert frugal is not None
-    assert frugal.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=True)
+    assert frugal.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=True, activation_offloading=True)
+
+
+def test_activations_are_offloaded_where_more_goes_through_at_once_then() -> None:
+    """Four sequences of 2,048 are 1.9 GiB less, and faster than two that keep everything on the card."""
+    chosen = choose(under(8), 8 * GIBIBYTE, "fast")
+    assert chosen is not None
+    assert chosen.plan == Plan(4, 4, 32, "adamw_torch_fused", activation_offloading=True)
+    roomy = choose(under(10), 10 * GIBIBYTE, "fast")
+    assert roomy is not None
+    assert roomy.plan == Plan(8, 2, 32, "adamw_torch_fused", activation_offloading=True)
+    by_plan = {one.plan: one for one in under(80)}
+    kept = by_plan[Plan(4, 4, 32, "adamw_torch_fused")]
+    offloaded = by_plan[Plan(4, 4, 32, "adamw_torch_fused", activation_offloading=True)]
+    # Of 32 inputs of 8,192 tokens two are there at once.
+    assert kept.breakdown.total - offloaded.breakdown.total == 30 * 8192 * 4096 * 2
+    assert 0.98 * kept.tokens_per_second < offloaded.tokens_per_second < 0.99 * kept.tokens_per_second
 
 
 def test_a_card_with_room_computes_nothing_twice_and_keeps_weights() -> None:
@@ -209,9 +225,10 @@ def test_only_embeddings_that_can_be_moved_are(tied: bool, expected: set[bool], 
     found = list(options(model, config, lambda size: full_batch(size, 64), None, REFERENCE_RATES))
     assert {one.plan.embeddings_on_cpu for one in found} == expected
     frugal = [one for one in found if one.plan.embeddings_on_cpu]
-    assert [(one.plan.checkpointed_layers, one.plan.optim) for one in frugal] == [
-        (0 if checkpointing is False else 2, FRUGAL_OPTIM) for _ in frugal
-    ]
+    checkpointed = checkpointing is not False
+    assert {one.plan for one in frugal} == {
+        Plan(1, 1, 2 * checkpointed, FRUGAL_OPTIM, embeddings_on_cpu=True, activation_offloading=checkpointed) for _ in frugal
+    }
 
 
 def test_the_budget_leaves_room_for_the_context(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 
 from llmft_cli.config import resolve
 from llmft_cli.data.prepare import prepare
+from llmft_cli.data.store import TRAIN, load_split
 from llmft_cli.errors import ConfigError, Interrupted, StageError
 from llmft_cli.progress import Silent
 from llmft_cli.run_dir import RunDir
+from llmft_cli.training.token_batches import sequence_lengths, token_batches
 from llmft_cli.training.train import train
 
 FLAGS = {"max_steps": 6, "batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3, "lora_r": 4, "device": "cpu"}
@@ -124,6 +126,57 @@ def test_interrupted_training_resumes_to_the_same_adapter(tmp_path, data_file, t
     assert same(adapter_of(whole), adapter_of(moved))
     steps = [json.loads(line)["step"] for line in moved.metrics.read_text().splitlines()]
     assert steps == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+
+
+def token_flags(tokens: int) -> dict[str, object]:
+    return {name: value for name, value in FLAGS.items() if name != "batch_size"} | {"tokens_per_batch": tokens}
+
+
+def train_by_tokens(run: RunDir, tokens: int = 300, resume: bool = False, reporter=None, **flags):
+    config = resolve({**token_flags(tokens), **flags}, saved=run.saved_settings("prepare"))
+    return train(run, config, reporter or Silent(), resume=resume)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_batches_of_tokens_train_for_as_many_steps_as_they_are(tmp_path, data_file, tiny_model_dir, packing):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir, packing=packing)
+    result = train_by_tokens(run, max_steps=None, num_epochs=2.0)
+    lengths = sequence_lengths(load_split(run.data, TRAIN))
+    batches = len(token_batches(lengths, 300))
+    assert result.steps == 2 * -(-batches // 2)
+    assert (result.plan["tokens_per_batch"], result.plan["batch_size"]) == (300, 300 // max(lengths))
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    assert max(row["tokens"] for row in rows if "tokens" in row) == 2 * sum(lengths)
+    assert run.entry("train")["config"]["tokens_per_batch"] == 300
+    assert "batch_size" not in run.entry("train")["config"]
+
+
+def test_batches_of_tokens_are_the_same_after_an_interruption(tmp_path, data_file, tiny_model_dir):
+    whole, broken = (prepared_run(tmp_path / name, data_file, tiny_model_dir, packing=False) for name in ("whole", "broken"))
+    train_by_tokens(whole, eval_steps=2.0, lora_dropout=0.1)
+    with pytest.raises(Interrupted):
+        train_by_tokens(broken, eval_steps=2.0, lora_dropout=0.1, reporter=InterruptAt(2))
+    for flags, message, hint in (
+        ({"tokens_per_batch": 400}, "--tokens-per-batch was 300 before the interruption and is 400 now", "--tokens-per-batch"),
+        ({"batch_size": 2}, "--tokens-per-batch was 300 before the interruption and is None now", "--batch-size"),
+        ({"gradient_accumulation_steps": 4}, "--gradient-accumulation-steps was 2", "--gradient-accumulation-steps"),
+    ):
+        config = resolve(flags, saved=broken.saved_settings("prepare", "train"))
+        with pytest.raises(ConfigError, match=message) as raised:
+            train(broken, config, Silent(), resume=True)
+        assert raised.value.hint == f"leave {hint} out, or start anew with --overwrite"
+    config = resolve({}, saved=broken.saved_settings("prepare", "train"))
+    assert train(broken, config, Silent(), resume=True).steps == 6
+    assert same(adapter_of(whole), adapter_of(broken))
+
+
+def test_resume_refuses_tokens_where_sequences_were_counted(tmp_path, data_file, tiny_model_dir):
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    with pytest.raises(Interrupted):
+        train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
+    config = resolve({"tokens_per_batch": 300}, saved=run.saved_settings("prepare", "train"))
+    with pytest.raises(ConfigError, match="--tokens-per-batch was None before the interruption and is 300 now"):
+        train(run, config, Silent(), resume=True)
 
 
 def test_resume_refuses_other_settings(tmp_path, data_file, tiny_model_dir):

@@ -52,6 +52,7 @@ def make_trainer(
     folder: Path,
     *,
     packing: bool = True,
+    tokens_per_batch: int | None = None,
     dropout: float = 0.0,
     reporter: Silent | None = None,
     **arguments: Any,
@@ -63,6 +64,7 @@ def make_trainer(
     transformers.set_seed(1)
     return QLoRATrainer(
         group_by_length=not packing,
+        tokens_per_batch=tokens_per_batch,
         reporter=reporter,
         model=add_adapter(base, resolve({"lora_r": 4, "lora_dropout": dropout}), "tiny"),
         args=transformers.TrainingArguments(

@@ -10,6 +10,8 @@ from llmft_cli.data.report import PrepareResult
 from llmft_cli.evaluation.evaluate import EvalResult
 from llmft_cli.evaluation.results import ArmScores
 from llmft_cli.merging import MergeResult, Verification
+from llmft_cli.training.profiling import Profile
+from llmft_cli.training.roofline import Roofline
 from llmft_cli.training.train import TrainResult
 from llmft_cli.views import stages
 from llmft_cli.views.sections import Section
@@ -137,6 +139,31 @@ def test_train() -> None:
     assert rows(following) == {"next": "llmft eval 'runs/a b'"}
     smaller = stages.train("runs/a b", replace(result, out_of_memory_retries=2, largest_pass_tokens=2048))[0]
     assert rows(smaller)["out of memory"] == "2 times; batches in passes of at most 2,048 tokens"
+
+
+def test_profile() -> None:
+    seconds = {"attention": 0.06, "matrix_products": 0.3, "other": 0.04}
+    line = Roofline(0.296, 2e14, 1e11, 8e14, 2.9e12)
+    found = Profile(4, 2, "cuda:0", 0.423, 0.4 / 0.423, seconds, line, None, "runs/x/profile/trace.json.gz")
+    times, figures = stages.profile(found)
+    assert (times.title, times.header) == ("Profile of steps 4 to 5 on cuda:0", ("", "ms a step", "share"))
+    assert times.rows == [
+        ("attention", "60.0", "14.2%"),
+        ("matrix products", "300.0", "70.9%"),
+        ("other", "40.0", "9.5%"),
+        ("between kernels", "23.0", "5.4%"),
+        ("step", "423.0", "100.0%"),
+    ]
+    assert rows(figures) == {
+        "busy": "94.6% of the step",
+        "roofline": "the step took 423 ms; the roofline is 296 ms (70%)",
+        "trace": "runs/x/profile/trace.json.gz",
+    }
+    alone = replace(found, steps=1, device="cpu", roofline=None, why_no_roofline="steps on a CPU are not predicted")
+    times, figures = stages.profile(alone)
+    assert times.title == "Profile of step 4 on cpu"
+    assert times.rows[-2][0] == "between operators"
+    assert rows(figures)["roofline"] == "none: steps on a CPU are not predicted"
 
 
 def test_merge() -> None:

@@ -6,7 +6,13 @@ from functools import cache
 import pytest
 import torch
 
-from llmft_cli.training.fast.architectures import blocks_of, keep_dequantized, use_fast_layers, why_not_fast
+from llmft_cli.training.fast.architectures import (
+    blocks_of,
+    keep_dequantized,
+    offload_activations,
+    use_fast_layers,
+    why_not_fast,
+)
 from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.lora_product import use_fused_products
 
@@ -115,6 +121,18 @@ def test_layers_may_differ_in_what_they_keep():
     fast = made_fast(copy.deepcopy(model))
     blocks_of(fast)[0].recompute = True
     assert_same(fast, loss, expected)
+
+
+@pytest.mark.parametrize("checkpointed", [1, 2])
+def test_what_is_offloaded_comes_back(checkpointed):
+    """Also where the last layer keeps everything, and in a second pass."""
+    model = tuned("llama", "nf4")
+    fast = made_fast(copy.deepcopy(model))
+    for block in blocks_of(fast)[:checkpointed]:
+        block.recompute = True
+    offload_activations(fast, True)
+    for _ in range(2):
+        assert_same(fast, *gradients(model))
 
 
 def test_gradients_are_added_up_over_micro_batches():

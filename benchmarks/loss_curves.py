@@ -1,0 +1,112 @@
+"""Losses of the same training by fast layers, by PEFT's own, and by those again.
+
+    python benchmarks/loss_curves.py rows.json --out curves.json --chart curves.svg [--model M] [--steps 200]
+
+The data is any file that `llmft prepare` reads, the seed and so the batches are the same. A GPU adds up in another order each
+time: that is the noise which the fast layers are held against. On a CPU there is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from llmft_cli.libraries import calm, hardware, versions
+
+calm()
+
+from llmft_cli.config import resolve  # noqa: E402
+from llmft_cli.data.prepare import prepare  # noqa: E402
+from llmft_cli.progress import Silent  # noqa: E402
+from llmft_cli.run_dir import RunDir  # noqa: E402
+from llmft_cli.training.loss_chart import read_metrics  # noqa: E402
+from llmft_cli.training.train import train  # noqa: E402
+
+# Whether each training has fast layers.
+TRAININGS = {"PEFT's layers": False, "PEFT's layers, again": False, "fast layers": True}
+REFERENCE, NOISE, FAST = TRAININGS
+COLOURS = ("#444444", "#dd8452", "#4c72b0")
+
+
+def trained_losses(run: RunDir, arguments: argparse.Namespace, fast: bool) -> list[float]:
+    """Loss of each step, in nats per supervised token."""
+    settings = {
+        "max_steps": arguments.steps,
+        "logging_steps": 1,
+        "eval_steps": float(arguments.steps),
+        "batch_size": arguments.batch_size,
+        "gradient_accumulation_steps": 1,
+        "plan": "given",
+        "fast": fast,
+    }
+    train(run, resolve(settings, saved=run.saved_settings("prepare")), Silent(), overwrite=True)
+    return [row["loss"] for row in read_metrics(run.metrics) if "loss" in row]
+
+
+def distances(losses: list[float], reference: list[float]) -> dict[str, float]:
+    """Of every step, and of the means of the last quarter."""
+    differences = [abs(one - other) for one, other in zip(losses, reference, strict=True)]
+    last = len(losses) // 4
+    return {
+        "mean": sum(differences) / len(differences),
+        "largest": max(differences),
+        "last_quarter": abs(sum(losses[-last:]) - sum(reference[-last:])) / last,
+    }
+
+
+def draw(curves: dict[str, list[float]], chart: Path) -> None:
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "llmft", "svg.fonttype": "none", "font.size": 10}):
+        figure = Figure(figsize=(8, 6), layout="constrained")
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 1))
+        for (name, losses), colour in zip(curves.items(), COLOURS, strict=True):
+            upper.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=1, label=name)
+            if name != REFERENCE:
+                beside = [one - other for one, other in zip(losses, curves[REFERENCE], strict=True)]
+                lower.plot(range(1, len(losses) + 1), beside, color=colour, linewidth=1)
+        upper.set(ylabel="loss (nats per supervised token)", ylim=(0, None))
+        lower.set(ylabel=f"less that of {REFERENCE}", xlabel="optimizer step")
+        for axes in (upper, lower):
+            axes.grid(alpha=0.25)
+            axes.spines[["top", "right"]].set_visible(False)
+        upper.legend(frameon=False)
+        figure.savefig(chart, format="svg", metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--chat-template")
+    parser.add_argument("--max-seq-length", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--chart", type=Path, required=True)
+    arguments = parser.parse_args()
+    names = ("model", "max_seq_length", "chat_template")
+    settings: dict[str, Any] = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    curves: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder) / "run")
+        prepare(run, [str(arguments.data)], resolve(settings | {"on_overlength": "drop"}), Silent())
+        for name, fast in TRAININGS.items():
+            curves[name] = trained_losses(run, arguments, fast)
+            print(f"{name}: {curves[name][0]:.4f} to {curves[name][-1]:.4f}", flush=True)
+    found = {name: distances(curves[name], curves[REFERENCE]) for name in (NOISE, FAST)}
+    for name, one in found.items():
+        print(f"{name}: {one['mean']:.2e} from {REFERENCE} in the mean, {one['largest']:.2e} at most")
+    settings |= {"steps": arguments.steps, "batch_size": arguments.batch_size, "data": arguments.data.name}
+    settings["model"] = Path(settings["model"]).name
+    record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "settings": settings}
+    arguments.out.write_text(json.dumps(record | {"distances": found, "losses": curves}, indent=2) + "\n")
+    draw(curves, arguments.chart)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""What a kernel of a GPU, or an operator of a CPU, is for, by its name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch._C._autograd import DeviceType
+
+OTHER = "other"
+# The first pattern that is found in the name of a kernel (or, on a CPU, of an operator) decides: flash attention's
+# kernels name cutlass, and those of the optimizer are elementwise.
+GROUPS = {
+    "attention": r"flash|fmha|sdpa|attn|attention",
+    "matrix_products": r"gemm|gemv|cutlass|nvjet|cublas|xmma|splitk|^aten::(addmm|baddbmm|bmm|mm|mv|addmv|dot)_?$",
+    "dequantising": r"dequantize",
+    "optimizer": r"multi_tensor_apply|adam|optimizer|_foreach|lpnorm",
+    "copies": r"memcpy|memset|copy|^aten::(cat|clone)$|catarray",
+    "elementwise": r"elementwise|reduce_kernel|norm|gated|rotate|softmax|cross_entropy|silu|gelu|sigmoid|^triton_"
+    r"|^aten::(mul|add|sub|rsub|div|pow|rsqrt|mean|sum|neg|exp|log|sin|cos|fill|eq|ne|gt|lt|ge|le|bitwise_\w+|where"
+    r"|masked_fill|clamp|abs|sqrt|addcmul)_?$",
+}
+
+
+def group_of(name: str) -> str:
+    """The group of a kernel or operator."""
+    return next((group for group, pattern in GROUPS.items() if re.search(pattern, name, re.IGNORECASE)), OTHER)
+
+
+def groups(events: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Seconds of each group, from names and seconds of kernels or operators."""
+    seconds = dict.fromkeys((*GROUPS, OTHER), 0.0)
+    for name, taken in events:
+        seconds[group_of(name)] += taken
+    return seconds
+
+
+def timed_events(events: Iterable[Any], on_gpu: bool) -> Iterator[tuple[str, float]]:
+    """Names and seconds of the profiler's events: kernels of a GPU, or on a CPU operators without those they call."""
+    for event in events:
+        if not on_gpu:
+            yield event.name, event.self_cpu_time_total / 1e6
+        # Spans that mark a stretch of the program lie over the kernels in them.
+        elif event.device_type != DeviceType.CPU and not event.is_user_annotation:
+            yield event.name, event.time_range.elapsed_us() / 1e6

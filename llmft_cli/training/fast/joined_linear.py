@@ -154,11 +154,20 @@ class JoinedLinear:
         projected = self.project(matrix, wide_inputs[:, : self.inputs])
         if projected is not None:
             wide_inputs[:, self.inputs :] = projected
-        torch.mm(wide_inputs, matrix[: self.outputs].t(), out=outputs)
-        for end, member in zip(self._row_ends, self.members, strict=True):
-            if member.base.bias is not None:
-                outputs[:, end - member.base.out_features : end] += member.base.bias
+        weights, bias = matrix[: self.outputs].t(), self._bias()
+        if bias is None:
+            torch.mm(wide_inputs, weights, out=outputs)
+        else:  # within the product, so that outputs are rounded once
+            torch.addmm(bias, wide_inputs, weights, out=outputs)
         return projected
+
+    def _bias(self) -> torch.Tensor | None:
+        """Of all members, of shape (outputs,), where any has one."""
+        biases = [member.base.bias for member in self.members]
+        if all(bias is None for bias in biases):
+            return None
+        none = [torch.zeros(member.base.out_features, dtype=self.dtype, device=self.device) for member in self.members]
+        return torch.cat([empty if bias is None else bias.to(self.dtype) for bias, empty in zip(biases, none, strict=True)])
 
     def backward(
         self,

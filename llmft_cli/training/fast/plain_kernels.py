@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import pi, sqrt
 from typing import Any
 
 import torch
@@ -17,6 +16,12 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": silu,
     "gelu_tanh": partial(gelu, approximate="tanh"),
 }
+# Gradients of the activations' inputs, from those of their outputs and the inputs.
+SLOPES: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "silu": torch.ops.aten.silu_backward,
+    "gelu_tanh": partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+}
+CACHED_VALUES = 2**19  # of a matrix; 2 MiB in fp32
 
 
 def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor) -> None:
@@ -62,24 +67,21 @@ def gated(gate_up: torch.Tensor, activation: Activation, outputs: torch.Tensor) 
 
 
 def gated_backward(gate_up: torch.Tensor, activation: Activation, gradients: torch.Tensor) -> None:
-    gate, up = gate_up.chunk(2, -1)
-    activated = ACTIVATIONS[activation](gate)
-    product = activated * up
-    up_gradient = gradients * activated
-    gate_gradient = (gradients.float() * up * slope(gate.float(), activation)).to(gate.dtype)
-    gate.copy_(gate_gradient)
-    up.copy_(up_gradient)
-    gradients.copy_(product)
+    for rows in parts(gradients):
+        gate, up = gate_up[rows].chunk(2, -1)
+        gradient = gradients[rows]
+        activated = ACTIVATIONS[activation](gate)
+        for_activated = gradient.float() * up
+        for_up = gradient * activated
+        torch.mul(activated, up, out=gradient)
+        gate.copy_(SLOPES[activation](for_activated, gate.float()))
+        up.copy_(for_up)
 
 
-def slope(gate: torch.Tensor, activation: Activation) -> torch.Tensor:
-    """Of x sigmoid(v): silu with v = x, and gelu with v = 2 sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks & Gimpel 2016)."""
-    inner, inner_slope = gate, torch.ones_like(gate)
-    if activation == "gelu_tanh":
-        inner = 2 * sqrt(2 / pi) * (gate + 0.044715 * gate**3)
-        inner_slope = 2 * sqrt(2 / pi) * (1 + 3 * 0.044715 * gate**2)
-    sigmoid = torch.sigmoid(inner)
-    return sigmoid * (1 + gate * (1 - sigmoid) * inner_slope)
+def parts(matrix: torch.Tensor) -> list[slice]:
+    """Rows of a matrix, as many at a time as a processor's cache holds while they are computed with."""
+    rows = max(1, CACHED_VALUES // matrix.shape[1])
+    return [slice(start, start + rows) for start in range(0, len(matrix), rows)]
 
 
 def rotate(source: torch.Tensor, target: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, backward: bool) -> None:
@@ -127,8 +129,13 @@ def dequantize(weight: Any, outputs: torch.Tensor) -> None:
 
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
     known, columns = targets >= 0, targets.clamp(min=0)[:, None]
-    likelihoods = torch.log_softmax(logits.float(), -1)
-    losses.copy_(torch.where(known, -likelihoods.gather(1, columns)[:, 0], 0))
-    gradient = likelihoods.exp_()
-    gradient.scatter_add_(1, columns, gradient.new_full((len(targets), 1), -1.0))
-    logits.copy_(torch.where(known[:, None], gradient, 0))
+    for rows in parts(logits):
+        values = logits[rows].float()
+        likelihoods = torch.softmax(values, -1)
+        # The greatest likelihood is never too small for its logarithm, as the target's may be.
+        behind = values.amax(-1) - values.gather(1, columns[rows])[:, 0]
+        losses[rows] = behind - likelihoods.amax(-1).log()
+        likelihoods.scatter_add_(1, columns[rows], likelihoods.new_full((len(values), 1), -1.0))
+        logits[rows] = likelihoods
+    losses[~known] = 0
+    logits[~known] = 0

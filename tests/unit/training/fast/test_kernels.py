@@ -207,6 +207,29 @@ def test_cross_entropy_and_its_gradient_are_torchs(dtype):
     assert logits[2].abs().max() == 0
 
 
+def test_the_loss_of_a_target_whose_likelihood_is_below_fp32s_range():
+    logits, losses = torch.tensor([[0.0, 500.0, 499.0]]), torch.empty(1)
+    expected = cross_entropy(logits.double(), torch.tensor([0])).item()
+    plain_kernels.cross_entropy(logits, torch.tensor([0]), losses)
+    assert losses.item() == pytest.approx(expected)
+    assert logits[0].tolist() == pytest.approx([-1, 0.731059, 0.268941], abs=1e-6)
+
+
+@pytest.mark.parametrize("cached", [1, 3 * SIZE])
+def test_rows_that_are_computed_a_few_at_a_time(cached, monkeypatch):
+    targets, whole_losses, losses = torch.tensor([0, -100, 5, 95, 7, -100, 1]), torch.empty(TOKENS), torch.empty(TOKENS)
+    logits, gate_up, gradients = strided(TOKENS, SIZE), strided(TOKENS, 2 * SIZE), strided(TOKENS, SIZE)
+    whole = [one.clone() for one in (logits, gate_up, gradients)]
+    plain_kernels.cross_entropy(whole[0], targets, whole_losses)
+    plain_kernels.gated_backward(whole[1], "silu", whole[2])
+    monkeypatch.setattr(plain_kernels, "CACHED_VALUES", cached)
+    plain_kernels.cross_entropy(logits, targets, losses)
+    plain_kernels.gated_backward(gate_up, "silu", gradients)
+    assert torch.allclose(losses, whole_losses)
+    for one, other in zip((logits, gate_up, gradients), whole, strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
 def test_all_implementations_take_the_same_arguments():
     """Triton's is read, not imported: it cannot be where there is no Triton."""
     source = Path(kernels.__file__).with_name("triton_kernels.py").read_text(encoding="utf-8")

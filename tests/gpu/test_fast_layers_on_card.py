@@ -121,7 +121,7 @@ def small_model(layers: int, checkpointed: int | None, activation_offloading: bo
 def test_what_is_offloaded_comes_back_as_it_was(checkpointed: int | None) -> None:
     """In passes of several sizes one after the other, and not all at once on the card."""
     results = []
-    for offloaded in (False, True):
+    for offloaded in (False, False, True):
         model = small_model(8, checkpointed, offloaded)
         trained = [weights for weights in model.parameters() if weights.requires_grad]
         seen = []
@@ -130,9 +130,11 @@ def test_what_is_offloaded_comes_back_as_it_was(checkpointed: int | None) -> Non
             loss = loss_and_gradients(model, batch, torch.tensor(100.0, device=CARD))
             seen.append([loss, *(weights.grad.clone() for weights in trained)])
         results.append(seen)
-    for kept, fetched in zip(*results, strict=True):
+    for kept, again, fetched in zip(*results, strict=True):
+        # Attention adds up in another order each time: as far as that goes for any gradient, and half as much more.
+        noise = max(distance(other, one) for one, other in zip(kept, again, strict=True))
         for one, other in zip(kept, fetched, strict=True):
-            assert distance(other, one) < 1e-2  # attention adds up in another order each time
+            assert distance(other, one) <= 1.5 * noise
 
 
 @pytest.mark.parametrize("offloaded", [False, True])

@@ -109,7 +109,7 @@ def test_what_torch_held_in_reserve_with_fast_layers_is_provided_for(number: int
     checkpointed = round((case["required_bytes"] - case["predicted_bytes"] - least - CONTEXT_BYTES) / RESERVE_SHARE)
     assert required_bytes(breakdown, checkpointed, True, recorded) == pytest.approx(case["required_bytes"], abs=1)
     provided = case["required_bytes"] - case["predicted_bytes"] - CONTEXT_BYTES
-    assert 1.2 * reserved < provided < reserved + 0.1 * checkpointed + 0.32 * GIBIBYTE
+    assert 1.4 * reserved < provided < reserved + 0.1 * checkpointed + 0.32 * GIBIBYTE
 
 
 def test_trainings_with_fast_layers_kept_to_what_they_were_said_to_require() -> None:

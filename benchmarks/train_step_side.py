@@ -46,7 +46,7 @@ from llmft_cli.training.fast.recorded_pass import recorded_passes  # noqa: E402
 from llmft_cli.training.loss import loss_and_gradients  # noqa: E402
 from llmft_cli.training.measuring import make_optimizer  # noqa: E402
 from llmft_cli.training.plans import CONTEXT_BYTES, Plan, given_plan  # noqa: E402
-from llmft_cli.training.tuned_model import make_trainable  # noqa: E402
+from llmft_cli.training.tuned_model import laid_out  # noqa: E402
 
 GIBIBYTE = 2**30
 # Of warm-up and counted, with some batches in each. What a library compiles for a shape it may compile again, for any
@@ -128,15 +128,7 @@ def plan_of(config: Config) -> Plan:
 
 def trainable(base: Any, config: Config, plan: Plan) -> Any:
     """As `train.fit` calls it."""
-    return make_trainable(
-        base,
-        config,
-        config.model,
-        plan.checkpointed_layers,
-        plan.embeddings_on_cpu,
-        plan.dequantized_weights,
-        plan.activation_offloading,
-    )
+    return laid_out(base, config, config.model, plan)
 
 
 def llmft() -> Side:

@@ -194,20 +194,12 @@ def trainable(shape: PreTrainedConfig, config: Config, device: str, plan: Plan |
     """A model of the shape with an adapter, with random weights and laid out by a plan or, on `meta`, with none."""
     import torch
 
-    from llmft_cli.training.tuned_model import make_trainable
+    from llmft_cli.training.tuned_model import laid_out, make_trainable
 
     base = model_shapes.build(shape, torch.device(device), config.quantization, torch.bfloat16)
     if plan is None:
         return make_trainable(base, config, config.model, None)
-    return make_trainable(
-        base,
-        config,
-        config.model,
-        plan.checkpointed_layers,
-        plan.embeddings_on_cpu,
-        plan.dequantized_weights,
-        plan.activation_offloading,
-    )
+    return laid_out(base, config, config.model, plan)
 
 
 def training_sequences(run: RunDir) -> datasets.Dataset:

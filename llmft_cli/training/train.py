@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,12 +247,10 @@ def fit(
 
 def trainable_model(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, reporter: Reporter) -> PeftModel:
     """The base with a fresh adapter, laid out by the plan."""
-    from llmft_cli.training.tuned_model import has_room_for_dequantized_weights, make_trainable, why_plain_layers
+    from llmft_cli.training.tuned_model import has_room_for_dequantized_weights, laid_out, why_plain_layers
 
     kept = plan.dequantized_weights or has_room_for_dequantized_weights(base)
-    model = make_trainable(
-        base, config, base_name, plan.checkpointed_layers, plan.embeddings_on_cpu, kept, plan.activation_offloading
-    )
+    model = laid_out(base, config, base_name, replace(plan, dequantized_weights=kept))
     plain = why_plain_layers(model, config)
     if plain is not None:
         reporter.note(f"layers are computed by PEFT's own modules, not the fast ones: {plain}")

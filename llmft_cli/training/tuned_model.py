@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from llmft_cli.training.plans import Plan
+
 SHARE_OF_RAM = 0.25
 
 
@@ -56,6 +58,19 @@ def make_trainable(
     if embeddings_on_cpu:
         keep_embeddings_on_cpu(model)
     return model
+
+
+def laid_out(base: PreTrainedModel, config: Config, base_name: str, plan: Plan) -> PeftModel:
+    """As `make_trainable`, by a plan."""
+    return make_trainable(
+        base,
+        config,
+        base_name,
+        plan.checkpointed_layers,
+        plan.embeddings_on_cpu,
+        plan.dequantized_weights,
+        plan.activation_offloading,
+    )
 
 
 def why_plain_layers(model: PeftModel, config: Config) -> str | None:

@@ -77,6 +77,7 @@ def training_arguments(
         fp16=on_gpu and compute_dtype(device) == torch.float16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # a copy that waits for the GPU leaves it idle after each step
         seed=config.seed,
         eval_strategy="steps" if evaluate else "no",
         eval_steps=steps.evaluate_every,

@@ -174,16 +174,25 @@ class QLoRATrainer(transformers.Trainer):
 
     def _pass(self, model: Any, inputs: Batch, num_items_in_batch: Any) -> torch.Tensor:
         """One forward and backward pass, recorded where it can be; once memory has run out, sizes are too many for that."""
-        if self._recorded is None or self.passes.largest is not None:
+        if self.args.bf16 or self.args.fp16:  # the parent knows autocast and scaled gradients
             return super().training_step(model, inputs, num_items_in_batch)
         if not model.training:
             model.train()
+        inputs = self._prepare_inputs(inputs)
         divisor = torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=self.args.device)
-        loss = self._recorded.run(self._prepare_inputs(inputs), divisor)
+        if self._recorded is None or self.passes.largest is not None:
+            loss = self.compute_loss(model, inputs, num_items_in_batch=divisor)
+            loss.backward()
+            return loss.detach()
+        loss = self._recorded.run(inputs, divisor)
         if self._recorded.failure is not None:
             self._reporter.note(f"passes are launched one kernel at a time: {self._recorded.failure}")
             self._recorded = None
         return loss
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None are counted: nothing shows them, and the parent walks over all weights for it at every batch."""
+        return 0
 
     def _start_step_over(self) -> None:
         assert self._step is not None

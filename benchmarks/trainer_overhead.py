@@ -1,0 +1,146 @@
+"""What Trainer, callbacks, logging and the data loader add to the time of a training's steps.
+
+    python benchmarks/trainer_overhead.py rows.json --model M --out overhead.json [--steps 20] [--rounds 3]
+
+`llmft train`'s stage and a bare loop take the same plan, the same batches in the same order and the same clock; the loop
+has its batches on the device from the start, and does nothing but passes, clipping and the optimizer's steps. The stage logs
+every step, and every tenth one, as is usual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from llmft_cli.libraries import calm, hardware, import_transformers, versions
+
+calm()
+
+import torch  # noqa: E402
+
+from llmft_cli import models  # noqa: E402
+from llmft_cli.config import Config, resolve  # noqa: E402
+from llmft_cli.data.prepare import prepare  # noqa: E402
+from llmft_cli.data.store import TRAIN, load_split  # noqa: E402
+from llmft_cli.progress import Silent  # noqa: E402
+from llmft_cli.run_dir import RunDir  # noqa: E402
+from llmft_cli.training import planning, schedule  # noqa: E402
+from llmft_cli.training.batches import collate, to_device  # noqa: E402
+from llmft_cli.training.fast.recorded_pass import recorded_passes  # noqa: E402
+from llmft_cli.training.loss import loss_and_gradients  # noqa: E402
+from llmft_cli.training.measuring import make_optimizer  # noqa: E402
+from llmft_cli.training.train import train, trainable_model  # noqa: E402
+from llmft_cli.training.trainer import QLoRATrainer, StepClock  # noqa: E402
+
+EVERY_STEP, USUAL = 1, 10
+BARE = "bare loop"
+
+
+def stage(run: RunDir, config: Config) -> float:
+    """Tokens per second of the whole stage; of those that are not padding, as everywhere here."""
+    speed = train(run, config, Silent(), overwrite=True).tokens_per_second
+    assert speed is not None, "too few steps"
+    return speed
+
+
+def bare_loop(run: RunDir, config: Config) -> float:
+    """Tokens per second of the same steps, with nothing around them."""
+    rows = load_split(run.data, TRAIN)
+    assert rows is not None
+    device = models.pick_device(config.device)
+    source = models.resolve(config.model, Silent())
+    layout = planning.decide(source, config, rows, device, Silent())
+    config = layout.applied_to(config)
+    import_transformers().set_seed(config.seed)
+    base = models.load_base(source, device, config.quantization)
+    models.keep_training_layout(base)
+    model = trainable_model(base, source.name, config, layout.plan, Silent())
+    model.train()
+    steps = steps_of_batches(run, model, config, rows)
+    weights = [one for one in model.parameters() if one.requires_grad]
+    work: Callable[..., torch.Tensor] = partial(loss_and_gradients, model)
+    recorded = recorded_passes(model, device, work)
+    optimizer = make_optimizer(model, layout.plan.optim)
+    clock = StepClock(device)
+    for batches in steps:
+        divisor = torch.tensor(float(sum(batch["predicting"].numel() for batch in batches)), device=device)
+        for batch in batches:
+            (recorded.run if recorded else work)(batch, divisor)
+            clock.add_tokens(batch["token_count"])
+        torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        clock.step_ended()
+    assert clock.tokens_per_second is not None, "too few steps"
+    return clock.tokens_per_second
+
+
+def steps_of_batches(run: RunDir, model: Any, config: Config, rows: Any) -> list[list[dict[str, Any]]]:
+    """The batches of every step of the first epoch, on the device, as the stage's data loader gives them."""
+    device = next(model.parameters()).device
+    arguments = schedule.training_arguments(run.checkpoints, schedule.plan(rows, config), config, device, evaluate=False)
+    trainer = QLoRATrainer(not config.packing, model=model, args=arguments, train_dataset=rows, data_collator=collate)
+    accumulated = config.gradient_accumulation_steps
+    batches = itertools.islice(trainer.get_train_dataloader(), arguments.max_steps * accumulated)
+    # What a dataset ends with may fill no batch, and other shapes are other work.
+    found = [to_device(batch, device) for batch in batches]
+    return [found[start : start + accumulated] for start in range(0, len(found), accumulated)]
+
+
+def released(measure: Callable[[], float]) -> float:
+    """What it measures, on a device that holds nothing of the measurement before."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return measure()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--chat-template")
+    parser.add_argument("--max-seq-length", type=int, default=2048)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--gradient-accumulation-steps", type=int)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    names = ("model", "max_seq_length", "chat_template", "batch_size", "gradient_accumulation_steps")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    given |= {"max_steps": arguments.steps, "eval_steps": float(arguments.steps), "on_overlength": "drop"}
+    found: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder) / "run")
+        prepare(run, [str(arguments.data)], resolve(given), Silent())
+        saved = run.saved_settings("prepare")
+        every, usual = (resolve(given | {"logging_steps": count}, saved=saved) for count in (EVERY_STEP, USUAL))
+        sides = {
+            BARE: partial(bare_loop, run, usual),
+            "logging every 10 steps": partial(stage, run, usual),
+            "logging every step": partial(stage, run, every),
+        }
+        for _ in range(arguments.rounds):
+            for name, measure in sides.items():
+                found.setdefault(name, []).append(released(measure))
+                print(f"{name}: {found[name][-1]:,.0f} tokens/s", flush=True)
+    medians = {name: statistics.median(speeds) for name, speeds in found.items()}
+    overhead = {name: round(medians[BARE] / speed - 1, 4) for name, speed in medians.items() if name != BARE}
+    print("; ".join(f"{name}: {share:.2%} more time" for name, share in overhead.items()))
+    settings = {name: value if name != "model" else Path(value).name for name, value in given.items()}
+    record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "settings": settings}
+    record |= {"tokens_per_second": found, "overhead": overhead, "data": arguments.data.name}
+    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

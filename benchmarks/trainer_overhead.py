@@ -90,7 +90,6 @@ def steps_of_batches(run: RunDir, model: Any, config: Config, rows: Any) -> list
     trainer = QLoRATrainer(not config.packing, model=model, args=arguments, train_dataset=rows, data_collator=collate)
     accumulated = config.gradient_accumulation_steps
     batches = itertools.islice(trainer.get_train_dataloader(), arguments.max_steps * accumulated)
-    # What a dataset ends with may fill no batch, and other shapes are other work.
     found = [to_device(batch, device) for batch in batches]
     return [found[start : start + accumulated] for start in range(0, len(found), accumulated)]
 

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from llmft_cli.training import attention
 from llmft_cli.training.fast import architectures
-from llmft_cli.training.fast.output_loss import output_loss
+from llmft_cli.training.fast.output_loss import output_loss, scale_gradient
 
 # 64 MiB in fp32, of which a chunk needs about four at a time: little beside a layer's activations.
 LOGITS_PER_CHUNK = 2**24
@@ -97,7 +97,7 @@ class ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return ctx.saved_tensors[0] * gradients[0].to(ctx.saved_tensors[0].dtype), None, None, None
+        return scale_gradient(ctx.saved_tensors[0], gradients[0]), None, None, None
 
 
 def head_of(causal: Any) -> Head:

@@ -34,8 +34,16 @@ class OutputLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * gradients[0].to(gradient.dtype), None, None, None
+        return scale_gradient(ctx.saved_tensors[0], gradients[0]), None, None, None
+
+
+def scale_gradient(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The gradient times a scalar, in its own memory and type.
+
+    The factor, 1 / tokens as a rule, stays in fp32: rounded to 16 bits it would make all gradients of a step
+    too long or too short alike, by up to 0.4%. As a scalar tensor it would be rounded (on a GPU), as a tensor of one value not.
+    """
+    return gradient.mul_(factor.view(1))
 
 
 def output_loss(hidden: torch.Tensor, predicting: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -79,5 +79,11 @@ def dequantize(weight: Any, outputs: torch.Tensor) -> None:
     tell([weight.data], [outputs])
 
 
+def fill_adapter(
+    lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, start: int, right: torch.Tensor, below: torch.Tensor
+) -> None:
+    tell([lora_a, lora_b], [right, below])
+
+
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
     tell([logits], [logits, losses])

@@ -84,7 +84,7 @@ class JoinedLinear:
         """Dequantise once, or at each use."""
         self.kept = None
         if whether:
-            matrix = torch.zeros(self.size, dtype=self.dtype, device=self.device).view(-1, self.inputs + self.ranks)
+            matrix = torch.empty(self.size, dtype=self.dtype, device=self.device).view(-1, self.inputs + self.ranks)
             self._fill_base(matrix, kernels_for(self.device))
             self.kept = matrix
 
@@ -104,16 +104,14 @@ class JoinedLinear:
             workspace: at least `size` values, which the next matrix may overwrite.
             adapters_changed: whether they may have since the matrix was asked for the last time.
         """
+        kernels = kernels_for(self.device)
         if self.kept is not None:
             if adapters_changed:
-                self._fill_adapters(self.kept)
+                self._fill_adapters(self.kept, kernels)
             return self.kept
         matrix = workspace[: self.size].view(-1, self.inputs + self.ranks)
-        self._fill_base(matrix, kernels_for(self.device))
-        if self.ranks:
-            matrix[: self.outputs, self.inputs :].zero_()
-            matrix[self.outputs + self._rank_ends[-1] :].zero_()
-            self._fill_adapters(matrix)
+        self._fill_base(matrix, kernels)
+        self._fill_adapters(matrix, kernels)
         return matrix
 
     def _fill_base(self, matrix: torch.Tensor, kernels: Kernels) -> None:
@@ -125,20 +123,24 @@ class JoinedLinear:
             else:
                 kernels.dequantize(weight, target)
 
-    def _fill_adapters(self, matrix: torch.Tensor) -> None:
-        for rows, ranks, member in self._adapted():
-            lora_a, lora_b = member.lora_a, member.lora_b
-            assert lora_a is not None
-            assert lora_b is not None
-            torch.mul(lora_b.detach(), member.scaling, out=matrix[rows, ranks.start + self.inputs : ranks.stop + self.inputs])
-            matrix[self.outputs + ranks.start : self.outputs + ranks.stop, : self.inputs].copy_(lora_a.detach())
+    def _fill_adapters(self, matrix: torch.Tensor, kernels: Kernels) -> None:
+        if not self.ranks:
+            return
+        right, below = matrix[: self.outputs, self.inputs :], matrix[self.outputs :, : self.inputs]
+        for rows, ranks, member in self._placed():
+            if member.lora_a is None or member.lora_b is None:
+                right[rows].zero_()
+                continue
+            # The last one has the padding, too.
+            end = self.ranks if ranks.stop == self._rank_ends[-1] else ranks.stop
+            lora_a, lora_b = member.lora_a.detach(), member.lora_b.detach()
+            kernels.fill_adapter(lora_a, lora_b, member.scaling, ranks.start, right[rows], below[ranks.start : end])
 
-    def _adapted(self) -> list[tuple[slice, slice, Member]]:
-        """Rows and columns of each adapter, within outputs and ranks."""
+    def _placed(self) -> list[tuple[slice, slice, Member]]:
+        """Members with their rows within outputs, and their adapters' within ranks."""
         return [
             (slice(end - member.base.out_features, end), slice(rank_end - member.rank, rank_end), member)
             for end, rank_end, member in zip(self._row_ends, self._rank_ends, self.members, strict=True)
-            if member.rank
         ]
 
     def widened(self, tokens: int, columns: int) -> torch.Tensor:
@@ -187,9 +189,9 @@ class JoinedLinear:
         for_a = product_in_fp32(wide_gradients[:, self.outputs : self.outputs + self._rank_ends[-1]].t(), inputs)
         for_b = product_in_fp32(wide_gradients[:, : self.outputs].t(), projected)
         gradients = []
-        for rows, ranks, member in self._adapted():
-            assert member.lora_a is not None
-            assert member.lora_b is not None
+        for rows, ranks, member in self._placed():
+            if member.lora_a is None or member.lora_b is None:
+                continue
             gradients.append(for_a[ranks].to(member.lora_a.dtype))
             gradients.append((for_b[rows, ranks] * member.scaling).to(member.lora_b.dtype))
         return gradients
@@ -197,7 +199,8 @@ class JoinedLinear:
     def widen_gradients(self, matrix: torch.Tensor, wide_gradients: torch.Tensor) -> None:
         """Put dy s B behind the gradients of the outputs."""
         if self.ranks:
-            wide_gradients[:, self.outputs :] = wide_gradients[:, : self.outputs] @ matrix[: self.outputs, self.inputs :]
+            outputs, right = wide_gradients[:, : self.outputs], matrix[: self.outputs, self.inputs :]
+            torch.mm(outputs, right, out=wide_gradients[:, self.outputs :])
 
     def input_gradients(self, matrix: torch.Tensor, wide_gradients: torch.Tensor) -> torch.Tensor:
         return wide_gradients @ matrix[:, : self.inputs]

@@ -83,6 +83,15 @@ class Kernels(Protocol):
     def dequantize(self, weight: Any, outputs: torch.Tensor) -> None:
         """The values of a 4-bit weight of bitsandbytes, of shape (outputs, inputs)."""
 
+    def fill_adapter(
+        self, lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, start: int, right: torch.Tensor, below: torch.Tensor
+    ) -> None:
+        """right = scaling * lora_b from column start on, and zeros beside it; below = lora_a, and zeros in rows behind it.
+
+        Args:
+            lora_a: of shape (rank, inputs), and lora_b of (outputs, rank); their rows stand together.
+        """
+
     def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
         """losses = negative log-likelihood of the targets in nats, in fp32; logits become the gradient of their sum.
 

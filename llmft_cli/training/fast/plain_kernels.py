@@ -127,6 +127,16 @@ def dequantize(weight: Any, outputs: torch.Tensor) -> None:
     outputs.copy_(import_bitsandbytes().functional.dequantize_4bit(weight, weight.quant_state))
 
 
+def fill_adapter(
+    lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, start: int, right: torch.Tensor, below: torch.Tensor
+) -> None:
+    rank = len(lora_a)
+    right.zero_()
+    torch.mul(lora_b, scaling, out=right[:, start : start + rank])
+    below[:rank].copy_(lora_a)
+    below[rank:].zero_()
+
+
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
     known, columns = targets >= 0, targets.clamp(min=0)[:, None]
     for rows in parts(logits):

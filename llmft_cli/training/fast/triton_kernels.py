@@ -11,6 +11,7 @@ from llmft_cli.training.fast import triton_programs as programs
 from llmft_cli.training.fast.kernels import Activation
 
 ELEMENTS = 1024  # of a row in one program, where programs share a row
+FILLED = 2048  # values of a matrix in one program
 GROUPS = 16  # of a 4-bit weight's blocks in one step of a program
 
 
@@ -139,6 +140,32 @@ def dequantize(weight: Any, outputs: torch.Tensor) -> None:
         OUTER_BLOCK=outer.blocksize,
         BLOCK=state.blocksize,
         GROUPS=GROUPS,
+    )
+
+
+def fill_adapter(
+    lora_a: torch.Tensor, lora_b: torch.Tensor, scaling: float, start: int, right: torch.Tensor, below: torch.Tensor
+) -> None:
+    outputs, columns = right.shape
+    rows, inputs = below.shape
+    block = triton.next_power_of_2(columns)
+    at_once = max(1, FILLED // block)
+    programs.fill_adapter_kernel[(triton.cdiv(outputs, at_once) + rows * triton.cdiv(inputs, FILLED),)](
+        lora_a,
+        lora_b,
+        right,
+        below,
+        right.stride(0),
+        below.stride(0),
+        outputs,
+        columns,
+        inputs,
+        len(lora_a),
+        start,
+        scaling,
+        ROWS=at_once,
+        COLUMNS=block,
+        BLOCK=FILLED,
     )
 
 

@@ -255,6 +255,43 @@ def dequantize_kernel(
 
 
 @triton.jit
+def fill_adapter_kernel(
+    lora_a,
+    lora_b,
+    right,
+    below,
+    right_stride,
+    below_stride,
+    outputs,
+    columns,
+    inputs,
+    rank,
+    start,
+    scaling,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Some rows of what is on the right, or for programs behind those a part of a row of what is below."""
+    place = tl.program_id(0)
+    on_the_right = tl.cdiv(outputs, ROWS)
+    if place < on_the_right:
+        row = (place * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+        column = tl.arange(0, COLUMNS)[None, :]
+        inside = (row < outputs) & (column < columns)
+        own = inside & (column >= start) & (column < start + rank)
+        b = tl.load(lora_b + row * rank + column - start, mask=own, other=0.0).to(tl.float32)
+        tl.store(right + row * right_stride + column, (b * scaling).to(right.dtype.element_ty), mask=inside)
+    else:
+        parts = tl.cdiv(inputs, BLOCK)
+        row = ((place - on_the_right) // parts).to(tl.int64)
+        column = (place - on_the_right) % parts * BLOCK + tl.arange(0, BLOCK)
+        inside = column < inputs
+        a = tl.load(lora_a + row * inputs + column, mask=inside & (row < rank), other=0.0)
+        tl.store(below + row * below_stride + column, a.to(below.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def cross_entropy_kernel(logits, targets, losses, stride, SIZE: tl.constexpr, BLOCK: tl.constexpr):
     """One row: greatest logit and sum of exponentials in one pass (Milakov & Gimelshein 2018), the gradient in another."""
     row = tl.program_id(0).to(tl.int64)

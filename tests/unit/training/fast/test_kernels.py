@@ -195,6 +195,17 @@ def test_dequantized_values_are_bitsandbytes(nested, dtype):
 
 
 @TYPES
+@pytest.mark.parametrize("rows", [4, 11])
+def test_an_adapter_fills_its_place_and_what_is_beside_and_behind_it(rows, dtype):
+    """Adapters stay in fp32 beside a model in bf16; what was there before is gone."""
+    lora_a, lora_b = torch.randn(4, SIZE), torch.randn(9, 4)
+    right, below = torch.full((9, 12), float("nan"), dtype=dtype), torch.full((rows, SIZE), float("nan"), dtype=dtype)
+    plain_kernels.fill_adapter(lora_a, lora_b, 0.3, 5, right, below)
+    assert torch.equal(right, torch.nn.functional.pad(0.3 * lora_b, (5, 3)).to(dtype))
+    assert torch.equal(below, torch.nn.functional.pad(lora_a, (0, 0, 0, rows - 4)).to(dtype))
+
+
+@TYPES
 def test_cross_entropy_and_its_gradient_are_torchs(dtype):
     logits, targets = 3 * strided(4, 1000, dtype=dtype), torch.tensor([0, 999, -100, 5])
     expected = cross_entropy(logits.float(), targets, reduction="none", ignore_index=-100)
@@ -251,7 +262,7 @@ def test_on_meta_a_kernel_is_one_operation_that_moves_what_it_reads_and_writes(n
     """Tensors of a token's size, one for each argument but weights and angles, which are small."""
     small = ("weight", "weights", "cosines", "sines", "targets")
     sizes = {"gate_up": 2 * SIZE, "losses": 1}
-    others = {"epsilon": EPSILON, "activation": "silu", "backward": False}
+    others = {"epsilon": EPSILON, "activation": "silu", "backward": False, "scaling": 2.0, "start": 0}
     arguments = {
         one: others[one] if one in others else torch.empty(TOKENS, sizes.get(one, SIZE), device="meta")
         for one in inspect.signature(getattr(counted_kernels, name)).parameters

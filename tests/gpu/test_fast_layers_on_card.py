@@ -45,6 +45,7 @@ def kernel_cases() -> list[tuple[str, list[Any]]]:
     weight = torch.randn(576, device=CARD, dtype=torch.bfloat16)
     angles = torch.randn(300, 32, device=CARD).repeat(1, 2)
     turned = [angles.cos().bfloat16(), angles.sin().bfloat16()]
+    scales = torch.rand(300, device=CARD)
     heads = torch.randn(9, 64, device=CARD, dtype=torch.bfloat16)
     gated = [
         (name, [wide(300, 2200), activation, wide(300, 1100)])
@@ -52,10 +53,10 @@ def kernel_cases() -> list[tuple[str, list[Any]]]:
         for activation in ("silu", "gelu_tanh")
     ]
     return [
-        ("rms_norm", [wide(300, 576), weight, 1e-5, wide(300, 576)]),
-        ("rms_norm", [wide(300, 576), weight.float(), 1e-5, wide(300, 576)]),
-        ("add_rms_norm", [wide(300, 576), wide(300, 576), weight, 1e-5, wide(300, 576)]),
-        ("rms_norm_backward", [wide(300, 576), wide(300, 576), weight, 1e-5, wide(300, 576), wide(300, 576)]),
+        ("rms_norm", [wide(300, 576), weight, 1e-5, wide(300, 576), scales]),
+        ("rms_norm", [wide(300, 576), weight.float(), 1e-5, wide(300, 576), scales]),
+        ("add_rms_norm", [wide(300, 576), wide(300, 576), weight, 1e-5, wide(300, 576), scales]),
+        ("rms_norm_backward", [wide(300, 576), wide(300, 576), weight, scales, wide(300, 576), wide(300, 576)]),
         *gated,
         ("rotate", [wide(300, 576), wide(300, 576), *turned, False]),
         ("rotate", [wide(300, 576), wide(300, 576), *turned, True]),

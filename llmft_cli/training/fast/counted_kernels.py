@@ -20,25 +20,30 @@ def tell(read: list[torch.Tensor], written: list[torch.Tensor]) -> None:
     torch.ops.llmft.kernel(read, written)
 
 
-def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor) -> None:
-    tell([inputs], [outputs])
+def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor, scales: torch.Tensor) -> None:
+    tell([inputs], [outputs, scales])
 
 
 def add_rms_norm(
-    inputs: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor
+    inputs: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    outputs: torch.Tensor,
+    scales: torch.Tensor,
 ) -> None:
-    tell([inputs, residual], [inputs, outputs])
+    tell([inputs, residual], [inputs, outputs, scales])
 
 
 def rms_norm_backward(
     gradients: torch.Tensor,
     inputs: torch.Tensor,
     weight: torch.Tensor,
-    epsilon: float,
+    scales: torch.Tensor,
     residual: torch.Tensor,
     outputs: torch.Tensor,
 ) -> None:
-    tell([gradients, inputs, residual], [outputs])
+    tell([gradients, inputs, scales, residual], [outputs])
 
 
 def gated(gate_up: torch.Tensor, activation: Activation, outputs: torch.Tensor) -> None:

@@ -6,8 +6,9 @@
 Models with norms of heads (Qwen3) normalise each head of q and k before they rotate it.
 
 What the backward pass needs is kept, or computed again from the layer's input: then without the last
-product, which no gradient needs. Norms and the activation are always computed again, which costs one
-pass over memory. Buffers are used again for the gradients of what they held.
+product, which no gradient needs. The activation is always computed again, which costs one pass over
+memory; what norms gave is not, as the gradients behind them can do without (`JoinedLinear.backward`).
+Buffers are used again for the gradients of what they held.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from llmft_cli.training.fast.joined_linear import JoinedLinear
+from llmft_cli.training.fast.joined_linear import JoinedLinear, Norm
 from llmft_cli.training.fast.kernels import Activation, Kernels
 from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
 
@@ -85,6 +86,7 @@ class Kept:
         attended: what it gave, with the graph of its own.
         after_attention: the residual stream between attention and MLP.
         gate_up: with room behind them.
+        input_scales, attention_scales: of the norms, as `Kernels.rms_norm` gives them.
     """
 
     qkv: torch.Tensor
@@ -92,6 +94,8 @@ class Kept:
     attended: torch.Tensor
     after_attention: torch.Tensor
     gate_up: torch.Tensor
+    input_scales: torch.Tensor
+    attention_scales: torch.Tensor
     qkv_projected: torch.Tensor | None
     o_projected: torch.Tensor | None
     gate_up_projected: torch.Tensor | None
@@ -144,7 +148,7 @@ def up_to_mlp(
     Args:
         with_graph: whether the attention can be asked for gradients.
     """
-    qkv_projected, qkv = normalised_product(block, block.qkv, rows, block.input_norm)
+    qkv_projected, qkv, input_scales = normalised_product(block, block.qkv, rows, block.input_norm)
     parts = [part.detach().requires_grad_(with_graph) for part in rotated(block, qkv, angles)]
     with torch.set_grad_enabled(with_graph):
         heads = (part.view(*shape[:-1], -1, block.head_dim).transpose(1, 2) for part in parts)
@@ -154,22 +158,39 @@ def up_to_mlp(
     after_attention = torch.empty_like(rows)
     o_projected = block.o.product(block.o.matrix(block.workspace), wide, after_attention)
     del wide
-    gate_up_projected, gate_up = normalised_product(block, block.gate_up, after_attention, block.attention_norm, residual=rows)
-    return Kept(qkv, parts, attended, after_attention, gate_up, qkv_projected, o_projected, gate_up_projected)
+    gate_up_projected, gate_up, attention_scales = normalised_product(
+        block, block.gate_up, after_attention, block.attention_norm, residual=rows
+    )
+    return Kept(
+        qkv=qkv,
+        parts=parts,
+        attended=attended,
+        after_attention=after_attention,
+        gate_up=gate_up,
+        input_scales=input_scales,
+        attention_scales=attention_scales,
+        qkv_projected=qkv_projected,
+        o_projected=o_projected,
+        gate_up_projected=gate_up_projected,
+    )
 
 
 def normalised_product(
     block: Block, linear: JoinedLinear, rows: torch.Tensor, norm: torch.Tensor, residual: torch.Tensor | None = None
-) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """The product of normalised rows, with room behind it; a residual is added to the rows themselves before."""
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    """`JoinedLinear.project` of normalised rows, their product with room behind it, and the norm's scales.
+
+    A residual is added to the rows themselves before.
+    """
     wide = linear.widened(len(rows), linear.inputs)
+    scales = torch.empty(len(rows), dtype=torch.float32, device=rows.device)
     if residual is None:
-        block.kernels.rms_norm(rows, norm, block.epsilon, wide[:, : linear.inputs])
+        block.kernels.rms_norm(rows, norm, block.epsilon, wide[:, : linear.inputs], scales)
     else:
-        block.kernels.add_rms_norm(rows, residual, norm, block.epsilon, wide[:, : linear.inputs])
+        block.kernels.add_rms_norm(rows, residual, norm, block.epsilon, wide[:, : linear.inputs], scales)
     outputs = linear.widened(len(rows), linear.outputs)
     projected = linear.product(linear.matrix(block.workspace), wide, outputs[:, : linear.outputs])
-    return projected, outputs
+    return projected, outputs, scales
 
 
 def rotated(block: Block, qkv: torch.Tensor, angles: Angles) -> list[torch.Tensor]:
@@ -201,22 +222,23 @@ def rotated_backward(block: Block, qkv: torch.Tensor, gradients: Sequence[torch.
 def mlp_backward(block: Block, kept: Kept, gradient: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Gradients of the MLP's adapters, and of the residual stream before it, with room behind for `o`."""
     down, gate_up = block.down, block.gate_up
-    wide = down.widened(len(gradient), down.outputs)
-    wide[:, : down.outputs] = gradient
+    wide = down.with_room(gradient)
     matrix = down.matrix(block.workspace, adapters_changed=False)
     down.widen_gradients(matrix, wide)
     act = down.input_gradients(matrix, wide)
     block.kernels.gated_backward(kept.gate_up[:, : gate_up.outputs], block.activation, act)
     if kept.down_projected is None:
         kept.down_projected = down.project(matrix, act)
-    for_down = down.backward(matrix, wide, act, kept.down_projected)
+    for_down = down.backward(wide, act, kept.down_projected)
     del wide, act
-    for_gate_up, for_normal = normalised_backward(
-        block, gate_up, kept.gate_up, kept.after_attention, block.attention_norm, kept.gate_up_projected
-    )
+    matrix = gate_up.matrix(block.workspace, adapters_changed=False)
+    gate_up.widen_gradients(matrix, kept.gate_up)
+    norm = Norm(block.attention_norm, kept.attention_scales)
+    for_gate_up = gate_up.backward(kept.gate_up, kept.after_attention, kept.gate_up_projected, norm)
+    for_normal = gate_up.input_gradients(matrix, kept.gate_up)
     for_stream = block.o.widened(len(gradient), block.o.outputs)
     block.kernels.rms_norm_backward(
-        for_normal, kept.after_attention, block.attention_norm, block.epsilon, gradient, for_stream[:, : block.o.outputs]
+        for_normal, kept.after_attention, norm.weight, norm.scales, gradient, for_stream[:, : block.o.outputs]
     )
     return [*for_gate_up, *for_down], for_stream
 
@@ -228,34 +250,21 @@ def attention_backward(
     matrix = block.o.matrix(block.workspace, adapters_changed=False)
     block.o.widen_gradients(matrix, wide)
     for_attended = block.o.input_gradients(matrix, wide)
-    for_o = block.o.backward(matrix, wide, kept.attended.detach(), kept.o_projected)
+    for_o = block.o.backward(wide, kept.attended.detach(), kept.o_projected)
     for_parts = torch.autograd.grad(kept.attended, kept.parts, for_attended)
     del for_attended
     rotated_backward(block, kept.qkv, for_parts, angles)
     del for_parts
     if not (wanted or block.qkv.ranks):
         return for_o, None
-    for_qkv, for_normal = normalised_backward(block, block.qkv, kept.qkv, rows, block.input_norm, kept.qkv_projected, wanted)
-    if for_normal is None:
+    matrix = block.qkv.matrix(block.workspace, adapters_changed=False)
+    block.qkv.widen_gradients(matrix, kept.qkv)
+    norm = Norm(block.input_norm, kept.input_scales)
+    for_qkv = block.qkv.backward(kept.qkv, rows, kept.qkv_projected, norm)
+    if not wanted:
         return [*for_qkv, *for_o], None
+    # It becomes the gradient of the layer below, which wants room behind it.
+    for_normal = block.qkv.input_gradients(matrix, kept.qkv, room=block.down.ranks)
     stream = wide[:, : block.o.outputs]
-    block.kernels.rms_norm_backward(for_normal, rows, block.input_norm, block.epsilon, stream, for_normal)
+    block.kernels.rms_norm_backward(for_normal, rows, norm.weight, norm.scales, stream, for_normal)
     return [*for_qkv, *for_o], for_normal
-
-
-def normalised_backward(
-    block: Block,
-    linear: JoinedLinear,
-    wide: torch.Tensor,
-    rows: torch.Tensor,
-    norm: torch.Tensor,
-    projected: torch.Tensor | None,
-    wanted: bool = True,
-) -> tuple[list[torch.Tensor], Any]:
-    """Gradients of the adapters behind a norm, and of what the norm gave where that is wanted."""
-    matrix = linear.matrix(block.workspace, adapters_changed=False)
-    linear.widen_gradients(matrix, wide)
-    for_normal = linear.input_gradients(matrix, wide) if wanted else None
-    normal = torch.empty_like(rows)
-    block.kernels.rms_norm(rows, norm, block.epsilon, normal)
-    return linear.backward(matrix, wide, normal, projected), for_normal

@@ -41,6 +41,14 @@ class Member:
         return 0 if self.lora_a is None else len(self.lora_a)
 
 
+@dataclass(frozen=True)
+class Norm:
+    """What made weight * scales * inputs of inputs; scales are of shape (rows,), the weight is of shape (inputs,)."""
+
+    weight: torch.Tensor
+    scales: torch.Tensor
+
+
 class JoinedLinear:
     """Members of one input.
 
@@ -145,7 +153,21 @@ class JoinedLinear:
 
     def widened(self, tokens: int, columns: int) -> torch.Tensor:
         """An uninitialised matrix with room for the adapters' part behind so many columns."""
-        return torch.empty(tokens, columns + self.ranks, dtype=self.dtype, device=self.device)
+        return self._empty(tokens, columns + self.ranks)
+
+    def with_room(self, rows: torch.Tensor) -> torch.Tensor:
+        """`widened` with rows in it: around them where `input_gradients` of another layer left room behind them, or a copy."""
+        tokens, columns = rows.shape
+        width = columns + self.ranks
+        alone = rows.untyped_storage().nbytes() == tokens * width * rows.element_size()
+        if alone and rows.stride() == (width, 1) and rows.dtype == self.dtype:
+            return rows.as_strided((tokens, width), (width, 1))
+        wide = self.widened(tokens, columns)
+        wide[:, :columns] = rows
+        return wide
+
+    def _empty(self, rows: int, columns: int) -> torch.Tensor:
+        return torch.empty(rows, columns, dtype=self.dtype, device=self.device)
 
     def project(self, matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
         """x A^T of shape (tokens, ranks), or None without adapters."""
@@ -173,20 +195,27 @@ class JoinedLinear:
 
     def backward(
         self,
-        matrix: torch.Tensor,
         wide_gradients: torch.Tensor,
         inputs: torch.Tensor,
         projected: torch.Tensor | None,
+        norm: Norm | None = None,
     ) -> list[torch.Tensor]:
         """Gradients of `parameters`.
 
         Args:
             wide_gradients: of the outputs, with what `widen_gradients` puts behind them.
+            inputs: of the linear layers, or of the norm whose outputs those are.
         """
         if projected is None:
             return []
         # Without the padding: what is returned are views, which would hold it for as long as there are gradients.
-        for_a = product_in_fp32(wide_gradients[:, self.outputs : self.outputs + self._rank_ends[-1]].t(), inputs)
+        behind = wide_gradients[:, self.outputs : self.outputs + self._rank_ends[-1]]
+        if norm is None:
+            for_a = product_in_fp32(behind.t(), inputs)
+        else:
+            # Rows and columns of small matrices are scaled instead of the inputs', which are not normalised again.
+            scaled = torch.mul(behind, norm.scales[:, None], out=torch.empty_like(behind))
+            for_a = product_in_fp32(scaled.t(), inputs).mul_(norm.weight)
         for_b = product_in_fp32(wide_gradients[:, : self.outputs].t(), projected)
         gradients = []
         for rows, ranks, member in self._placed():
@@ -202,8 +231,10 @@ class JoinedLinear:
             outputs, right = wide_gradients[:, : self.outputs], matrix[: self.outputs, self.inputs :]
             torch.mm(outputs, right, out=wide_gradients[:, self.outputs :])
 
-    def input_gradients(self, matrix: torch.Tensor, wide_gradients: torch.Tensor) -> torch.Tensor:
-        return wide_gradients @ matrix[:, : self.inputs]
+    def input_gradients(self, matrix: torch.Tensor, wide_gradients: torch.Tensor, room: int = 0) -> torch.Tensor:
+        """Of shape (tokens, inputs), with room behind each row for so many columns (`with_room`)."""
+        gradients = self._empty(len(wide_gradients), self.inputs + room)[:, : self.inputs]
+        return torch.mm(wide_gradients, matrix[:, : self.inputs], out=gradients)
 
 
 def product_in_fp32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -17,14 +17,25 @@ Activation = Literal["silu", "gelu_tanh"]
 class Kernels(Protocol):
     """One implementation: Triton's on a GPU, torch's on a CPU, and on the `meta` device one that only tells of the work."""
 
-    def rms_norm(self, inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor) -> None:
-        """outputs = weight * inputs / rms(inputs), rounded to the weight's type before it is multiplied.
+    def rms_norm(
+        self, inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor, scales: torch.Tensor
+    ) -> None:
+        """outputs = weight * (scales * inputs) with scales = 1 / rms(inputs), what is in brackets rounded to the weight's type.
 
         So a weight of the inputs' type makes it Llama's norm, and one of fp32 makes it Gemma's.
+
+        Args:
+            scales: of shape (rows,), in fp32.
         """
 
     def add_rms_norm(
-        self, inputs: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        epsilon: float,
+        outputs: torch.Tensor,
+        scales: torch.Tensor,
     ) -> None:
         """inputs += residual, then `rms_norm` of them."""
 
@@ -33,7 +44,7 @@ class Kernels(Protocol):
         gradients: torch.Tensor,
         inputs: torch.Tensor,
         weight: torch.Tensor,
-        epsilon: float,
+        scales: torch.Tensor,
         residual: torch.Tensor,
         outputs: torch.Tensor,
     ) -> None:

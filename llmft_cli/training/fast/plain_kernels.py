@@ -24,15 +24,22 @@ SLOPES: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] =
 CACHED_VALUES = 2**19  # of a matrix; 2 MiB in fp32
 
 
-def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor) -> None:
-    torch.mul(normal(inputs, epsilon)[0].to(weight.dtype), weight, out=outputs)
+def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor, scales: torch.Tensor) -> None:
+    normalised, inverses = normal(inputs, epsilon)
+    torch.mul(normalised.to(weight.dtype), weight, out=outputs)
+    scales.copy_(inverses[:, 0])
 
 
 def add_rms_norm(
-    inputs: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor
+    inputs: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    outputs: torch.Tensor,
+    scales: torch.Tensor,
 ) -> None:
     inputs.add_(residual)
-    rms_norm(inputs, weight, epsilon, outputs)
+    rms_norm(inputs, weight, epsilon, outputs, scales)
 
 
 def normal(inputs: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,16 +53,18 @@ def rms_norm_backward(
     gradients: torch.Tensor,
     inputs: torch.Tensor,
     weight: torch.Tensor,
-    epsilon: float,
+    scales: torch.Tensor,
     residual: torch.Tensor,
     outputs: torch.Tensor,
 ) -> None:
-    torch.add(norm_gradient(gradients, inputs, weight, epsilon).to(outputs.dtype), residual, out=outputs)
+    inverses = scales[:, None]
+    torch.add(norm_gradient(gradients, weight, inputs * inverses, inverses).to(outputs.dtype), residual, out=outputs)
 
 
-def norm_gradient(gradients: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """dx = s (w dy - n mean(n w dy)) with s = 1 / rms(x) and n = s x, in fp32."""
-    normalised, scales = normal(inputs, epsilon)
+def norm_gradient(
+    gradients: torch.Tensor, weight: torch.Tensor, normalised: torch.Tensor, scales: torch.Tensor
+) -> torch.Tensor:
+    """dx = s (w dy - n mean(n w dy)) with s = 1 / rms(x) and n = s x, which is overwritten; in fp32."""
     weighted = gradients.float() * weight
     along = (weighted * normalised).mean(-1, keepdim=True)
     return weighted.sub_(normalised.mul_(along)).mul_(scales)
@@ -115,7 +124,7 @@ def norm_rotate_backward(
     back = torch.empty_like(gradients, dtype=torch.float32)
     rotate(gradients.float(), back, cosines, sines, backward=True)
     heads = by_head(inputs, cosines)
-    heads.copy_(norm_gradient(by_head(back, cosines), heads, weights, epsilon))
+    heads.copy_(norm_gradient(by_head(back, cosines), weights, *normal(heads, epsilon)))
 
 
 def by_head(rows: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:

@@ -20,24 +20,35 @@ def warps(elements: int) -> int:
     return min(16, max(4, elements // 512))
 
 
-def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor) -> None:
-    launch_rms_norm(inputs, inputs, weight, epsilon, outputs, add=False)
+def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor, scales: torch.Tensor) -> None:
+    launch_rms_norm(inputs, inputs, weight, epsilon, outputs, scales, add=False)
 
 
 def add_rms_norm(
-    inputs: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor
+    inputs: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    outputs: torch.Tensor,
+    scales: torch.Tensor,
 ) -> None:
-    launch_rms_norm(inputs, residual, weight, epsilon, outputs, add=True)
+    launch_rms_norm(inputs, residual, weight, epsilon, outputs, scales, add=True)
 
 
 def launch_rms_norm(
-    inputs: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor, add: bool
+    inputs: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    epsilon: float,
+    outputs: torch.Tensor,
+    scales: torch.Tensor,
+    add: bool,
 ) -> None:
     rows, size = inputs.shape
     block = triton.next_power_of_2(size)
     strides = inputs.stride(0), residual.stride(0), outputs.stride(0)
     programs.rms_norm_kernel[(rows,)](
-        inputs, residual, weight, outputs, *strides, size, epsilon, ADD=add, BLOCK=block, num_warps=warps(block)
+        inputs, residual, weight, outputs, scales, *strides, size, epsilon, ADD=add, BLOCK=block, num_warps=warps(block)
     )
 
 
@@ -45,7 +56,7 @@ def rms_norm_backward(
     gradients: torch.Tensor,
     inputs: torch.Tensor,
     weight: torch.Tensor,
-    epsilon: float,
+    scales: torch.Tensor,
     residual: torch.Tensor,
     outputs: torch.Tensor,
 ) -> None:
@@ -53,7 +64,7 @@ def rms_norm_backward(
     block = triton.next_power_of_2(size)
     strides = gradients.stride(0), inputs.stride(0), residual.stride(0), outputs.stride(0)
     programs.rms_norm_backward_kernel[(rows,)](
-        gradients, inputs, weight, residual, outputs, *strides, size, epsilon, BLOCK=block, num_warps=warps(block)
+        gradients, inputs, weight, scales, residual, outputs, *strides, size, BLOCK=block, num_warps=warps(block)
     )
 
 

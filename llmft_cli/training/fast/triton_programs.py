@@ -17,6 +17,7 @@ def rms_norm_kernel(
     residual,
     weight,
     outputs,
+    scales,
     input_stride,
     residual_stride,
     output_stride,
@@ -38,6 +39,7 @@ def rms_norm_kernel(
         tl.store(place, x, mask=inside)
         x = x.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(x * x) / size + epsilon)
+    tl.store(scales + row, scale)
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     y = (x * scale).to(weight.dtype.element_ty).to(tl.float32) * w
     tl.store(outputs + row * output_stride + columns, y.to(kind), mask=inside)
@@ -48,6 +50,7 @@ def rms_norm_backward_kernel(
     gradients,
     inputs,
     weight,
+    scales,
     residual,
     outputs,
     gradient_stride,
@@ -55,7 +58,6 @@ def rms_norm_backward_kernel(
     residual_stride,
     output_stride,
     size,
-    epsilon,
     BLOCK: tl.constexpr,
 ):
     """dx = s (w dy - n mean(n w dy)) with s = 1 / rms(x) and n = s x."""
@@ -66,7 +68,7 @@ def rms_norm_backward_kernel(
     dy = tl.load(gradients + row * gradient_stride + columns, mask=inside, other=0.0).to(tl.float32)
     w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     before = tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(x * x) / size + epsilon)
+    scale = tl.load(scales + row)
     n = x * scale
     dy = dy * w
     dx = scale * (dy - n * (tl.sum(n * dy) / size))
@@ -284,11 +286,10 @@ def fill_adapter_kernel(
         tl.store(right + row * right_stride + column, (b * scaling).to(right.dtype.element_ty), mask=inside)
     else:
         parts = tl.cdiv(inputs, BLOCK)
-        row = ((place - on_the_right) // parts).to(tl.int64)
-        column = (place - on_the_right) % parts * BLOCK + tl.arange(0, BLOCK)
-        inside = column < inputs
-        a = tl.load(lora_a + row * inputs + column, mask=inside & (row < rank), other=0.0)
-        tl.store(below + row * below_stride + column, a.to(below.dtype.element_ty), mask=inside)
+        line = ((place - on_the_right) // parts).to(tl.int64)
+        value = (place - on_the_right) % parts * BLOCK + tl.arange(0, BLOCK)
+        a = tl.load(lora_a + line * inputs + value, mask=(value < inputs) & (line < rank), other=0.0)
+        tl.store(below + line * below_stride + value, a.to(below.dtype.element_ty), mask=value < inputs)
 
 
 @triton.jit

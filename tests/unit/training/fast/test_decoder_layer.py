@@ -13,6 +13,7 @@ from llmft_cli.training.fast.architectures import (
     use_fast_layers,
     why_not_fast,
 )
+from llmft_cli.training.fast.joined_linear import JoinedLinear
 from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.lora_product import use_fused_products
 
@@ -162,6 +163,22 @@ def test_bf16_rounds_no_more_than_the_plain_path(model_type, recompute):
     assert 1e-3 < error(found) <= 1.1 * error(rounded)
 
 
+def test_gradients_are_copied_for_no_layer_but_the_last(monkeypatch):
+    """A layer leaves room behind the gradient of its input, which the layer below wants there."""
+    copied = []
+
+    def with_room(linear, rows):
+        wide = original(linear, rows)
+        copied.append(wide.data_ptr() != rows.data_ptr())
+        return wide
+
+    original = JoinedLinear.with_room
+    monkeypatch.setattr(JoinedLinear, "with_room", with_room)
+    model = made_fast(tuned("llama"))
+    gradients(model)
+    assert copied == [True] + [False] * (len(decoder_layers(model)) - 1)
+
+
 def test_what_a_layer_keeps_until_its_backward_pass():
     """Beside the layer's input: queries, keys and values, what the attention gave, the stream after it, gate and up."""
     model = made_fast(tuned("llama"))
@@ -182,6 +199,8 @@ def test_what_a_layer_keeps_until_its_backward_pass():
         "attended": (10, 64),
         "after_attention": (10, 64),
         "gate_up": (10, 256 + 64),
+        "input_scales": (10,),
+        "attention_scales": (10,),
         "qkv_projected": (10, 64),
         "o_projected": (10, 64),
         "gate_up_projected": (10, 64),

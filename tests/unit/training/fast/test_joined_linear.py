@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmft_cli.libraries import import_bitsandbytes
-from llmft_cli.training.fast.joined_linear import ALIGNMENT, JoinedLinear, Member
+from llmft_cli.training.fast.joined_linear import ALIGNMENT, JoinedLinear, Member, Norm
 
 from .layer_models import distance
 
@@ -83,7 +83,7 @@ def test_gradients_are_autograds(quantized, kept):
     wide[:, : linear.outputs] = gradient
     linear.widen_gradients(matrix, wide)
     assert distance(linear.input_gradients(matrix, wide), inputs.grad) <= CLOSE
-    found = linear.backward(matrix, wide, inputs.detach(), projected)
+    found = linear.backward(wide, inputs.detach(), projected)
     assert [id(weights) for weights in linear.parameters] == [
         id(weights) for part in parts for weights in (part.lora_a, part.lora_b) if weights is not None
     ]
@@ -92,13 +92,44 @@ def test_gradients_are_autograds(quantized, kept):
         assert distance(own, weights.grad) <= CLOSE
 
 
+def test_gradients_behind_a_norm_are_autograds():
+    """Of its inputs, not of its outputs, which are not kept."""
+    parts = members()
+    linear, inputs, weight = JoinedLinear(parts, torch.float32), 3 * torch.randn(TOKENS, INPUTS), torch.randn(INPUTS)
+    scales = torch.rsqrt(inputs.square().mean(-1))
+    gradient, normal = torch.randn(TOKENS, linear.outputs), torch.nn.functional.rms_norm(inputs, (INPUTS,), weight, eps=0.0)
+    expected_outputs(parts, normal).backward(gradient)
+    matrix, wide = linear.matrix(workspace(linear)), linear.with_room(gradient)
+    linear.widen_gradients(matrix, wide)
+    found = linear.backward(wide, inputs, linear.project(matrix, normal), Norm(weight, scales))
+    for own, weights in zip(found, linear.parameters, strict=True):
+        assert distance(own, weights.grad) <= CLOSE
+
+
+def test_room_that_another_layer_left_behind_gradients_is_used():
+    linear, values = JoinedLinear(members(), torch.float32), torch.randn(TOKENS, INPUTS)
+    matrix, wide = linear.matrix(workspace(linear)), torch.randn(TOKENS, linear.outputs + linear.ranks)
+    with_room = linear.input_gradients(matrix, wide, room=linear.ranks)
+    assert torch.equal(with_room, linear.input_gradients(matrix, wide))
+    widened = linear.with_room(with_room)
+    assert widened.shape == (TOKENS, INPUTS + linear.ranks)
+    assert widened.data_ptr() == with_room.data_ptr()
+    beside_others = torch.randn(TOKENS, INPUTS + 2 * linear.ranks)[:, :INPUTS]
+    for rows in (values, beside_others, torch.randn(TOKENS + 1, INPUTS + linear.ranks)[1:, :INPUTS], with_room.bfloat16()):
+        copy = linear.with_room(rows)
+        assert copy.shape == widened.shape
+        assert torch.equal(copy[:, :INPUTS], rows.float())
+        copy.zero_()
+        assert rows.abs().sum() > 0
+
+
 def test_gradients_have_the_type_of_their_adapters():
     """Adapters are fp32 beside a model in bf16."""
     linear = JoinedLinear(members(bias=False), torch.bfloat16)
     matrix, inputs = linear.matrix(workspace(linear).bfloat16()), torch.randn(TOKENS, INPUTS).bfloat16()
     assert matrix.dtype == torch.bfloat16
     wide = torch.randn(TOKENS, linear.outputs + linear.ranks).bfloat16()
-    found = linear.backward(matrix, wide, inputs, linear.project(matrix, inputs))
+    found = linear.backward(wide, inputs, linear.project(matrix, inputs))
     assert {gradient.dtype for gradient in found} == {torch.float32}
 
 
@@ -110,7 +141,7 @@ def test_without_adapters_there_is_nothing_but_the_bases():
     assert projected is None
     assert linear.size == sum(OUTPUTS) * INPUTS
     assert linear.parameters == []
-    assert linear.backward(linear.matrix(workspace(linear)), outputs, inputs, None) == []
+    assert linear.backward(outputs, inputs, None) == []
 
 
 @pytest.mark.parametrize(("ranks", "columns"), [((1, 0, 0), 64), ((4, 0, 8), 64), ((32, 16, 16), 64), ((64, 1, 0), 128)])
@@ -162,6 +193,6 @@ def test_gradients_hold_no_more_memory_than_they_have_values():
     wide[:, : linear.outputs] = outputs
     matrix = linear.matrix(workspace(linear))
     linear.widen_gradients(matrix, wide)
-    gradients = linear.backward(matrix, wide, inputs, projected)
+    gradients = linear.backward(wide, inputs, projected)
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in gradients}
     assert sum(storages.values()) == sum(weights.numel() * 4 for weights in linear.parameters)

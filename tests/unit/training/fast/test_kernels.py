@@ -48,6 +48,11 @@ def norm_of(norm_class, dtype, size=SIZE):
     return norm, 1 + weight.float() if norm_class is GemmaRMSNorm else weight
 
 
+def scales_of(inputs):
+    """1 / rms, as `rms_norm` gives it."""
+    return (inputs.float().square().mean(-1) + EPSILON) ** -0.5
+
+
 def angles(dtype, scale=1.0):
     """Cosines and sines of each token, as a rotary embedding makes them."""
     values = torch.randn(TOKENS, DIM // 2).repeat(1, 2)
@@ -72,9 +77,10 @@ def gradient_of(function, inputs, gradients):
 def test_rms_norm_is_the_modules(norm_class, dtype):
     norm, weight = norm_of(norm_class, dtype)
     inputs, outputs = strided(TOKENS, SIZE, dtype=dtype), strided(TOKENS, SIZE, dtype=dtype)
-    before = inputs.clone()
-    plain_kernels.rms_norm(inputs, weight, EPSILON, outputs)
+    before, scales = inputs.clone(), torch.empty(TOKENS)
+    plain_kernels.rms_norm(inputs, weight, EPSILON, outputs, scales)
     assert torch.equal(outputs, norm(inputs))
+    assert torch.allclose(scales, scales_of(inputs))
     assert torch.equal(inputs, before)
 
 
@@ -83,8 +89,9 @@ def test_rms_norm_is_the_modules(norm_class, dtype):
 def test_add_rms_norm_adds_to_its_inputs(norm_class, dtype):
     norm, weight = norm_of(norm_class, dtype)
     inputs, residual, outputs = (strided(TOKENS, SIZE, dtype=dtype) for _ in range(3))
-    total = inputs + residual
-    plain_kernels.add_rms_norm(inputs, residual, weight, EPSILON, outputs)
+    total, scales = inputs + residual, torch.empty(TOKENS)
+    plain_kernels.add_rms_norm(inputs, residual, weight, EPSILON, outputs, scales)
+    assert torch.allclose(scales, scales_of(total))
     assert torch.equal(inputs, total)
     assert torch.equal(outputs, norm(total))
 
@@ -97,7 +104,7 @@ def test_the_gradient_of_a_norm_is_autograds(norm_class, in_place, dtype):
     inputs, gradients, residual = (strided(TOKENS, SIZE, dtype=dtype) for _ in range(3))
     expected = residual.float() + gradient_of(norm.float(), inputs, gradients)
     outputs = gradients if in_place else strided(TOKENS, SIZE, dtype=dtype)
-    plain_kernels.rms_norm_backward(gradients, inputs, weight, EPSILON, residual, outputs)
+    plain_kernels.rms_norm_backward(gradients, inputs, weight, scales_of(inputs), residual, outputs)
     assert distance(outputs, expected) <= tolerance(dtype)
 
 
@@ -261,7 +268,7 @@ def test_a_device_has_kernels_of_its_own(device):
 def test_on_meta_a_kernel_is_one_operation_that_moves_what_it_reads_and_writes(name):
     """Tensors of a token's size, one for each argument but weights and angles, which are small."""
     small = ("weight", "weights", "cosines", "sines", "targets")
-    sizes = {"gate_up": 2 * SIZE, "losses": 1}
+    sizes = {"gate_up": 2 * SIZE, "losses": 1, "scales": 1}
     others = {"epsilon": EPSILON, "activation": "silu", "backward": False, "scaling": 2.0, "start": 0}
     arguments = {
         one: others[one] if one in others else torch.empty(TOKENS, sizes.get(one, SIZE), device="meta")

@@ -1,10 +1,11 @@
-"""Losses of the same training by fast layers, by PEFT's own, by those again, and by those in smaller passes.
+"""Losses of the same training by fast layers, by PEFT's own, by those again, by those in smaller passes, and in fp32.
 
     python benchmarks/loss_curves.py rows.json --out curves.json --chart curves.svg [--model M] [--steps 200]
 
 The data is any file that `llmft prepare` reads, the seed and so the batches are the same. Two kinds of noise are there to hold
 the fast layers against: a GPU adds some sums up in another order each time (a CPU does not), and the same batch in two passes
-is the same training in exact arithmetic, so that what it differs by is rounding.
+is the same training in exact arithmetic, so that what it differs by is rounding. Where the layers differ by more than noise,
+the training in fp32, of the same NF4 weights, says which of them is right.
 """
 
 from __future__ import annotations
@@ -12,44 +13,73 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from llmft_cli.libraries import calm, hardware, versions
 
 calm()
 
+import torch  # noqa: E402
+
+from llmft_cli import models  # noqa: E402
 from llmft_cli.config import resolve  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.progress import Silent  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
+from llmft_cli.training import attention, schedule  # noqa: E402
 from llmft_cli.training.loss_chart import read_metrics  # noqa: E402
 from llmft_cli.training.train import train  # noqa: E402
 
-# Whether each training has fast layers, and in how many passes it takes a batch.
+
+@dataclass(frozen=True)
+class Training:
+    """How a training differs from the others; `passes` is into how many a batch is divided."""
+
+    fast: bool = False
+    passes: int = 1
+    in_fp32: bool = False
+
+
+PEFT, EXACT = "PEFT's layers", "PEFT's layers in fp32"
 TRAININGS = {
-    "PEFT's layers": (False, 1),
-    "PEFT's layers, again": (False, 1),
-    "PEFT's layers, in two passes": (False, 2),
-    "fast layers": (True, 1),
+    PEFT: Training(),
+    f"{PEFT}, again": Training(),
+    f"{PEFT}, in two passes": Training(passes=2),
+    "fast layers": Training(fast=True),
+    EXACT: Training(in_fp32=True),
 }
-REFERENCE, *OTHERS = TRAININGS
-COLOURS = ("#444444", "#dd8452", "#c8b62f", "#4c72b0")
+COLOURS = ("#444444", "#dd8452", "#c8b62f", "#4c72b0", "#55a868")
 
 
-def trained_losses(run: RunDir, arguments: argparse.Namespace, fast: bool, passes: int) -> list[float]:
+def trained_losses(run: RunDir, arguments: argparse.Namespace, training: Training) -> list[float]:
     """Loss of each step, in nats per supervised token."""
     settings = {
         "max_steps": arguments.steps,
         "logging_steps": 1,
         "eval_steps": float(arguments.steps),
-        "batch_size": arguments.batch_size // passes,
-        "gradient_accumulation_steps": passes,
+        "batch_size": arguments.batch_size // training.passes,
+        "gradient_accumulation_steps": training.passes,
         "plan": "given",
-        "fast": fast,
+        "fast": training.fast,
     }
-    train(run, resolve(settings, saved=run.saved_settings("prepare")), Silent(), overwrite=True)
+    with computing_in_fp32() if training.in_fp32 else nullcontext():
+        train(run, resolve(settings, saved=run.saved_settings("prepare")), Silent(), overwrite=True)
     return [row["loss"] for row in read_metrics(run.metrics) if "loss" in row]
+
+
+@contextmanager
+def computing_in_fp32() -> Iterator[None]:
+    """The library takes the type that is right for the device, and FlashAttention, which knows no fp32."""
+    with ExitStack() as patches:
+        for module in (models, schedule):
+            patches.enter_context(patch.object(module, "compute_dtype", lambda device: torch.float32))
+        patches.enter_context(patch.object(attention, "has_flash", lambda device: False))
+        yield
 
 
 def distances(losses: list[float], reference: list[float]) -> dict[str, float]:
@@ -72,11 +102,11 @@ def draw(curves: dict[str, list[float]], chart: Path) -> None:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 1))
         for (name, losses), colour in zip(curves.items(), COLOURS, strict=True):
             upper.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=1, label=name)
-            if name != REFERENCE:
-                beside = [one - other for one, other in zip(losses, curves[REFERENCE], strict=True)]
+            if name != PEFT:
+                beside = [one - other for one, other in zip(losses, curves[PEFT], strict=True)]
                 lower.plot(range(1, len(losses) + 1), beside, color=colour, linewidth=1)
         upper.set(ylabel="loss (nats per supervised token)", ylim=(0, None))
-        lower.set(ylabel=f"less that of {REFERENCE}", xlabel="optimizer step")
+        lower.set(ylabel=f"less that of {PEFT}", xlabel="optimizer step")
         for axes in (upper, lower):
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
@@ -101,12 +131,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
         prepare(run, [str(arguments.data)], resolve(settings | {"on_overlength": "drop"}), Silent())
-        for name, (fast, passes) in TRAININGS.items():
-            curves[name] = trained_losses(run, arguments, fast, passes)
+        for name, training in TRAININGS.items():
+            curves[name] = trained_losses(run, arguments, training)
             print(f"{name}: {curves[name][0]:.4f} to {curves[name][-1]:.4f}", flush=True)
-    found = {name: distances(curves[name], curves[REFERENCE]) for name in OTHERS}
-    for name, one in found.items():
-        print(f"{name}: {one['mean']:.2e} from {REFERENCE} in the mean, {one['largest']:.2e} at most")
+    found = {
+        reference: {name: distances(losses, curves[reference]) for name, losses in curves.items() if name != reference}
+        for reference in (PEFT, EXACT)
+    }
+    for reference, others in found.items():
+        for name, one in others.items():
+            print(f"{name}: {one['mean']:.2e} from {reference} in the mean, {one['largest']:.2e} at most")
     settings |= {"steps": arguments.steps, "batch_size": arguments.batch_size, "data": arguments.data.name}
     settings["model"] = Path(settings["model"]).name
     record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "settings": settings}

@@ -31,9 +31,12 @@ def use_varlen_attention(model: PreTrainedModel) -> None:
 def can_use_varlen_attention(model: PreTrainedModel, device: torch.device) -> bool:
     """Whether `varlen_attn` computes what this model's attention is, and runs on the device; `meta` stands for a GPU."""
     config = model.config.get_text_config()
-    heads = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     plain = not getattr(config, "attn_logit_softcapping", None) and not getattr(config, "attention_dropout", 0)
-    return plain and heads <= LARGEST_HEAD_DIM and bool(model._supports_attention_backend) and has_flash(device)
+    return plain and head_dim(config) <= LARGEST_HEAD_DIM and bool(model._supports_attention_backend) and has_flash(device)
+
+
+def head_dim(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def has_flash(device: torch.device) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from llmft_cli.adapters import add_adapter
 from llmft_cli.config import Config
 from llmft_cli.errors import ConfigError
-from llmft_cli.training import attention, lora_product
+from llmft_cli.training import attention, flash_attention, lora_product
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.layers import decoder_layers
 
@@ -48,6 +48,8 @@ def make_trainable(
         model = add_adapter(base, config, base_name)
     if attention.can_use_varlen_attention(base, base.device):
         attention.use_varlen_attention(base)
+        if base.device.type == "cuda":
+            flash_attention.use_newer_kernels(base)
     if why_plain_layers(model, config) is None:
         architectures.use_fast_layers(model)
         architectures.keep_dequantized(model, dequantized_weights)

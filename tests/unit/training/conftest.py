@@ -17,3 +17,18 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Attention by its definition in the place of torch's kernel."""
+    from torch.nn.attention import varlen
+
+    from llmft_cli.training import attention
+
+    from .attention_by_definition import by_definition
+
+    monkeypatch.setattr(varlen, "varlen_attn", by_definition)
+    attention.needs_permission_to_share_heads.cache_clear()
+    yield
+    attention.needs_permission_to_share_heads.cache_clear()

@@ -15,64 +15,16 @@ import pytest
 import torch
 from torch.nn.attention import varlen
 
-from llmft_cli import model_shapes
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.training import attention
 from llmft_cli.training.attention import can_use_varlen_attention, has_flash, use_varlen_attention, varlen_attention
 from llmft_cli.training.batches import collate
 from llmft_cli.training.loss import summed_loss
 
-from .meta_models import META, small_shape
+from .attention_by_definition import CPU, built, by_definition
+from .meta_models import META
 
-CPU = torch.device("cpu")
 SEQUENCES = [[7, 20, 5], [12, 12], [30]]
-
-
-def by_definition(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    """softmax(q k^T scale) v of each row; a token sees so many tokens before it and after it, all with -1."""
-    assert torch.equal(cu_seq_q, cu_seq_k)
-    assert cu_seq_q.dtype == torch.int32
-    edges = cu_seq_q.tolist()
-    assert (edges[0], edges[-1]) == (0, len(query))
-    assert max_q == max_k == max(end - start for start, end in pairwise(edges))
-    assert key.shape[1] == query.shape[1] or enable_gqa
-    before, after = (length if length >= 0 else len(query) for length in window_size)
-    shared = query.shape[1] // key.shape[1]
-    key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
-    rows = []
-    for start, end in pairwise(edges):
-        scores = torch.einsum("qhd,khd->hqk", query[start:end], key[start:end]) * (scale or query.shape[-1] ** -0.5)
-        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)
-        hidden = (distance > before) | (distance < -after)
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        rows.append(torch.einsum("hqk,khd->qhd", weights, value[start:end]))
-    return torch.cat(rows)
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(varlen, "varlen_attn", by_definition)
-    attention.needs_permission_to_share_heads.cache_clear()
-    yield
-    attention.needs_permission_to_share_heads.cache_clear()
-
-
-def built(device: torch.device = CPU, **changes: Any) -> Any:
-    """A model in fp32, where rounding hides nothing."""
-    torch.manual_seed(0)
-    return model_shapes.build(small_shape(**changes), device, "none", torch.float32)
 
 
 def packed() -> dict[str, Any]:

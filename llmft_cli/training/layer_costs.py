@@ -21,7 +21,7 @@ from llmft_cli.training.tuned_model import checkpoint_layers
 if TYPE_CHECKING:
     from peft import PeftModel
 
-FEW = 2  # with fewer layers, what surrounds them may set the peak
+FEW = 3  # the first and the last layer are unlike the others: no gradient goes on, and the first gradient is copied
 # What differs between layers of the same make.
 PLACE = ("layer_idx", "gradient_checkpointing", "training")
 

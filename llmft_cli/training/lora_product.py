@@ -2,8 +2,12 @@
 
 PEFT's forward keeps a copy of the input in the adapter's type, the adapter's output and its scaled
 copy, and adds them out of place. Written as one function, a layer keeps its input and the rank-r
-product, and everything else is accumulated into the result (`addmm`). The formulas are those of
-LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685): y = x W^T + s (x A^T) B^T.
+product, and the base's product is accumulated onto what the adapter adds (`addmm`). The formulas are
+those of LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685): y = x W^T + s (x A^T) B^T.
+
+The order matters in 16 bits. Of a sum that is added to a base output which was rounded before, as PEFT
+does it, what is below half of that output's last bit is lost, always: at the start of a training most
+of the update. Added within the base's product, before the one rounding, it is kept on average.
 """
 
 from __future__ import annotations
@@ -38,8 +42,10 @@ class LoraProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         rows, adapter_rows = inputs.flatten(0, -2), adapter_inputs.flatten(0, -2)
         projected = adapter_rows @ lora_a.to(rows.dtype).t()
-        result = torch.nn.functional.linear(rows, frozen_weight(base, rows.dtype), base.bias)
-        result.addmm_(projected, lora_b.to(rows.dtype).t(), alpha=scaling)
+        result = scaled_product(projected, lora_b.to(rows.dtype).t(), scaling)
+        result.addmm_(rows, frozen_weight(base, rows.dtype).t())
+        if base.bias is not None:
+            result += base.bias
         ctx.save_for_backward(adapter_rows, projected, lora_a, lora_b)
         ctx.base, ctx.scaling, ctx.same_inputs = base, scaling, adapter_inputs is inputs
         return result.view(*inputs.shape[:-1], -1)
@@ -54,13 +60,20 @@ class LoraProduct(torch.autograd.Function):
         for_b = (gradient.t() @ projected).to(lora_b.dtype).mul_(ctx.scaling)
         for_inputs = for_adapter_inputs = None
         if ctx.needs_input_grad[0]:
-            for_inputs = gradient @ frozen_weight(ctx.base, kind)
+            weight = frozen_weight(ctx.base, kind)
             if ctx.same_inputs:
-                for_inputs.addmm_(for_projected, lora_a.to(kind), alpha=ctx.scaling)
+                for_inputs = scaled_product(for_projected, lora_a.to(kind), ctx.scaling).addmm_(gradient, weight)
+            else:
+                for_inputs = gradient @ weight
             for_inputs = for_inputs.view(shape)
         if ctx.needs_input_grad[1] and not ctx.same_inputs:
-            for_adapter_inputs = (for_projected @ lora_a.to(kind)).mul_(ctx.scaling).view(shape)
+            for_adapter_inputs = scaled_product(for_projected, lora_a.to(kind), ctx.scaling).view(shape)
         return for_inputs, for_adapter_inputs, for_a, for_b, None, None
+
+
+def scaled_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
+    """scaling * left @ right, with one rounding and one pass."""
+    return left.new_empty(len(left), right.shape[1]).addmm_(left, right, beta=0, alpha=scaling)
 
 
 def frozen_weight(base: Any, kind: torch.dtype) -> torch.Tensor:

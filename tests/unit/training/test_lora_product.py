@@ -47,6 +47,24 @@ def test_losses_and_gradients_are_pefts(tiny_model_dir, quantization, flags):
         assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
+@pytest.mark.parametrize("bias", [0.0, 8.0])
+def test_a_small_update_is_not_rounded_away(bias):
+    """Added to a base output that was rounded to 16 bits before, half of an update of a thousandth was lost.
+
+    How much is there of what the adapter adds is seen in the whole of it: it is lost in rounding here and there.
+    """
+    torch.manual_seed(0)
+    base = torch.nn.Linear(256, 512, dtype=torch.bfloat16).requires_grad_(False)
+    base.bias.fill_(bias)
+    inputs = torch.randn(300, 256, dtype=torch.bfloat16)
+    lora_a, lora_b = torch.randn(8, 256) / 16, 1e-3 * torch.randn(512, 8) / 8**0.5
+    found = LoraProduct.apply(inputs, inputs, lora_a, lora_b, base, 0.5)
+    exact = torch.nn.functional.linear(inputs.double(), base.weight.double(), base.bias.double())
+    update = 0.5 * inputs.double() @ lora_a.double().t() @ lora_b.double().t()
+    there = ((found.double() - exact) * update).sum() / update.square().sum()
+    assert there.item() == pytest.approx(1, abs=0.1)
+
+
 def test_without_gradients_a_layer_computes_what_peft_computes(tiny_model_dir):
     model = tuned(tiny_model_dir, "nf4", torch.bfloat16)
     with torch.no_grad():

@@ -1,6 +1,6 @@
 """How far gradients of LoRA matrices are from those of an fp32 reference: llmft's ways to train, and stock PEFT's.
 
-    python benchmarks/gradients.py OUT.json [--device cuda] [--only llama] [--seeds 5]
+    python benchmarks/gradients.py OUT.json [--device cuda] [--only llama] [--seeds 20]
 
 Small models of every architecture with fast layers, of random weights and adapters (no B is zero), on rows packed into
 sequences. The base is NF4 in bf16 and adapters are in fp32, as PEFT makes them; the reference is the same model in fp32 with

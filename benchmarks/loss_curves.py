@@ -1,11 +1,11 @@
-"""Losses of the same training by fast layers, by PEFT's own, by those again, by those in smaller passes, and in fp32.
+"""Losses of the same training by llmft's fast and plain layers, by PEFT's own modules, and in fp32.
 
     python benchmarks/loss_curves.py rows.json --out curves.json --chart curves.svg [--model M] [--steps 200]
 
 The data is any file that `llmft prepare` reads, the seed and so the batches are the same. Two kinds of noise are there to hold
-the fast layers against: a GPU adds some sums up in another order each time (a CPU does not), and the same batch in two passes
-is the same training in exact arithmetic, so that what it differs by is rounding. Where the layers differ by more than noise,
-the training in fp32, of the same NF4 weights, says which of them is right.
+the fast layers against: plain layers again, as a GPU adds some sums up in another order each time (a CPU does not), and plain
+layers with each batch in two passes, which is the same training in exact arithmetic, so that what it differs by is rounding.
+Which of two layers that differ by more than noise is right says the training in fp32, of the same NF4 weights.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,29 +31,36 @@ from llmft_cli.config import resolve  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.progress import Silent  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
-from llmft_cli.training import attention, schedule  # noqa: E402
+from llmft_cli.training import attention, schedule, tuned_model  # noqa: E402
 from llmft_cli.training.loss_chart import read_metrics  # noqa: E402
 from llmft_cli.training.train import train  # noqa: E402
 
 
 @dataclass(frozen=True)
 class Training:
-    """How a training differs from the others; `passes` is into how many a batch is divided."""
+    """How a training differs from the others.
+
+    Attributes:
+        passes: into how many a batch is divided.
+        own_modules: PEFT's forward under autocast, as DoRA has it, instead of `LoraProduct`.
+    """
 
     fast: bool = False
     passes: int = 1
     in_fp32: bool = False
+    own_modules: bool = False
 
 
-PEFT, EXACT = "PEFT's layers", "PEFT's layers in fp32"
+PLAIN, EXACT = "plain layers", "plain layers in fp32"
 TRAININGS = {
-    PEFT: Training(),
-    f"{PEFT}, again": Training(),
-    f"{PEFT}, in two passes": Training(passes=2),
+    PLAIN: Training(),
+    f"{PLAIN}, again": Training(),
+    f"{PLAIN}, in two passes": Training(passes=2),
     "fast layers": Training(fast=True),
     EXACT: Training(in_fp32=True),
+    "PEFT's own layers": Training(own_modules=True),
 }
-COLOURS = ("#444444", "#dd8452", "#c8b62f", "#4c72b0", "#55a868")
+COLOURS = ("#444444", "#dd8452", "#c8b62f", "#4c72b0", "#55a868", "#c44e52")
 
 
 def trained_losses(run: RunDir, arguments: argparse.Namespace, training: Training) -> list[float]:
@@ -67,18 +74,22 @@ def trained_losses(run: RunDir, arguments: argparse.Namespace, training: Trainin
         "plan": "given",
         "fast": training.fast,
     }
-    with computing_in_fp32() if training.in_fp32 else nullcontext():
+    with as_told(training):
         train(run, resolve(settings, saved=run.saved_settings("prepare")), Silent(), overwrite=True)
     return [row["loss"] for row in read_metrics(run.metrics) if "loss" in row]
 
 
 @contextmanager
-def computing_in_fp32() -> Iterator[None]:
-    """The library takes the type that is right for the device, and FlashAttention, which knows no fp32."""
+def as_told(training: Training) -> Iterator[None]:
+    """The library takes the type that is right for the device, and FlashAttention, which knows no fp32; and its own product."""
     with ExitStack() as patches:
-        for module in (models, schedule):
-            patches.enter_context(patch.object(module, "compute_dtype", lambda device: torch.float32))
-        patches.enter_context(patch.object(attention, "has_flash", lambda device: False))
+        if training.in_fp32:
+            for module in (models, schedule):
+                patches.enter_context(patch.object(module, "compute_dtype", lambda device: torch.float32))
+            patches.enter_context(patch.object(attention, "has_flash", lambda device: False))
+        if training.own_modules:
+            for module in (schedule, tuned_model):
+                patches.enter_context(patch.object(module, "computes_in_base_type", lambda config, dtype: False))
         yield
 
 
@@ -102,11 +113,11 @@ def draw(curves: dict[str, list[float]], chart: Path) -> None:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 1))
         for (name, losses), colour in zip(curves.items(), COLOURS, strict=True):
             upper.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=1, label=name)
-            if name != PEFT:
-                beside = [one - other for one, other in zip(losses, curves[PEFT], strict=True)]
+            if name != PLAIN:
+                beside = [one - other for one, other in zip(losses, curves[PLAIN], strict=True)]
                 lower.plot(range(1, len(losses) + 1), beside, color=colour, linewidth=1)
         upper.set(ylabel="loss (nats per supervised token)", ylim=(0, None))
-        lower.set(ylabel=f"less that of {PEFT}", xlabel="optimizer step")
+        lower.set(ylabel=f"less that of {PLAIN}", xlabel="optimizer step")
         for axes in (upper, lower):
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)
@@ -136,7 +147,7 @@ def main() -> None:
             print(f"{name}: {curves[name][0]:.4f} to {curves[name][-1]:.4f}", flush=True)
     found = {
         reference: {name: distances(losses, curves[reference]) for name, losses in curves.items() if name != reference}
-        for reference in (PEFT, EXACT)
+        for reference in (PLAIN, EXACT)
     }
     for reference, others in found.items():
         for name, one in others.items():

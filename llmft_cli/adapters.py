@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmft_cli.config import Config
 from llmft_cli.errors import ConfigError, ModelError, VerificationError
 from llmft_cli.libraries import import_bitsandbytes
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def lora_config(config: Config, base_name: str) -> LoraConfig:
-    """PEFT's configuration of the adapter; `base_name` is what it will call its base."""
+# Their kernels read these layers' weights themselves and would pass an adapter by; PEFT refuses them.
+READ_BY_KERNELS = dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"), ("out_proj", "conv1d"))
+
+
+def lora_config(config: Config, base_name: str, left_out: Sequence[str] = ()) -> LoraConfig:
+    """PEFT's configuration of the adapter.
+
+    Args:
+        base_name: what it will call its base.
+        left_out: modules that get no adapter where all linear ones do.
+    """
     from peft import LoraConfig
 
     targets: str | list[str] = config.target_modules
@@ -30,6 +41,7 @@ def lora_config(config: Config, base_name: str) -> LoraConfig:
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=targets,
+        exclude_modules=list(left_out) or None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
         init_lora_weights=True if config.init_lora_weights == "default" else config.init_lora_weights,
@@ -45,8 +57,9 @@ def add_adapter(model: PreTrainedModel, config: Config, base_name: str) -> PeftM
     import_bitsandbytes()
     from peft import get_peft_model
 
+    left_out = unfit_linears(model) if config.target_modules == "all-linear" else []
     try:
-        tuned = get_peft_model(model, lora_config(config, base_name))
+        tuned = get_peft_model(model, lora_config(config, base_name, left_out))
     except ValueError as error:
         raise ConfigError(
             f"target_modules {config.target_modules}: {error}", "name linear modules of the model, or all-linear"
@@ -54,6 +67,32 @@ def add_adapter(model: PreTrainedModel, config: Config, base_name: str) -> PeftM
     # get_peft_model writes the path the base was loaded from; users of the adapter need its name.
     tuned.peft_config["default"].base_model_name_or_path = base_name
     return tuned
+
+
+def unfit_linears(model: PreTrainedModel) -> list[str]:
+    """Linear layers that give more than a product, as routers of experts do, or are not called for it."""
+    import torch
+
+    read_by_kernels = READ_BY_KERNELS.get(model.config.model_type, ())
+    unfit = []
+    for name, module in model.named_modules():
+        router = isinstance(module, torch.nn.Linear) and not is_plain(module) and not gives_a_tensor(module)
+        if router or name.rpartition(".")[2] in read_by_kernels:
+            unfit.append(name)
+    return unfit
+
+
+def is_plain(linear: torch.nn.Linear) -> bool:
+    """Whether it is torch's linear layer or one of bitsandbytes, and no model's own."""
+    return type(linear).__module__.partition(".")[0] in ("torch", "bitsandbytes")
+
+
+def gives_a_tensor(linear: torch.nn.Linear) -> bool:
+    import torch
+
+    with torch.no_grad():
+        result: Any = linear(torch.zeros(1, linear.in_features, dtype=linear.weight.dtype, device=linear.weight.device))
+    return isinstance(result, torch.Tensor)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

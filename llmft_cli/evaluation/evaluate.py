@@ -112,10 +112,13 @@ def held_out_prompts(run: RunDir) -> list[Prompt]:
 
 def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Reporter) -> dict[str, HeldOutLoss]:
     """Loss of both arms on the held-out split; empty where nothing was held out."""
+    from llmft_cli.training.row_separation import settle_rows
+
     rows = load_split(run.data, VALIDATION)
     losses: dict[str, HeldOutLoss] = {}
     if rows is None:
         return losses
+    settle_rows(tuned.model)
     with reporter.track("held-out loss", total=len(ARMS)) as advance:
         for arm in ARMS:
             with tuned.arm(arm) as model:

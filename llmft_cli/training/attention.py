@@ -32,7 +32,7 @@ def can_use_varlen_attention(model: PreTrainedModel, device: torch.device) -> bo
     """Whether `varlen_attn` computes what this model's attention is, and runs on the device; `meta` stands for a GPU."""
     config = model.config.get_text_config()
     plain = not getattr(config, "attn_logit_softcapping", None) and not getattr(config, "attention_dropout", 0)
-    return plain and head_dim(config) <= LARGEST_HEAD_DIM and bool(model._supports_attention_backend) and has_flash(device)
+    return plain and bool(model._supports_attention_backend) and head_dim(config) <= LARGEST_HEAD_DIM and has_flash(device)
 
 
 def head_dim(config: Any) -> int:

@@ -112,6 +112,30 @@ def halves(batch: Batch) -> list[Batch]:
     return [shorn(part) for part in parts if (part["labels"] != IGNORED).any()]
 
 
+def each_row_alone(batch: Mapping[str, Any]) -> Batch:
+    """The batch with each row up to its last target as a sequence of its own, and those without targets left out.
+
+    For models that see other rows; the device is waited for. Behind a row is what followed it, which it does not see.
+    """
+    import torch
+
+    starts, predicting = batch["row_starts"].long(), batch["predicting"]
+    rows, row_of = torch.unique(torch.searchsorted(starts, predicting, right=True) - 1, return_inverse=True)
+    places_in_row = predicting - starts[rows[row_of]]
+    longest = int(places_in_row.max()) + 1
+    within = torch.arange(longest, device=predicting.device)
+    positions = (starts[rows, None] + within).clamp(max=batch["input_ids"].numel() - 1)
+    return {
+        "input_ids": batch["input_ids"].flatten()[positions],
+        "position_ids": within.expand(len(rows), -1),
+        "predicting": row_of * longest + places_in_row,
+        "targets": batch["targets"],
+        "row_starts": (torch.arange(len(rows) + 1, device=predicting.device) * longest).int(),
+        "longest_row": longest,
+        "first_rows_alone": True,
+    }
+
+
 def shorn(part: Batch) -> Batch:
     """A part without the positions after its last target, on which no loss depends."""
     end = int((part["labels"] != IGNORED).any(0).nonzero()[-1]) + 1

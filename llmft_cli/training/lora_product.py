@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmft_cli.adapters import is_plain
 from llmft_cli.libraries import import_bitsandbytes
 
 if TYPE_CHECKING:
@@ -42,13 +43,16 @@ class LoraProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         rows, adapter_rows = inputs.flatten(0, -2), adapter_inputs.flatten(0, -2)
         projected = adapter_rows @ lora_a.to(rows.dtype).t()
-        result = scaled_product(projected, lora_b.to(rows.dtype).t(), scaling)
-        result.addmm_(rows, frozen_weight(base, rows.dtype).t())
+        # Not a view of what is computed here, which models may not change in place (Falcon adds to it).
+        result = rows.new_empty(*inputs.shape[:-1], len(lora_b))
+        flat = result.view(-1, len(lora_b))
+        flat.addmm_(projected, lora_b.to(rows.dtype).t(), beta=0, alpha=scaling)
+        flat.addmm_(rows, frozen_weight(base, rows.dtype).t())
         if base.bias is not None:
-            result += base.bias
+            flat += base.bias
         ctx.save_for_backward(adapter_rows, projected, lora_a, lora_b)
         ctx.base, ctx.scaling, ctx.same_inputs = base, scaling, adapter_inputs is inputs
-        return result.view(*inputs.shape[:-1], -1)
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -94,7 +98,8 @@ def use_fused_products(model: PeftModel) -> None:
     from peft.tuners.lora import LoraLayer
 
     for module in model.modules():
-        if isinstance(module, LoraLayer) and isinstance(module.get_base_layer(), torch.nn.Linear):
+        base = module.get_base_layer() if isinstance(module, LoraLayer) else None
+        if isinstance(base, torch.nn.Linear) and is_plain(base):
             module.forward = partial(fused_forward, module, module.forward)
 
 

@@ -17,11 +17,14 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from llmft_cli.training import attention
+from llmft_cli.training.batches import each_row_alone
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.fast.output_loss import output_loss, scale_gradient
 
 # 64 MiB in fp32, of which a chunk needs about four at a time: little beside a layer's activations.
 LOGITS_PER_CHUNK = 2**24
+
+SEES_OTHER_ROWS = "sees_other_rows"  # an attribute of causal models that do not keep packed rows apart
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -35,17 +38,17 @@ def summed_loss(model: Any, batch: Mapping[str, Any], forward: Any = None) -> to
             (autocast); the logits are then computed for all supervised tokens at once.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inputs = {"input_ids": batch["input_ids"], "use_cache": False, **row_marks(causal, batch)}
+    if getattr(causal, SEES_OTHER_ROWS, False):
+        batch = each_row_alone(batch)
     if forward is not None or trains_head(causal):
         with output_layer_at(causal, batch["predicting"]):
-            logits = (forward or model)(**inputs).logits[0]
+            logits = (forward or model)(**inputs_of(causal, batch)).logits[0]
         return cross_entropy(logits.float(), batch["targets"], reduction="sum")
-    decoder = causal.get_decoder()
-    hidden = decoder(**inputs).last_hidden_state.flatten(0, 1)
+    hidden = hidden_states(causal, batch)
     if architectures.blocks_of(causal):
         return output_loss(hidden, batch["predicting"], batch["targets"], causal.get_output_embeddings().weight)
     hidden = hidden[batch["predicting"]]
-    with decoder_left_out(decoder):
+    with decoder_left_out(decoder_of(causal)):
         vocabulary = causal.get_output_embeddings().weight.shape[0]
         loss: torch.Tensor = ChunkedLoss.apply(hidden, batch["targets"], head_of(causal), vocabulary)  # type: ignore[no-untyped-call]
     return loss
@@ -56,6 +59,23 @@ def loss_and_gradients(model: Any, batch: Mapping[str, Any], divisor: torch.Tens
     loss = summed_loss(model, batch) / divisor
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
+
+
+def hidden_states(causal: Any, batch: Mapping[str, Any]) -> torch.Tensor:
+    """The decoder's last ones, of shape (positions, hidden)."""
+    result: torch.Tensor = decoder_of(causal)(**inputs_of(causal, batch)).last_hidden_state.flatten(0, 1)
+    return result
+
+
+def decoder_of(causal: Any) -> Any:
+    """The causal model without its output layer."""
+    decoder = causal.get_decoder()
+    return causal.model if decoder is causal else decoder  # Llama 4 does not know it by its name
+
+
+def inputs_of(causal: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model's forward is given of the batch."""
+    return {"input_ids": batch["input_ids"], "use_cache": False, **row_marks(causal, batch)}
 
 
 def row_marks(causal: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,8 +135,15 @@ def decoder_left_out(decoder: Any) -> Iterator[None]:
     """Let the decoder return its input as its last hidden state, so that the causal model is its head alone."""
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
-    def give_back(inputs_embeds: torch.Tensor, **_: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
+    class HiddenStates(BaseModelOutputWithPast):
+        """What else causal models look for in what their decoder gives (`router_logits`, `cross_attentions`) is None."""
+
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+    def give_back(*_: Any, inputs_embeds: torch.Tensor, **__: Any) -> HiddenStates:
+        return HiddenStates(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
 
     forward, decoder.forward = decoder.forward, give_back
     try:

@@ -247,13 +247,18 @@ def fit(
 
 def trainable_model(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, reporter: Reporter) -> PeftModel:
     """The base with a fresh adapter, laid out by the plan."""
+    from llmft_cli.training.row_separation import settle_attention, settle_rows
     from llmft_cli.training.tuned_model import has_room_for_dequantized_weights, laid_out, why_plain_layers
 
+    own_attention = base.config._attn_implementation
     kept = plan.dequantized_weights or has_room_for_dequantized_weights(base)
     model = laid_out(base, config, base_name, replace(plan, dequantized_weights=kept))
     plain = why_plain_layers(model, config)
     if plain is not None:
         reporter.note(f"layers are computed by PEFT's own modules, not the fast ones: {plain}")
+    settle_attention(model, own_attention)
+    if not settle_rows(model):
+        reporter.note("this model does not keep packed rows apart: each row goes through it by itself, padded")
     return model
 
 

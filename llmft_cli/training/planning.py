@@ -15,7 +15,7 @@ from llmft_cli.progress import Reporter
 from llmft_cli.training.card import available_bytes
 from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.plans import Option, Plan, choose, given_plan, option_of, options
-from llmft_cli.training.simulation import BatchShape, full_batch
+from llmft_cli.training.simulation import BatchShape, CannotBeFollowed, full_batch
 from llmft_cli.training.speed import REFERENCE_RATES, Rates
 from llmft_cli.training.token_batches import largest_batch, sequence_lengths, sequences_that_fill
 from llmft_cli.training.tuned_model import computes_in_base_type, make_trainable
@@ -79,19 +79,28 @@ def decide(
         return Layout(plan_in_file(config))
     on_gpu = device.type == "cuda"
     if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config) or compute_dtype(device) == torch.float16:
-        # Memory is what GPUs are short of; on a CPU recomputing only costs time.
-        checkpointing = on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
-        return Layout(given_plan(config, shape.get_text_config().num_hidden_layers, checkpointing))
+        return Layout(unplanned(config, shape, on_gpu))
     reporter.note("planning the memory of the GPU")
     available = available_bytes(device, config.max_vram)
     if recorded:
         config = replace(config, optim=recorded["optim"])
-    found = predicted_options(shape, config, torch.bfloat16, worst_batches(sequences, config.tokens_per_batch), available)
+    batch_of = worst_batches(sequences, config.tokens_per_batch)
+    try:
+        found = predicted_options(shape, config, torch.bfloat16, batch_of, available)
+    except CannotBeFollowed as error:
+        reporter.note(f"memory is not planned, batches are as given: {error}")
+        return Layout(unplanned(config, shape, on_gpu))
     if recorded:
         found = [option for option in found if option.plan.optim == recorded["optim"]]
     chosen = choose_plan(found, available, config)
     reporter.note(described(chosen, available, config.tokens_per_batch))
     return Layout(chosen.plan, chosen)
+
+
+def unplanned(config: Config, shape: PreTrainedConfig, on_gpu: bool) -> Plan:
+    """The settings as they are. Memory is what GPUs are short of; on a CPU recomputing only costs time."""
+    checkpointing = on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
+    return given_plan(config, shape.get_text_config().num_hidden_layers, checkpointing)
 
 
 def filled(config: Config, sequences: datasets.Dataset | None = None) -> Config:

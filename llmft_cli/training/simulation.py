@@ -18,7 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llmft_cli.training.fast.architectures import held_tensors
+from llmft_cli.errors import ConfigError, first_line
+from llmft_cli.training.fast.architectures import blocks_of, held_tensors
 from llmft_cli.training.loss import summed_loss
 
 if TYPE_CHECKING:
@@ -178,18 +179,36 @@ def full_batch(sequences: int, length: int) -> BatchShape:
     return BatchShape(sequences, length, sequences * (length - 1), sequences, length)
 
 
+class CannotBeFollowed(ConfigError):
+    """A model's own code wants to see values (to choose experts), or knows no `meta` device."""
+
+    def __init__(self, model_type: str, error: Exception) -> None:
+        super().__init__(
+            f"steps of models of type {model_type} cannot be followed without their weights: {first_line(error)}",
+            "try it: llmft train --max-steps 1, whose longest batch goes first",
+        )
+
+
 def simulate(model: PeftModel, batch: BatchShape) -> Step:
     """Follow one forward and backward pass of a trainable model on the `meta` device (`tuned_model.make_trainable`).
 
     Its gradients are taken to be there already, as they are from the second micro-batch on.
+
+    Raises:
+        CannotBeFollowed: the model's own code fails without values.
     """
     for weights in model.parameters():
         weights.grad = torch.empty_like(weights) if weights.requires_grad else None
     model.train()
     follower = Follower(model.config.get_text_config().vocab_size)
     follower.leave_out(standing_tensors(model))
-    with follower:
-        (summed_loss(model, batch.on_meta()) / batch.supervised).backward()  # type: ignore[no-untyped-call]
+    try:
+        with follower:
+            (summed_loss(model, batch.on_meta()) / batch.supervised).backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever a model's own code raises
+        if blocks_of(model):
+            raise
+        raise CannotBeFollowed(model.config.get_text_config().model_type, error) from error
     peak = follower.at_peak
     return Step(
         follower.peak_bytes,

@@ -8,7 +8,7 @@ from hypothesis import strategies as some
 from llmft_cli import models
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.progress import Silent
-from llmft_cli.training.batches import collate, halves, parts_within
+from llmft_cli.training.batches import collate, each_row_alone, halves, parts_within
 from llmft_cli.training.held_out import held_out_loss
 from llmft_cli.training.loss import summed_loss
 
@@ -27,6 +27,20 @@ def test_collate_pads_and_restarts_positions_at_every_row():
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 0, 1, 2, 3, 4]]
     assert batch["labels"].tolist() == [[-100, 12, 13, 14, 15, -100, 22, 23], [-100, 22, 23, -100, -100, -100, -100, -100]]
     assert batch["token_count"] == 11
+
+
+def test_each_row_alone_has_its_tokens_up_to_its_last_target():
+    """The second row has no target, and the padding is none; tokens behind a row's last target are not looked at."""
+    first, second = sequence(*ROWS), sequence(ROWS[1])
+    first["labels"][5:8] = [IGNORED] * 3
+    first["labels"][-2:] = [IGNORED] * 2
+    batch = each_row_alone(collate([first, second]))
+    assert batch["input_ids"][:, :4].tolist() == [[11, 12, 13, 14], [31, 32, 33, 34], [21, 22, 23, 0]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3]] * 3
+    assert batch["targets"].tolist() == [12, 13, 14, 15, 32, 33, 34, 35, 22, 23]
+    assert batch["predicting"].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert batch["row_starts"].tolist() == [0, 4, 8, 12]
+    assert (batch["longest_row"], batch["first_rows_alone"]) == (4, True)
 
 
 def load_fp32(tiny_model_dir):

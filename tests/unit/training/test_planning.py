@@ -10,6 +10,7 @@ import datasets
 import pytest
 import torch
 import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmft_cli import models
 from llmft_cli.config import resolve
@@ -74,6 +75,18 @@ def test_what_is_not_predicted_is_checkpointed_on_a_gpu_unless_told_otherwise(
 ) -> None:
     layout = decided(tiny_model_dir, GPU, gradient_checkpointing=checkpointing, **flags)
     assert layout == Layout(Plan(2, 3, layers, "adamw_torch_fused"))
+
+
+@pytest.mark.usefixtures("card")
+def test_a_model_that_cannot_be_followed_is_trained_as_the_settings_say(tmp_path: Path) -> None:
+    """A mixture of experts chooses by values, which the `meta` device has not; planning it ended in a traceback."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape = AutoConfig.for_model("mixtral", vocab_size=128, num_key_value_heads=2, num_local_experts=2, **sizes)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path)
+    told = Told()
+    assert decided(tmp_path, GPU, told) == Layout(Plan(2, 3, 2, "adamw_torch_fused"))
+    assert told.notes[0] == "planning the memory of the GPU"
+    assert told.notes[1].startswith("memory is not planned, batches are as given: steps of models of type mixtral cannot be")
 
 
 @pytest.mark.usefixtures("card")

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-
-
-# Their kernels read these layers' weights themselves and would pass an adapter by; PEFT refuses them.
-READ_BY_KERNELS = dict.fromkeys(("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"), ("out_proj", "conv1d"))
+# Mamba's kernels read the weights of these layers themselves and would pass an adapter by; PEFT refuses it there.
+MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+READ_BY_KERNELS = ("out_proj", "conv1d")
 
 
 def lora_config(config: Config, base_name: str, left_out: Sequence[str] = ()) -> LoraConfig:
@@ -73,7 +72,7 @@ def unfit_linears(model: PreTrainedModel) -> list[str]:
     """Linear layers that give more than a product, as routers of experts do, or are not called for it."""
     import torch
 
-    read_by_kernels = READ_BY_KERNELS.get(model.config.model_type, ())
+    read_by_kernels = READ_BY_KERNELS if model.config.model_type in MAMBAS else ()
     unfit = []
     for name, module in model.named_modules():
         router = isinstance(module, torch.nn.Linear) and not is_plain(module) and not gives_a_tensor(module)

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+GIBIBYTE = 2**30
 FINGERPRINT_BYTES = 1 << 20
+EXPERTS_DIMENSIONS = 3
+NOTABLE_SHARE = 0.1
 TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHT_FILES = ["*.safetensors"]
 BUILTIN_HINT = f"or use the built-in model: --model {builtin_model.NAME}"
@@ -201,6 +204,23 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
         return transformers.BitsAndBytesConfig(load_in_8bit=True)
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def dense_experts_notice(model: PreTrainedModel) -> str | None:
+    """What of a quantised model stays as it was because bitsandbytes knows linear layers alone; None if it is little.
+
+    transformers keeps the experts of a mixture as one tensor of three dimensions
+    (https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849).
+    """
+    weights = list(model.parameters())
+    experts = sum(one.nbytes for one in weights if one.ndim == EXPERTS_DIMENSIONS and one.is_floating_point())
+    total = sum(one.nbytes for one in weights)
+    if experts < NOTABLE_SHARE * total:
+        return None
+    return (
+        f"the experts of this mixture are not quantised, as bitsandbytes does so with linear layers alone: "
+        f"{experts / GIBIBYTE:.1f} of {total / GIBIBYTE:.1f} GiB of weights"
     )
 
 

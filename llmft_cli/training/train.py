@@ -111,6 +111,8 @@ def train(
         reporter.note(f"loading {source.name} ({config.quantization}) on {device}")
         base = models.load_base(source, device, config.quantization)
         models.keep_training_layout(base)
+        if config.quantization != "none" and (notice := models.dense_experts_notice(base)):
+            reporter.warn(notice)
         checkpoints.forget_steps_after(run, checkpoint)
         try:
             result = fit(run, base, source.name, config, layout, checkpoint, reporter, profile)

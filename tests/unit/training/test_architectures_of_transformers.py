@@ -14,6 +14,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from llmft_cli import models
 from llmft_cli.config import resolve
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.training.batches import collate
@@ -116,3 +117,12 @@ def test_attention_that_adds_something_is_left_to_the_model(kind: str, expected:
     attention.use_varlen_attention(base)
     settle_attention(model, own)
     assert base.config._attn_implementation == expected
+
+
+def test_experts_that_stay_in_16_bits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mixture asked for in 4 bits may take four times the memory: 3 layers of 4 experts of 3 x 128 x 128 values in fp32."""
+    monkeypatch.setattr(models, "GIBIBYTE", 2**10)
+    notice = models.dense_experts_notice(tiny("mixtral"))
+    assert notice is not None
+    assert f"linear layers alone: {3 * 4 * 3 * 128 * 128 * 4 / 2**10} of " in notice
+    assert models.dense_experts_notice(tiny("llama")) is None

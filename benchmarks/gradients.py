@@ -46,7 +46,7 @@ Gradients = dict[str, torch.Tensor]
 Errors = dict[str, float]
 Batch = dict[str, Any]  # as `batches.collate` makes it
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text")
 VOCABULARY, RANK = 512, 16
 HIDDEN = 256
 LAYERS = (2, 4, 1)
@@ -86,7 +86,7 @@ WAYS = (
 
 def config_of(architecture: str, layers: int) -> PreTrainedConfig:
     """Four heads of queries and two of keys."""
-    own = {"head_dim": HIDDEN // 4} if architecture in ("qwen3", "gemma", "mistral") else {}
+    own = {"head_dim": HIDDEN // 4} if architecture in ("qwen3", "gemma", "gemma3_text", "mistral") else {}
     return AutoConfig.for_model(
         architecture,
         vocab_size=VOCABULARY,
@@ -111,7 +111,7 @@ def random_base(architecture: str, layers: int, seed: int, device: torch.device)
         if name.endswith(".bias"):
             weights.data = torch.nn.init.normal_(weights.data.to(torch.bfloat16), std=0.1)  # as a checkpoint's
         elif "norm" in name:
-            torch.nn.init.normal_(weights, 0.0 if architecture == "gemma" else 1.0, 0.2)
+            torch.nn.init.normal_(weights, 0.0 if "gemma" in architecture else 1.0, 0.2)
     return base
 
 

@@ -62,6 +62,8 @@ def kernel_cases() -> list[tuple[str, list[Any]]]:
         ("rotate", [wide(300, 576), wide(300, 576), *turned, True]),
         ("norm_rotate", [wide(300, 576), wide(300, 576), heads, 1e-5, *turned]),
         ("norm_rotate_backward", [wide(300, 576), wide(300, 576), heads, 1e-5, *turned]),
+        ("norm_rotate", [wide(300, 576), wide(300, 576), heads.float(), 1e-5, *turned]),
+        ("norm_rotate_backward", [wide(300, 576), wide(300, 576), heads.float(), 1e-5, *turned]),
         ("fill_adapter", [*adapter(16, 576, 1100), 0.3, 0, wide(1100, 64), wide(16, 576)]),
         ("fill_adapter", [*adapter(8, 4000, 300), 2.0, 45, wide(300, 96), wide(51, 4000)]),
         ("cross_entropy", [3 * wide(100, VOCABULARY), torch.arange(-1, 99, device=CARD), torch.zeros(100, device=CARD)]),

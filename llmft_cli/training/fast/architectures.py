@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmft_cli.training.fast.decoder_layer import Angles, Block, DecoderLayer
+from llmft_cli.training.fast.block import Angles, Block
+from llmft_cli.training.fast.decoder_layer import DecoderLayer
 from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
 from llmft_cli.training.fast.kernels import Activation, kernels_for
 from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 # Models of transformers whose layers `decoder_layer` computes, and whose logits are the output layer's and nothing more.
-PLAIN = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma")
+PLAIN = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text")
+GEMMAS = ("gemma", "gemma3_text")  # whose norms' weights are what is to be added to 1
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 SEPARATE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 JOINED = (("qkv_proj",), ("gate_up_proj",))
@@ -31,8 +33,12 @@ def why_not_fast(model: PeftModel) -> str | None:
     config = model.config.get_text_config()
     if config.model_type not in PLAIN:
         return f"no fast layers for models of type {config.model_type}"
-    if config.hidden_act not in ACTIVATIONS:
-        return f"activation {config.hidden_act}"
+    if activation(config) not in ACTIVATIONS:
+        return f"activation {activation(config)}"
+    if getattr(config, "final_logit_softcapping", None) or getattr(config, "attn_logit_softcapping", None):
+        return "capped logits"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "attention to later tokens"
     if config.num_attention_heads * head_dim(config) % 64 or config.hidden_size % 64 or config.intermediate_size % 64:
         return "sizes that are no multiples of 64"
     if (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1) != 1:
@@ -53,8 +59,9 @@ def why_not_fast(model: PeftModel) -> str | None:
 
 def why_not_these_layers(layers: list[Any], model_type: str) -> str | None:
     """Others than transformers' own come with a model's repository, or see images; others are quantised in other ways."""
+    family = model_type.removesuffix("_text")
     for layer in layers:
-        if type(layer).__module__ != f"transformers.models.{model_type}.modeling_{model_type}":
+        if type(layer).__module__ != f"transformers.models.{family}.modeling_{family}":
             return f"layers of type {type(layer).__name__}, which are not those of {model_type}"
         for linear in linears_of(layer):
             base = member_of(linear).base
@@ -69,6 +76,11 @@ def why_not_these_weights(model: PeftModel, layers: list[Any]) -> str | None:
         if weights.requires_grad and id(weights) not in inside:
             return f"{name} is trained"
     return None
+
+
+def activation(config: Any) -> str:
+    name: str = config.hidden_activation if config.model_type == "gemma3_text" else config.hidden_act
+    return name
 
 
 def head_dim(config: Any) -> int:
@@ -134,8 +146,8 @@ def held_tensors(module: Any) -> Iterator[torch.Tensor]:
     """What a fast layer holds on the device beside its weights."""
     block = block_of(module)
     if block is not None:
-        yield from (block.workspace, block.input_norm, block.attention_norm)
-        yield from () if block.head_norms is None else (block.head_norms,)
+        norms = (block.input_norm, block.attention_norm, block.attention_output_norm, block.mlp_output_norm, block.head_norms)
+        yield from (block.workspace, *(norm for norm in norms if norm is not None))
         yield from (linear.kept for linear in block.linears if linear.kept is not None)
 
 
@@ -143,16 +155,19 @@ def make_block(layer: Any, config: Any, index: int) -> Block:
     dtype = layer.input_layernorm.weight.dtype
     qkv, o, gate_up, down = (JoinedLinear([member_of(linear) for linear in group], dtype) for group in groups_of(layer))
     dim = head_dim(config)
+    before_mlp, after_attention, after_mlp = norms_around_mlp(layer)
     return Block(
         qkv=qkv,
         o=o,
         gate_up=gate_up,
         down=down,
         input_norm=norm_weight(layer.input_layernorm, config),
-        attention_norm=norm_weight(layer.post_attention_layernorm, config),
+        attention_norm=norm_weight(before_mlp, config),
+        attention_output_norm=None if after_attention is None else norm_weight(after_attention, config),
+        mlp_output_norm=None if after_mlp is None else norm_weight(after_mlp, config),
         head_norms=head_norms(layer.self_attn, config),
         epsilon=config.rms_norm_eps,
-        activation=ACTIVATIONS[config.hidden_act],
+        activation=ACTIVATIONS[activation(config)],
         attention=partial(attend, layer.self_attn),
         query_size=config.num_attention_heads * dim,
         key_size=config.num_key_value_heads * dim,
@@ -161,6 +176,13 @@ def make_block(layer: Any, config: Any, index: int) -> Block:
         kernels=kernels_for(qkv.device),
         index=index,
     )
+
+
+def norms_around_mlp(layer: Any) -> tuple[Any, Any, Any]:
+    """Those before the MLP, and of what attention and MLP give, if any; with these, names have another meaning."""
+    if not hasattr(layer, "pre_feedforward_layernorm"):
+        return layer.post_attention_layernorm, None, None
+    return layer.pre_feedforward_layernorm, layer.post_attention_layernorm, layer.post_feedforward_layernorm
 
 
 def groups_of(layer: Any) -> list[list[Any]]:
@@ -179,7 +201,7 @@ def linears_of(layer: Any) -> Iterator[Any]:
 def norm_weight(norm: Any, config: Any) -> torch.Tensor:
     """As `Kernels.rms_norm` takes it."""
     weight: torch.Tensor = norm.weight.detach()
-    return 1 + weight.float() if config.model_type == "gemma" else weight
+    return 1 + weight.float() if config.model_type in GEMMAS else weight
 
 
 def head_norms(attention: Any, config: Any) -> torch.Tensor | None:
@@ -187,7 +209,7 @@ def head_norms(attention: Any, config: Any) -> torch.Tensor | None:
     if not hasattr(attention, "q_norm"):
         return None
     heads = (attention.q_norm, config.num_attention_heads), (attention.k_norm, config.num_key_value_heads)
-    return torch.cat([norm.weight.detach().expand(count, -1) for norm, count in heads])
+    return torch.cat([norm_weight(norm, config).expand(count, -1) for norm, count in heads])
 
 
 def member_of(linear: Any) -> Member:

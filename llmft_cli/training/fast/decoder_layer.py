@@ -3,7 +3,8 @@
     a = hidden + o(attention(rotated q, k, v of norm(hidden)))
     out = a + down(activation(gate) * up of norm(a))
 
-Models with norms of heads (Qwen3) normalise each head of q and k before they rotate it.
+Models with norms of heads (Qwen3) normalise each head of q and k before they rotate it, and some (Gemma 3) have
+norms of what attention and MLP give, before it is added.
 
 What the backward pass needs is kept, or computed again from the layer's input: then without the last
 product, which no gradient needs. The activation is always computed again, which costs one pass over
@@ -13,93 +14,13 @@ Buffers are used again for the gradients of what they held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from llmft_cli.training.fast.block import Angles, Block, Given, Kept
 from llmft_cli.training.fast.joined_linear import JoinedLinear, Norm
-from llmft_cli.training.fast.kernels import Activation, Kernels
-from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
-
-
-@dataclass
-class Block:
-    """The parts of a layer.
-
-    Attributes:
-        input_norm, attention_norm: weights of the norms, as `Kernels.rms_norm` takes them.
-        head_norms: weights of the norms of heads, of shape (heads of queries and of keys, head_dim), or None.
-        attention: as transformers' AttentionInterface; takes queries, keys and values of shape
-            (batch, heads, length, head_dim) and the keywords of the model's forward.
-        query_size, key_size: columns of all heads of queries, and of keys, as of values.
-        workspace: where a matrix of weights is put while it is used, shared by all layers.
-        index: the layer's place in the model.
-        recompute: keep the layer's input alone.
-        offloaded: where it is kept then; None is on the device.
-    """
-
-    qkv: JoinedLinear
-    o: JoinedLinear
-    gate_up: JoinedLinear
-    down: JoinedLinear
-    input_norm: torch.Tensor
-    attention_norm: torch.Tensor
-    head_norms: torch.Tensor | None
-    epsilon: float
-    activation: Activation
-    attention: Callable[..., torch.Tensor]
-    query_size: int
-    key_size: int
-    head_dim: int
-    workspace: torch.Tensor
-    kernels: Kernels
-    index: int = 0
-    recompute: bool = False
-    offloaded: OffloadedInputs | None = None
-
-    @property
-    def linears(self) -> tuple[JoinedLinear, ...]:
-        return self.qkv, self.o, self.gate_up, self.down
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        return [weights for linear in self.linears for weights in linear.parameters]
-
-
-@dataclass
-class Angles:
-    """Cosines and sines of the rotary embedding, of shape (tokens, head_dim)."""
-
-    cosines: torch.Tensor
-    sines: torch.Tensor
-
-
-@dataclass
-class Kept:
-    """What the backward pass needs of the forward pass, beside the layer's input; rows are tokens.
-
-    Attributes:
-        qkv: rotated, or before the norms of heads, with room behind them.
-        parts: queries, keys and values as the attention took them, which gradients are asked for.
-        attended: what it gave, with the graph of its own.
-        after_attention: the residual stream between attention and MLP.
-        gate_up: with room behind them.
-        input_scales, attention_scales: of the norms, as `Kernels.rms_norm` gives them.
-    """
-
-    qkv: torch.Tensor
-    parts: list[torch.Tensor]
-    attended: torch.Tensor
-    after_attention: torch.Tensor
-    gate_up: torch.Tensor
-    input_scales: torch.Tensor
-    attention_scales: torch.Tensor
-    qkv_projected: torch.Tensor | None
-    o_projected: torch.Tensor | None
-    gate_up_projected: torch.Tensor | None
-    down_projected: torch.Tensor | None = None
 
 
 class DecoderLayer(torch.autograd.Function):
@@ -114,10 +35,7 @@ class DecoderLayer(torch.autograd.Function):
         if elsewhere is not None:
             elsewhere.put(block.index, rows)
         kept = up_to_mlp(block, rows, hidden.shape, angles, options, with_graph=not block.recompute)
-        act = block.down.widened(len(rows), block.down.inputs)
-        block.kernels.gated(kept.gate_up[:, : block.gate_up.outputs], block.activation, act[:, : block.down.inputs])
-        result = torch.empty_like(rows)
-        kept.down_projected = block.down.product(block.down.matrix(block.workspace), act, result)
+        result = through_down(block, kept)
         result += kept.after_attention
         ctx.save_for_backward(*([] if elsewhere else [rows]))
         ctx.block, ctx.elsewhere, ctx.angles, ctx.options, ctx.shape = block, elsewhere, angles, options, hidden.shape
@@ -131,6 +49,8 @@ class DecoderLayer(torch.autograd.Function):
         ctx.kept = None
         if kept is None:
             kept = up_to_mlp(block, rows, ctx.shape, ctx.angles, ctx.options, with_graph=True)
+            if block.mlp_output_norm is not None:
+                through_down(block, kept)
         gradient = gradients[0].flatten(0, 1)
         for_mlp, for_after_attention = mlp_backward(block, kept, gradient)
         for_attention, for_hidden = attention_backward(
@@ -158,6 +78,7 @@ def up_to_mlp(
     after_attention = torch.empty_like(rows)
     o_projected = block.o.product(block.o.matrix(block.workspace), wide, after_attention)
     del wide
+    after_attention, attention_output = normalised_output(block, block.attention_output_norm, after_attention)
     gate_up_projected, gate_up, attention_scales = normalised_product(
         block, block.gate_up, after_attention, block.attention_norm, residual=rows
     )
@@ -172,7 +93,40 @@ def up_to_mlp(
         qkv_projected=qkv_projected,
         o_projected=o_projected,
         gate_up_projected=gate_up_projected,
+        attention_output=attention_output,
     )
+
+
+def through_down(block: Block, kept: Kept) -> torch.Tensor:
+    """What the MLP adds to the residual stream, from gate and up; what of it the backward pass needs is kept."""
+    act = block.down.widened(len(kept.gate_up), block.down.inputs)
+    block.kernels.gated(kept.gate_up[:, : block.gate_up.outputs], block.activation, act[:, : block.down.inputs])
+    result = torch.empty_like(kept.after_attention)
+    kept.down_projected = block.down.product(block.down.matrix(block.workspace), act, result)
+    result, kept.mlp_output = normalised_output(block, block.mlp_output_norm, result)
+    return result
+
+
+def normalised_output(block: Block, norm: torch.Tensor | None, rows: torch.Tensor) -> tuple[torch.Tensor, Given | None]:
+    """Rows after a norm, and what was before it; without a norm, the rows."""
+    if norm is None:
+        return rows, None
+    given = Given(rows, torch.empty(len(rows), dtype=torch.float32, device=rows.device))
+    outputs = torch.empty_like(rows)
+    block.kernels.rms_norm(rows, norm, block.epsilon, outputs, given.scales)
+    return outputs, given
+
+
+def with_room_before_norm(
+    block: Block, linear: JoinedLinear, gradient: torch.Tensor, norm: torch.Tensor | None, given: Given | None
+) -> torch.Tensor:
+    """The gradient of what a linear layer gave, from that of what is added, with room behind it."""
+    if norm is None or given is None:
+        return linear.with_room(gradient)
+    wide = linear.widened(len(gradient), linear.outputs)
+    nothing = gradient.new_zeros(1, linear.outputs).expand(len(gradient), -1)
+    block.kernels.rms_norm_backward(gradient, given.rows, norm, given.scales, nothing, wide[:, : linear.outputs])
+    return wide
 
 
 def normalised_product(
@@ -222,7 +176,7 @@ def rotated_backward(block: Block, qkv: torch.Tensor, gradients: Sequence[torch.
 def mlp_backward(block: Block, kept: Kept, gradient: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Gradients of the MLP's adapters, and of the residual stream before it, with room behind for `o`."""
     down, gate_up = block.down, block.gate_up
-    wide = down.with_room(gradient)
+    wide = with_room_before_norm(block, down, gradient, block.mlp_output_norm, kept.mlp_output)
     matrix = down.matrix(block.workspace, adapters_changed=False)
     down.widen_gradients(matrix, wide)
     act = down.input_gradients(matrix, wide)
@@ -236,17 +190,16 @@ def mlp_backward(block: Block, kept: Kept, gradient: torch.Tensor) -> tuple[list
     norm = Norm(block.attention_norm, kept.attention_scales)
     for_gate_up = gate_up.backward(kept.gate_up, kept.after_attention, kept.gate_up_projected, norm)
     for_normal = gate_up.input_gradients(matrix, kept.gate_up)
-    for_stream = block.o.widened(len(gradient), block.o.outputs)
-    block.kernels.rms_norm_backward(
-        for_normal, kept.after_attention, norm.weight, norm.scales, gradient, for_stream[:, : block.o.outputs]
-    )
+    for_stream = block.o.widened(len(gradient), block.o.outputs)[:, : block.o.outputs]
+    block.kernels.rms_norm_backward(for_normal, kept.after_attention, norm.weight, norm.scales, gradient, for_stream)
     return [*for_gate_up, *for_down], for_stream
 
 
 def attention_backward(
-    block: Block, kept: Kept, rows: torch.Tensor, wide: torch.Tensor, angles: Angles, wanted: bool
+    block: Block, kept: Kept, rows: torch.Tensor, stream: torch.Tensor, angles: Angles, wanted: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """Gradients of the attention's adapters, and of the layer's input where it is wanted."""
+    wide = with_room_before_norm(block, block.o, stream, block.attention_output_norm, kept.attention_output)
     matrix = block.o.matrix(block.workspace, adapters_changed=False)
     block.o.widen_gradients(matrix, wide)
     for_attended = block.o.input_gradients(matrix, wide)
@@ -265,6 +218,5 @@ def attention_backward(
         return [*for_qkv, *for_o], None
     # It becomes the gradient of the layer below, which wants room behind it.
     for_normal = block.qkv.input_gradients(matrix, kept.qkv, room=block.down.ranks)
-    stream = wide[:, : block.o.outputs]
     block.kernels.rms_norm_backward(for_normal, rows, norm.weight, norm.scales, stream, for_normal)
     return [*for_qkv, *for_o], for_normal

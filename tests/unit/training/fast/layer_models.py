@@ -11,7 +11,7 @@ from llmft_cli import model_shapes, models
 from llmft_cli.adapters import add_adapter
 from llmft_cli.config import resolve
 
-TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma")
+TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text")
 ROW_LENGTHS = (15, 9)  # packed into one sequence
 SEQUENCES, HIDDEN, VOCABULARY = 2, 64, 96
 
@@ -20,7 +20,7 @@ def small_config(model_type: str, **changes: Any) -> transformers.PreTrainedConf
     """Four heads of queries and two of keys; a head's dimension is not a hidden size's share where the type allows it."""
     sizes = {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 128, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    own = {"head_dim": 32} if model_type in ("qwen3", "gemma", "mistral") else {}
+    own = {"head_dim": 32} if model_type in ("qwen3", "gemma", "gemma3_text", "mistral") else {}
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     return transformers.AutoConfig.for_model(model_type, **{**sizes, **heads, **own, **ids, **changes})
 
@@ -41,7 +41,7 @@ def tuned(
         if "lora_B" in name or name.endswith(".bias"):
             torch.nn.init.normal_(weights, std=0.1)
         elif "norm" in name:
-            torch.nn.init.normal_(weights, 0.0 if model_type == "gemma" else 1.0, 0.2)
+            torch.nn.init.normal_(weights, 0.0 if "gemma" in model_type else 1.0, 0.2)
     return model.train()
 
 

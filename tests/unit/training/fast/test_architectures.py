@@ -37,6 +37,10 @@ def test_known_models_are_fast(model_type, quantization):
     [
         ("gemma2", {}, {}, "no fast layers for models of type gemma2"),
         ("llama", {"hidden_act": "gelu"}, {}, "activation gelu"),
+        ("gemma3_text", {"hidden_activation": "gelu"}, {}, "activation gelu"),
+        ("gemma3_text", {"final_logit_softcapping": 30.0}, {}, "capped logits"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, {}, "capped logits"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, {}, "attention to later tokens"),
         ("llama", {"hidden_size": 96}, {}, "sizes that are no multiples of 64"),
         ("llama", {"intermediate_size": 100}, {}, "sizes that are no multiples of 64"),
         ("qwen3", {"head_dim": 24}, {}, "sizes that are no multiples of 64"),
@@ -180,12 +184,26 @@ def test_norms_as_kernels_take_them():
             assert torch.equal(block.head_norms, torch.stack(expected))
 
 
+def test_gemma_3s_norms_are_before_and_behind_attention_and_mlp():
+    model = tuned("gemma3_text", dtype=torch.bfloat16)
+    use_fast_layers(model)
+    layer, block = decoder_layers(model)[1], blocks_of(model)[1]
+    assert torch.equal(block.input_norm, 1 + layer.input_layernorm.weight.float())
+    assert torch.equal(block.attention_output_norm, 1 + layer.post_attention_layernorm.weight.float())
+    assert torch.equal(block.attention_norm, 1 + layer.pre_feedforward_layernorm.weight.float())
+    assert torch.equal(block.mlp_output_norm, 1 + layer.post_feedforward_layernorm.weight.float())
+    heads = [layer.self_attn.q_norm.weight] * 4 + [layer.self_attn.k_norm.weight] * 2
+    assert torch.equal(block.head_norms, 1 + torch.stack(heads).float())
+    assert {id(tensor) for tensor in held_tensors(layer)} >= {id(block.attention_output_norm), id(block.mlp_output_norm)}
+
+
 @pytest.mark.parametrize(
     ("model_type", "changes", "windows"),
     [
         ("llama", {}, [None, None]),
         ("llama", {"sliding_window": 5}, [None, None]),  # a key of the config that Llama does not know
         ("gemma", {}, [None, None]),
+        ("gemma3_text", {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}, [5, None]),
         ("mistral", {"sliding_window": 5}, [5, 5]),
         ("mistral", {"sliding_window": None}, [None, None]),
         ("phi3", {"sliding_window": 5}, [5, 5]),

@@ -63,6 +63,8 @@ def test_losses_and_gradients_are_the_plain_paths(model_type, all_linear, quanti
         ("qwen3", {"attention_bias": True}),
         ("gemma", {"attention_bias": True, "num_key_value_heads": 1}),
         ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
+        ("gemma3_text", {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}),
+        ("gemma3_text", {"query_pre_attn_scalar": 7}),
         ("mistral", {"sliding_window": 5}),
         ("phi3", {"sliding_window": 5}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
@@ -176,7 +178,8 @@ def test_gradients_are_copied_for_no_layer_but_the_last(monkeypatch):
     monkeypatch.setattr(JoinedLinear, "with_room", with_room)
     model = made_fast(tuned("llama"))
     gradients(model)
-    assert copied == [True] + [False] * (len(decoder_layers(model)) - 1)
+    # `down` and then `o` of each layer
+    assert copied == [True] + [False] * (2 * len(decoder_layers(model)) - 1)
 
 
 def test_what_a_layer_keeps_until_its_backward_pass():

@@ -237,8 +237,7 @@ def measure_plan(shape: PreTrainedConfig, config: Config, option: Option, batch:
 
 
 def described(option: Option, found: Sequence[Option], available: int | None, measured_speed: bool) -> PlanOption:
-    from llmft_cli.training.planning import KINDS
-    from llmft_cli.training.plans import choose
+    from llmft_cli.training.plans import KINDS, choose
 
     return PlanOption(
         choices=[kind for kind in KINDS if choose(found, available, kind) is option],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from llmft_cli.models import ModelSource, compute_dtype
 from llmft_cli.progress import Reporter
 from llmft_cli.training.card import available_bytes
 from llmft_cli.training.layers import decoder_layers
-from llmft_cli.training.plans import Option, Plan, choose, given_plan, option_of, options
+from llmft_cli.training.plan_files import read_plan
+from llmft_cli.training.plans import KINDS, Option, Plan, choose, given_plan, option_of, options
 from llmft_cli.training.simulation import BatchShape, CannotBeFollowed, full_batch
 from llmft_cli.training.speed import REFERENCE_RATES, Rates
 from llmft_cli.training.token_batches import largest_batch, sequence_lengths, sequences_that_fill
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig
 
-KINDS = ("fast", "balanced", "frugal")
 AS_GIVEN = "given"
 GIBIBYTE = 2**30
 
@@ -265,36 +265,4 @@ def plan_in_file(config: Config) -> Plan:
             f"{config.batch_size} of the longest sequences",
             f"write batch_size: {config.batch_size} there, or leave --tokens-per-batch out",
         )
-    return plan
-
-
-def read_plan(path: Path) -> Plan:
-    """A plan from a YAML file, as `llmft gpu-check` prints it.
-
-    Raises:
-        ConfigError: it cannot be read, or is no plan.
-    """
-    import yaml
-
-    needed = [field.name for field in fields(Plan) if field.default is MISSING]
-    switches = [field.name for field in fields(Plan) if field.default is False]
-    try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the plan {path}: {error}", f"--plan takes {', '.join(KINDS)} or a file") from error
-    if not isinstance(content, Mapping) or set(content) - set(switches) != set(needed):
-        raise ConfigError(
-            f"{path} is not a plan: it must have {', '.join(needed)}, may have {', '.join(switches)}, and nothing else"
-        )
-    plan = Plan(**content)
-    for name in switches:
-        if not isinstance(getattr(plan, name), bool):
-            raise ConfigError(f"{name} in {path}: {getattr(plan, name)!r} is neither true nor false")
-    if not isinstance(plan.optim, str):
-        raise ConfigError(f"optim in {path}: {plan.optim!r} is not the name of an optimizer")
-    for name, value in asdict(plan).items():
-        least = 0 if name == "checkpointed_layers" else 1
-        # Not isinstance: True is an int, too.
-        if name not in ("optim", *switches) and (type(value) is not int or value < least):
-            raise ConfigError(f"{name} in {path}: {value!r} is not a whole number from {least} on")
     return plan

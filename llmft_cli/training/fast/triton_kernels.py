@@ -8,6 +8,7 @@ import torch
 import triton
 
 from llmft_cli.training.fast import triton_programs as programs
+from llmft_cli.training.fast import triton_weight_programs as weight_programs
 from llmft_cli.training.fast.kernels import Activation
 
 ELEMENTS = 1024  # of a row in one program, where programs share a row
@@ -137,7 +138,7 @@ def dequantize(weight: Any, outputs: torch.Tensor) -> None:
     blocks = size // state.blocksize
     nested = bool(state.nested)
     outer = state.state2 if nested else state
-    programs.dequantize_kernel[(rows, triton.cdiv(blocks, GROUPS))](
+    weight_programs.dequantize_kernel[(rows, triton.cdiv(blocks, GROUPS))](
         weight.data.view(torch.uint8),  # checkpoints may store the bytes as another type
         state.code,
         state.absmax,
@@ -161,7 +162,7 @@ def fill_adapter(
     rows, inputs = below.shape
     block = triton.next_power_of_2(columns)
     at_once = max(1, FILLED // block)
-    programs.fill_adapter_kernel[(triton.cdiv(outputs, at_once) + rows * triton.cdiv(inputs, FILLED),)](
+    weight_programs.fill_adapter_kernel[(triton.cdiv(outputs, at_once) + rows * triton.cdiv(inputs, FILLED),)](
         lora_a,
         lora_b,
         right,

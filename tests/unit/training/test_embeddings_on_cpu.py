@@ -19,7 +19,7 @@ from llmft_cli.progress import Silent
 from llmft_cli.run_dir import RunDir
 from llmft_cli.training.batches import collate
 from llmft_cli.training.loss import summed_loss
-from llmft_cli.training.planning import read_plan
+from llmft_cli.training.plan_files import read_plan
 from llmft_cli.training.plans import Plan
 from llmft_cli.training.prediction import CUBLAS_BYTES, assemble
 from llmft_cli.training.simulation import full_batch, simulate

@@ -190,14 +190,16 @@ def test_activations_are_offloaded_where_more_goes_through_at_once_then() -> Non
     chosen = choose(under(8), 8 * GIBIBYTE, "fast")
     assert chosen is not None
     assert chosen.plan == Plan(4, 4, 32, "adamw_torch_fused", activation_offloading=True)
+    # With more, 21 layers of single sequences keep what they compute.
     roomy = choose(under(10), 10 * GIBIBYTE, "fast")
     assert roomy is not None
-    assert roomy.plan == Plan(8, 2, 32, "adamw_torch_fused", activation_offloading=True)
+    assert roomy.plan == Plan(1, 16, 11, "adamw_torch_fused")
     by_plan = {one.plan: one for one in under(80)}
     kept = by_plan[Plan(4, 4, 32, "adamw_torch_fused")]
     offloaded = by_plan[Plan(4, 4, 32, "adamw_torch_fused", activation_offloading=True)]
-    # Of 32 inputs of 8,192 tokens two are there at once.
-    assert kept.breakdown.total - offloaded.breakdown.total == 30 * 8192 * 4096 * 2
+    # Of 32 inputs of 8,192 tokens two are there at once. The peak is not in the last layer then, but in one with
+    # room for adapters behind the gradient that it is given.
+    assert kept.breakdown.total - offloaded.breakdown.total == 30 * 8192 * 4096 * 2 - 8192 * 64 * 2
     assert 0.98 * kept.tokens_per_second < offloaded.tokens_per_second < 0.99 * kept.tokens_per_second
 
 

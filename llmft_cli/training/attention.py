@@ -36,7 +36,8 @@ def can_use_varlen_attention(model: PreTrainedModel, device: torch.device) -> bo
 
 
 def head_dim(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size
 
 
 def has_flash(device: torch.device) -> bool:

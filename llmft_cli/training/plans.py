@@ -22,10 +22,10 @@ from llmft_cli.training.tuned_model import movable_embeddings
 if TYPE_CHECKING:
     from peft import PeftModel
 
+KINDS = ("fast", "balanced", "frugal")
 # What CUDA, cuBLAS and bitsandbytes hold on an H100 beside torch's tensors: 0.73 to 0.86 GiB in 30 trainings
 # (benchmarks/results/memory-h100.json). Not measured anew in each training: kernels and cuBLAS are loaded at
 # their first use, so that all of it is there only after the first step, when the plan is long chosen.
-KINDS = ("fast", "balanced", "frugal")
 CONTEXT_BYTES = int(0.9 * 2**30)
 # What torch's allocator, with expandable segments, takes from an H100 beyond the peak of what it gives out: 0.19 GiB
 # for Llama-2-7B with 512 tokens at once, 0.21 with 2,048, 0.44 with 8,192, 0.72 with 16,384, and holes besides

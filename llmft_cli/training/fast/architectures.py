@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmft_cli.training.attention import head_dim
 from llmft_cli.training.fast.block import Angles, Block
 from llmft_cli.training.fast.decoder_layer import DecoderLayer
 from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
@@ -81,11 +82,6 @@ def why_not_these_weights(model: PeftModel, layers: list[Any]) -> str | None:
 def activation(config: Any) -> str:
     name: str = config.hidden_activation if config.model_type == "gemma3_text" else config.hidden_act
     return name
-
-
-def head_dim(config: Any) -> int:
-    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return size
 
 
 def use_fast_layers(model: PeftModel) -> None:

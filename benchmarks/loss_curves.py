@@ -88,8 +88,7 @@ def as_told(training: Training) -> Iterator[None]:
                 patches.enter_context(patch.object(module, "compute_dtype", lambda device: torch.float32))
             patches.enter_context(patch.object(attention, "has_flash", lambda device: False))
         if training.own_modules:
-            for module in (schedule, tuned_model):
-                patches.enter_context(patch.object(module, "computes_in_base_type", lambda config, dtype: False))
+            patches.enter_context(patch.object(tuned_model, "computes_in_base_type", lambda config, dtype: False))
         yield
 
 

@@ -7,7 +7,8 @@ those of LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685): y = x W^T + s 
 
 The order matters in 16 bits. Of a sum that is added to a base output which was rounded before, as PEFT
 does it, what is below half of that output's last bit is lost, always: at the start of a training most
-of the update. Added within the base's product, before the one rounding, it is kept on average.
+of the update. Added within the base's product, before the one rounding, it is kept on average. Where a bias comes
+on top, all three are one product: a bias may be far larger than what it is added to (Qwen2).
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ class LoraProduct(torch.autograd.Function):
         projected = adapter_rows @ lora_a.to(rows.dtype).t()
         # Not a view of what is computed here, which models may not change in place (Falcon adds to it).
         result = rows.new_empty(*inputs.shape[:-1], len(lora_b))
-        flat = result.view(-1, len(lora_b))
-        flat.addmm_(projected, lora_b.to(rows.dtype).t(), beta=0, alpha=scaling)
-        flat.addmm_(rows, frozen_weight(base, rows.dtype).t())
-        if base.bias is not None:
-            flat += base.bias
+        flat, weight = result.view(-1, len(lora_b)), frozen_weight(base, rows.dtype)
+        if base.bias is None:
+            flat.addmm_(projected, lora_b.to(rows.dtype).t(), beta=0, alpha=scaling)
+            flat.addmm_(rows, weight.t())
+        else:
+            columns = torch.cat([weight, lora_b.to(rows.dtype) * scaling], dim=1)
+            torch.addmm(base.bias, torch.cat([rows, projected], dim=1), columns.t(), out=flat)
         ctx.save_for_backward(adapter_rows, projected, lora_a, lora_b)
         ctx.base, ctx.scaling, ctx.same_inputs = base, scaling, adapter_inputs is inputs
         return result

@@ -76,29 +76,40 @@ class Given:
 
 
 @dataclass
-class Kept:
-    """What the backward pass needs of the forward pass, beside the layer's input; rows are tokens.
+class KeptAttention:
+    """What the backward pass needs of the attention, beside the layer's input; rows are tokens.
 
     Attributes:
         qkv: rotated, or before the norms of heads, with room behind them.
         parts: queries, keys and values as the attention took them, which gradients are asked for.
         attended: what it gave, with the graph of its own.
-        after_attention: the residual stream between attention and MLP.
-        gate_up: with room behind them.
-        input_scales, attention_scales: of the norms, as `Kernels.rms_norm` gives them.
-        attention_output, mlp_output: where norms of them are behind attention and MLP.
+        scales: of the norm before, as `Kernels.rms_norm` gives them.
+        output: where a norm of it is behind the attention.
     """
 
     qkv: torch.Tensor
     parts: list[torch.Tensor]
     attended: torch.Tensor
-    after_attention: torch.Tensor
-    gate_up: torch.Tensor
-    input_scales: torch.Tensor
-    attention_scales: torch.Tensor
+    scales: torch.Tensor
     qkv_projected: torch.Tensor | None
     o_projected: torch.Tensor | None
+    output: Given | None
+
+
+@dataclass
+class KeptMlp:
+    """What it needs of the MLP.
+
+    Attributes:
+        inputs: the residual stream between attention and MLP.
+        gate_up: with room behind them.
+        scales: of the norm before.
+        output: where a norm of it is behind the MLP.
+    """
+
+    inputs: torch.Tensor
+    gate_up: torch.Tensor
+    scales: torch.Tensor
     gate_up_projected: torch.Tensor | None
-    attention_output: Given | None
     down_projected: torch.Tensor | None = None
-    mlp_output: Given | None = None
+    output: Given | None = None

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from llmft_cli.training.fast.block import Angles, Block, Given, Kept
+from llmft_cli.training.fast.block import Angles, Block, Given, KeptAttention, KeptMlp
 from llmft_cli.training.fast.joined_linear import JoinedLinear, Norm
 
 
@@ -34,12 +34,12 @@ class DecoderLayer(torch.autograd.Function):
         elsewhere = block.offloaded if block.recompute else None
         if elsewhere is not None:
             elsewhere.put(block.index, rows)
-        kept = up_to_mlp(block, rows, hidden.shape, angles, options, with_graph=not block.recompute)
-        result = through_down(block, kept)
-        result += kept.after_attention
+        attention, mlp = up_to_mlp(block, rows, hidden.shape, angles, options, with_graph=not block.recompute)
+        result = through_down(block, mlp)
+        result += mlp.inputs
         ctx.save_for_backward(*([] if elsewhere else [rows]))
         ctx.block, ctx.elsewhere, ctx.angles, ctx.options, ctx.shape = block, elsewhere, angles, options, hidden.shape
-        ctx.kept = None if block.recompute else kept
+        ctx.kept = None if block.recompute else (attention, mlp)
         return result.view(hidden.shape)
 
     @staticmethod
@@ -50,11 +50,12 @@ class DecoderLayer(torch.autograd.Function):
         if kept is None:
             kept = up_to_mlp(block, rows, ctx.shape, ctx.angles, ctx.options, with_graph=True)
             if block.mlp_output_norm is not None:
-                through_down(block, kept)
-        gradient = gradients[0].flatten(0, 1)
-        for_mlp, for_after_attention = mlp_backward(block, kept, gradient)
+                through_down(block, kept[1])
+        attention, mlp = kept
+        for_mlp, for_stream = mlp_backward(block, mlp, gradients[0].flatten(0, 1))
+        del kept, mlp  # gate and up take as much memory as all that the attention keeps
         for_attention, for_hidden = attention_backward(
-            block, kept, rows, for_after_attention, ctx.angles, wanted=ctx.needs_input_grad[0]
+            block, attention, rows, for_stream, ctx.angles, wanted=ctx.needs_input_grad[0]
         )
         in_shape = None if for_hidden is None else for_hidden.view(ctx.shape)
         return in_shape, None, None, None, *for_attention, *for_mlp
@@ -62,48 +63,35 @@ class DecoderLayer(torch.autograd.Function):
 
 def up_to_mlp(
     block: Block, rows: torch.Tensor, shape: torch.Size, angles: Angles, options: dict[str, Any], with_graph: bool
-) -> Kept:
+) -> tuple[KeptAttention, KeptMlp]:
     """The layer up to gate and up.
 
     Args:
         with_graph: whether the attention can be asked for gradients.
     """
-    qkv_projected, qkv, input_scales = normalised_product(block, block.qkv, rows, block.input_norm)
+    qkv_projected, qkv, scales = normalised_product(block, block.qkv, rows, block.input_norm)
     parts = [part.detach().requires_grad_(with_graph) for part in rotated(block, qkv, angles)]
     with torch.set_grad_enabled(with_graph):
         heads = (part.view(*shape[:-1], -1, block.head_dim).transpose(1, 2) for part in parts)
         attended = block.attention(*heads, **options).reshape(len(rows), -1)
     wide = block.o.widened(len(rows), block.o.inputs)
     wide[:, : block.o.inputs] = attended.detach()
-    after_attention = torch.empty_like(rows)
-    o_projected = block.o.product(block.o.matrix(block.workspace), wide, after_attention)
+    stream = torch.empty_like(rows)
+    o_projected = block.o.product(block.o.matrix(block.workspace), wide, stream)
     del wide
-    after_attention, attention_output = normalised_output(block, block.attention_output_norm, after_attention)
-    gate_up_projected, gate_up, attention_scales = normalised_product(
-        block, block.gate_up, after_attention, block.attention_norm, residual=rows
-    )
-    return Kept(
-        qkv=qkv,
-        parts=parts,
-        attended=attended,
-        after_attention=after_attention,
-        gate_up=gate_up,
-        input_scales=input_scales,
-        attention_scales=attention_scales,
-        qkv_projected=qkv_projected,
-        o_projected=o_projected,
-        gate_up_projected=gate_up_projected,
-        attention_output=attention_output,
-    )
+    stream, output = normalised_output(block, block.attention_output_norm, stream)
+    attention = KeptAttention(qkv, parts, attended, scales, qkv_projected, o_projected, output)
+    gate_up_projected, gate_up, scales = normalised_product(block, block.gate_up, stream, block.attention_norm, residual=rows)
+    return attention, KeptMlp(stream, gate_up, scales, gate_up_projected)
 
 
-def through_down(block: Block, kept: Kept) -> torch.Tensor:
+def through_down(block: Block, kept: KeptMlp) -> torch.Tensor:
     """What the MLP adds to the residual stream, from gate and up; what of it the backward pass needs is kept."""
     act = block.down.widened(len(kept.gate_up), block.down.inputs)
     block.kernels.gated(kept.gate_up[:, : block.gate_up.outputs], block.activation, act[:, : block.down.inputs])
-    result = torch.empty_like(kept.after_attention)
+    result = torch.empty_like(kept.inputs)
     kept.down_projected = block.down.product(block.down.matrix(block.workspace), act, result)
-    result, kept.mlp_output = normalised_output(block, block.mlp_output_norm, result)
+    result, kept.output = normalised_output(block, block.mlp_output_norm, result)
     return result
 
 
@@ -173,10 +161,10 @@ def rotated_backward(block: Block, qkv: torch.Tensor, gradients: Sequence[torch.
     qkv[:, turned : block.qkv.outputs] = gradients[2]
 
 
-def mlp_backward(block: Block, kept: Kept, gradient: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+def mlp_backward(block: Block, kept: KeptMlp, gradient: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Gradients of the MLP's adapters, and of the residual stream before it, with room behind for `o`."""
     down, gate_up = block.down, block.gate_up
-    wide = with_room_before_norm(block, down, gradient, block.mlp_output_norm, kept.mlp_output)
+    wide = with_room_before_norm(block, down, gradient, block.mlp_output_norm, kept.output)
     matrix = down.matrix(block.workspace, adapters_changed=False)
     down.widen_gradients(matrix, wide)
     act = down.input_gradients(matrix, wide)
@@ -187,19 +175,19 @@ def mlp_backward(block: Block, kept: Kept, gradient: torch.Tensor) -> tuple[list
     del wide, act
     matrix = gate_up.matrix(block.workspace, adapters_changed=False)
     gate_up.widen_gradients(matrix, kept.gate_up)
-    norm = Norm(block.attention_norm, kept.attention_scales)
-    for_gate_up = gate_up.backward(kept.gate_up, kept.after_attention, kept.gate_up_projected, norm)
+    norm = Norm(block.attention_norm, kept.scales)
+    for_gate_up = gate_up.backward(kept.gate_up, kept.inputs, kept.gate_up_projected, norm)
     for_normal = gate_up.input_gradients(matrix, kept.gate_up)
     for_stream = block.o.widened(len(gradient), block.o.outputs)[:, : block.o.outputs]
-    block.kernels.rms_norm_backward(for_normal, kept.after_attention, norm.weight, norm.scales, gradient, for_stream)
+    block.kernels.rms_norm_backward(for_normal, kept.inputs, norm.weight, norm.scales, gradient, for_stream)
     return [*for_gate_up, *for_down], for_stream
 
 
 def attention_backward(
-    block: Block, kept: Kept, rows: torch.Tensor, stream: torch.Tensor, angles: Angles, wanted: bool
+    block: Block, kept: KeptAttention, rows: torch.Tensor, stream: torch.Tensor, angles: Angles, wanted: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
     """Gradients of the attention's adapters, and of the layer's input where it is wanted."""
-    wide = with_room_before_norm(block, block.o, stream, block.attention_output_norm, kept.attention_output)
+    wide = with_room_before_norm(block, block.o, stream, block.attention_output_norm, kept.output)
     matrix = block.o.matrix(block.workspace, adapters_changed=False)
     block.o.widen_gradients(matrix, wide)
     for_attended = block.o.input_gradients(matrix, wide)
@@ -212,7 +200,7 @@ def attention_backward(
         return for_o, None
     matrix = block.qkv.matrix(block.workspace, adapters_changed=False)
     block.qkv.widen_gradients(matrix, kept.qkv)
-    norm = Norm(block.input_norm, kept.input_scales)
+    norm = Norm(block.input_norm, kept.scales)
     for_qkv = block.qkv.backward(kept.qkv, rows, kept.qkv_projected, norm)
     if not wanted:
         return [*for_qkv, *for_o], None

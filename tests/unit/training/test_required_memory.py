@@ -115,7 +115,7 @@ def test_what_torch_held_in_reserve_with_fast_layers_is_provided_for(number: int
 def test_trainings_with_fast_layers_kept_to_what_they_were_said_to_require() -> None:
     """Those with a budget of their own came last, after others in the same process whose paged memory was still there."""
     own = [case for case in recorded_fast() if not case["max_vram_gibibytes"]]
-    assert (len(own), len(recorded_fast())) == (38, 42)
+    assert (len(own), len(recorded_fast())) == (35, 39)
     for case in own:
         assert case["measured"]["reserved_bytes"] + case["measured"]["context_bytes"] < case["required_bytes"]
     for case in recorded_fast():
@@ -169,9 +169,9 @@ def test_llama_2_7b_trains_in_6_gibibytes_with_activations_offloaded(kind: str, 
     option = choose(under(6), 6 * GIBIBYTE, kind)
     assert option is not None
     assert option.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=on_cpu, activation_offloading=True)
-    assert option.required_bytes < (5.5 if on_cpu else 5.92) * GIBIBYTE
+    assert option.required_bytes < (5.4 if on_cpu else 5.9) * GIBIBYTE
     what = f"{FRUGAL_OPTIM}{', embeddings on the CPU' if on_cpu else ''}, activations offloaded"
-    assert described(option, 6 * GIBIBYTE).endswith(f"{what}; needs about {5.4 if on_cpu else 5.9} of 6.0 GiB")
+    assert described(option, 6 * GIBIBYTE).endswith(f"{what}; needs about {5.4 if on_cpu else 5.8} of 6.0 GiB")
 
 
 def test_embeddings_stay_on_the_card_as_long_as_a_plan_fits_so() -> None:
@@ -197,9 +197,8 @@ def test_activations_are_offloaded_where_more_goes_through_at_once_then() -> Non
     by_plan = {one.plan: one for one in under(80)}
     kept = by_plan[Plan(4, 4, 32, "adamw_torch_fused")]
     offloaded = by_plan[Plan(4, 4, 32, "adamw_torch_fused", activation_offloading=True)]
-    # Of 32 inputs of 8,192 tokens two are there at once. The peak is not in the last layer then, but in one with
-    # room for adapters behind the gradient that it is given.
-    assert kept.breakdown.total - offloaded.breakdown.total == 30 * 8192 * 4096 * 2 - 8192 * 64 * 2
+    # Of 32 inputs of 8,192 tokens two are there at once.
+    assert kept.breakdown.total - offloaded.breakdown.total == 30 * 8192 * 4096 * 2
     assert 0.98 * kept.tokens_per_second < offloaded.tokens_per_second < 0.99 * kept.tokens_per_second
 
 

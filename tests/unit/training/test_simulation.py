@@ -252,9 +252,10 @@ def saved_behind(result: torch.Tensor) -> list[torch.Tensor]:
         todo.extend(following for following, _ in node.next_functions)
         kept = getattr(node, "kept", None)  # of a fast layer, whose attention has a graph of its own
         if kept is not None:
-            held = tree_leaves((vars(kept), vars(node.angles), node.options))
+            attention, mlp = kept
+            held = tree_leaves((vars(attention), vars(mlp), vars(node.angles), node.options))
             found.extend(tensor for tensor in held if isinstance(tensor, torch.Tensor))
-            todo.append(kept.attended.grad_fn)
+            todo.append(attention.attended.grad_fn)
         for name in dir(node):
             if name == "saved_tensors" or name.startswith("_saved_"):
                 found.extend(tensor for tensor in tree_leaves(getattr(node, name)) if isinstance(tensor, torch.Tensor))

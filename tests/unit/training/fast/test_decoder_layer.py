@@ -196,16 +196,20 @@ def test_what_a_layer_keeps_until_its_backward_pass():
         assert (context.kept is None) == recompute
     block.recompute = False
     kept = layer(hidden, attention_mask=None, position_embeddings=angles).grad_fn.kept
-    shapes = {name: tuple(value.shape) for name, value in vars(kept).items() if isinstance(value, torch.Tensor)}
-    assert shapes == {
+    attention, mlp = (
+        {name: tuple(value.shape) for name, value in vars(part).items() if isinstance(value, torch.Tensor)} for part in kept
+    )
+    assert attention == {
         "qkv": (10, 128 + 64),
         "attended": (10, 64),
-        "after_attention": (10, 64),
-        "gate_up": (10, 256 + 64),
-        "input_scales": (10,),
-        "attention_scales": (10,),
+        "scales": (10,),
         "qkv_projected": (10, 64),
         "o_projected": (10, 64),
+    }
+    assert mlp == {
+        "inputs": (10, 64),
+        "gate_up": (10, 256 + 64),
+        "scales": (10,),
         "gate_up_projected": (10, 64),
         "down_projected": (10, 64),
     }

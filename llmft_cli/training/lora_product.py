@@ -2,13 +2,13 @@
 
 PEFT's forward keeps a copy of the input in the adapter's type, the adapter's output and its scaled
 copy, and adds them out of place. Written as one function, a layer keeps its input and the rank-r
-product, and the base's product is accumulated onto what the adapter adds (`addmm`). The formulas are
-those of LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685): y = x W^T + s (x A^T) B^T.
+product. The formulas are those of LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685):
+y = x W^T + s (x A^T) B^T.
 
-The order matters in 16 bits. Of a sum that is added to a base output which was rounded before, as PEFT
-does it, what is below half of that output's last bit is lost, always: at the start of a training most
-of the update. Added within the base's product, before the one rounding, it is kept on average. Where a bias comes
-on top, all three are one product: a bias may be far larger than what it is added to (Qwen2).
+The sum matters in 16 bits. Of what is added to a base output that was rounded before, as PEFT does it,
+all that is below half of that output's last bit is lost, always: at the start of a training most of the
+update. `addmm` loses as much, as cuBLAS rounds the product before it adds (benchmarks/LOG.md has both
+measured). So both are one product here, [x, x A^T] [W, s B]^T, which is summed in fp32 and rounded once.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 
 from llmft_cli.adapters import is_plain
 from llmft_cli.libraries import import_bitsandbytes
+from llmft_cli.training.fast.joined_linear import ALIGNMENT
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -44,15 +45,15 @@ class LoraProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         rows, adapter_rows = inputs.flatten(0, -2), adapter_inputs.flatten(0, -2)
         projected = adapter_rows @ lora_a.to(rows.dtype).t()
+        inner = beside(rows, projected)
+        outer = beside(frozen_weight(base, rows.dtype), (lora_b * scaling).to(rows.dtype)).t()
         # Not a view of what is computed here, which models may not change in place (Falcon adds to it).
         result = rows.new_empty(*inputs.shape[:-1], len(lora_b))
-        flat, weight = result.view(-1, len(lora_b)), frozen_weight(base, rows.dtype)
+        flat = result.view(-1, len(lora_b))
         if base.bias is None:
-            flat.addmm_(projected, lora_b.to(rows.dtype).t(), beta=0, alpha=scaling)
-            flat.addmm_(rows, weight.t())
+            torch.mm(inner, outer, out=flat)
         else:
-            columns = torch.cat([weight, lora_b.to(rows.dtype) * scaling], dim=1)
-            torch.addmm(base.bias, torch.cat([rows, projected], dim=1), columns.t(), out=flat)
+            torch.addmm(base.bias, inner, outer, out=flat)
         ctx.save_for_backward(adapter_rows, projected, lora_a, lora_b)
         ctx.base, ctx.scaling, ctx.same_inputs = base, scaling, adapter_inputs is inputs
         return result
@@ -66,21 +67,22 @@ class LoraProduct(torch.autograd.Function):
         for_a = (for_projected.t() @ adapter_rows).to(lora_a.dtype).mul_(ctx.scaling)
         for_b = (gradient.t() @ projected).to(lora_b.dtype).mul_(ctx.scaling)
         for_inputs = for_adapter_inputs = None
+        scaled_a = (lora_a * ctx.scaling).to(kind)
         if ctx.needs_input_grad[0]:
             weight = frozen_weight(ctx.base, kind)
             if ctx.same_inputs:
-                for_inputs = scaled_product(for_projected, lora_a.to(kind), ctx.scaling).addmm_(gradient, weight)
-            else:
-                for_inputs = gradient @ weight
-            for_inputs = for_inputs.view(shape)
+                gradient, weight = beside(gradient, for_projected), beside(weight, scaled_a, dim=0)
+            for_inputs = (gradient @ weight).view(shape)
         if ctx.needs_input_grad[1] and not ctx.same_inputs:
-            for_adapter_inputs = scaled_product(for_projected, lora_a.to(kind), ctx.scaling).view(shape)
+            for_adapter_inputs = (for_projected @ scaled_a).view(shape)
         return for_inputs, for_adapter_inputs, for_a, for_b, None, None
 
 
-def scaled_product(left: torch.Tensor, right: torch.Tensor, scaling: float) -> torch.Tensor:
-    """scaling * left @ right, with one rounding and one pass."""
-    return left.new_empty(len(left), right.shape[1]).addmm_(left, right, beta=0, alpha=scaling)
+def beside(base: torch.Tensor, adapter: torch.Tensor, dim: int = 1) -> torch.Tensor:
+    """Both as one matrix along a dimension, with zeros behind them up to a multiple that tensor cores read fastest."""
+    shape = list(base.shape)
+    shape[dim] = -(base.shape[dim] + adapter.shape[dim]) % ALIGNMENT
+    return torch.cat([base, adapter, base.new_zeros(shape)], dim)
 
 
 def frozen_weight(base: Any, kind: torch.dtype) -> torch.Tensor:

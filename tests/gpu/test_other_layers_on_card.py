@@ -1,0 +1,102 @@
+"""On an NVIDIA GPU: layers that are not the fast ones of Llama's like. Run by hand: pytest -m gpu tests/gpu"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from llmft_cli import model_shapes
+from llmft_cli.config import resolve
+from llmft_cli.training import attention
+from llmft_cli.training.fast import architectures
+from llmft_cli.training.lora_product import LoraProduct
+from llmft_cli.training.loss import summed_loss
+from llmft_cli.training.measuring import random_batch
+from llmft_cli.training.row_separation import settle_attention, settle_rows
+from llmft_cli.training.simulation import BatchShape
+from llmft_cli.training.tuned_model import make_trainable
+
+pytestmark = pytest.mark.gpu
+
+CARD = torch.device("cuda", 0)
+VOCABULARY = 4096
+SHAPE = {
+    **{"vocab_size": VOCABULARY, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 4, "head_dim": 64},
+    **{"num_attention_heads": 8, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+ROWS = BatchShape(2, 512, 1000, 8, 128)
+
+
+def tuned(kind: str, sizes: dict[str, Any], **flags: Any) -> tuple[Any, str]:
+    """A model of random weights, and the attention that transformers had chosen."""
+    torch.manual_seed(0)
+    base = model_shapes.build(AutoConfig.for_model(kind, **SHAPE, **sizes), CARD, "nf4", torch.bfloat16)
+    own = base.config._attn_implementation
+    model = make_trainable(base, resolve(flags), "random", 0).train()
+    for name, weights in model.named_parameters():
+        if "lora_B" in name:
+            weights.data.normal_(std=0.02)
+        elif "sinks" in name:
+            weights.data.fill_(2.0)
+    return model, own
+
+
+@pytest.mark.parametrize("bias", [None, 0.0, 8.0])
+@pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(2048, 4096, 4096), (1024, 4096, 11_008), (512, 11_008, 4096)])
+def test_a_small_update_is_not_rounded_away(tokens: int, inputs: int, outputs: int, bias: float | None) -> None:
+    """cuBLAS rounds a product before `addmm` adds to it: of an update of a ten-thousandth a hundredth was left on an H100."""
+    torch.manual_seed(0)
+    base = torch.nn.Linear(inputs, outputs, bias is not None, CARD, torch.bfloat16).requires_grad_(False)
+    if bias is not None:
+        base.bias.fill_(bias)
+    rows = torch.randn(tokens, inputs, device=CARD, dtype=torch.bfloat16)
+    lora_a = torch.randn(16, inputs, device=CARD) / inputs**0.5
+    lora_b = 1e-4 * torch.randn(outputs, 16, device=CARD)
+    found = LoraProduct.apply(rows, rows, lora_a, lora_b, base, 1.0)
+    without = LoraProduct.apply(rows, rows, lora_a, torch.zeros_like(lora_b), base, 1.0)
+    update = rows.double() @ lora_a.double().t() @ lora_b.double().t()
+    there = ((found.double() - without.double()) * update).sum() / update.square().sum()
+    assert there.item() == pytest.approx(1, abs=0.1)
+
+
+def test_gpt_oss_attends_by_itself() -> None:
+    """`varlen_attn` knows nothing of the sinks in its heads' softmax."""
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64}
+    model, own = tuned("gpt_oss", sizes, target_modules="q_proj,k_proj,v_proj,o_proj")
+    causal = model.get_base_model()
+    settle_attention(model, own)
+    assert causal.config._attn_implementation == own != attention.NAME
+    settle_rows(model)
+    assert torch.isfinite(summed_loss(model, random_batch(ROWS, VOCABULARY, CARD)))
+
+
+def test_dora_attends_within_rows() -> None:
+    """Its scales make fp32 of what FlashAttention is given, under Trainer's autocast."""
+    model, own = tuned("llama", {}, use_dora=True)
+    assert not architectures.blocks_of(model)
+    settle_attention(model, own)
+    assert model.get_base_model().config._attn_implementation == attention.NAME
+    assert settle_rows(model)
+    batch = random_batch(ROWS, VOCABULARY, CARD)
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = summed_loss(model, batch)
+    loss.backward()
+    assert loss.item() / 1000 == pytest.approx(torch.tensor(float(VOCABULARY)).log().item(), rel=0.1)
+    assert all(torch.isfinite(weights.grad).all() for weights in model.parameters() if weights.requires_grad)
+
+
+@pytest.mark.parametrize("window", [64, 4096])
+def test_gemma_3_computes_what_its_own_layers_do(window: int) -> None:
+    """With norms of heads and behind both halves of a layer; some layers attend within a window."""
+    sizes = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    batch = random_batch(ROWS, VOCABULARY, CARD)
+    losses = []
+    for fast in (True, False):
+        model, _ = tuned("gemma3_text", sizes, fast=fast)
+        assert bool(architectures.blocks_of(model)) == fast
+        losses.append(summed_loss(model, batch))
+        losses[-1].backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-3)

@@ -16,7 +16,7 @@ import json
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import product
@@ -84,14 +84,14 @@ WAYS = (
 )
 
 
-def config_of(architecture: str, layers: int) -> PreTrainedConfig:
+def config_of(architecture: str, layers: int, hidden: int = HIDDEN, vocabulary: int = VOCABULARY) -> PreTrainedConfig:
     """Four heads of queries and two of keys."""
-    own = {"head_dim": HIDDEN // 4} if architecture in ("qwen3", "gemma", "gemma3_text", "mistral") else {}
+    own = {"head_dim": hidden // 4} if architecture in ("qwen3", "gemma", "gemma3_text", "mistral") else {}
     return AutoConfig.for_model(
         architecture,
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=3 * HIDDEN,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -163,11 +163,11 @@ def dense(linear: Any) -> torch.nn.Linear:
     return made
 
 
-def random_batch(seed: int, device: torch.device) -> Batch:
+def random_batch(seed: int, device: torch.device, row_lengths: Iterable[Sequence[int]] = ROW_LENGTHS) -> Batch:
     """Sequences of several rows, in each of which two thirds are supervised."""
     generator = torch.Generator().manual_seed(seed)
     sequences = []
-    for lengths in ROW_LENGTHS:
+    for lengths in row_lengths:
         ids = torch.randint(3, VOCABULARY, (sum(lengths),), generator=generator).tolist()
         supervised = [place >= length // 3 for length in lengths for place in range(length)]
         labels = [token if known else IGNORED for token, known in zip(ids, supervised, strict=True)]

@@ -38,7 +38,6 @@ from llmft_cli.libraries import import_bitsandbytes  # noqa: E402
 from llmft_cli.training.batches import collate, to_device  # noqa: E402
 from llmft_cli.training.fast import architectures  # noqa: E402
 from llmft_cli.training.layers import decoder_layers  # noqa: E402
-from llmft_cli.training.lora_product import frozen_weight  # noqa: E402
 from llmft_cli.training.loss import loss_and_gradients, row_marks  # noqa: E402
 from llmft_cli.training.tuned_model import make_trainable  # noqa: E402
 
@@ -157,7 +156,8 @@ def reference(base: Any) -> Any:
 
 def dense(linear: Any) -> torch.nn.Linear:
     made = torch.nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
-    made.weight = torch.nn.Parameter(frozen_weight(linear, torch.bfloat16).float(), requires_grad=False)
+    weight = import_bitsandbytes().functional.dequantize_4bit(linear.weight, linear.weight.quant_state)
+    made.weight = torch.nn.Parameter(weight.float(), requires_grad=False)
     if linear.bias is not None:
         made.bias = torch.nn.Parameter(linear.bias.detach().float(), requires_grad=False)
     return made

@@ -22,7 +22,6 @@ from gradients import STOCK, WAYS, Way
 
 from llmft_cli import model_shapes, models
 from llmft_cli.libraries import hardware, versions
-from llmft_cli.training.lora_product import beside
 from llmft_cli.training.loss import summed_loss
 
 REFERENCE = Way("fp32")
@@ -42,7 +41,7 @@ def base_first(inputs: torch.Tensor, projected: torch.Tensor, weight: torch.Tens
 
 
 def one_product(inputs: torch.Tensor, projected: torch.Tensor, weight: torch.Tensor, lora_b: torch.Tensor) -> torch.Tensor:
-    return beside(inputs, projected) @ beside(weight, lora_b).t()
+    return torch.cat([inputs, projected], 1) @ torch.cat([weight, lora_b], 1).t()
 
 
 PRODUCTS: dict[str, Product] = {

@@ -55,7 +55,7 @@ def make_trainable(
         architectures.keep_dequantized(model, dequantized_weights)
         architectures.offload_activations(model, activation_offloading)
     elif computes_in_base_type(config, base_type(model)):
-        lora_product.use_fused_products(model)
+        lora_product.use_fused_products(model, base_type(model))
     checkpoint_layers(model, checkpointed_layers)
     if embeddings_on_cpu:
         keep_embeddings_on_cpu(model)

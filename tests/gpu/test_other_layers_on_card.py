@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from transformers import AutoConfig
@@ -12,6 +13,7 @@ from llmft_cli import model_shapes
 from llmft_cli.config import resolve
 from llmft_cli.training import attention
 from llmft_cli.training.fast import architectures
+from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
 from llmft_cli.training.lora_product import LoraProduct
 from llmft_cli.training.loss import summed_loss
 from llmft_cli.training.measuring import random_batch
@@ -44,6 +46,11 @@ def tuned(kind: str, sizes: dict[str, Any], **flags: Any) -> tuple[Any, str]:
     return model, own
 
 
+def product_of(base: torch.nn.Linear, rows: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor) -> torch.Tensor:
+    linear = JoinedLinear([Member(base, lora_a, lora_b, 1.0)], rows.dtype)  # type: ignore[arg-type]
+    return LoraProduct.apply(rows, rows, linear, lora_a, lora_b)  # type: ignore[no-any-return,no-untyped-call]
+
+
 @pytest.mark.parametrize("bias", [None, 0.0, 8.0])
 @pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(2048, 4096, 4096), (1024, 4096, 11_008), (512, 11_008, 4096)])
 def test_a_small_update_is_not_rounded_away(tokens: int, inputs: int, outputs: int, bias: float | None) -> None:
@@ -55,11 +62,22 @@ def test_a_small_update_is_not_rounded_away(tokens: int, inputs: int, outputs: i
     rows = torch.randn(tokens, inputs, device=CARD, dtype=torch.bfloat16)
     lora_a = torch.randn(16, inputs, device=CARD) / inputs**0.5
     lora_b = 1e-4 * torch.randn(outputs, 16, device=CARD)
-    found = LoraProduct.apply(rows, rows, lora_a, lora_b, base, 1.0)
-    without = LoraProduct.apply(rows, rows, lora_a, torch.zeros_like(lora_b), base, 1.0)
+    found, without = (product_of(base, rows, lora_a, b) for b in (lora_b, torch.zeros_like(lora_b)))
     update = rows.double() @ lora_a.double().t() @ lora_b.double().t()
     there = ((found.double() - without.double()) * update).sum() / update.square().sum()
     assert there.item() == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("inputs", [4096, 96])
+def test_products_are_those_of_bitsandbytes_and_of_the_adapter(inputs: int) -> None:
+    """Rows of 96 values end within a block of 64, which the kernel for whole blocks does not know."""
+    torch.manual_seed(0)
+    base = bitsandbytes.nn.Linear4bit(inputs, 512, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to(CARD)
+    rows = torch.randn(300, inputs, device=CARD, dtype=torch.bfloat16)
+    lora_a, lora_b = torch.randn(16, inputs, device=CARD) / inputs**0.5, torch.randn(512, 16, device=CARD)
+    weight = bitsandbytes.functional.dequantize_4bit(base.weight, base.weight.quant_state).double()
+    expected = rows.double() @ weight.t() + rows.double() @ lora_a.double().t() @ lora_b.double().t()
+    assert (product_of(base, rows, lora_a, lora_b) - expected).norm() <= 1e-2 * expected.norm()
 
 
 def test_gpt_oss_attends_by_itself() -> None:

@@ -92,7 +92,7 @@ def test_waiting_for_a_card_that_a_model_fits_prints_the_index_alone(run, tmp_pa
     assert [
         line for line in told if not line.startswith(("warning: the model meta-llama", "following training steps of"))
     ] == []
-    done = run("gpu-check", "--wait", "1s", *model, "--max-seq-length", "32768", folder=tmp_path, PATH=path)
+    done = run("gpu-check", "--wait", "1s", *model, "--max-seq-length", "65536", folder=tmp_path, PATH=path)
     assert done.returncode == 5
     assert "error: no use waiting for 1 GPU with " in done.stderr
     assert "the largest card has 12 GiB in all" in done.stderr

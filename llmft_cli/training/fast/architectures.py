@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +11,8 @@ import torch
 from llmft_cli.training.attention import head_dim
 from llmft_cli.training.fast.block import Angles, Block
 from llmft_cli.training.fast.decoder_layer import DecoderLayer
-from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
-from llmft_cli.training.fast.kernels import Activation, kernels_for
+from llmft_cli.training.fast.joined_linear import JoinedLinear, member_of
+from llmft_cli.training.fast.kernels import Activation, has_triton, kernels_for
 from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
 from llmft_cli.training.layers import decoder_layers
 
@@ -52,7 +51,7 @@ def why_not_fast(model: PeftModel) -> str | None:
         return "an output layer with a bias"
     if config._attn_implementation == "eager":
         return "eager attention"
-    if next(model.parameters()).device.type == "cuda" and find_spec("triton") is None:
+    if next(model.parameters()).device.type == "cuda" and not has_triton():
         return "no Triton"
     layers = decoder_layers(model)
     return why_not_these_layers(layers, config.model_type) or why_not_these_weights(model, layers)
@@ -206,14 +205,6 @@ def head_norms(attention: Any, config: Any) -> torch.Tensor | None:
         return None
     heads = (attention.q_norm, config.num_attention_heads), (attention.k_norm, config.num_key_value_heads)
     return torch.cat([norm_weight(norm, config).expand(count, -1) for norm, count in heads])
-
-
-def member_of(linear: Any) -> Member:
-    """A linear layer, within PEFT's layer where it has an adapter."""
-    if not hasattr(linear, "lora_A"):
-        return Member(linear, None, None, 0.0)
-    lora_a, lora_b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
-    return Member(linear.get_base_layer(), lora_a, lora_b, linear.scaling["default"])
 
 
 def attend(attention: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:

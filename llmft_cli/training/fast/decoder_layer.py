@@ -171,12 +171,12 @@ def mlp_backward(block: Block, kept: KeptMlp, gradient: torch.Tensor) -> tuple[l
     block.kernels.gated_backward(kept.gate_up[:, : gate_up.outputs], block.activation, act)
     if kept.down_projected is None:
         kept.down_projected = down.project(matrix, act)
-    for_down = down.backward(wide, act, kept.down_projected)
+    for_down = down.backward(*down.apart(wide), act, kept.down_projected)
     del wide, act
     matrix = gate_up.matrix(block.workspace, adapters_changed=False)
     gate_up.widen_gradients(matrix, kept.gate_up)
     norm = Norm(block.attention_norm, kept.scales)
-    for_gate_up = gate_up.backward(kept.gate_up, kept.inputs, kept.gate_up_projected, norm)
+    for_gate_up = gate_up.backward(*gate_up.apart(kept.gate_up), kept.inputs, kept.gate_up_projected, norm)
     for_normal = gate_up.input_gradients(matrix, kept.gate_up)
     for_stream = block.o.widened(len(gradient), block.o.outputs)[:, : block.o.outputs]
     block.kernels.rms_norm_backward(for_normal, kept.inputs, norm.weight, norm.scales, gradient, for_stream)
@@ -191,7 +191,7 @@ def attention_backward(
     matrix = block.o.matrix(block.workspace, adapters_changed=False)
     block.o.widen_gradients(matrix, wide)
     for_attended = block.o.input_gradients(matrix, wide)
-    for_o = block.o.backward(wide, kept.attended.detach(), kept.o_projected)
+    for_o = block.o.backward(*block.o.apart(wide), kept.attended.detach(), kept.o_projected)
     for_parts = torch.autograd.grad(kept.attended, kept.parts, for_attended)
     del for_attended
     rotated_backward(block, kept.qkv, for_parts, angles)
@@ -201,7 +201,7 @@ def attention_backward(
     matrix = block.qkv.matrix(block.workspace, adapters_changed=False)
     block.qkv.widen_gradients(matrix, kept.qkv)
     norm = Norm(block.input_norm, kept.scales)
-    for_qkv = block.qkv.backward(kept.qkv, rows, kept.qkv_projected, norm)
+    for_qkv = block.qkv.backward(*block.qkv.apart(kept.qkv), rows, kept.qkv_projected, norm)
     if not wanted:
         return [*for_qkv, *for_o], None
     # It becomes the gradient of the layer below, which wants room behind it.

@@ -41,6 +41,14 @@ class Member:
         return 0 if self.lora_a is None else len(self.lora_a)
 
 
+def member_of(linear: Any) -> Member:
+    """A linear layer, within PEFT's layer where it has an adapter."""
+    if not hasattr(linear, "lora_A"):
+        return Member(linear, None, None, 0.0)
+    lora_a, lora_b = linear.lora_A["default"].weight, linear.lora_B["default"].weight
+    return Member(linear.get_base_layer(), lora_a, lora_b, linear.scaling["default"])
+
+
 @dataclass(frozen=True)
 class Norm:
     """What made weight * scales * inputs of inputs; scales are of shape (rows,), the weight is of shape (inputs,)."""
@@ -173,9 +181,16 @@ class JoinedLinear:
         """x A^T of shape (tokens, ranks), or None without adapters."""
         return rows @ matrix[self.outputs :, : self.inputs].t() if self.ranks else None
 
-    def product(self, matrix: torch.Tensor, wide_inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
-        """All outputs for inputs with room behind them, which is filled; returns `project` of the inputs."""
-        projected = self.project(matrix, wide_inputs[:, : self.inputs])
+    def product(
+        self, matrix: torch.Tensor, wide_inputs: torch.Tensor, outputs: torch.Tensor, projected: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """All outputs for inputs with room behind them, which is filled.
+
+        Args:
+            projected: `project` of what the adapters take; None is of the inputs. It is returned.
+        """
+        if projected is None:
+            projected = self.project(matrix, wide_inputs[:, : self.inputs])
         if projected is not None:
             wide_inputs[:, self.inputs :] = projected
         weights, bias = matrix[: self.outputs].t(), self._bias()
@@ -195,7 +210,8 @@ class JoinedLinear:
 
     def backward(
         self,
-        wide_gradients: torch.Tensor,
+        gradients: torch.Tensor,
+        behind: torch.Tensor,
         inputs: torch.Tensor,
         projected: torch.Tensor | None,
         norm: Norm | None = None,
@@ -203,33 +219,38 @@ class JoinedLinear:
         """Gradients of `parameters`.
 
         Args:
-            wide_gradients: of the outputs, with what `widen_gradients` puts behind them.
+            gradients: of the outputs.
+            behind: what `widen_gradients` puts behind them.
             inputs: of the linear layers, or of the norm whose outputs those are.
         """
         if projected is None:
             return []
         # Without the padding: what is returned are views, which would hold it for as long as there are gradients.
-        behind = wide_gradients[:, self.outputs : self.outputs + self._rank_ends[-1]]
+        behind = behind[:, : self._rank_ends[-1]]
         if norm is None:
             for_a = product_in_fp32(behind.t(), inputs)
         else:
             # Rows and columns of small matrices are scaled instead of the inputs', which are not normalised again.
             scaled = torch.mul(behind, norm.scales[:, None], out=torch.empty_like(behind))
             for_a = product_in_fp32(scaled.t(), inputs).mul_(norm.weight)
-        for_b = product_in_fp32(wide_gradients[:, : self.outputs].t(), projected)
-        gradients = []
+        for_b = product_in_fp32(gradients.t(), projected)
+        found = []
         for rows, ranks, member in self._placed():
             if member.lora_a is None or member.lora_b is None:
                 continue
-            gradients.append(for_a[ranks].to(member.lora_a.dtype))
-            gradients.append((for_b[rows, ranks] * member.scaling).to(member.lora_b.dtype))
-        return gradients
+            found.append(for_a[ranks].to(member.lora_a.dtype))
+            found.append((for_b[rows, ranks] * member.scaling).to(member.lora_b.dtype))
+        return found
 
     def widen_gradients(self, matrix: torch.Tensor, wide_gradients: torch.Tensor) -> None:
         """Put dy s B behind the gradients of the outputs."""
         if self.ranks:
-            outputs, right = wide_gradients[:, : self.outputs], matrix[: self.outputs, self.inputs :]
-            torch.mm(outputs, right, out=wide_gradients[:, self.outputs :])
+            gradients, behind = self.apart(wide_gradients)
+            torch.mm(gradients, matrix[: self.outputs, self.inputs :], out=behind)
+
+    def apart(self, wide_gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The gradients of the outputs, and what is behind them."""
+        return wide_gradients[:, : self.outputs], wide_gradients[:, self.outputs :]
 
     def input_gradients(self, matrix: torch.Tensor, wide_gradients: torch.Tensor, room: int = 0) -> torch.Tensor:
         """Of shape (tokens, inputs), with room behind each row for so many columns (`with_room`)."""
@@ -238,7 +259,9 @@ class JoinedLinear:
 
 
 def product_in_fp32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left @ right as fp32; on a GPU not rounded to their 16-bit type in between."""
-    if left.dtype == torch.float32 or left.device.type == "cpu":
+    """left @ right as fp32 at least; on a GPU not rounded to their 16-bit type in between."""
+    if left.element_size() >= 4:
+        return left @ right
+    if left.device.type == "cpu":
         return (left @ right).float()
     return torch.mm(left, right, out_dtype=torch.float32)

@@ -6,6 +6,8 @@ What is written is always given by the caller, so that nothing is allocated here
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ Activation = Literal["silu", "gelu_tanh"]
 
 
 class Kernels(Protocol):
-    """One implementation: Triton's on a GPU, torch's on a CPU, and on the `meta` device one that only tells of the work."""
+    """One implementation: Triton's on a GPU where it is there, torch's, or on `meta` one that only tells of the work."""
 
     def rms_norm(
         self, inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor, scales: torch.Tensor
@@ -110,8 +112,13 @@ class Kernels(Protocol):
         """
 
 
+@cache
+def has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
 def kernels_for(device: torch.device) -> Kernels:
-    if device.type == "cuda":
+    if device.type == "cuda" and has_triton():
         from llmft_cli.training.fast import triton_kernels
 
         return triton_kernels

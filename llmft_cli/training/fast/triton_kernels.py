@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import triton
 
+from llmft_cli.training.fast import plain_kernels
 from llmft_cli.training.fast import triton_programs as programs
 from llmft_cli.training.fast import triton_weight_programs as weight_programs
 from llmft_cli.training.fast.kernels import Activation
@@ -135,6 +136,9 @@ def launch_by_head(
 def dequantize(weight: Any, outputs: torch.Tensor) -> None:
     state = weight.quant_state
     rows, size = outputs.shape
+    if size % state.blocksize:  # blocks that reach into the next row
+        plain_kernels.dequantize(weight, outputs)
+        return
     blocks = size // state.blocksize
     nested = bool(state.nested)
     outer = state.state2 if nested else state

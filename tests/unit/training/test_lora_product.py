@@ -9,7 +9,8 @@ from llmft_cli import models
 from llmft_cli.adapters import add_adapter
 from llmft_cli.config import resolve
 from llmft_cli.progress import Silent
-from llmft_cli.training.lora_product import LoraProduct, frozen_weight, use_fused_products
+from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
+from llmft_cli.training.lora_product import LoraProduct, use_fused_products
 
 TOKENS = torch.tensor([[11, 12, 13, 14, 15, 16], [21, 22, 23, 24, 25, 26]])
 
@@ -38,7 +39,7 @@ def gradients(model):
 def test_losses_and_gradients_are_pefts(tiny_model_dir, quantization, flags):
     model = tuned(tiny_model_dir, quantization, torch.float32, **flags)
     fused = copy.deepcopy(model)
-    use_fused_products(fused)
+    use_fused_products(fused, torch.float32)
     loss, expected = gradients(model)
     found_loss, found = gradients(fused)
     assert found_loss == pytest.approx(loss, rel=1e-6)
@@ -58,7 +59,8 @@ def test_a_small_update_is_not_rounded_away(bias):
     base.bias.fill_(bias)
     inputs = torch.randn(300, 256, dtype=torch.bfloat16)
     lora_a, lora_b = torch.randn(8, 256) / 16, 1e-3 * torch.randn(512, 8) / 8**0.5
-    found = LoraProduct.apply(inputs, inputs, lora_a, lora_b, base, 0.5)
+    linear = JoinedLinear([Member(base, lora_a, lora_b, 0.5)], torch.bfloat16)
+    found = LoraProduct.apply(inputs, inputs, linear, lora_a, lora_b)
     exact = torch.nn.functional.linear(inputs.double(), base.weight.double(), base.bias.double())
     update = 0.5 * inputs.double() @ lora_a.double().t() @ lora_b.double().t()
     there = ((found.double() - exact) * update).sum() / update.square().sum()
@@ -69,14 +71,37 @@ def test_without_gradients_a_layer_computes_what_peft_computes(tiny_model_dir):
     model = tuned(tiny_model_dir, "nf4", torch.bfloat16)
     with torch.no_grad():
         expected = model(input_ids=TOKENS).logits
-        use_fused_products(model)
+        use_fused_products(model, torch.bfloat16)
         assert torch.equal(model(input_ids=TOKENS).logits, expected)
+
+
+def test_inputs_of_another_type_keep_pefts_product(tiny_model_dir):
+    """bitsandbytes' layers take any type; the product of one function has that of the model."""
+    layer = tuned(tiny_model_dir, "nf4", torch.bfloat16).base_model.model.model.layers[0].mlp.gate_proj
+    model = torch.nn.ModuleList([layer])
+    inputs = torch.randn(2, 6, 64)
+    expected = layer(inputs)
+    use_fused_products(model, torch.bfloat16)
+    assert torch.equal(layer(inputs), expected)
+    assert layer(inputs.bfloat16()).dtype == torch.bfloat16
+
+
+def test_weights_that_are_not_quantised_are_never_copied(tiny_model_dir):
+    """They stand where the product wants them, with room for the adapter around, shared ones too."""
+    model = tuned(tiny_model_dir, "none", torch.float32, target_modules="q_proj,lm_head")
+    before = {name: weights.clone() for name, weights in model.named_parameters()}
+    use_fused_products(model, torch.float32)
+    gradients(model)
+    for name, weights in model.named_parameters():
+        assert torch.equal(weights, before[name]), name
+    base = model.base_model.model.model.layers[0].self_attn.q_proj.get_base_layer()
+    assert base.weight.untyped_storage().nbytes() == (64 + 64) * (64 + 64) * 4
 
 
 def test_dropout_is_on_the_adapters_input_alone(tiny_model_dir):
     model = tuned(tiny_model_dir, "nf4", torch.float32, lora_dropout=0.5)
     fused = copy.deepcopy(model)
-    use_fused_products(fused)
+    use_fused_products(fused, torch.float32)
     torch.manual_seed(7)
     loss, expected = gradients(model)
     torch.manual_seed(7)
@@ -90,22 +115,21 @@ def test_the_formula_of_gradients():
     torch.manual_seed(0)
     base = torch.nn.Linear(6, 5).double().requires_grad_(False)
     inputs, lora_a, lora_b = (torch.randn(size, dtype=torch.double, requires_grad=True) for size in ((3, 4, 6), (2, 6), (5, 2)))
-    assert torch.autograd.gradcheck(lambda x, a, b: LoraProduct.apply(x, x, a, b, base, 1.5), (inputs, lora_a, lora_b))
-    assert torch.autograd.gradcheck(lambda x, a, b: LoraProduct.apply(x, x * 2, a, b, base, 1.5), (inputs, lora_a, lora_b))
+    linear = JoinedLinear([Member(base, lora_a, lora_b, 1.5)], torch.double)
+    assert torch.autograd.gradcheck(lambda x, a, b: LoraProduct.apply(x, x, linear, a, b), (inputs, lora_a, lora_b))
+    assert torch.autograd.gradcheck(lambda x, a, b: LoraProduct.apply(x, x * 2, linear, a, b), (inputs, lora_a, lora_b))
 
 
 def test_a_layer_keeps_its_input_and_the_product_of_the_rank(tiny_model_dir):
     model = tuned(tiny_model_dir, "nf4", torch.bfloat16)
     layer = model.base_model.model.model.layers[0].mlp.gate_proj
-    use_fused_products(model)
+    use_fused_products(model, torch.bfloat16)
     inputs = torch.randn(2, 6, 64, dtype=torch.bfloat16, requires_grad=True)
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         layer(inputs)
     shapes = sorted(tuple(tensor.shape) for tensor in kept)
-    weights = [tuple(layer.lora_A["default"].weight.shape), tuple(layer.lora_B["default"].weight.shape)]
-    assert shapes == sorted([(12, 64), (12, 16), *weights])
-    assert frozen_weight(layer.get_base_layer(), torch.bfloat16).dtype == torch.bfloat16
+    assert shapes == [(12, 64), (12, 64)]  # the second one padded, as in fast layers
 
 
 def test_layers_that_are_not_linear_keep_pefts_product():
@@ -118,7 +142,7 @@ def test_layers_that_are_not_linear_keep_pefts_product():
     settings = LoraConfig(target_modules=["c_proj", "wte"], fan_in_fan_out=True, task_type="CAUSAL_LM")
     model = get_peft_model(base.requires_grad_(False), settings).train()
     loss, expected = gradients(model)
-    use_fused_products(model)
+    use_fused_products(model, torch.float32)
     found_loss, found = gradients(model)
     assert found_loss == loss
     assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())

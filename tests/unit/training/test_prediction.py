@@ -150,7 +150,9 @@ def test_gradients_are_counted_once_whether_they_are_there_or_not() -> None:
 
 def test_a_base_in_16_bits_is_counted_as_dense_weights() -> None:
     batch = full_batch(1, 64)
-    linear = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256)
+    # In each of two layers, with room for the adapter, 64 columns and rows; in bf16.
+    shapes = [(128, 128)] * 2 + [(64, 128)] * 2 + [(256, 128)] * 2 + [(128, 256)]
+    linear = 2 * sum((outputs + 64) * (inputs + 64) for outputs, inputs in shapes)
     models = (on_meta(small_shape(), quantization="none", fast=False), on_meta(small_shape(), fast=False))
     dense, nf4 = (assemble(model, simulate(model, batch), "sgd") for model in models)
     assert dense.quantized_weights == 0

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from llmft_cli.training.simulation import Step
 from llmft_cli.training.speed import LAUNCH_SECONDS, REFERENCE_RATES, Rates, recorded_step_seconds, step_seconds
 
-from .meta_models import predicted, predicted_fast, recorded, recorded_fast
-from .test_prediction import QUICK_CASES, QUICK_RECORDED_CASES
+from .meta_models import predicted_fast, recorded, recorded_fast
+from .test_prediction import QUICK_RECORDED_CASES
 
 WORK = ("product_flops", "attention_flops", "moved_bytes", "kernels")
 STEPS = st.builds(
@@ -26,11 +26,24 @@ STEPS = st.builds(
 RATES = st.builds(Rates, st.floats(1e12, 1e16), st.floats(1e10, 1e13))
 
 
+# Of recorded trainings, what their steps computed and moved with the plain layers of then, which rounded the base's output
+# before they added to it: operations of products and of attention, bytes, and kernels. Today's copy their inputs to round once.
+COUNTED = {
+    4: (271_014_634_192_896, 17_592_186_044_416, 723_079_545_160, 10_266),
+    10: (115_683_895_541_760, 7_696_581_394_432, 337_369_091_792, 8_682),
+    12: (324_395_134_353_408, 4_947_802_324_992, 830_548_485_088, 11_754),
+    18: (846_320_646_488_064, 24_739_011_624_960, 1_494_544_503_988, 28_938),
+    22: (282_223_706_112, 31_708_938_240, 6_281_042_608, 8_074),
+    25: (120_406_212_083_712, 7_696_581_394_432, 327_489_005_264, 8_682),
+    29: (123_762_536_087_552, 1_924_145_348_608, 342_290_696_440, 8_970),
+}
+
+
 def test_steps_take_about_as_long_as_the_h100_needed() -> None:
     """Most within a fifth, and none so far off that another plan would be taken for faster by half."""
     ratios = []
-    for number in QUICK_CASES:
-        _, step = predicted(number)
+    for number, counted in COUNTED.items():
+        step = Step(0, 0, 0, 0, *counted)
         ratios.append(step_seconds(step, REFERENCE_RATES) / recorded()[number]["measured"]["step_seconds"])
     assert sum(abs(ratio - 1) <= 0.2 for ratio in ratios) >= 0.8 * len(ratios)
     assert all(2 / 3 < ratio < 3 / 2 for ratio in ratios)

@@ -155,7 +155,7 @@ def test_bf16_rounds_no_more_than_the_plain_path(model_type, recompute):
     model = tuned(model_type, dtype=torch.bfloat16)
     expected = gradients(copy.deepcopy(model).float())[1]
     fused = copy.deepcopy(model)
-    use_fused_products(fused)
+    use_fused_products(fused, torch.bfloat16)
     _, rounded = gradients(fused)
     _, found = gradients(made_fast(model, recompute))
 

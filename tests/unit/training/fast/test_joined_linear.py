@@ -83,7 +83,7 @@ def test_gradients_are_autograds(quantized, kept):
     wide[:, : linear.outputs] = gradient
     linear.widen_gradients(matrix, wide)
     assert distance(linear.input_gradients(matrix, wide), inputs.grad) <= CLOSE
-    found = linear.backward(wide, inputs.detach(), projected)
+    found = linear.backward(*linear.apart(wide), inputs.detach(), projected)
     assert [id(weights) for weights in linear.parameters] == [
         id(weights) for part in parts for weights in (part.lora_a, part.lora_b) if weights is not None
     ]
@@ -101,7 +101,7 @@ def test_gradients_behind_a_norm_are_autograds():
     expected_outputs(parts, normal).backward(gradient)
     matrix, wide = linear.matrix(workspace(linear)), linear.with_room(gradient)
     linear.widen_gradients(matrix, wide)
-    found = linear.backward(wide, inputs, linear.project(matrix, normal), Norm(weight, scales))
+    found = linear.backward(*linear.apart(wide), inputs, linear.project(matrix, normal), Norm(weight, scales))
     for own, weights in zip(found, linear.parameters, strict=True):
         assert distance(own, weights.grad) <= CLOSE
 
@@ -129,7 +129,7 @@ def test_gradients_have_the_type_of_their_adapters():
     matrix, inputs = linear.matrix(workspace(linear).bfloat16()), torch.randn(TOKENS, INPUTS).bfloat16()
     assert matrix.dtype == torch.bfloat16
     wide = torch.randn(TOKENS, linear.outputs + linear.ranks).bfloat16()
-    found = linear.backward(wide, inputs, linear.project(matrix, inputs))
+    found = linear.backward(*linear.apart(wide), inputs, linear.project(matrix, inputs))
     assert {gradient.dtype for gradient in found} == {torch.float32}
 
 
@@ -141,7 +141,7 @@ def test_without_adapters_there_is_nothing_but_the_bases():
     assert projected is None
     assert linear.size == sum(OUTPUTS) * INPUTS
     assert linear.parameters == []
-    assert linear.backward(outputs, inputs, None) == []
+    assert linear.backward(outputs, outputs[:, :0], inputs, None) == []
 
 
 @pytest.mark.parametrize(("ranks", "columns"), [((1, 0, 0), 64), ((4, 0, 8), 64), ((32, 16, 16), 64), ((64, 1, 0), 128)])
@@ -193,6 +193,6 @@ def test_gradients_hold_no_more_memory_than_they_have_values():
     wide[:, : linear.outputs] = outputs
     matrix = linear.matrix(workspace(linear))
     linear.widen_gradients(matrix, wide)
-    gradients = linear.backward(wide, inputs, projected)
+    gradients = linear.backward(*linear.apart(wide), inputs, projected)
     storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in gradients}
     assert sum(storages.values()) == sum(weights.numel() * 4 for weights in linear.parameters)

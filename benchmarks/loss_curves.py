@@ -6,6 +6,7 @@ The data is any file that `llmft prepare` reads, the seed and so the batches are
 the fast layers against: plain layers again, as a GPU adds some sums up in another order each time (a CPU does not), and plain
 layers with each batch in two passes, which is the same training in exact arithmetic, so that what it differs by is rounding.
 Which of two layers that differ by more than noise is right says the training in fp32, of the same NF4 weights.
+OUT is written after each training; those that it has already of the same settings are not done again.
 """
 
 from __future__ import annotations
@@ -92,6 +93,17 @@ def as_told(training: Training) -> Iterator[None]:
         yield
 
 
+def earlier_curves(path: Path, record: dict[str, Any]) -> dict[str, list[float]]:
+    """Of a file that the same command on the same machine has written."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    curves: dict[str, list[float]] = earlier.pop("losses", {})
+    return curves if {name: earlier.get(name) for name in record} == json.loads(json.dumps(record)) else {}
+
+
+def distances_from(reference: str, curves: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    return {name: distances(losses, curves[reference]) for name, losses in curves.items() if name != reference}
+
+
 def distances(losses: list[float], reference: list[float]) -> dict[str, float]:
     """Of every step, and of the means of the last quarter."""
     differences = [abs(one - other) for one, other in zip(losses, reference, strict=True)]
@@ -137,24 +149,27 @@ def main() -> None:
     arguments = parser.parse_args()
     names = ("model", "max_seq_length", "chat_template")
     settings: dict[str, Any] = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    curves: dict[str, list[float]] = {}
+    described = settings | {"model": Path(settings["model"]).name, "steps": arguments.steps}
+    described |= {"batch_size": arguments.batch_size, "data": arguments.data.name}
+    record: dict[str, Any] = {
+        "what": __doc__.splitlines()[0],
+        "hardware": hardware(),
+        "versions": versions(),
+        "settings": described,
+    }
+    curves = earlier_curves(arguments.out, record)
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
         prepare(run, [str(arguments.data)], resolve(settings | {"on_overlength": "drop"}), Silent())
         for name, training in TRAININGS.items():
-            curves[name] = trained_losses(run, arguments, training)
+            if name not in curves:
+                curves[name] = trained_losses(run, arguments, training)
             print(f"{name}: {curves[name][0]:.4f} to {curves[name][-1]:.4f}", flush=True)
-    found = {
-        reference: {name: distances(losses, curves[reference]) for name, losses in curves.items() if name != reference}
-        for reference in (PLAIN, EXACT)
-    }
+            found = {reference: distances_from(reference, curves) for reference in (PLAIN, EXACT) if reference in curves}
+            arguments.out.write_text(json.dumps(record | {"distances": found, "losses": curves}, indent=2) + "\n")
     for reference, others in found.items():
         for name, one in others.items():
             print(f"{name}: {one['mean']:.2e} from {reference} in the mean, {one['largest']:.2e} at most")
-    settings |= {"steps": arguments.steps, "batch_size": arguments.batch_size, "data": arguments.data.name}
-    settings["model"] = Path(settings["model"]).name
-    record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "settings": settings}
-    arguments.out.write_text(json.dumps(record | {"distances": found, "losses": curves}, indent=2) + "\n")
     draw(curves, arguments.chart)
 
 

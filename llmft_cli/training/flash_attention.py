@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Kernels(NamedTuple):
+class NewerKernel(NamedTuple):
     """A FlashAttention that torch can be told to use in the place of its own."""
 
     modules: tuple[str, ...]  # without which it cannot be imported; its top-level packages, which are cheap to look for
@@ -27,8 +27,8 @@ class Kernels(NamedTuple):
 # packages check head_dim, and both raise: nothing falls back. FlashAttention 4 shares its package's name with 2.x, but
 # is compiled by nvidia-cutlass-dsl; beyond 128 it has on 10.x no more than a kernel for 256, in its newest versions.
 NEWER_KERNELS = {
-    "FA3": Kernels(("flash_attn_interface",), {9: 256}),
-    "FA4": Kernels(("flash_attn", "cutlass"), {9: 256, 10: 128}),
+    "FA3": NewerKernel(("flash_attn_interface",), {9: 256}),
+    "FA4": NewerKernel(("flash_attn", "cutlass"), {9: 256, 10: 128}),
 }
 TRIAL_ROWS = (300, 33, 307)
 TRIAL_WINDOW = 64

@@ -119,8 +119,8 @@ class ProfiledSteps(TrainerCallback):
         if self._profiler is None:
             return
         self._steps += 1
-        assert self._trainer._step is not None
-        self._batches += self._trainer._step.batches
+        assert self._trainer.step_at_hand is not None
+        self._batches += self._trainer.step_at_hand.batches
         interrupted = control.should_evaluate or control.should_save or control.should_training_stop
         if self._steps == PROFILED_STEPS or interrupted or state.global_step >= state.max_steps:
             with self._told_of_failure(), self._trainer.clock.paused():

@@ -110,6 +110,7 @@ class QLoRATrainer(transformers.Trainer):
     And it goes on when memory runs out.
 
     Attributes:
+        step_at_hand: the optimizer step that is under way, or the last one; None before the first.
         passes, evaluation_passes: how much of a batch goes through the model at once.
         tokens_per_batch: tokens that batches are filled with, padding included; None where they have a number of sequences.
     """
@@ -128,7 +129,7 @@ class QLoRATrainer(transformers.Trainer):
         super().__init__(**kwargs)
         self.clock = StepClock(self.args.device)
         self._reporter = reporter or Silent()
-        self._step: StepAtHand | None = None
+        self.step_at_hand: StepAtHand | None = None
         self.passes = Passes(self.args.device, self._tell_of_training)
         self.evaluation_passes = Passes(self.args.device, self._tell_of_evaluation)
         self._recorded = recorded_passes(self.model, self.args.device, partial(loss_and_gradients, self.model))
@@ -164,11 +165,11 @@ class QLoRATrainer(transformers.Trainer):
         Raises:
             DoesNotFit: a single row takes too much; nothing of the step is done then.
         """
-        if self._step is None or self._step.done != self.state.global_step:
-            self._step = StepAtHand(self.state.global_step, random_state(self.args.device), self._tr_loss.clone())
-        self._step.batches.append(inputs)
+        if self.step_at_hand is None or self.step_at_hand.done != self.state.global_step:
+            self.step_at_hand = StepAtHand(self.state.global_step, random_state(self.args.device), self._tr_loss.clone())
+        self.step_at_hand.batches.append(inputs)
         work = partial(self._pass, model, num_items_in_batch=num_items_in_batch)
-        loss = self.passes.run(self._step.batches, work, start_over=self._start_step_over)
+        loss = self.passes.run(self.step_at_hand.batches, work, start_over=self._start_step_over)
         self.clock.add_tokens(inputs["token_count"])
         return loss
 
@@ -195,10 +196,10 @@ class QLoRATrainer(transformers.Trainer):
         return 0
 
     def _start_step_over(self) -> None:
-        assert self._step is not None
+        assert self.step_at_hand is not None
         self._forget_recordings()
         self.model.zero_grad()
-        set_random_state(self._step.random_state, self.args.device)
+        set_random_state(self.step_at_hand.random_state, self.args.device)
 
     def _forget_recordings(self) -> None:
         """Give their memory to what comes next."""
@@ -211,7 +212,7 @@ class QLoRATrainer(transformers.Trainer):
         self.passes.run([batch], work, start_over=self.model.zero_grad)
 
     def _tell_of_training(self, failure: Failure, largest: int) -> None:
-        when = "longest batch" if self._step is None else f"step {self.state.global_step + 1}"
+        when = "longest batch" if self.step_at_hand is None else f"step {self.state.global_step + 1}"
         advice = self._smaller_batches(failure.part["input_ids"].shape[1], largest) or "a smaller --max-seq-length"
         self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset, advice))
 
@@ -256,9 +257,9 @@ class QLoRATrainer(transformers.Trainer):
         done = self.state.global_step
         if done == 0 or read_state(Path(str(self.args.output_dir)) / f"checkpoint-{done}") is not None:
             return
-        if self._step is not None and self._step.done == done:
+        if self.step_at_hand is not None and self.step_at_hand.done == done:
             self._start_step_over()
-            self._tr_loss = self._step.logged_loss
+            self._tr_loss = self.step_at_hand.logged_loss
         self.control.should_log = self.control.should_save = True
         self.control.should_evaluate = False
         self._maybe_log_save_evaluate(self._tr_loss, None, self.model, None, self.state.epoch, None, 0.0)

@@ -1,6 +1,6 @@
 """Predicted against measured peak memory of training steps on one GPU, over many configurations.
 
-    python benchmarks/memory.py OUT.json [--only NAME]
+    python benchmarks/memory.py OUT.json [--only NAME] [--no-fast]
 
 Models have random weights in the shapes of real ones and are quantised on the GPU, layer by layer. Each is held to the memory
 that is said to be required, so that one that was called safe and is not runs out.
@@ -62,6 +62,10 @@ class Case:
     dequantized_weights: bool = False
     activation_offloading: bool = False
 
+    @property
+    def needs_fast_layers(self) -> bool:
+        return self.dequantized_weights or self.activation_offloading
+
 
 # Paged optimizers last: bitsandbytes never gives back what it pages, and it would count as the next case's.
 CASES = [
@@ -121,9 +125,10 @@ def config_of(name: str) -> LlamaConfig:
     )
 
 
-def run(case: Case) -> dict[str, Any]:
+def run(case: Case, fast: bool) -> dict[str, Any]:
     """Predict a case, then train it held to what is required, or to its own budget: it must not run out."""
-    config = resolve({"lora_r": case.lora_r, "model": case.shape, "optim": case.optim, "batch_size": case.sequences})
+    settings = {"lora_r": case.lora_r, "model": case.shape, "optim": case.optim, "batch_size": case.sequences}
+    config = resolve(settings | {"fast": fast})
     rows = case.sequences * case.rows
     batch = BatchShape(case.sequences, case.length, case.sequences * (case.length - 1), rows, case.length // case.rows)
 
@@ -179,13 +184,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", default="", help="only shapes whose name starts so")
+    parser.add_argument("--no-fast", action="store_true", help="plain layers, in those cases that they can be in")
     arguments = parser.parse_args()
     results = []
     for case in CASES:
-        if not case.shape.startswith(arguments.only):
+        if not case.shape.startswith(arguments.only) or (arguments.no_fast and case.needs_fast_layers):
             continue
         try:
-            results.append(run(case))
+            results.append(run(case, not arguments.no_fast))
         except torch.OutOfMemoryError as error:
             results.append(asdict(case) | {"out_of_memory": str(error).splitlines()[0]})
         print(line(case, results[-1]), flush=True)

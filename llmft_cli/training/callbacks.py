@@ -26,10 +26,10 @@ STOPPING = "stopping after this step, with a checkpoint (Ctrl-C again: at once, 
 FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
 
 
-def peak_memory_bytes() -> int:
-    """Peak of what torch allocated on the GPU, or without one of what the process holds in RAM."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak of what torch allocated on the GPU that trains, or on a CPU of what the process holds in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -127,7 +127,7 @@ class Figures(TrainerCallback):
             speed = self._clock.tokens_per_second
             row |= {
                 "tokens_per_second": speed and round(speed, 1),
-                "peak_memory_bytes": peak_memory_bytes(),
+                "peak_memory_bytes": peak_memory_bytes(args.device),
                 "tokens": self._clock.tokens,
             }
             self._advance(

@@ -67,23 +67,24 @@ def decide(
         recorded: the plan of the training that is resumed, whose optimizer stays: its state is of no use to another.
 
     Raises:
-        ConfigError: `--plan` names no kind of plan and no plan file, or the longest sequence has more tokens than a batch may.
+        ConfigError: `--plan` names no kind of plan and no plan file, or one with another optimizer than the training that is
+            resumed, or the longest sequence has more tokens than a batch may.
         OutOfMemory: no plan fits.
     """
     import torch
     from transformers import AutoConfig
 
     config = filled(config, sequences)
+    if recorded:
+        config = replace(config, optim=recorded["optim"])
     shape = AutoConfig.from_pretrained(source.path, trust_remote_code=config.trust_remote_code)
     if config.plan not in (*KINDS, AS_GIVEN):
-        return Layout(plan_in_file(config))
+        return Layout(plan_in_file(config, resumed=bool(recorded)))
     on_gpu = device.type == "cuda"
     if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config) or compute_dtype(device) == torch.float16:
         return Layout(unplanned(config, shape, on_gpu))
     reporter.note("planning the memory of the GPU")
     available = available_bytes(device, config.max_vram)
-    if recorded:
-        config = replace(config, optim=recorded["optim"])
     batch_of = worst_batches(sequences, config.tokens_per_batch)
     try:
         found = predicted_options(shape, config, torch.bfloat16, batch_of, available)
@@ -184,7 +185,7 @@ def considered(
     if config.plan == AS_GIVEN:
         plan = given_plan(config, len(decoder_layers(model)), config.gradient_checkpointing is not False)
     else:
-        plan = plan_in_file(config)
+        plan = plan_in_file(config, resumed=False)
     spelled = replace(
         config, batch_size=plan.batch_size, gradient_accumulation_steps=plan.gradient_accumulation_steps, optim=plan.optim
     )
@@ -252,13 +253,19 @@ def longest_batches(config: Config) -> Callable[[int], BatchShape]:
     return lambda size: full_batch(size, tokens // size)
 
 
-def plan_in_file(config: Config) -> Plan:
+def plan_in_file(config: Config, resumed: bool) -> Plan:
     """The plan that `--plan` names a file of.
 
     Raises:
-        ConfigError: it cannot be read, is no plan, or has another batch size than the tokens of a batch amount to.
+        ConfigError: it cannot be read, is no plan, or has another batch size than the tokens of a batch amount to, or
+            another optimizer than the training that is resumed.
     """
     plan = read_plan(Path(config.plan))
+    if resumed and plan.optim != config.optim:
+        raise ConfigError(
+            f"optim in {config.plan} is {plan.optim}, but the training that is resumed has the state of {config.optim}",
+            f"write optim: {config.optim} there, or leave --plan out",
+        )
     if config.tokens_per_batch is not None and plan.batch_size != config.batch_size:
         raise ConfigError(
             f"batch_size in {config.plan} is {plan.batch_size}, but --tokens-per-batch {config.tokens_per_batch} holds "

@@ -234,7 +234,7 @@ def fit(
         eval_loss=trainer.final_eval_loss(),
         best_step=trainer.state.best_global_step,
         tokens_per_second=trainer.clock.tokens_per_second,
-        peak_memory_bytes=peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(trainer.args.device),
         plan=schedule.describe(config, base.device, layout)
         | {"fast": bool(blocks_of(model)), "dequantized_weights": keeps_dequantized(model)},
         adapter=str(run.adapter),

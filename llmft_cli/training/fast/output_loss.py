@@ -1,4 +1,4 @@
-"""Cross entropy of an output layer that is one product and nothing more, with its gradient computed on the way forward."""
+"""Cross entropy of an output layer that is one product and nothing more; its gradient is computed on the way forward."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ class OutputLoss(torch.autograd.Function):
         kernels = kernels_for(hidden.device)
         rows = max(1, LOGITS_PER_CHUNK // len(weight))
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        gradient = torch.zeros_like(hidden)
+        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
             logits = hidden[predicting[chunk]] @ weight.t()
             kernels.cross_entropy(logits, targets[chunk], losses[chunk])
-            gradient[predicting[chunk]] = logits @ weight
+            if gradient is not None:
+                gradient[predicting[chunk]] = logits @ weight
             del logits
-        ctx.save_for_backward(gradient)
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
         return losses.sum()
 
     @staticmethod

@@ -85,8 +85,12 @@ class RecordedPasses:
         return self._recordings[key].replay(padded, divisor)
 
     def release(self) -> None:
-        """Give the memory of all recordings back; they are made anew when they are needed."""
+        """Give the memory of all recordings back; they are made anew when they are needed.
+
+        The gradients that they add to stay with the weights, and only there: whoever clears those there frees them.
+        """
         self._recordings.clear()
+        self._gradients = []
         self._pool = None
         torch.cuda.empty_cache()
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from llmft_cli import models
 from llmft_cli.adapters import add_adapter
@@ -64,6 +65,15 @@ def test_division_by_the_tokens_does_not_round_all_gradients_alike(way):
     (torch.nn.functional.cross_entropy(exact @ weight.double().t(), targets, reduction="sum") / 3).backward()
     along = (hidden.grad.double() * exact.grad).sum() / exact.grad.square().sum()
     assert along.item() == pytest.approx(1, abs=5e-4)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_an_evaluation_computes_no_gradient(wanted):
+    """Of held-out rows it was computed, too, and thrown away: a second product with the output layer."""
+    hidden, weight = torch.randn(40, 64, requires_grad=wanted), torch.randn(128, 64)
+    with FlopCounterMode(display=False) as counted:
+        loss.output_loss(hidden, torch.arange(30), torch.randint(128, (30,)), weight)
+    assert counted.get_total_flops() == (1 + wanted) * 2 * 30 * 64 * 128
 
 
 def test_through_the_models_own_forward_it_is_the_same(tiny_model_dir):

@@ -131,6 +131,17 @@ def test_a_resumed_training_keeps_its_optimizer(tiny_model_dir: Path) -> None:
     assert decided(tiny_model_dir, GPU, recorded=plain, plan="frugal").plan.optim == "adamw_torch_fused"
 
 
+def test_a_resumed_training_that_is_not_planned_keeps_its_optimizer(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """`--resume --plan given` after a plan with another optimizer than the settings' ended in a KeyError of torch's."""
+    eight_bit = {"optim": "paged_adamw_8bit"}
+    assert decided(tiny_model_dir, CPU, recorded=eight_bit, plan="given").plan.optim == "paged_adamw_8bit"
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAIN))
+    assert decided(tiny_model_dir, CPU, recorded=PLAIN, plan=str(path)).plan.optim == PLAIN["optim"]
+    with pytest.raises(ConfigError, match="but the training that is resumed has the state of paged_adamw_8bit"):
+        decided(tiny_model_dir, CPU, recorded=eight_bit, plan=str(path))
+
+
 @pytest.mark.usefixtures("card")
 def test_evaluation_takes_no_more_at_once_than_training(tiny_model_dir: Path) -> None:
     layout = decided(tiny_model_dir, GPU, plan="frugal")

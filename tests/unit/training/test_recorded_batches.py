@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from functools import partial
 from typing import Any
 
@@ -134,6 +135,18 @@ def test_gradients_stay_where_recordings_write_them() -> None:
         passes.run(two_sequences(), torch.tensor(1.0))
         assert weights.grad is own
         assert own.tolist() == [after] * 3
+
+
+def test_gradients_of_recordings_that_were_released_are_not_held_beside_new_ones() -> None:
+    """After memory had run out they stayed, and every later pass made its own."""
+    weights = torch.nn.Parameter(torch.zeros(3))
+    passes = RecordedPasses([weights], lambda batch, divisor: divisor)
+    passes.run(two_sequences(), torch.tensor(1.0))
+    assert weights.grad is not None
+    held = weakref.ref(weights.grad)
+    passes.release()
+    weights.grad = None
+    assert held() is None
 
 
 def test_beyond_so_many_shapes_passes_are_not_recorded_any_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,14 @@ from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.plan_steps import can_keep_dequantized, holdings_of, steps
 from llmft_cli.training.prediction import Breakdown, assembled
 from llmft_cli.training.simulation import BatchShape
-from llmft_cli.training.speed import Rates, recorded_step_seconds, step_seconds
+from llmft_cli.training.speed import Rates, step_seconds
 from llmft_cli.training.tuned_model import movable_embeddings
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 KINDS = ("fast", "balanced", "frugal")
-# What CUDA, cuBLAS and bitsandbytes hold on an H100 beside torch's tensors: 0.73 to 0.86 GiB in 30 trainings
+# What CUDA, cuBLAS and bitsandbytes hold on an H100 beside torch's tensors: 0.74 to 0.88 GiB in 31 trainings
 # (benchmarks/results/memory-h100.json). Not measured anew in each training: kernels and cuBLAS are loaded at
 # their first use, so that all of it is there only after the first step, when the plan is long chosen.
 CONTEXT_BYTES = int(0.9 * 2**30)
@@ -161,8 +161,7 @@ def option_of(model: PeftModel, config: Config, batch: BatchShape, rates: Rates)
         breakdown = assembled(held[kept], step, optim, embeddings_on_cpu)
         recorded = held[kept].is_recorded(embeddings_on_cpu)
         required = required_bytes(breakdown, step_of(layers).activation_bytes, fast_layers, recorded)
-        packed = batch.rows > batch.sequences
-        seconds = recorded_step_seconds(step, rates, packed) if recorded else step_seconds(step, rates)
+        seconds = step_seconds(step, rates, packed=batch.rows > batch.sequences, recorded=recorded)
         if offloading:
             seconds *= OFFLOADING_TIME
         plan = Plan(batch.sequences, passes, checkpointed, optim, embeddings_on_cpu, kept, offloading)

@@ -72,7 +72,7 @@ def batch_of(case: dict[str, Any]) -> BatchShape:
 def predicted(number: int) -> tuple[Breakdown, Step]:
     """What today's code predicts of the recorded training."""
     case = recorded()[number]
-    model = on_meta(shape_of(SHAPES[case["shape"]]), lora_r=case["lora_r"], fast=case.get("fast", False))
+    model = on_meta(shape_of(SHAPES[case["shape"]]), lora_r=case["lora_r"], fast=case["fast"])
     costs = layer_costs(model, batch_of(case))
     assert costs is not None
     step = costs.step(costs.layers if case["checkpointed"] is None else case["checkpointed"])

@@ -27,19 +27,19 @@ LINEAR = [(HIDDEN, HIDDEN)] * 4 + [(INTERMEDIATE, HIDDEN)] * 2 + [(HIDDEN, INTER
 
 
 def test_the_record_is_what_the_constants_were_fitted_to() -> None:
-    assert len(recorded()) == 30
-    assert all(abs(case["error"]) < 0.02 for case in recorded())
+    assert len(recorded()) == 31
+    assert all(abs(case["error"]) < 0.0005 for case in recorded())
     for case in recorded():
         error = case["predicted_bytes"] / case["measured"]["peak_bytes"] - 1
         assert error == pytest.approx(case["error"], abs=1e-5)
-        seconds = case["sequences"] * case["length"] / case["tokens_per_second"]
-        assert seconds == pytest.approx(case["measured"]["step_seconds"], rel=1e-3)
+        speed = case["sequences"] * case["length"] / case["measured"]["step_seconds"]
+        assert case["tokens_per_second"] == pytest.approx(speed, abs=0.5)
 
 
 @pytest.mark.parametrize("number", QUICK_CASES)
-def test_todays_prediction_is_within_five_percent_of_what_the_h100_measured(number: int) -> None:
+def test_plain_layers_hold_what_the_h100_measured(number: int) -> None:
     breakdown, _ = predicted(number)
-    assert breakdown.total == pytest.approx(recorded()[number]["measured"]["peak_bytes"], rel=0.05)
+    assert breakdown.total == pytest.approx(recorded()[number]["measured"]["peak_bytes"], rel=0.0005)
 
 
 def test_the_quick_cases_cover_what_a_training_can_be() -> None:

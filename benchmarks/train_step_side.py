@@ -143,7 +143,8 @@ def llmft() -> Side:
         rows = token_rows(WANTED, size, model.config.vocab_size)
         packed = pack([len(row) for row in rows], WANTED.length)
         sequences = [sequence_of([rows[index] for index in indices]) for indices in packed]
-        made = [collate(sequences[start : start + size]) for start in range(0, len(sequences), size)]
+        longest = max(len(sequence["input_ids"]) for sequence in sequences)  # as the trainer has them padded to recorded sizes
+        made = [collate(sequences[start : start + size], longest) for start in range(0, len(sequences), size)]
         return [(to_device(batch, device()), batch["token_count"]) for batch in made]
 
     work = partial(loss_and_gradients, model)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "llmft_varlen"
-LARGEST_HEAD_DIM = 256  # of the flash kernel
+LARGEST_HEAD_DIM, HEAD_DIM_STEP = 256, 8  # of the flash kernel, which takes multiples of the latter
 
 
 def use_varlen_attention(model: PreTrainedModel) -> None:
@@ -32,7 +32,9 @@ def can_use_varlen_attention(model: PreTrainedModel, device: torch.device) -> bo
     """Whether `varlen_attn` computes what this model's attention is, and runs on the device; `meta` stands for a GPU."""
     config = model.config.get_text_config()
     plain = not getattr(config, "attn_logit_softcapping", None) and not getattr(config, "attention_dropout", 0)
-    return plain and bool(model._supports_attention_backend) and head_dim(config) <= LARGEST_HEAD_DIM and has_flash(device)
+    size = head_dim(config)
+    takes_heads = size <= LARGEST_HEAD_DIM and size % HEAD_DIM_STEP == 0
+    return plain and bool(model._supports_attention_backend) and takes_heads and has_flash(device)
 
 
 def head_dim(config: Any) -> int:

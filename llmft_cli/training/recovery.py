@@ -159,6 +159,7 @@ def released(failure: Failure, device: torch.device) -> Failure:
     gc.collect()
     if failure.memory is None:
         return failure
+    torch.cuda.synchronize(device)  # what it copied beside its computation may be under way
     torch.cuda.empty_cache()
     return replace(failure, memory=replace(failure.memory, kept=torch.cuda.memory_allocated(device)))
 

@@ -116,6 +116,7 @@ class QLoRATrainer(transformers.Trainer):
     """
 
     control: transformers.TrainerControl
+    data_collator: Any
 
     def __init__(
         self,
@@ -133,6 +134,9 @@ class QLoRATrainer(transformers.Trainer):
         self.passes = Passes(self.args.device, self._tell_of_training)
         self.evaluation_passes = Passes(self.args.device, self._tell_of_evaluation)
         self._recorded = recorded_passes(self.model, self.args.device, partial(loss_and_gradients, self.model))
+        if self._recorded is not None or tokens_per_batch is not None:
+            longest = max(sequence_lengths(self.train_dataset))
+            self.data_collator = partial(self.data_collator, longest_of_all=longest)
         # Have the step's supervised tokens counted and given to compute_loss, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
 
@@ -147,11 +151,10 @@ class QLoRATrainer(transformers.Trainer):
         """As the parent's, which knows batches of a fixed number of sequences only."""
         if self.tokens_per_batch is None:
             return super().get_train_dataloader()
-        lengths = sequence_lengths(self.train_dataset)
         loader = torch.utils.data.DataLoader(
             self.train_dataset,
-            batch_sampler=TokenBatchSampler(lengths, self.tokens_per_batch, self.args.seed),
-            collate_fn=partial(self.data_collator, longest_of_all=max(lengths)),
+            batch_sampler=TokenBatchSampler(sequence_lengths(self.train_dataset), self.tokens_per_batch, self.args.seed),
+            collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             prefetch_factor=self.args.dataloader_prefetch_factor,

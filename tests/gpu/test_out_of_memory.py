@@ -21,6 +21,7 @@ from llmft_cli.training.batches import collate
 from llmft_cli.training.callbacks import Rehearsal
 from llmft_cli.training.recovery import DoesNotFit
 from llmft_cli.training.trainer import QLoRATrainer
+from llmft_cli.training.tuned_model import make_trainable
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("segments_that_grow")]
 
@@ -54,7 +55,10 @@ def sequences() -> datasets.Dataset:
     return datasets.Dataset.from_list(made)
 
 
-def make_trainer(folder: Path, reporter: Silent) -> QLoRATrainer:
+AUTOCAST, RECORDED, OFFLOADED = "under autocast", "recorded", "recorded, with activations offloaded"
+
+
+def make_trainer(folder: Path, reporter: Silent, steps: str = AUTOCAST) -> QLoRATrainer:
     """A random Llama of 170 million bf16 weights; a batch of it needs some GiB beside them."""
     transformers.set_seed(1)
     config = transformers.LlamaConfig(
@@ -74,7 +78,7 @@ def make_trainer(folder: Path, reporter: Silent) -> QLoRATrainer:
         gradient_accumulation_steps=2,
         per_device_eval_batch_size=BATCH,
         learning_rate=2e-3,
-        bf16=True,
+        bf16=steps == AUTOCAST,
         save_strategy="no",
         logging_steps=1,
         report_to=[],
@@ -84,9 +88,15 @@ def make_trainer(folder: Path, reporter: Silent) -> QLoRATrainer:
         seed=1,
     )
     arguments._n_gpu = 1
+    adapter = resolve({"lora_r": 8})
+    if steps == AUTOCAST:
+        model = add_adapter(base, adapter, "random")
+    else:
+        checkpointed = None if steps == OFFLOADED else 0
+        model = make_trainable(base, adapter, "random", checkpointed, activation_offloading=steps == OFFLOADED)
     return QLoRATrainer(
         reporter=reporter,
-        model=add_adapter(base, resolve({"lora_r": 8}), "random"),
+        model=model,
         args=arguments,
         train_dataset=sequences(),
         eval_dataset=sequences().select(range(8)),
@@ -171,6 +181,42 @@ def test_memory_that_runs_out_in_the_midst_changes_no_loss(share: float, tmp_pat
     assert torch.cuda.max_memory_reserved() <= limit + SEGMENT_BYTES
     assert losses(trainer) == pytest.approx(undisturbed.losses, rel=BF16_NOISE)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(undisturbed.eval_loss, rel=BF16_NOISE)
+
+
+class LessAfterEvaluating(LessAfter):
+    """Takes it where recordings were let go, as for an evaluation, so that they must be made anew."""
+
+    def __init__(self, trainer: QLoRATrainer, step: int, limit_bytes: float) -> None:
+        super().__init__(step, limit_bytes)
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._step:
+            self._trainer.evaluate()
+        super().on_step_end(args, state, control, **kwargs)
+
+
+@pytest.mark.parametrize("steps", [RECORDED, OFFLOADED])
+def test_memory_that_runs_out_while_a_pass_is_recorded_changes_no_loss(steps: str, tmp_path: Path) -> None:
+    """With inputs offloaded, what the broken recording had copied was waited for by the next pass, which failed for that."""
+    trainer = make_trainer(tmp_path, Silent(), steps)
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    expected, peak = losses(trainer), torch.cuda.max_memory_allocated()
+    trainer.model.zero_grad()
+    trainer._forget_recordings()
+    kept = torch.cuda.memory_allocated()
+    del trainer
+    gc.collect()
+    torch.cuda.empty_cache()
+    told = Told()
+    trainer = make_trainer(tmp_path, told, steps)
+    trainer.add_callback(LessAfterEvaluating(trainer, 2, kept + 0.6 * (peak - kept)))
+    trainer.train()
+    assert any(note.startswith("passes are launched one kernel at a time: CUDA out of memory") for note in told.notes)
+    assert trainer.passes.retries == len(told.warnings) >= 1
+    assert trainer.passes.largest is not None
+    assert losses(trainer) == pytest.approx(expected, rel=BF16_NOISE)
 
 
 def test_what_does_not_fit_is_found_by_the_longest_batch(tmp_path: Path, undisturbed: Undisturbed) -> None:

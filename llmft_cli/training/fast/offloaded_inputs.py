@@ -36,8 +36,11 @@ class OffloadedInputs:
         self._coming: Copied | None = None
 
     def put(self, index: int, rows: torch.Tensor) -> None:
-        """Store the input of a layer; the layers come in their order."""
-        if self._leaving is not None:
+        """Store the input of a layer; the layers come in their order, and with the first one a new pass begins.
+
+        What a pass that broke off has left is forgotten, and not waited for: it may have been part of a graph.
+        """
+        if self._leaving is not None and index > 0:
             self._wait_for(self._leaving)
         self._coming = None
         self._leaving = Copied(index, rows)

@@ -2,7 +2,7 @@
 
 A pass of a small model, or of few tokens, waits for Python to launch thousands of kernels. A recorded
 one is launched as a whole, but only for batches of the very shape that was recorded: so what varies
-between batches is padded to a few sizes.
+between batches is padded to a few sizes, here and where they are made (`batches.collate`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Work = Callable[["Batch", torch.Tensor], torch.Tensor]
 SUPERVISED_SHARE = 8
 ROWS_AT_A_TIME = 32
 # Each holds its graph and inputs on the card, besides the memory for activations that all share.
-MOST_RECORDINGS = 32
+MOST_RECORDINGS = 64
 TENSORS = ("input_ids", "position_ids", "predicting", "targets", "row_starts")
 
 
@@ -52,7 +52,8 @@ class Recording:
 class RecordedPasses:
     """Passes of a model: the first as it is, to have kernels compiled, each further one recorded where its shape is new.
 
-    Where batches come in too many shapes, all recordings are let go: beside them there is no memory for other passes.
+    Of too many recordings the one that was not used for longest is let go. Where most are made for a single batch, all
+    are: beside them there is no memory for other passes.
 
     Attributes:
         failure: why nothing is recorded any more, in a line; None while it works.
@@ -67,6 +68,7 @@ class RecordedPasses:
         self._recordings: dict[Any, Recording] = {}
         self._pool: Any = None
         self._warm = False
+        self._made = self._used_again = 0
 
     def run(self, batch: Batch, divisor: torch.Tensor) -> torch.Tensor:
         """The loss of a batch on the GPU; gradients are added to those of the weights."""
@@ -80,9 +82,12 @@ class RecordedPasses:
                 self._warm = True
                 return self._work(padded, divisor)
             self._try_to_record(key, padded, divisor)
+        else:
+            self._used_again += 1
         if self.failure is not None:
             return self._work(batch, divisor)
-        return self._recordings[key].replay(padded, divisor)
+        recording = self._recordings[key] = self._recordings.pop(key)  # the last one is that used last
+        return recording.replay(padded, divisor)
 
     def release(self) -> None:
         """Give the memory of all recordings back; they are made anew when they are needed.
@@ -95,22 +100,26 @@ class RecordedPasses:
         torch.cuda.empty_cache()
 
     def _try_to_record(self, key: Any, batch: Batch, divisor: torch.Tensor) -> None:
+        if self._made >= MOST_RECORDINGS and self._used_again < self._made:
+            self.failure = f"batches come in too many shapes ({self._made} recordings were used {self._used_again} times again)"
+            self.release()
+            return
         if len(self._recordings) == MOST_RECORDINGS:
-            self.failure = f"batches come in more than {MOST_RECORDINGS} shapes"
-        else:
-            try:
-                self._recordings[key] = self._record(batch, divisor)
-            except Exception as error:  # nothing was computed yet, and everything can be computed without a graph
-                # Not the error itself, whose traceback holds the tensors of the pass.
-                self.failure = first_line(error)
-        if self.failure is not None:
+            del self._recordings[next(iter(self._recordings))]
+        try:
+            self._recordings[key] = self._record(batch, divisor)
+            self._made += 1
+        except Exception as error:  # nothing was computed yet, and everything can be computed without a graph
+            # Not the error itself, whose traceback holds the tensors of the pass. The first one is behind what it led to.
+            self.failure = first_line(error.__context__ or error)
+            end_broken_capture(self._weights[0].device)
             self.release()
 
     def _record(self, batch: Batch, divisor: torch.Tensor) -> Recording:
         own = {name: value.clone() if name in TENSORS else value for name, value in batch.items()}
         own_divisor = divisor.clone()
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as the one that pins batches, go on calling CUDA.
+        # Other threads may go on calling CUDA.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             loss = self._work(own, own_divisor)
         self._pool = graph.pool()
@@ -129,6 +138,13 @@ class RecordedPasses:
             weights.grad = gradient
         if cleared:
             torch._foreach_zero_(cleared)
+
+
+def end_broken_capture(device: torch.device) -> None:
+    """Have random numbers on the device again: the generator believes that a capture goes on which broke off."""
+    if device.type == "cuda":
+        generator = torch.cuda.default_generators[device.index or 0]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def recorded_passes(model: Any, device: torch.device, work: Work) -> RecordedPasses | None:

@@ -192,6 +192,7 @@ def test_it_is_used_on_gpus_that_have_the_kernel(monkeypatch: pytest.MonkeyPatch
         ({"model_type": "mistral", "sliding_window": 8}, True),
         ({"head_dim": 256}, True),
         ({"head_dim": 320}, False),  # beyond the kernel
+        ({"head_dim": 100}, False),  # no multiple of 8; that was the kernel's to say once
         ({"hidden_size": 1088, "num_attention_heads": 4, "head_dim": None}, False),  # 272, by division
         ({"attention_dropout": 0.1}, False),
         ({"attention_dropout": 0.0}, True),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,13 +14,16 @@ import torch
 from llmft_cli import model_shapes
 from llmft_cli.config import resolve
 from llmft_cli.data.examples import IGNORED
+from llmft_cli.training import trainer as trainer_module
 from llmft_cli.training.batches import collate
 from llmft_cli.training.fast import recorded_pass
 from llmft_cli.training.fast.recorded_pass import RecordedPasses, padded_batch, recorded_passes
 from llmft_cli.training.loss import loss_and_gradients
+from llmft_cli.training.token_batches import padded_length, sequence_lengths
 from llmft_cli.training.tuned_model import make_trainable
 
 from .meta_models import small_shape
+from .tiny_training import make_trainer
 
 CPU = torch.device("cpu")
 
@@ -149,32 +154,65 @@ def test_gradients_of_recordings_that_were_released_are_not_held_beside_new_ones
     assert held() is None
 
 
-def test_beyond_so_many_shapes_passes_are_not_recorded_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+class Recordings:
+    """Recorded passes whose recordings are stand-ins; the loss of a batch is its length, and nothing is computed.
+
+    Attributes:
+        computed: lengths of batches that went through as they are.
+        made: those of recordings, in the order in which they were made.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        monkeypatch.setattr(recorded_pass, "MOST_RECORDINGS", most)
+        self.computed: list[int] = []
+        self.made: list[int] = []
+        self.passes = RecordedPasses([torch.nn.Parameter(torch.zeros(1))], self._compute)
+        monkeypatch.setattr(self.passes, "_record", self._record)
+
+    def _compute(self, batch: Any, divisor: torch.Tensor) -> torch.Tensor:
+        self.computed.append(batch["input_ids"].shape[1])
+        return torch.tensor(float(self.computed[-1]))
+
+    def _record(self, batch: Any, divisor: torch.Tensor) -> Any:
+        length = batch["input_ids"].shape[1]
+        self.made.append(length)
+        return SimpleNamespace(replay=lambda batch, divisor: torch.tensor(float(length)))
+
+    def run(self, *lengths: int) -> None:
+        for length in lengths:
+            batch = collate([sequence([*range(5, 5 + length)])])
+            assert self.passes.run(batch, torch.tensor(1.0)).item() == length
+
+
+def test_of_too_many_recordings_the_one_that_was_not_used_for_longest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once all were let go for good at the first shape too many: a training with packed rows lost them after some steps."""
+    recordings = Recordings(monkeypatch, most=2)
+    recordings.run(10, 10, 10, 10, 20, 10, 10, 30, 10, 20)
+    assert recordings.computed == [10]
+    assert recordings.made == [10, 20, 30, 20]
+    assert recordings.passes.failure is None
+
+
+def test_where_hardly_any_recording_is_used_again_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """All recordings are let go, and the memory that they share with them."""
-    monkeypatch.setattr(recorded_pass, "MOST_RECORDINGS", 2)
-    weights = torch.nn.Parameter(torch.zeros(1))
-    computed, made = [], []
+    recordings = Recordings(monkeypatch, most=3)
+    recordings.run(10, 10, 20, 30, 30, 40, 30)
+    assert recordings.made == [10, 20, 30]
+    assert recordings.computed == [10, 40, 30]
+    assert recordings.passes.failure == "batches come in too many shapes (3 recordings were used 1 times again)"
+    assert recordings.passes._recordings == {}
 
-    def count(batch: Any, divisor: torch.Tensor) -> torch.Tensor:
-        computed.append(batch["input_ids"].shape[1])
-        return torch.tensor(float(batch["input_ids"].shape[1]))
 
-    class Replayed:
-        def __init__(self, batch: Any, divisor: torch.Tensor) -> None:
-            made.append(batch["input_ids"].shape[1])
-
-        def replay(self, batch: Any, divisor: torch.Tensor) -> torch.Tensor:
-            assert batch["input_ids"].shape[1] in made
-            return torch.tensor(float(batch["input_ids"].shape[1]))
-
-    passes = RecordedPasses([weights], count)
-    monkeypatch.setattr(passes, "_record", Replayed)
-    failures = []
-    for length in (10, 10, 20, 10, 20, 30, 10):
-        batch = collate([sequence([*range(5, 5 + length)])])
-        assert passes.run(batch, torch.tensor(1.0)).item() == length
-        failures.append(passes.failure)
-    assert computed == [10, 30, 10]
-    assert made == [10, 20]
-    assert failures == [None] * 5 + ["batches come in more than 2 shapes"] * 2
-    assert passes._recordings == {}
+def test_where_passes_are_recorded_batches_come_in_few_lengths(
+    monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """Each is padded to one of the lengths that token batches have, of 30 sequences of 30 to 80 tokens."""
+    plain = make_trainer(tiny_model_dir, tmp_path)
+    monkeypatch.setattr(trainer_module, "recorded_passes", lambda *_: RecordedPasses([], lambda batch, divisor: divisor))
+    padding = make_trainer(tiny_model_dir, tmp_path)
+    longest = max(sequence_lengths(plain.train_dataset))
+    pairs = list(zip(plain.get_train_dataloader(), padding.get_train_dataloader(), strict=True))
+    lengths, padded = ([pair[number]["input_ids"].shape[1] for pair in pairs] for number in (0, 1))
+    assert padded == [padded_length(length, longest) for length in lengths]
+    assert padded != lengths
+    assert all(one["token_count"] == other["token_count"] for one, other in pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 
+import pytest
 import torch
 
 from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
@@ -45,6 +46,21 @@ def test_a_pass_that_broke_off_is_forgotten_by_the_next() -> None:
         offloaded.put(index, 7 * rows)
     for index in reversed(range(LAYERS)):
         assert (offloaded.take(index) == 7 * (index + 1)).all()
+
+
+def test_what_a_pass_that_broke_off_copied_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been part of a graph that is none any more, for which CUDA refused the wait: the training ended there."""
+    offloaded = OffloadedInputs(torch.device("cpu"))
+    offloaded.put(0, inputs(3)[0])
+    stale = offloaded._leaving
+    waited = []
+    monkeypatch.setattr(offloaded, "_wait_for", waited.append)
+    offloaded.put(0, inputs(3)[0])
+    assert waited == []
+    fresh = offloaded._leaving
+    offloaded.put(1, inputs(3)[1])
+    assert waited == [fresh]
+    assert fresh is not stale
 
 
 def test_two_inputs_at_most_are_held() -> None:

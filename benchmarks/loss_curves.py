@@ -1,20 +1,25 @@
 """Losses of the same training by llmft's fast and plain layers, by PEFT's own modules, and in fp32.
 
-    python benchmarks/loss_curves.py rows.json --out curves.json --chart curves.svg [--model M] [--steps 200]
+    python benchmarks/loss_curves.py rows.json --out curves.json --chart curves.svg [--model M] [--steps 200] [--at-once 9]
 
 The data is any file that `llmft prepare` reads, the seed and so the batches are the same. Two kinds of noise are there to hold
 the fast layers against: plain layers again, as a GPU adds some sums up in another order each time (a CPU does not), and plain
 layers with each batch in two passes, which is the same training in exact arithmetic, so that what it differs by is rounding.
-Which of two layers that differ by more than noise is right says the training in fp32, of the same NF4 weights.
+Which of two layers that differ by more than noise is right says the training in fp32, of the same NF4 weights. And what
+adapters in 16 bits would cost, which are in fp32 otherwise, says a training with them.
 OUT is written after each training; those that it has already of the same settings are not done again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
+import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +32,7 @@ calm()
 
 import torch  # noqa: E402
 
-from llmft_cli import models  # noqa: E402
+from llmft_cli import adapters, models  # noqa: E402
 from llmft_cli.config import resolve  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.progress import Silent  # noqa: E402
@@ -44,28 +49,57 @@ class Training:
     Attributes:
         passes: into how many a batch is divided.
         own_modules: PEFT's forward under autocast, as DoRA has it, instead of `LoraProduct`.
+        adapters_in_16_bits: and with them the optimizer's state.
     """
 
     fast: bool = False
     passes: int = 1
     in_fp32: bool = False
     own_modules: bool = False
+    adapters_in_16_bits: bool = False
 
 
-PLAIN, EXACT = "plain layers", "plain layers in fp32"
+PLAIN, FAST, EXACT = "plain layers", "fast layers", "plain layers in fp32"
 TRAININGS = {
     PLAIN: Training(),
     f"{PLAIN}, again": Training(),
+    f"{PLAIN}, a third time": Training(),
     f"{PLAIN}, in two passes": Training(passes=2),
-    "fast layers": Training(fast=True),
+    FAST: Training(fast=True),
+    f"{FAST}, again": Training(fast=True),
+    f"{FAST}, adapters in 16 bits": Training(fast=True, adapters_in_16_bits=True),
     EXACT: Training(in_fp32=True),
     "PEFT's own layers": Training(own_modules=True),
 }
-COLOURS = ("#444444", "#dd8452", "#c8b62f", "#4c72b0", "#55a868", "#c44e52")
+# Trainings that are the same but for rounding, and those that are held to them.
+SAME = (PLAIN, f"{PLAIN}, again", f"{PLAIN}, a third time", f"{PLAIN}, in two passes")
+COMPARED = (FAST, f"{FAST}, again")
+COLOURS = ("#444444", "#dd8452", "#e2a76f", "#c8b62f", "#4c72b0", "#7fa5d8", "#8172b3", "#55a868", "#c44e52")
 
 
-def trained_losses(run: RunDir, arguments: argparse.Namespace, training: Training) -> list[float]:
-    """Loss of each step, in nats per supervised token."""
+@dataclass(frozen=True)
+class Curve:
+    """Loss of each step and of the held-out rows in the end, in nats per supervised token."""
+
+    losses: list[float]
+    held_out: float
+
+
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("model", "max_seq_length", "chat_template")
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def trained(arguments: argparse.Namespace, name: str) -> Curve:
+    """The training of this name, in a run of its own."""
+    given = given_settings(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunDir(Path(folder) / "run")
+        prepare(run, [str(arguments.data)], resolve(given | {"on_overlength": "drop"}), Silent())
+        return trained_in(run, arguments, TRAININGS[name])
+
+
+def trained_in(run: RunDir, arguments: argparse.Namespace, training: Training) -> Curve:
     settings = {
         "max_steps": arguments.steps,
         "logging_steps": 1,
@@ -76,8 +110,9 @@ def trained_losses(run: RunDir, arguments: argparse.Namespace, training: Trainin
         "fast": training.fast,
     }
     with as_told(training):
-        train(run, resolve(settings, saved=run.saved_settings("prepare")), Silent(), overwrite=True)
-    return [row["loss"] for row in read_metrics(run.metrics) if "loss" in row]
+        result = train(run, resolve(settings, saved=run.saved_settings("prepare")), Silent(), overwrite=True)
+    assert result.eval_loss is not None, "no rows are held out"
+    return Curve([row["loss"] for row in read_metrics(run.metrics) if "loss" in row], result.eval_loss)
 
 
 @contextmanager
@@ -90,18 +125,55 @@ def as_told(training: Training) -> Iterator[None]:
             patches.enter_context(patch.object(attention, "has_flash", lambda device: False))
         if training.own_modules:
             patches.enter_context(patch.object(tuned_model, "computes_in_base_type", lambda config, dtype: False))
+        if training.adapters_in_16_bits:
+            patches.enter_context(patch.object(tuned_model, "add_adapter", add_adapter_in_16_bits))
         yield
 
 
-def earlier_curves(path: Path, record: dict[str, Any]) -> dict[str, list[float]]:
+def add_adapter_in_16_bits(*arguments: Any) -> Any:
+    model = adapters.add_adapter(*arguments)
+    for weights in model.parameters():
+        if weights.requires_grad:
+            weights.data = weights.data.bfloat16()
+    return model
+
+
+def earlier_curves(path: Path, record: dict[str, Any]) -> dict[str, Curve]:
     """Of a file that the same command on the same machine has written."""
     earlier = json.loads(path.read_text()) if path.exists() else {}
-    curves: dict[str, list[float]] = earlier.pop("losses", {})
-    return curves if {name: earlier.get(name) for name in record} == json.loads(json.dumps(record)) else {}
+    if {name: earlier.get(name) for name in record} != json.loads(json.dumps(record)):
+        return {}
+    return {name: Curve(losses, earlier["held_out"][name]) for name, losses in earlier["losses"].items()}
 
 
-def distances_from(reference: str, curves: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    return {name: distances(losses, curves[reference]) for name, losses in curves.items() if name != reference}
+def new_curves(arguments: argparse.Namespace, names: Sequence[str]) -> Iterator[tuple[str, Curve]]:
+    """One after the other, or several in processes of their own."""
+    if arguments.at_once == 1:
+        for name in names:
+            yield name, trained(arguments, name)
+        return
+    with ProcessPoolExecutor(arguments.at_once, multiprocessing.get_context("spawn")) as pool:
+        jobs = {pool.submit(trained, arguments, name): name for name in names}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+
+
+def distances_from(reference: str, curves: dict[str, Curve]) -> dict[str, dict[str, float]]:
+    exact = curves[reference].losses
+    return {name: distances(curve.losses, exact) for name, curve in curves.items() if name != reference}
+
+
+def noise(curves: dict[str, Curve]) -> dict[str, dict[str, float]]:
+    """Mean distances of the trainings that are the same but for rounding, and of the fast ones from each of them."""
+    same = [curves[name].losses for name in SAME if name in curves]
+    fast = [curves[name].losses for name in COMPARED if name in curves]
+    pairs = {"plain from plain": itertools.combinations(same, 2), "fast from plain": itertools.product(fast, same)}
+    found = {}
+    for name, those in pairs.items():
+        means = [distances(one, other)["mean"] for one, other in those]
+        if means:
+            found[name] = {"least": min(means), "mean": statistics.fmean(means), "most": max(means)}
+    return found
 
 
 def distances(losses: list[float], reference: list[float]) -> dict[str, float]:
@@ -115,17 +187,18 @@ def distances(losses: list[float], reference: list[float]) -> dict[str, float]:
     }
 
 
-def draw(curves: dict[str, list[float]], chart: Path) -> None:
+def draw(curves: dict[str, Curve], chart: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": "llmft", "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(8, 6), layout="constrained")
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 1))
-        for (name, losses), colour in zip(curves.items(), COLOURS, strict=True):
+        for name, colour in zip(TRAININGS, COLOURS, strict=True):
+            losses = curves[name].losses
             upper.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=1, label=name)
             if name != PLAIN:
-                beside = [one - other for one, other in zip(losses, curves[PLAIN], strict=True)]
+                beside = [one - other for one, other in zip(losses, curves[PLAIN].losses, strict=True)]
                 lower.plot(range(1, len(losses) + 1), beside, color=colour, linewidth=1)
         upper.set(ylabel="loss (nats per supervised token)", ylim=(0, None))
         lower.set(ylabel=f"less that of {PLAIN}", xlabel="optimizer step")
@@ -144,11 +217,11 @@ def main() -> None:
     parser.add_argument("--max-seq-length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--at-once", type=int, default=1, help="trainings in processes of their own, beside each other")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chart", type=Path, required=True)
     arguments = parser.parse_args()
-    names = ("model", "max_seq_length", "chat_template")
-    settings: dict[str, Any] = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    settings = given_settings(arguments)
     described = settings | {"model": Path(settings["model"]).name, "steps": arguments.steps}
     described |= {"batch_size": arguments.batch_size, "data": arguments.data.name}
     record: dict[str, Any] = {
@@ -158,19 +231,26 @@ def main() -> None:
         "settings": described,
     }
     curves = earlier_curves(arguments.out, record)
-    with tempfile.TemporaryDirectory() as folder:
-        run = RunDir(Path(folder) / "run")
-        prepare(run, [str(arguments.data)], resolve(settings | {"on_overlength": "drop"}), Silent())
-        for name, training in TRAININGS.items():
-            if name not in curves:
-                curves[name] = trained_losses(run, arguments, training)
-            print(f"{name}: {curves[name][0]:.4f} to {curves[name][-1]:.4f}", flush=True)
-            found = {reference: distances_from(reference, curves) for reference in (PLAIN, EXACT) if reference in curves}
-            arguments.out.write_text(json.dumps(record | {"distances": found, "losses": curves}, indent=2) + "\n")
-    for reference, others in found.items():
+    for name, curve in new_curves(arguments, [name for name in TRAININGS if name not in curves]):
+        curves[name] = curve
+        print(f"{name}: {curve.losses[0]:.4f} to {curve.losses[-1]:.4f}, held out {curve.held_out:.4f}", flush=True)
+        arguments.out.write_text(json.dumps(record | figures(curves), indent=2) + "\n")
+    found = figures(curves)
+    for reference, others in found["distances"].items():
         for name, one in others.items():
             print(f"{name}: {one['mean']:.2e} from {reference} in the mean, {one['largest']:.2e} at most")
+    for name, one in found["noise"].items():
+        print(f"{name}: {one['least']:.2e} to {one['most']:.2e}, {one['mean']:.2e} in the mean")
     draw(curves, arguments.chart)
+
+
+def figures(curves: dict[str, Curve]) -> dict[str, Any]:
+    return {
+        "distances": {reference: distances_from(reference, curves) for reference in (PLAIN, EXACT) if reference in curves},
+        "noise": noise(curves),
+        "held_out": {name: curve.held_out for name, curve in curves.items()},
+        "losses": {name: curve.losses for name, curve in curves.items()},
+    }
 
 
 if __name__ == "__main__":

@@ -84,13 +84,14 @@ def bare_loop(run: RunDir, config: Config) -> float:
 
 
 def steps_of_batches(run: RunDir, model: Any, config: Config, rows: Any) -> list[list[dict[str, Any]]]:
-    """The batches of every step of the first epoch, on the device, as the stage's data loader gives them."""
+    """The batches of every step, on the device, as the stage's data loader gives them in one epoch after the other."""
     device = next(model.parameters()).device
     arguments = schedule.training_arguments(run.checkpoints, schedule.plan(rows, config), config, device, evaluate=False)
     trainer = QLoRATrainer(not config.packing, model=model, args=arguments, train_dataset=rows, data_collator=collate)
     accumulated = config.gradient_accumulation_steps
-    batches = itertools.islice(trainer.get_train_dataloader(), arguments.max_steps * accumulated)
-    found = [to_device(batch, device) for batch in batches]
+    loader = trainer.get_train_dataloader()
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    found = [to_device(batch, device) for batch in itertools.islice(batches, arguments.max_steps * accumulated)]
     return [found[start : start + accumulated] for start in range(0, len(found), accumulated)]
 
 

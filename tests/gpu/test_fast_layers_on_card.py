@@ -173,7 +173,12 @@ def test_a_recorded_pass_has_the_loss_and_gradients_of_the_pass(checkpointed: in
 
 @pytest.mark.parametrize("offloaded", [False, True])
 def test_a_recording_that_breaks_off_leaves_everything_as_it_was(offloaded: bool) -> None:
-    """The pass goes on without it, random numbers can be drawn on the card, and another model's passes are recorded."""
+    """The pass goes on without it, and another model's passes are recorded.
+
+    Random numbers can be drawn on the card, cached memory is given back, and the current stream is the one from before: once
+    torch went on as if the capture did.
+    """
+    stream = torch.cuda.current_stream()
     model = small_model(3, None, offloaded)
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     batch = random_batch(full_batch(2, 512), VOCABULARY, CARD)
@@ -197,6 +202,11 @@ def test_a_recording_that_breaks_off_leaves_everything_as_it_was(offloaded: bool
         for weights, gradient in zip(trained, gradients, strict=True):
             assert distance(weights.grad, times * gradient) < 0.02
     assert passes.failure == "CUDA out of memory, as it were"
+    assert torch.cuda.current_stream() == stream
+    torch.empty(2**30, dtype=torch.uint8, device=CARD)
+    held = torch.cuda.memory_reserved()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= held - 2**30
     assert 0 <= torch.rand(1, device=CARD).item() < 1
     other = small_model(2, 0)
     others = recorded_passes(other, CARD, partial(loss_and_gradients, other))

@@ -8,6 +8,7 @@ between batches is padded to a few sizes, here and where they are made (`batches
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,17 +113,20 @@ class RecordedPasses:
         except Exception as error:  # nothing was computed yet, and everything can be computed without a graph
             # Not the error itself, whose traceback holds the tensors of the pass. The first one is behind what it led to.
             self.failure = first_line(error.__context__ or error)
-            end_broken_capture(self._weights[0].device)
+            end_broken_capture(self._weights[0].device, self._pool)
             self.release()
 
     def _record(self, batch: Batch, divisor: torch.Tensor) -> Recording:
         own = {name: value.clone() if name in TENSORS else value for name, value in batch.items()}
         own_divisor = divisor.clone()
         graph = torch.cuda.CUDAGraph()
-        # Other threads may go on calling CUDA.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        # `torch.cuda.graph` leaves its own stream the current one where a capture breaks off. Other threads may call CUDA.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+        ):
             loss = self._work(own, own_divisor)
-        self._pool = graph.pool()
         return Recording(graph, own, own_divisor, loss)
 
     def _attach_gradients(self) -> None:
@@ -140,11 +144,20 @@ class RecordedPasses:
             torch._foreach_zero_(cleared)
 
 
-def end_broken_capture(device: torch.device) -> None:
-    """Have random numbers on the device again: the generator believes that a capture goes on which broke off."""
-    if device.type == "cuda":
-        generator = torch.cuda.default_generators[device.index or 0]
-        generator.graphsafe_set_state(generator.clone_state())
+def end_broken_capture(device: torch.device, pool: Any) -> None:
+    """Tell allocator and random generator that a capture which broke off goes on no more.
+
+    While one goes on, the allocator gives no cached memory back, which those need who go on in smaller passes, and no random
+    number is drawn on the device.
+    """
+    if device.type != "cuda" or pool is None:
+        return
+    index = device.index or 0
+    with suppress(RuntimeError):  # the allocator was told if the capture itself was ended
+        torch._C._cuda_endAllocateToPool(index, pool)
+        torch._C._cuda_releasePool(index, pool)
+    generator = torch.cuda.default_generators[index]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def recorded_passes(model: Any, device: torch.device, work: Work) -> RecordedPasses | None:

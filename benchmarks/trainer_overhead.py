@@ -37,8 +37,9 @@ from llmft_cli.training.batches import collate, to_device  # noqa: E402
 from llmft_cli.training.fast.recorded_pass import recorded_passes  # noqa: E402
 from llmft_cli.training.loss import loss_and_gradients  # noqa: E402
 from llmft_cli.training.measuring import make_optimizer  # noqa: E402
+from llmft_cli.training.step_clock import StepClock  # noqa: E402
 from llmft_cli.training.train import train, trainable_model  # noqa: E402
-from llmft_cli.training.trainer import QLoRATrainer, StepClock  # noqa: E402
+from llmft_cli.training.trainer import QLoRATrainer  # noqa: E402
 
 EVERY_STEP, USUAL = 1, 10
 BARE = "bare loop"
@@ -70,7 +71,7 @@ def bare_loop(run: RunDir, config: Config) -> float:
     recorded = recorded_passes(model, device, work)
     optimizer = make_optimizer(model, layout.plan.optim)
     clock = StepClock(device)
-    for batches in steps:
+    for step, batches in enumerate(steps, 1):
         divisor = torch.tensor(float(sum(batch["predicting"].numel() for batch in batches)), device=device)
         for batch in batches:
             (recorded.run if recorded else work)(batch, divisor)
@@ -78,7 +79,7 @@ def bare_loop(run: RunDir, config: Config) -> float:
         torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        clock.step_ended()
+        clock.step_ended(step)
     assert clock.tokens_per_second is not None, "too few steps"
     return clock.tokens_per_second
 
@@ -119,6 +120,9 @@ def main() -> None:
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     given |= {"max_steps": arguments.steps, "eval_steps": float(arguments.steps), "on_overlength": "drop"}
     found: dict[str, list[float]] = {}
+    settings = {name: value if name != "model" else Path(value).name for name, value in given.items()}
+    record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "settings": settings}
+    record |= {"data": arguments.data.name}
     with tempfile.TemporaryDirectory() as folder:
         run = RunDir(Path(folder) / "run")
         prepare(run, [str(arguments.data)], resolve(given), Silent())
@@ -133,13 +137,14 @@ def main() -> None:
             for name, measure in sides.items():
                 found.setdefault(name, []).append(released(measure))
                 print(f"{name}: {found[name][-1]:,.0f} tokens/s", flush=True)
+                record |= {"tokens_per_second": found, "overhead": overhead(found)}
+                arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    print("; ".join(f"{name}: {share:.2%} more time" for name, share in overhead(found).items()))
+
+
+def overhead(found: dict[str, list[float]]) -> dict[str, float]:
     medians = {name: statistics.median(speeds) for name, speeds in found.items()}
-    overhead = {name: round(medians[BARE] / speed - 1, 4) for name, speed in medians.items() if name != BARE}
-    print("; ".join(f"{name}: {share:.2%} more time" for name, share in overhead.items()))
-    settings = {name: value if name != "model" else Path(value).name for name, value in given.items()}
-    record = {"what": __doc__.splitlines()[0], "hardware": hardware(), "versions": versions(), "settings": settings}
-    record |= {"tokens_per_second": found, "overhead": overhead, "data": arguments.data.name}
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+    return {name: round(medians[BARE] / speed - 1, 4) for name, speed in medians.items() if name != BARE}
 
 
 if __name__ == "__main__":

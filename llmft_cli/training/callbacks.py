@@ -20,7 +20,8 @@ from llmft_cli.errors import VerificationError
 from llmft_cli.progress import Advance, Reporter
 from llmft_cli.training.recovery import GIBIBYTE
 from llmft_cli.training.rehearsal import longest_batch, rehearse
-from llmft_cli.training.trainer import QLoRATrainer, StepClock
+from llmft_cli.training.step_clock import StepClock
+from llmft_cli.training.trainer import QLoRATrainer
 
 STOPPING = "stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)"
 FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
@@ -104,7 +105,7 @@ class Figures(TrainerCallback):
         self._advance = advance
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._clock.step_ended()
+        self._clock.step_ended(state.global_step)
         self._advance(1)
 
     def on_log(
@@ -124,11 +125,12 @@ class Figures(TrainerCallback):
         if "eval_loss" in figures:
             self._reporter.note(f"step {state.global_step}: held-out loss {figures['eval_loss']:.4f}")
         else:
-            speed = self._clock.tokens_per_second
+            reading = self._clock.at(state.global_step)
+            speed = None if reading is None else self._clock.speed_until(reading)
             row |= {
                 "tokens_per_second": speed and round(speed, 1),
                 "peak_memory_bytes": peak_memory_bytes(args.device),
-                "tokens": self._clock.tokens,
+                "tokens": self._clock.tokens if reading is None else reading.tokens,
             }
             self._advance(
                 0, **{name: row[name] for name in ("loss", "learning_rate", "tokens_per_second", "peak_memory_bytes")}

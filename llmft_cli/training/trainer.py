@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,73 +15,15 @@ from llmft_cli.progress import Reporter, Silent
 from llmft_cli.training.checkpoints import STATE_FILE, read_state
 from llmft_cli.training.fast.recorded_pass import recorded_passes
 from llmft_cli.training.held_out import held_out_loss
+from llmft_cli.training.late_log import LateLog, late_log
 from llmft_cli.training.loss import loss_and_gradients, summed_loss
 from llmft_cli.training.recovery import Failure, Passes, RandomState, random_state, retry_notice, set_random_state
 from llmft_cli.training.sampling import LengthGroupedSampler, TokenBatchSampler
+from llmft_cli.training.step_clock import StepClock
 from llmft_cli.training.token_batches import sequence_lengths
 
 if TYPE_CHECKING:
     from llmft_cli.training.batches import Batch
-
-UNTIMED_STEPS = 2
-
-
-class StepClock:
-    """Tokens per second over the steps after the first two, without evaluating and saving.
-
-    Measured where the work is done: a GPU may be several steps behind what it was told to do.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.steps = 0
-        self.tokens = 0
-        self._on_gpu = device.type == "cuda"
-        self._timed_tokens = 0
-        self._started: Any = None
-        self._stopped: Any = None
-        self._pauses = 0.0
-        self._pauses_between = 0.0
-
-    def add_tokens(self, count: int) -> None:
-        self.tokens += count
-        if self.steps >= UNTIMED_STEPS:
-            self._timed_tokens += count
-
-    def step_ended(self) -> None:
-        self.steps += 1
-        self._stopped = self._moment()
-        if self.steps == UNTIMED_STEPS:
-            self._started = self._stopped
-            self._pauses = 0.0
-        # What comes after the last step, as its evaluation does, is not in the time that is measured.
-        self._pauses_between = self._pauses
-
-    def _moment(self) -> Any:
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        if self._on_gpu:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        yield
-        if self._on_gpu:
-            torch.cuda.synchronize()
-        self._pauses += time.perf_counter() - start
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        if self.steps <= UNTIMED_STEPS:
-            return None
-        if not self._on_gpu:
-            return self._timed_tokens / (self._stopped - self._started - self._pauses_between)
-        self._stopped.synchronize()
-        seconds: float = self._started.elapsed_time(self._stopped) / 1000
-        return self._timed_tokens / (seconds - self._pauses_between)
 
 
 @dataclass
@@ -131,6 +70,8 @@ class QLoRATrainer(transformers.Trainer):
         self.clock = StepClock(self.args.device)
         self._reporter = reporter or Silent()
         self.step_at_hand: StepAtHand | None = None
+        self._logs_late = self.args.device.type == "cuda"
+        self._unlogged: LateLog | None = None
         self.passes = Passes(self.args.device, self._tell_of_training)
         self.evaluation_passes = Passes(self.args.device, self._tell_of_evaluation)
         self._recorded = recorded_passes(self.model, self.args.device, partial(loss_and_gradients, self.model))
@@ -239,6 +180,32 @@ class QLoRATrainer(transformers.Trainer):
         """The batch's share of the mean loss over the supervised tokens of the whole step."""
         under_autocast = self.args.bf16 or self.args.fp16
         return summed_loss(self.model, inputs, forward=model if under_autocast else None) / num_items_in_batch
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: torch.Tensor, grad_norm: Any, *args: Any, learning_rate: float | None = None
+    ) -> None:
+        """As the parent's, but a GPU does not wait for the log of a step after which nothing else is done."""
+        control, state = self.control, self.state
+        something_else = control.should_evaluate or control.should_save or control.should_training_stop
+        if self._unlogged is not None and (state.global_step > self._unlogged.step or something_else):
+            self._log_late(self._unlogged)
+        if control.should_log and not something_else and self._logs_late:
+            self._unlogged = late_log(state.global_step, state.epoch, tr_loss, grad_norm, args, learning_rate)
+            control.should_log = False
+            return
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate)
+
+    def _log_late(self, unlogged: LateLog) -> None:
+        """What the parent would have done at the end of the step."""
+        self._unlogged = None
+        loss, *gradient_norm = unlogged.fetched()
+        now, wanted = (self.state.global_step, self.state.epoch), self.control
+        self.state.global_step, self.state.epoch = unlogged.step, unlogged.epoch
+        self.control = transformers.TrainerControl(should_log=True)
+        super()._maybe_log_save_evaluate(
+            loss, gradient_norm[0] if gradient_norm else None, *unlogged.arguments, learning_rate=unlogged.learning_rate
+        )
+        (self.state.global_step, self.state.epoch), self.control = now, wanted
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss per supervised token. The parent averages batches' means, and draws random numbers for its data loader."""

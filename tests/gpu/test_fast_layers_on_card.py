@@ -142,9 +142,10 @@ def test_what_is_offloaded_comes_back_as_it_was(checkpointed: int | None) -> Non
             seen.append([loss, *(weights.grad.clone() for weights in trained)])
         results.append(seen)
     kept, again, fetched = ([tensor for seen in result for tensor in seen] for result in results)
-    # Attention adds up in another order each time: as far as that goes for any gradient of any pass, and half as much more.
+    # Attention adds up in another order now and then: as far as that went for any gradient of any pass, and half as much
+    # more, or an eighth of what bf16 rounds, where it did not happen. Another layer's input would be 1 away.
     noise = max(distance(other, one) for one, other in zip(kept, again, strict=True))
-    assert max(distance(other, one) for one, other in zip(kept, fetched, strict=True)) <= 1.5 * noise
+    assert max(distance(other, one) for one, other in zip(kept, fetched, strict=True)) <= max(1.5 * noise, 5e-4)
 
 
 @pytest.mark.parametrize("offloaded", [False, True])

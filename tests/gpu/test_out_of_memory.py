@@ -245,8 +245,8 @@ def test_evaluating_goes_on_too(tmp_path: Path, undisturbed: Undisturbed) -> Non
 # Last: recordings have workspaces of cuBLAS of their own, which stay, and other tests count what is held.
 
 
-class LessAfterEvaluating(LessAfter):
-    """Takes it where recordings were let go, as for an evaluation, so that they must be made anew."""
+class LessWithoutRecordings(LessAfter):
+    """Takes it where recordings are let go, as for an evaluation, so that they must be made anew."""
 
     def __init__(self, trainer: QLoRATrainer, step: int, limit_bytes: float) -> None:
         super().__init__(step, limit_bytes)
@@ -254,7 +254,7 @@ class LessAfterEvaluating(LessAfter):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self._step:
-            self._trainer.evaluate()
+            self._trainer._forget_recordings()
         super().on_step_end(args, state, control, **kwargs)
 
 
@@ -273,7 +273,7 @@ def test_memory_that_runs_out_while_a_pass_is_recorded_changes_no_loss(steps: st
     torch.cuda.empty_cache()
     told = Told()
     trainer = make_trainer(tmp_path, told, steps)
-    trainer.add_callback(LessAfterEvaluating(trainer, 2, kept + 0.6 * (peak - kept)))
+    trainer.add_callback(LessWithoutRecordings(trainer, 2, kept + 0.6 * (peak - kept)))
     trainer.train()
     assert trainer._recorded is not None
     assert trainer._recorded.failure is not None

@@ -202,10 +202,12 @@ class QLoRATrainer(transformers.Trainer):
         now, wanted = (self.state.global_step, self.state.epoch), self.control
         self.state.global_step, self.state.epoch = unlogged.step, unlogged.epoch
         self.control = transformers.TrainerControl(should_log=True)
-        super()._maybe_log_save_evaluate(
-            loss, gradient_norm[0] if gradient_norm else None, *unlogged.arguments, learning_rate=unlogged.learning_rate
-        )
-        (self.state.global_step, self.state.epoch), self.control = now, wanted
+        try:
+            super()._maybe_log_save_evaluate(
+                loss, gradient_norm[0] if gradient_norm else None, *unlogged.arguments, learning_rate=unlogged.learning_rate
+            )
+        finally:
+            (self.state.global_step, self.state.epoch), self.control = now, wanted
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss per supervised token. The parent averages batches' means, and draws random numbers for its data loader."""

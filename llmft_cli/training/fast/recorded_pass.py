@@ -29,7 +29,7 @@ Work = Callable[["Batch", torch.Tensor], torch.Tensor]
 SUPERVISED_SHARE = 8
 ROWS_AT_A_TIME = 32
 # Each holds its graph and inputs on the card, besides the memory for activations that all share.
-MOST_RECORDINGS = 64
+MOST_RECORDINGS = 32
 TENSORS = ("input_ids", "position_ids", "predicting", "targets", "row_starts")
 
 
@@ -53,8 +53,8 @@ class Recording:
 class RecordedPasses:
     """Passes of a model: the first as it is, to have kernels compiled, each further one recorded where its shape is new.
 
-    Of too many recordings the one that was not used for longest is let go. Where most are made for a single batch, all
-    are: beside them there is no memory for other passes.
+    Of too many recordings the one that was not used for longest is let go. Where they are made more often than used again,
+    all are: beside them there is no memory for other passes.
 
     Attributes:
         failure: why nothing is recorded any more, in a line; None while it works.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmft_cli.training.fast import architectures
 from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.simulation import BatchShape, Step, simulate
 from llmft_cli.training.tuned_model import checkpoint_layers
@@ -110,9 +111,12 @@ def signature(layer: torch.nn.Module) -> tuple[Any, ...]:
     """What tells layers of different make apart: their weights' names and shapes, and the settings of their modules.
 
     Of layers with the same weights some attend within a window and others to everything (Gemma), or go without
-    positions (SmolLM3); transformers keeps that in attributes of many names.
+    positions (SmolLM3); transformers keeps that in attributes of many names. Fast layers hold and launch the same in any
+    window, but for the angles that layers of a kind share and others do not use (Gemma 3: 8 MiB for 8,192 tokens).
     """
     weights = tuple((name, tuple(weights.shape)) for name, weights in layer.named_parameters())
+    if architectures.block_of(layer) is not None:
+        return weights, ()
     settings = tuple(
         (path, name, value)
         for path, module in layer.named_modules()

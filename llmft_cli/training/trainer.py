@@ -96,10 +96,7 @@ class QLoRATrainer(transformers.Trainer):
             self.train_dataset,
             batch_sampler=TokenBatchSampler(sequence_lengths(self.train_dataset), self.tokens_per_batch, self.args.seed),
             collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            persistent_workers=self.args.dataloader_persistent_workers,
         )
         return self.accelerator.prepare(loader)
 

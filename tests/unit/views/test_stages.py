@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+pytest.importorskip("torch")
+
 from llmft_cli.data.report import PrepareResult
 from llmft_cli.evaluation.evaluate import EvalResult
 from llmft_cli.evaluation.results import ArmScores

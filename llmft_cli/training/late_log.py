@@ -20,9 +20,8 @@ class LateLog:
     Attributes:
         step, epoch: of Trainer's state at its end.
         figures: sum of the losses since the last log and, where there is one, the gradient norm; in the host's memory once
-        copied: has happened.
-        arguments: those of `Trainer._maybe_log_save_evaluate` behind these, but for
-        learning_rate.
+            `copied` has happened.
+        arguments, learning_rate: what `Trainer._maybe_log_save_evaluate` is given besides.
     """
 
     step: int

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 # Fitted by least squares (of logarithms, those of outliers taken by their amount) to 65 steps measured on an H100: 30 with
 # plain layers (benchmarks/results/memory-h100.json) and 35 with fast ones, replayed as CUDA graphs (memory-fast-h100.json).
-# Of the latter 33 are predicted within 6% and all within 10%. Of the former 23 are within 10%; the worst are passes that
+# Of the latter 33 are predicted within 6% and all within 11%. Of the former 23 are within 10%; the worst are passes that
 # launches bound, between 33% too fast and 26% too slow.
 PRODUCT_SHARE = 0.911
 BANDWIDTH_SHARE = 0.78

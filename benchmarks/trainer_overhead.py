@@ -70,6 +70,9 @@ def bare_loop(run: RunDir, config: Config) -> float:
     work: Callable[..., torch.Tensor] = partial(loss_and_gradients, model)
     recorded = recorded_passes(model, device, work)
     optimizer = make_optimizer(model, layout.plan.optim)
+    # The stage's first pass, which is never recorded, is that of the longest batch before the first step.
+    (recorded.run if recorded else work)(steps[0][0], torch.tensor(1.0, device=device))
+    optimizer.zero_grad()
     clock = StepClock(device)
     for step, batches in enumerate(steps, 1):
         divisor = torch.tensor(float(sum(batch["predicting"].numel() for batch in batches)), device=device)

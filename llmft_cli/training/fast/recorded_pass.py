@@ -96,6 +96,7 @@ class RecordedPasses:
         The gradients that they add to stay with the weights, and only there: whoever clears those there frees them.
         """
         self._recordings.clear()
+        self._made = self._used_again = 0
         self._gradients = []
         self._pool = None
         torch.cuda.empty_cache()
@@ -114,6 +115,7 @@ class RecordedPasses:
             # Not the error itself, whose traceback holds the tensors of the pass. The first one is behind what it led to.
             self.failure = first_line(error.__context__ or error)
             end_broken_capture(self._weights[0].device, self._pool)
+        if self.failure is not None:
             self.release()
 
     def _record(self, batch: Batch, divisor: torch.Tensor) -> Recording:
@@ -148,7 +150,7 @@ def end_broken_capture(device: torch.device, pool: Any) -> None:
     """Tell allocator and random generator that a capture which broke off goes on no more.
 
     While one goes on, the allocator gives no cached memory back, which those need who go on in smaller passes, and no random
-    number is drawn on the device.
+    number is drawn on the device. That of pinned memory cannot be told; it asks only while something else is recorded.
     """
     if device.type != "cuda" or pool is None:
         return

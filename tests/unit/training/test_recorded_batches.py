@@ -203,6 +203,32 @@ def test_where_hardly_any_recording_is_used_again_there_are_none(monkeypatch: py
     assert recordings.passes._recordings == {}
 
 
+def test_recordings_that_were_let_go_for_an_evaluation_are_not_counted_as_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings = Recordings(monkeypatch, most=3)
+    for _ in range(4):
+        recordings.run(10, 20, 10)
+        recordings.passes.release()
+    recordings.run(10, 20)
+    assert recordings.made == [20, 10] + 4 * [10, 20]
+    assert recordings.passes.failure is None
+
+
+def test_memory_of_a_pass_that_could_not_be_recorded_is_free_when_it_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    recordings = Recordings(monkeypatch, most=3)
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def out_of_memory(batch: Any, divisor: torch.Tensor) -> Any:
+        activations = torch.zeros(3)
+        held.append(weakref.ref(activations))
+        raise torch.OutOfMemoryError(f"CUDA out of memory beside {len(activations)}")
+
+    monkeypatch.setattr(recordings.passes, "_record", out_of_memory)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append(held[0]()))  # type: ignore[arg-type]
+    recordings.run(10, 10)
+    assert recordings.passes.failure == "CUDA out of memory beside 3"
+    assert held[1] is None
+
+
 def test_where_passes_are_recorded_batches_come_in_few_lengths(
     monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path, tmp_path: Path
 ) -> None:

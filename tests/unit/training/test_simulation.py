@@ -53,7 +53,7 @@ def test_a_chain_holds_two_tensors_at_a_time() -> None:
 
 
 def test_what_is_only_written_is_moved_once() -> None:
-    """It was once counted as read, too, and memory that was only allocated as moved: a step's roofline was 6% too high."""
+    """It was once counted as read, too, and memory that was only allocated as moved: 6% of a step's roofline."""
     start = values(256)
     follower = Follower(VOCABULARY)
     follower.leave_out([start])

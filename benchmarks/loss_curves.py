@@ -30,14 +30,13 @@ from llmft_cli.libraries import calm, hardware, versions
 
 calm()
 
-import torch  # noqa: E402
 
-from llmft_cli import adapters, models  # noqa: E402
+from llmft_cli import adapters  # noqa: E402
 from llmft_cli.config import resolve  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.progress import Silent  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
-from llmft_cli.training import attention, schedule, tuned_model  # noqa: E402
+from llmft_cli.training import attention, tuned_model  # noqa: E402
 from llmft_cli.training.loss_chart import read_metrics  # noqa: E402
 from llmft_cli.training.train import train  # noqa: E402
 
@@ -54,7 +53,7 @@ class Training:
 
     fast: bool = False
     passes: int = 1
-    in_fp32: bool = False
+    compute_dtype: str = "bf16"
     own_modules: bool = False
     adapters_in_16_bits: bool = False
 
@@ -68,7 +67,7 @@ TRAININGS = {
     FAST: Training(fast=True),
     f"{FAST}, again": Training(fast=True),
     f"{FAST}, adapters in 16 bits": Training(fast=True, adapters_in_16_bits=True),
-    EXACT: Training(in_fp32=True),
+    EXACT: Training(compute_dtype="fp32"),
     "PEFT's own layers": Training(own_modules=True),
 }
 # Trainings that are the same but for rounding, and those that are held to them.
@@ -108,6 +107,7 @@ def trained_in(run: RunDir, arguments: argparse.Namespace, training: Training) -
         "gradient_accumulation_steps": training.passes,
         "plan": "given",
         "fast": training.fast,
+        "compute_dtype": training.compute_dtype,
     }
     with as_told(training):
         result = train(run, resolve(settings, saved=run.saved_settings("prepare")), Silent(), overwrite=True)
@@ -117,11 +117,9 @@ def trained_in(run: RunDir, arguments: argparse.Namespace, training: Training) -
 
 @contextmanager
 def as_told(training: Training) -> Iterator[None]:
-    """The library takes the type that is right for the device, and FlashAttention, which knows no fp32; and its own product."""
+    """The library takes FlashAttention, which knows no fp32, and its own product."""
     with ExitStack() as patches:
-        if training.in_fp32:
-            for module in (models, schedule):
-                patches.enter_context(patch.object(module, "compute_dtype", lambda device: torch.float32))
+        if training.compute_dtype == "fp32":
             patches.enter_context(patch.object(attention, "has_flash", lambda device: False))
         if training.own_modules:
             patches.enter_context(patch.object(tuned_model, "computes_in_base_type", lambda config, dtype: False))

@@ -34,7 +34,7 @@ calm()  # every side gets the allocator that `llmft train` and Unsloth set up
 import torch  # noqa: E402
 import train_step_peers as peers  # noqa: E402
 
-from llmft_cli import models  # noqa: E402
+from llmft_cli import compute_types, models  # noqa: E402
 from llmft_cli.config import Config, resolve  # noqa: E402
 from llmft_cli.data.examples import IGNORED  # noqa: E402
 from llmft_cli.data.packing import pack  # noqa: E402
@@ -99,7 +99,7 @@ def hold() -> None:
 
 def llmft_config() -> Config:
     most = max(WANTED.sizes)
-    return resolve(
+    config = resolve(
         {
             "model": WANTED.model,
             "max_seq_length": WANTED.length,
@@ -110,6 +110,7 @@ def llmft_config() -> Config:
             "learning_rate": LEARNING_RATE,
         }
     )
+    return compute_types.settled(config, device(), Silent())
 
 
 def plan_of(config: Config) -> Plan:
@@ -135,7 +136,8 @@ def llmft() -> Side:
     config = llmft_config()
     plan = plan_of(config)
     hold()
-    base = models.load_base(models.resolve(WANTED.model, Silent()), device(), "nf4")
+    source, dtype = models.resolve(WANTED.model, Silent()), compute_types.torch_type(config.compute_dtype)
+    base = models.load_base(source, device(), dtype, "nf4")
     models.keep_training_layout(base)
     model = trainable(base, config, plan)
 

@@ -26,7 +26,7 @@ calm()
 
 import torch  # noqa: E402
 
-from llmft_cli import models  # noqa: E402
+from llmft_cli import compute_types, models  # noqa: E402
 from llmft_cli.config import Config, resolve  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.data.store import TRAIN, load_split  # noqa: E402
@@ -58,10 +58,11 @@ def bare_loop(run: RunDir, config: Config) -> float:
     assert rows is not None
     device = models.pick_device(config.device)
     source = models.resolve(config.model, Silent())
+    config = compute_types.settled(config, device, Silent())
     layout = planning.decide(source, config, rows, device, Silent())
     config = layout.applied_to(config)
     import_transformers().set_seed(config.seed)
-    base = models.load_base(source, device, config.quantization)
+    base = models.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
     models.keep_training_layout(base)
     model = trainable_model(base, source.name, config, layout.plan, Silent())
     model.train()

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli import models
+from llmft_cli import compute_types, models
 from llmft_cli.adapters import load_adapter
 from llmft_cli.config import Config
 from llmft_cli.data.rendering import ConversationEncoder
@@ -69,10 +69,11 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     """
     trained = run.require("train", allow_stale)
     device = models.pick_device(config.device)
+    dtype = compute_types.torch_type(compute_types.settled(config, device, reporter).compute_dtype)
     source = models.resolve_recorded(trained["model"], reporter)
     reporter.note(f"loading {source.name} ({config.quantization}) and {run.adapter} on {device}")
     tokenizer = models.load_tokenizer(run.tokenizer)
-    model = load_adapter(models.load_base(source, device, config.quantization), run.adapter)
+    model = load_adapter(models.load_base(source, device, dtype, config.quantization), run.adapter)
     encoder = ConversationEncoder(tokenizer)
     return TunedModel(model, tokenizer, encoder, models.end_of_answer_ids(tokenizer, model, encoder.end_of_turn()))
 

@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llmft_cli import compute_types, models
 from llmft_cli import config as settings
-from llmft_cli import models
 from llmft_cli.adapters import load_adapter
+from llmft_cli.compute_types import torch_type, written_type
 from llmft_cli.config import Config
 from llmft_cli.data.rendering import ConversationEncoder
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
@@ -81,14 +82,15 @@ def merge(
     started = time.perf_counter()
     with run.stage("merge", settings.of_command(config, "merge"), {"adapter": hash_path(run.adapter)}, overwrite) as record:
         device = models.pick_device(config.device)
+        computed = compute_types.settled(config, device, reporter).compute_dtype
         source = models.resolve_recorded(trained["model"], reporter)
         probes = probe_rows(run)
         with replacing_directory(run.merged) as folder:
-            expected, base = write_merged(run, source, device, folder, probes, reporter)
+            expected, base = write_merged(run, source, device, computed, folder, probes, reporter)
             reporter.note("comparing the written model with base + adapter")
-            written = models.load_base(ModelSource(str(folder), folder, None, ""), device)
+            written = models.load_base(ModelSource(str(folder), folder, None, ""), device, torch_type(computed))
             verification = compare(expected, next_token_logits(written, probes), base)
-            base_choice = str(written.dtype).removeprefix("torch.")
+            base_choice = str(written_type(computed)).removeprefix("torch.")
             if not verification.passed:
                 raise VerificationError(
                     f"the merged model is not base + adapter (mean KL {verification.mean_kl:.4f}, "
@@ -115,16 +117,26 @@ def probe_rows(run: RunDir) -> list[list[int]]:
 
 
 def write_merged(
-    run: RunDir, source: ModelSource, device: torch.device, folder: Path, probes: Sequence[Sequence[int]], reporter: Reporter
+    run: RunDir,
+    source: ModelSource,
+    device: torch.device,
+    compute_dtype: str,
+    folder: Path,
+    probes: Sequence[Sequence[int]],
+    reporter: Reporter,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Merge into the 16-bit base and save; returns what base + adapter, and base alone, say about the probes."""
+    """Merge into the 16-bit base and save; returns what base + adapter, and base alone, say about the probes.
+
+    The base's values are those of 16 bits also where the device computes in fp32.
+    """
     reporter.note(f"loading {source.name} in 16 bits on {device}")
-    tuned = load_adapter(models.load_base(source, device), run.adapter)
+    base_model = models.load_base(source, device, written_type(compute_dtype)).to(torch_type(compute_dtype))
+    tuned = load_adapter(base_model, run.adapter)
     expected = next_token_logits(tuned, probes)
     with tuned.disable_adapter():
         base = next_token_logits(tuned, probes)
     reporter.note(f"merging {run.adapter}")
-    merged = tuned.merge_and_unload(safe_merge=True)
+    merged = tuned.merge_and_unload(safe_merge=True).to(written_type(compute_dtype))
     tokenizer = models.load_tokenizer(run.tokenizer)
     # Servers read from here where an answer ends; it must be the end of turn that was trained.
     stop_ids = models.end_of_answer_ids(tokenizer, merged, ConversationEncoder(tokenizer).end_of_turn())

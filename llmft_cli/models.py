@@ -161,27 +161,17 @@ def pick_device(wanted: str) -> torch.device:
     return torch.device("cuda", 0) if wanted != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16, except on GPUs older than Ampere, which have only float16."""
-    import torch
-
-    return torch.float16 if device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0) else torch.bfloat16
-
-
-def load_base(
-    source: ModelSource, device: torch.device, quantization: str = "none", dtype: torch.dtype | None = None
-) -> PreTrainedModel:
+def load_base(source: ModelSource, device: torch.device, dtype: torch.dtype, quantization: str = "none") -> PreTrainedModel:
     """The base model in evaluation mode, its weights frozen.
 
     Args:
+        dtype: of the dense weights and of the computation.
         quantization: `nf4` or `fp4` (4 bits, block scales quantised again), `int8`, or `none`.
-        dtype: of the dense weights and of the computation; `compute_dtype(device)` by default.
 
     Raises:
         ModelError: transformers cannot load it as a causal language model.
     """
     transformers = import_transformers()
-    dtype = dtype or compute_dtype(device)
     options = {"quantization_config": quantization_config(quantization, dtype)} if quantization != "none" else {}
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -37,6 +37,13 @@ class Config:
         "nf4", "How the frozen base weights are held.", "Model", FIT, choices=("nf4", "fp4", "int8", "none")
     )
     device: str = setting("auto", "Where to compute.", "Model", "train merge eval chat", choices=("auto", "cuda", "cpu"))
+    compute_dtype: str = setting(
+        "auto",
+        "Type of the computation; auto is bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU.",
+        "Model",
+        "gpu-check train merge eval chat",
+        choices=("auto", "bf16", "fp16", "fp32"),
+    )
     # -- data
     format: str = setting(
         "auto",

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli import model_shapes
+from llmft_cli.compute_types import BF16
 from llmft_cli.config import Config
 from llmft_cli.errors import ConfigError, OutOfMemory
-from llmft_cli.models import ModelSource, compute_dtype
+from llmft_cli.models import ModelSource
 from llmft_cli.progress import Reporter
 from llmft_cli.training.card import available_bytes
 from llmft_cli.training.layers import decoder_layers
@@ -81,7 +82,7 @@ def decide(
     if config.plan not in (*KINDS, AS_GIVEN):
         return Layout(plan_in_file(config, resumed=bool(recorded)))
     on_gpu = device.type == "cuda"
-    if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config) or compute_dtype(device) == torch.float16:
+    if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config) or config.compute_dtype != BF16:
         return Layout(unplanned(config, shape, on_gpu))
     reporter.note("planning the memory of the GPU")
     available = available_bytes(device, config.max_vram)

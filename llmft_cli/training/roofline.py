@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmft_cli import model_shapes
+from llmft_cli.compute_types import BF16
 from llmft_cli.config import Config
 from llmft_cli.errors import first_line
 from llmft_cli.gpu import rates as measuring
-from llmft_cli.models import compute_dtype
 from llmft_cli.training.plan_steps import can_keep_dequantized, steps
 from llmft_cli.training.planning import can_be_predicted
 from llmft_cli.training.recovery import random_state, set_random_state
@@ -47,7 +47,7 @@ def rates_or_why_none(config: Config, device: torch.device) -> Rates | str:
     """What the device does now, to be measured while its memory is free; or why there is no roofline, in a few words."""
     if device.type != "cuda":
         return "steps on a CPU are not predicted"
-    if compute_dtype(device) != torch.bfloat16 or not can_be_predicted(config):
+    if config.compute_dtype != BF16 or not can_be_predicted(config):
         return "steps of DoRA, int8, fp16 and models with code of their own are not predicted"
     try:
         return measured_rates(device)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmft_cli.compute_types import TORCH_NAMES, torch_type
 from llmft_cli.config import Config
-from llmft_cli.models import compute_dtype
 from llmft_cli.training.token_batches import sequence_lengths, token_batches
 
 if TYPE_CHECKING:
@@ -54,13 +54,14 @@ def training_tokens(sequences: datasets.Dataset, config: Config) -> int:
 def training_arguments(
     folder: Path, steps: Schedule, config: Config, device: torch.device, evaluate: bool
 ) -> TrainingArguments:
-    """The config in Trainer's terms; checkpoints go to `folder`."""
+    """The config, with its type of the computation settled, in Trainer's terms; checkpoints go to `folder`."""
     import torch
     from transformers import TrainingArguments
 
     from llmft_cli.training.tuned_model import computes_in_base_type
 
     on_gpu = device.type == "cuda"
+    dtype = torch_type(config.compute_dtype)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps.total,
@@ -73,8 +74,8 @@ def training_arguments(
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.eval_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        bf16=compute_dtype(device) == torch.bfloat16 and not computes_in_base_type(config, torch.bfloat16),
-        fp16=on_gpu and compute_dtype(device) == torch.float16,
+        bf16=dtype == torch.bfloat16 and not computes_in_base_type(config, dtype),
+        fp16=dtype == torch.float16,
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         accelerator_config={"non_blocking": on_gpu},  # a copy that waits for the GPU leaves it idle after each step
@@ -107,7 +108,7 @@ def describe(config: Config, device: torch.device, layout: Layout) -> dict[str, 
     return {
         "device": str(device),
         "quantization": config.quantization,
-        "compute_dtype": str(compute_dtype(device)).removeprefix("torch."),
+        "compute_dtype": TORCH_NAMES[config.compute_dtype],
         "batch_size": config.batch_size,
         "tokens_per_batch": config.tokens_per_batch,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -10,18 +9,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmft_cli import compute_types, models
 from llmft_cli import config as settings
-from llmft_cli import models
 from llmft_cli.adapters import check_changes_something, save_adapter
 from llmft_cli.config import Config
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
-from llmft_cli.errors import ConfigError, Interrupted, StageError
+from llmft_cli.errors import Interrupted
 from llmft_cli.libraries import hardware, import_transformers, versions
 from llmft_cli.models import ModelSource
 from llmft_cli.progress import Reporter
 from llmft_cli.run_dir import RunDir, hash_path, replacing_directory
 from llmft_cli.training import checkpoints, loss_chart, schedule
 from llmft_cli.training.batches import collate
+from llmft_cli.training.resume import check_same_data_settings, checkpoint_to_resume, refuse_to_forget_checkpoints
 from llmft_cli.training.tracking import wandb_run
 
 if TYPE_CHECKING:
@@ -32,12 +32,6 @@ if TYPE_CHECKING:
     from llmft_cli.training.plans import Plan
     from llmft_cli.training.profiling import Profile
     from llmft_cli.training.trainer import QLoRATrainer
-
-# Settings that do not shape the result, or no more than rounding does.
-MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}
-MAY_CHANGE_ON_RESUME |= {"gradient_checkpointing", "plan", "max_vram", "fast"}
-# Nor do these, as long as their product stays.
-EFFECTIVE_BATCH = ("batch_size", "gradient_accumulation_steps")
 
 
 @dataclass(frozen=True)
@@ -99,8 +93,10 @@ def train(
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device = models.pick_device(config.device)
+        config = compute_types.settled(config, device, reporter, recorded.get("compute_dtype"))
         source = base_model(recorded.get("model"), config, reporter)
         record.facts |= {"model": source.facts(), "seed": config.seed, "versions": versions(), "hardware": hardware()}
+        record.facts["compute_dtype"] = config.compute_dtype
         train_rows = load_split(run.data, TRAIN)
         assert train_rows is not None
         layout = decide(source, config, train_rows, device, reporter, recorded.get("plan"))
@@ -109,7 +105,7 @@ def train(
         if config.max_vram is not None and device.type == "cuda":
             hold_to(config.max_vram, device)
         reporter.note(f"loading {source.name} ({config.quantization}) on {device}")
-        base = models.load_base(source, device, config.quantization)
+        base = models.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
         models.keep_training_layout(base)
         if config.quantization != "none" and (notice := models.dense_experts_notice(base)):
             reporter.warn(notice)
@@ -124,62 +120,11 @@ def train(
     return result
 
 
-def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: Config) -> None:
-    """Refuse to train on data that was prepared with other settings than are asked for now; the seed may differ."""
-    for name, value in prepared.items():
-        wanted = getattr(config, name, value)
-        if wanted != value and name != "seed":
-            flag = settings.flag_of(name)
-            hint = f"prepare again: llmft prepare DATA --run {run.path} {flag} {wanted} --overwrite"
-            raise StageError(f"{run.path} was prepared with {flag} {value}, not {wanted}", hint)
-
-
-def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
-    """The last complete checkpoint of an interrupted training with the same settings.
-
-    Raises:
-        StageError: there is nothing to resume.
-        ConfigError: settings that shape the result differ.
-    """
-    entry = run.entry("train")
-    if entry is not None and entry["status"] == "done":
-        raise StageError(f"{run.path}: train is done already, there is nothing to resume")
-    checkpoint = checkpoints.last_complete(run.checkpoints) if entry else None
-    if entry is None or checkpoint is None:
-        raise StageError(f"{run.path} has no checkpoint to resume from", f"start with: llmft train {run.path}")
-    # Where batches are filled by tokens, nothing is recorded of `batch_size`.
-    recorded, given = {"tokens_per_batch": None} | entry["config"], settings.of_command(config, "train")
-    before, now = (math.prod(values.get(name, 1) for name in EFFECTIVE_BATCH) for values in (recorded, given))
-    may_change = MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH if before == now else ())
-    for name, value in recorded.items():
-        wanted = getattr(config, name)
-        if wanted != value and name not in may_change:
-            flag = settings.flag_of(name)
-            surplus = "--batch-size" if name == "tokens_per_batch" and wanted is None else flag
-            raise ConfigError(
-                f"{flag} was {value} before the interruption and is {wanted} now",
-                f"leave {surplus} out, or start anew with --overwrite",
-            )
-    checkpoints.make_movable(checkpoint)
-    return checkpoint
-
-
 def base_model(recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
     """The model that the settings name, or the very one that an interrupted training has recorded."""
     if recorded:
         return models.resolve_recorded(recorded, reporter)
     return models.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
-
-
-def refuse_to_forget_checkpoints(run: RunDir) -> None:
-    """An interrupted training is hours of work; starting over must be asked for."""
-    entry = run.entry("train")
-    checkpoint = checkpoints.last_complete(run.checkpoints)
-    if entry is not None and entry["status"] != "done" and checkpoint is not None:
-        raise StageError(
-            f"{run.path} has a training that stopped at step {checkpoints.step_of(checkpoint)}",
-            f"go on with: llmft train {run.path} --resume, or start anew with --overwrite",
-        )
 
 
 def fit(

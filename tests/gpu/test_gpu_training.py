@@ -81,5 +81,5 @@ def test_evaluate_and_merge_on_the_card(run):
     arms = evaluate(run, None, None, config, Silent()).arms
     assert arms["tuned"].loss < arms["base"].loss
     assert merge(run, config, Silent()).verification.passed
-    written = models.load_base(models.resolve(str(run.merged), Silent()), torch.device("cuda", 0))
+    written = models.load_base(models.resolve(str(run.merged), Silent()), torch.device("cuda", 0), torch.bfloat16)
     assert next(written.parameters()).dtype == torch.bfloat16

@@ -114,7 +114,7 @@ def test_the_layers_that_are_quantised_are_those_of_a_loaded_model(
     shape = small()
     transformers.LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(tmp_path)
     source = models.ModelSource("small", tmp_path, None, "")
-    loaded = models.load_base(source, CPU, quantization, torch.bfloat16)
+    loaded = models.load_base(source, CPU, torch.bfloat16, quantization)
     built = build(shape, device, quantization, torch.bfloat16)
     assert type(built.lm_head) is torch.nn.Linear
     of_loaded, of_built = dict(loaded.named_modules()), dict(built.named_modules())

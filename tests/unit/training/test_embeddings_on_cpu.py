@@ -34,7 +34,7 @@ PLAN = {"batch_size": 2, "gradient_accumulation_steps": 2, "checkpointed_layers"
 
 
 def tiny(tiny_model_dir: Path, embeddings_on_cpu: bool, quantization: str = "nf4", **flags: Any) -> Any:
-    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), CPU, quantization)
+    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), CPU, torch.bfloat16, quantization)
     models.keep_training_layout(base)
     torch.manual_seed(1)
     return make_trainable(base, resolve({"lora_r": 4, **flags}), "tiny", 0, embeddings_on_cpu)
@@ -102,7 +102,7 @@ def test_the_adapter_on_disk_is_the_same(tiny_model_dir: Path, tmp_path: Path) -
     here, there = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("False", "True"))
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
-    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), CPU)
+    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), CPU, torch.bfloat16)
     assert load_adapter(base, tmp_path / "True").device.type == "cpu"
 
 

@@ -27,7 +27,7 @@ def sequences():
 
 def quantised_with_adapter(tiny_model_dir: Path):
     source = models.resolve(str(tiny_model_dir), Silent())
-    base = models.load_base(source, torch.device("cpu"), "nf4")
+    base = models.load_base(source, torch.device("cpu"), torch.bfloat16, "nf4")
     models.keep_training_layout(base)
     torch.manual_seed(0)
     return add_adapter(base, resolve({"lora_r": 4}), "tiny")

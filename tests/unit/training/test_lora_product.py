@@ -18,7 +18,7 @@ TOKENS = torch.tensor([[11, 12, 13, 14, 15, 16], [21, 22, 23, 24, 25, 26]])
 def tuned(tiny_model_dir, quantization, dtype, **flags):
     """A model with an adapter whose B matrices are not zero, as they are in the middle of a training."""
     torch.manual_seed(0)
-    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), torch.device("cpu"), quantization, dtype)
+    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), torch.device("cpu"), dtype, quantization)
     models.keep_training_layout(base)
     model = add_adapter(base, resolve(flags), "tiny").train()
     for name, weights in model.named_parameters():

@@ -43,7 +43,7 @@ def decided(
     model_dir: Path, device: torch.device, reporter: Silent | None = None, recorded: dict[str, Any] | None = None, **flags: Any
 ) -> Layout:
     source = models.resolve(str(model_dir), Silent())
-    config = resolve({"batch_size": 2, "gradient_accumulation_steps": 3, "lora_r": 4, **flags})
+    config = resolve({"batch_size": 2, "gradient_accumulation_steps": 3, "lora_r": 4, "compute_dtype": "bf16", **flags})
     return decide(source, config, sequences(12, packing=True), device, reporter or Silent(), recorded)
 
 
@@ -51,7 +51,6 @@ def decided(
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU with plenty of memory, as far as planning is concerned."""
     monkeypatch.setattr(planning, "available_bytes", lambda device, max_vram: max_vram or 80 * GIBIBYTE)
-    monkeypatch.setattr(planning, "compute_dtype", lambda device: torch.bfloat16)
 
 
 @pytest.mark.parametrize("plan", ["fast", "balanced", "frugal", "given"])
@@ -162,7 +161,7 @@ def test_a_training_that_is_resumed_may_keep_its_weights_as_it_likes(tiny_model_
 def test_kept_weights_are_told_and_recorded(kept: bool, end: str) -> None:
     plan = Plan(2, 8, 0, "sgd", dequantized_weights=kept)
     assert f"0 layers checkpointed, {end} 3.0 of 4.0 GiB" in described(Option(plan, NOTHING, 3 * GIBIBYTE, 1.0), 4 * GIBIBYTE)
-    assert schedule.describe(resolve({}), CPU, Layout(plan))["dequantized_weights"] is kept
+    assert schedule.describe(resolve({"compute_dtype": "bf16"}), CPU, Layout(plan))["dequantized_weights"] is kept
 
 
 def option(required: int, optim: str = "adamw_torch_fused") -> Option:
@@ -242,7 +241,9 @@ TOKENS = {"tokens_per_batch": 170, "gradient_accumulation_steps": 3, "lora_r": 4
 
 def decided_by_tokens(model_dir: Path, device: torch.device, reporter: Told | None = None, **flags: Any) -> Layout:
     source = models.resolve(str(model_dir), Silent())
-    return decide(source, resolve(TOKENS | flags), sequences(12, packing=True), device, reporter or Silent())
+    return decide(
+        source, resolve(TOKENS | {"compute_dtype": "bf16"} | flags), sequences(12, packing=True), device, reporter or Silent()
+    )
 
 
 @pytest.mark.parametrize("plan", ["fast", "given"])

@@ -1,0 +1,72 @@
+"""What an interrupted training may go on with, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmft_cli import config as settings
+from llmft_cli.config import Config
+from llmft_cli.errors import ConfigError, StageError
+from llmft_cli.run_dir import RunDir
+from llmft_cli.training import checkpoints
+
+# Settings that do not shape the result, or no more than rounding does.
+MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}
+MAY_CHANGE_ON_RESUME |= {"gradient_checkpointing", "plan", "max_vram", "fast"}
+MAY_CHANGE_ON_RESUME |= {"compute_dtype"}  # `compute_types.settled` keeps the one that was computed in
+# Nor do these, as long as their product stays.
+EFFECTIVE_BATCH = ("batch_size", "gradient_accumulation_steps")
+
+
+def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: Config) -> None:
+    """Refuse to train on data that was prepared with other settings than are asked for now; the seed may differ."""
+    for name, value in prepared.items():
+        wanted = getattr(config, name, value)
+        if wanted != value and name != "seed":
+            flag = settings.flag_of(name)
+            hint = f"prepare again: llmft prepare DATA --run {run.path} {flag} {wanted} --overwrite"
+            raise StageError(f"{run.path} was prepared with {flag} {value}, not {wanted}", hint)
+
+
+def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
+    """The last complete checkpoint of an interrupted training with the same settings.
+
+    Raises:
+        StageError: there is nothing to resume.
+        ConfigError: settings that shape the result differ.
+    """
+    entry = run.entry("train")
+    if entry is not None and entry["status"] == "done":
+        raise StageError(f"{run.path}: train is done already, there is nothing to resume")
+    checkpoint = checkpoints.last_complete(run.checkpoints) if entry else None
+    if entry is None or checkpoint is None:
+        raise StageError(f"{run.path} has no checkpoint to resume from", f"start with: llmft train {run.path}")
+    # Where batches are filled by tokens, nothing is recorded of `batch_size`.
+    recorded, given = {"tokens_per_batch": None} | entry["config"], settings.of_command(config, "train")
+    before, now = (math.prod(values.get(name, 1) for name in EFFECTIVE_BATCH) for values in (recorded, given))
+    may_change = MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH if before == now else ())
+    for name, value in recorded.items():
+        wanted = getattr(config, name)
+        if wanted != value and name not in may_change:
+            flag = settings.flag_of(name)
+            surplus = "--batch-size" if name == "tokens_per_batch" and wanted is None else flag
+            raise ConfigError(
+                f"{flag} was {value} before the interruption and is {wanted} now",
+                f"leave {surplus} out, or start anew with --overwrite",
+            )
+    checkpoints.make_movable(checkpoint)
+    return checkpoint
+
+
+def refuse_to_forget_checkpoints(run: RunDir) -> None:
+    """An interrupted training is hours of work; starting over must be asked for."""
+    entry = run.entry("train")
+    checkpoint = checkpoints.last_complete(run.checkpoints)
+    if entry is not None and entry["status"] != "done" and checkpoint is not None:
+        raise StageError(
+            f"{run.path} has a training that stopped at step {checkpoints.step_of(checkpoint)}",
+            f"go on with: llmft train {run.path} --resume, or start anew with --overwrite",
+        )

@@ -69,13 +69,23 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     """
     trained = run.require("train", allow_stale)
     device = models.pick_device(config.device)
-    dtype = compute_types.torch_type(compute_types.settled(config, device, reporter).compute_dtype)
+    compute_dtype = compute_types.settled(config, device, reporter).compute_dtype
     source = models.resolve_recorded(trained["model"], reporter)
     reporter.note(f"loading {source.name} ({config.quantization}) and {run.adapter} on {device}")
     tokenizer = models.load_tokenizer(run.tokenizer)
-    model = load_adapter(models.load_base(source, device, dtype, config.quantization), run.adapter)
+    base = models.load_base(source, device, compute_types.torch_type(compute_dtype), config.quantization)
+    model = load_adapter(base, run.adapter)
+    if device.type == "cpu" and compute_dtype == compute_types.FP32:
+        hold_dense_weights(model, reporter)
     encoder = ConversationEncoder(tokenizer)
     return TunedModel(model, tokenizer, encoder, models.end_of_answer_ids(tokenizer, model, encoder.end_of_turn()))
+
+
+def hold_dense_weights(model: PeftModel, reporter: Reporter) -> None:
+    from llmft_cli.dense_weights import use_dense_weights
+
+    if not use_dense_weights(model):
+        reporter.warn("too little RAM is free for 16-bit weights: each token dequantises all of them, which is slow")
 
 
 def generation_config(tuned: TunedModel, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0) -> Any:

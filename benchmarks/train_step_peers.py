@@ -46,7 +46,7 @@ def load_unsloth(wanted: Measurement) -> Any:
     )
 
 
-def load_transformers(wanted: Measurement, device: torch.device) -> Any:
+def load_transformers(wanted: Measurement, device: torch.device, dtype: torch.dtype) -> Any:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -56,10 +56,10 @@ def load_transformers(wanted: Measurement, device: torch.device) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
     model = AutoModelForCausalLM.from_pretrained(
-        wanted.model, dtype=torch.bfloat16, device_map={"": device}, quantization_config=quantization
+        wanted.model, dtype=dtype, device_map={"": device}, quantization_config=quantization
     )
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0, target_modules=TARGETS, task_type="CAUSAL_LM")
     if wanted.side == "stock":

@@ -171,7 +171,8 @@ def sequence_of(rows: list[list[int]]) -> dict[str, list[int]]:
 def peer() -> Side:
     hold()
     unslothed = WANTED.side.startswith("unsloth")
-    model = peers.load_unsloth(WANTED) if unslothed else peers.load_transformers(WANTED, device())
+    dtype = compute_types.torch_type(compute_types.best_type(device()))
+    model = peers.load_unsloth(WANTED) if unslothed else peers.load_transformers(WANTED, device(), dtype)
     # What Unsloth's trainer does unless it is told otherwise; TRL and Trainer pad.
     join = peers.padding_free(model) if unslothed and WANTED.short_rows else peers.padded
 
@@ -183,7 +184,7 @@ def peer() -> Side:
     loss = peers.trl_loss if WANTED.side == "trl" else peers.own_loss
 
     def step(batch: Any) -> torch.Tensor:
-        with torch.autocast(device().type, torch.bfloat16):
+        with torch.autocast(device().type, dtype, enabled=dtype != torch.float32):
             found = loss(model, batch)
         found.backward()
         return found

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llmft_cli.libraries import import_bitsandbytes
-from llmft_cli.training.fast.joined_linear import ALIGNMENT, JoinedLinear, Member, Norm
+from llmft_cli.training.fast.joined_linear import JoinedLinear, Member, Norm
 
 from .layer_models import distance
 
@@ -144,12 +144,13 @@ def test_without_adapters_there_is_nothing_but_the_bases():
     assert linear.backward(outputs, outputs[:, :0], inputs, None) == []
 
 
-@pytest.mark.parametrize(("ranks", "columns"), [((1, 0, 0), 64), ((4, 0, 8), 64), ((32, 16, 16), 64), ((64, 1, 0), 128)])
-def test_rows_of_the_matrix_are_aligned(ranks, columns):
-    linear = JoinedLinear(members(ranks=ranks), torch.float32)
-    assert linear.ranks == columns
-    assert linear.matrix(workspace(linear)).shape == (sum(OUTPUTS) + columns, INPUTS + columns)
-    assert (INPUTS + columns) % ALIGNMENT == 0
+@pytest.mark.parametrize(("ranks", "in_16_bits", "in_fp32"), [((1, 0, 0), 64, 16), ((4, 0, 8), 64, 16), ((64, 1, 0), 128, 80)])
+def test_rows_of_the_matrix_are_aligned(ranks, in_16_bits, in_fp32):
+    """To 128 bytes in 16 bits and to 64 in fp32, which is 64 and 16 values."""
+    for dtype, columns in ((torch.bfloat16, in_16_bits), (torch.float16, in_16_bits), (torch.float32, in_fp32)):
+        linear = JoinedLinear(members(ranks=ranks), dtype)
+        assert linear.ranks == columns
+        assert linear.matrix(workspace(linear)).shape == (sum(OUTPUTS) + columns, INPUTS + columns)
 
 
 def test_dense_weights_are_in_the_matrix_afterwards():

@@ -1,6 +1,6 @@
 """Kernels of fast layers beside liger-kernel's and what torch.compile makes of the formula, by themselves.
 
-    python benchmarks/kernels.py OUT.json
+    python benchmarks/layer_kernels.py OUT.json
 
 Forward and backward pass of what a layer of Llama-2-7B does to four sequences of 2,048 tokens beside its products, and of the
 output layer with its loss; each replayed as a CUDA graph, so that no launch counts. Liger must be importable.

@@ -155,6 +155,5 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Ten
         behind = values.amax(-1) - values.gather(1, columns[rows])[:, 0]
         losses[rows] = behind - likelihoods.amax(-1).log()
         likelihoods.scatter_add_(1, columns[rows], likelihoods.new_full((len(values), 1), -1.0))
-        logits[rows] = likelihoods
+        logits[rows] = likelihoods.masked_fill_(~known[rows, None], 0)
     losses[~known] = 0
-    logits[~known] = 0

@@ -105,8 +105,8 @@ def freest_card(gpus: Sequence[Gpu], probes: Sequence[Probe], count: int) -> Car
     gpu = usable[count - 1]
     rates = None
     for probe in probes:
-        if probe.device == gpu.device and probe.bf16_flops_per_second and probe.bandwidth_bytes_per_second:
-            rates = Rates(probe.bf16_flops_per_second, probe.bandwidth_bytes_per_second)
+        if probe.device == gpu.device and probe.flops_per_second and probe.bandwidth_bytes_per_second:
+            rates = Rates(probe.flops_per_second, probe.bandwidth_bytes_per_second)
     return Card(f"GPU {gpu.index}: {gpu.name}", gpu.memory_free_bytes or 0, gpu.device, rates)
 
 

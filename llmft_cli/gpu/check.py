@@ -10,25 +10,29 @@ import platform
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llmft_cli import __version__, wandb_account
 from llmft_cli.errors import MachineError
+from llmft_cli.gpu import torch_builds
 from llmft_cli.gpu.beside import beside
 from llmft_cli.gpu.cuda_libraries import bitsandbytes_cuda
 from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import HANGS, Gpu, Listing, can_be_opened, fullness, is_full, list_gpus
 from llmft_cli.gpu.machine import (
+    Cpu,
     Disk,
     Hub,
     Memory,
     disk_problem,
     downloads_dir,
+    look_at_cpu,
     look_at_hub,
     measure_disk,
     measure_memory,
 )
-from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, unopened
-from llmft_cli.gpu.torch_view import import_torch, view_through_torch
+from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, untried
+from llmft_cli.gpu.torch_view import import_torch, view_through_torch, why_unusable
 from llmft_cli.libraries import version_of
 from llmft_cli.progress import Reporter
 
@@ -64,13 +68,16 @@ class Computing:
     cuda: str | None = None
     bitsandbytes_cuda: str | None = None
     versions_match: bool | None = None
+    cpu: Cpu | None = None
+    notes: list[Problem] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All findings; those of `problems` want to be mended.
+    """All findings; those of `problems` want to be mended, those of `notes` work but could be better.
 
-    `versions_match` tells whether driver, torch and bitsandbytes work together, None where torch sees no GPU.
+    `cpu` is None without torch, which tells of it. `versions_match` tells whether driver, torch and bitsandbytes work
+    together, None where torch sees no GPU.
     """
 
     gpus: list[Gpu]
@@ -80,11 +87,13 @@ class Report:
     versions: dict[str, str | None]
     versions_match: bool | None
     bf16: bool | None
+    cpu: Cpu | None
     memory: Memory
     disks: list[Disk]
     hub: Hub
     wandb: wandb_account.Login
     problems: list[Problem]
+    notes: list[Problem]
 
 
 def check(reporter: Reporter, cache: Path, runs: Path) -> Report:
@@ -108,12 +117,14 @@ def check(reporter: Reporter, cache: Path, runs: Path) -> Report:
         versions=versions(listing, computing),
         versions_match=computing.versions_match,
         bf16=computing.bf16,
+        cpu=computing.cpu,
         memory=measure_memory(),
         disks=disks,
         hub=reaching.result(),
         wandb=wandb_account.login(),
         # Once: that a GPU is full is also why its probe fails.
         problems=list(dict.fromkeys(problem for problem in found if problem and problem.mend)),
+        notes=computing.notes,
     )
 
 
@@ -127,26 +138,51 @@ def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Li
         return Computing(listing.gpus, [torch]), listing
     cuda = torch.version.cuda
     if listing.absence is HANGS:
-        return Computing([], [HANGS], cuda=cuda), listing
+        return Computing([], [HANGS], cuda=cuda, cpu=look_at_cpu(torch)), listing
     view = view_through_torch(torch, listing)
     problems = [fullness(gpu) for gpu in view.gpus if is_full(gpu) and (gpu.device or not view.devices)]
     if view.problem and not (problems and "out of memory" in view.problem.what):
         problems.insert(0, view.problem)
     bitsandbytes, unusable = load_bitsandbytes(torch, on_gpu=bool(view.devices))
-    probes = []
     by_device = {gpu.device: gpu for gpu in view.gpus}
+    probes = []
     for device in view.devices or ["cpu"]:
         gpu = by_device.get(device)
-        if gpu and not can_be_opened(gpu):
-            tried, found = unopened(device, unusable, gpu)
+        if gpu and (reason := why_untried(torch, gpu, listing)):
+            tried, found = untried(torch, device, reason, unusable)
         else:
             reporter.note(f"trying {device}")
             tried, found = probe(torch, device, bitsandbytes, unusable, gpu)
         probes.append(tried)
         problems += found
-    built_for = bitsandbytes_cuda(bitsandbytes) if bitsandbytes else None
-    match = unusable is None if view.devices else None
-    return Computing(view.gpus, problems, probes, view.bf16, cuda, built_for, match), listing
+    found_out = Computing(
+        gpus=view.gpus,
+        problems=problems,
+        probes=probes,
+        bf16=view.bf16,
+        cuda=cuda,
+        bitsandbytes_cuda=bitsandbytes_cuda(bitsandbytes) if bitsandbytes else None,
+        versions_match=unusable is None if view.devices else None,
+        cpu=look_at_cpu(torch),
+        notes=[] if view.gpus or (listing.absence and listing.absence.mend) else needless_cuda(torch),
+    )
+    return found_out, listing
+
+
+def why_untried(torch: Any, gpu: Gpu, listing: Listing) -> Problem | None:
+    """What keeps a device that torch sees from being tried out."""
+    if not can_be_opened(gpu):
+        return fullness(gpu)
+    return why_unusable(torch, gpu, listing.newest_cuda)
+
+
+def needless_cuda(torch: Any) -> list[Problem]:
+    """Of a machine without a GPU: that its torch is a build for one, with CUDA's libraries."""
+    if torch.version.cuda is None:
+        return []
+    what = f"torch {torch.__version__} brings gigabytes of CUDA's libraries, and there is no NVIDIA GPU here"
+    # pip leaves the packages of a former build in place.
+    return [Problem(what, f"smaller, in a new environment: {torch_builds.cpu_line(torch.__version__)}")]
 
 
 def first_nf4(computing: Computing) -> Nf4Probe:

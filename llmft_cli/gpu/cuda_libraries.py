@@ -9,6 +9,7 @@ from typing import Any
 
 from llmft_cli.errors import first_line
 from llmft_cli.gpu.findings import Problem
+from llmft_cli.gpu.torch_builds import reinstall_line
 from llmft_cli.libraries import version_of
 
 
@@ -47,7 +48,7 @@ def mismatch(torch: Any, bitsandbytes: Any) -> Problem | None:
         return Problem(f"{what} (BNB_CUDA_VERSION is {override!r})", "unset BNB_CUDA_VERSION")
     if "cannot open shared object file" in what:
         folder = f"the lib folder of CUDA {major(cuda)}.x"
-        return Problem(what, f"pip install --force-reinstall torch=={torch.__version__}, or add {folder} to LD_LIBRARY_PATH")
+        return Problem(what, f"{reinstall_line(torch.__version__)}, or add {folder} to LD_LIBRARY_PATH")
     return Problem(what, "pip install --upgrade --force-reinstall --no-deps bitsandbytes")
 
 

@@ -34,7 +34,8 @@ class Gpu:
     """One GPU; None where the card does not tell, or where its source (nvidia-smi, torch) does not see it.
 
     `load` is a share of 1. `device` is torch's name ("cuda:0"): torch numbers only the cards in
-    CUDA_VISIBLE_DEVICES, and the fastest first. `mig` and `ecc` are "enabled" or "disabled".
+    CUDA_VISIBLE_DEVICES, and the fastest first. `mig` and `ecc` are "enabled" or "disabled". `lacks` names the
+    features that the GPU is too old for, `architecture` is NVIDIA's name for its generation.
     """
 
     index: int
@@ -51,6 +52,8 @@ class Gpu:
     mig: str | None = None
     ecc: str | None = None
     processes: list[GpuProcess] = field(default_factory=list)
+    lacks: list[str] | None = None
+    architecture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,9 @@ def list_gpus() -> Listing:
 
 def completed(gpu: Gpu, surveyed: Survey) -> Gpu:
     more = surveyed.cards.get(gpu.uuid)
-    return replace(gpu, mig=more.mig, ecc=more.ecc, processes=more.processes) if more else gpu
+    if not more:
+        return gpu
+    return replace(gpu, mig=more.mig, ecc=more.ecc, processes=more.processes, architecture=more.architecture)
 
 
 def gputil_gpus() -> tuple[list[Gpu], Problem | None]:

@@ -8,8 +8,9 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from llmft_cli.compute_types import cpu_has_bf16
 from llmft_cli.gpu.beside import beside
 from llmft_cli.gpu.findings import Problem
 from llmft_cli.network import hub_is_reachable
@@ -29,6 +30,15 @@ HUB_SECONDS = 3
 
 # Of cgroups, version 2 and 1.
 LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """The processor as torch uses it: its widest vector instructions ("AVX2"), and whether it has some for bf16."""
+
+    instruction_set: str
+    bf16: bool
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,10 @@ class Hub:
     token: bool
     offline: bool
     reachable: bool
+
+
+def look_at_cpu(torch: Any) -> Cpu:
+    return Cpu(torch.backends.cpu.get_cpu_capability(), cpu_has_bf16(), torch.get_num_threads())
 
 
 def measure_memory() -> Memory:

@@ -1,4 +1,4 @@
-"""What `nvidia-smi -q -x` tells beyond GPUtil: processes, MIG and ECC, and the newest CUDA of the driver."""
+"""What `nvidia-smi -q -x` tells beyond GPUtil: processes, MIG, ECC, the architecture, and the newest CUDA of the driver."""
 
 from __future__ import annotations
 
@@ -28,11 +28,15 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class Details:
-    """One card: MIG and ECC are "enabled" or "disabled", None on cards that have neither."""
+    """One card: MIG and ECC are "enabled" or "disabled", None on cards that have neither.
+
+    `architecture` is NVIDIA's name ("Turing"), None where the driver (before 495) does not tell.
+    """
 
     processes: list[GpuProcess]
     mig: str | None
     ecc: str | None
+    architecture: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,12 @@ def parse(output: bytes) -> Survey:
 
 def details_of(gpu: ElementTree.Element) -> Details:
     processes = [process_of(entry) for entry in gpu.iter("process_info") if entry.findtext("pid", "").strip().isdigit()]
-    return Details(processes, state(gpu.findtext("mig_mode/current_mig")), state(gpu.findtext("ecc_mode/current_ecc")))
+    return Details(
+        processes=processes,
+        mig=state(gpu.findtext("mig_mode/current_mig")),
+        ecc=state(gpu.findtext("ecc_mode/current_ecc")),
+        architecture=gpu.findtext("product_architecture", "").strip() or None,
+    )
 
 
 def process_of(entry: ElementTree.Element) -> GpuProcess:

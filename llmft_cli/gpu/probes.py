@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from llmft_cli.compute_types import BF16, FP16, FP32, TORCH_NAMES, best_type, why_not
 from llmft_cli.errors import first_line
 from llmft_cli.gpu.cuda_libraries import mismatch
 from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, fullness, is_full
-from llmft_cli.gpu.rates import bandwidth_bytes_per_second, bf16_flops_per_second
-from llmft_cli.gpu.torch_view import BUILDS
+from llmft_cli.gpu.rates import bandwidth_bytes_per_second, flops_per_second
 from llmft_cli.libraries import import_bitsandbytes, version_of
 
 SEED = 0
@@ -29,20 +29,30 @@ HIGHEST_HEALTHY_INT8_ERROR = 0.015
 
 @dataclass(frozen=True)
 class Probe:
-    """What one device computed; None for what failed, and `problem` is the first reason.
+    """What one device computed; None for what failed or what it cannot do, and `problem` is the first reason.
 
-    Errors are ||result - fp32 result|| / ||fp32 result||, of products the largest over the trials.
+    Errors are ||result - fp32 result|| / ||fp32 result||, of products the largest over the trials. Rates are those of
+    matrix products. `compute_dtype` is the type that a training computes in there unless told otherwise.
     """
 
     device: str
+    compute_dtype: str
     ok: bool
     nf4_ok: bool
-    nf4_relative_error: float | None
-    nf4_round_trip_relative_error: float | None
-    int8_relative_error: float | None
-    bf16_flops_per_second: float | None
-    bandwidth_bytes_per_second: float | None
-    problem: str | None
+    nf4_relative_error: float | None = None
+    nf4_round_trip_relative_error: float | None = None
+    int8_relative_error: float | None = None
+    bf16_flops_per_second: float | None = None
+    fp16_flops_per_second: float | None = None
+    fp32_flops_per_second: float | None = None
+    bandwidth_bytes_per_second: float | None = None
+    problem: str | None = None
+
+    @property
+    def flops_per_second(self) -> float | None:
+        """The rate in the type that a training computes in."""
+        rates = {BF16: self.bf16_flops_per_second, FP16: self.fp16_flops_per_second, FP32: self.fp32_flops_per_second}
+        return rates[self.compute_dtype]
 
 
 def load_bitsandbytes(torch: Any, on_gpu: bool) -> tuple[Any, Problem | None]:
@@ -84,66 +94,74 @@ class Trials:
         what = f"on {self._device} {', '.join(names)} failed: {said}"
         if "out of memory" in said:
             return Problem(what, MEMORY_MEND)
-        if "no kernel image" in said:
-            return Problem(what, f"install a torch that is built for this GPU's compute capability: {BUILDS}")
         return Problem(what, reinstall(self._torch) if {"NF4", "int8"} & set(names) else DRIVER_MEND)
 
 
 def probe(torch: Any, device: str, bitsandbytes: Any, unusable: Problem | None, gpu: Gpu | None) -> tuple[Probe, list[Problem]]:
-    """Try a device out: NF4 and int8 weights, then the rates.
+    """Try a device out: NF4 and int8 weights, then the rates, all as far as the device can.
 
     Args:
         unusable: what keeps bitsandbytes from computing there.
         gpu: the device as nvidia-smi shows it; where its memory is too little, its processes are named.
     """
     trials = Trials(torch, device, gpu)
+    place = torch.device(device)
+    compute_dtype = best_type(place)
     nf4 = int8 = None
     if not unusable:
-        nf4 = trials.attempt("NF4", nf4_errors, bitsandbytes)
+        nf4 = trials.attempt("NF4", nf4_errors, bitsandbytes, compute_dtype)
+    if not unusable and not (gpu and "int8" in (gpu.lacks or [])):
         int8 = trials.attempt("int8", int8_error, bitsandbytes)
-    flops = trials.attempt("bf16 products", bf16_flops_per_second)
+    possible = [name for name in TORCH_NAMES if why_not(place, name) is None]
+    flops = {name: trials.attempt(f"{name} products", flops_per_second, name) for name in possible}
     bandwidth = trials.attempt("copying", bandwidth_bytes_per_second)
     problems = [unusable] if unusable else []
-    # Not <=, so that what is no number is wrong.
-    if nf4 and not all(error <= HIGHEST_HEALTHY_NF4_ERROR for error in nf4):
-        errors = " and ".join(f"{error:.3f}" for error in nf4)
-        what = f"NF4 computes wrong results on {device} (relative errors {errors}, healthy is 0.09)"
-        problems.append(Problem(what, reinstall(torch)))
+    problems += wrong_results(torch, device, "NF4", nf4 or (), HIGHEST_HEALTHY_NF4_ERROR, "0.09")
     nf4_ok = nf4 is not None and not problems
     problems += trials.problems()
-    if int8 is not None and not int8 <= HIGHEST_HEALTHY_INT8_ERROR:
-        what = f"int8 computes wrong results on {device} (relative error {int8:.3f}, healthy is 0.01)"
-        problems.append(Problem(what, reinstall(torch)))
+    problems += wrong_results(torch, device, "int8", () if int8 is None else (int8,), HIGHEST_HEALTHY_INT8_ERROR, "0.01")
     round_trip, product = map(finite, nf4 or (None, None))
-    first = problems[0].what if problems else None
-    return Probe(device, not problems, nf4_ok, product, round_trip, finite(int8), flops, bandwidth, first), problems
-
-
-def unopened(device: str, unusable: Problem | None, gpu: Gpu) -> tuple[Probe, list[Problem]]:
-    """What there is to say, without a try, of a device whose memory has no room for CUDA's context."""
-    full = fullness(gpu)
     found = Probe(
         device=device,
-        ok=False,
-        nf4_ok=False,
-        nf4_relative_error=None,
-        nf4_round_trip_relative_error=None,
-        int8_relative_error=None,
-        bf16_flops_per_second=None,
-        bandwidth_bytes_per_second=None,
-        problem=full.what,
+        compute_dtype=compute_dtype,
+        ok=not problems,
+        nf4_ok=nf4_ok,
+        nf4_relative_error=product,
+        nf4_round_trip_relative_error=round_trip,
+        int8_relative_error=finite(int8),
+        bf16_flops_per_second=flops.get(BF16),
+        fp16_flops_per_second=flops.get(FP16),
+        fp32_flops_per_second=flops.get(FP32),
+        bandwidth_bytes_per_second=bandwidth,
+        problem=problems[0].what if problems else None,
     )
-    return found, [full, unusable] if unusable else [full]
+    return found, problems
 
 
-def nf4_errors(torch: Any, device: str, bitsandbytes: Any) -> tuple[float, float]:
-    """Relative errors of the round trip, and of the worst product, of a seeded weight held in NF4."""
+def wrong_results(torch: Any, device: str, name: str, errors: Sequence[float], highest: float, healthy: str) -> list[Problem]:
+    # Not >, so that what is no number is wrong.
+    if all(error <= highest for error in errors):
+        return []
+    told = f"relative error{'s' if len(errors) > 1 else ''} {' and '.join(f'{error:.3f}' for error in errors)}"
+    what = f"{name} computes wrong results on {device} ({told}, healthy is {healthy})"
+    return [Problem(what, reinstall(torch))]
+
+
+def untried(torch: Any, device: str, reason: Problem, unusable: Problem | None) -> tuple[Probe, list[Problem]]:
+    """What there is to say, without a try, of a device that must not or cannot be opened."""
+    found = Probe(device, best_type(torch.device(device)), ok=False, nf4_ok=False, problem=reason.what)
+    return found, [reason, unusable] if unusable else [reason]
+
+
+def nf4_errors(torch: Any, device: str, bitsandbytes: Any, name: str) -> tuple[float, float]:
+    """Relative errors of the round trip, and of the worst product in a type, of a seeded weight held in NF4."""
     generator, weight = drawn(torch)
-    held = weight.to(device, torch.bfloat16)
+    kind = getattr(torch, TORCH_NAMES[name])
+    held = weight.to(device, kind)
     packed, state = bitsandbytes.functional.quantize_4bit(held, quant_type="nf4", compress_statistics=True)
 
     def multiply(inputs: Any) -> Any:
-        return bitsandbytes.matmul_4bit(inputs.to(device, torch.bfloat16), packed.t(), quant_state=state)
+        return bitsandbytes.matmul_4bit(inputs.to(device, kind), packed.t(), quant_state=state)
 
     worst = worst_product(torch, generator, weight, multiply)
     return relative_error(bitsandbytes.functional.dequantize_4bit(packed, state), weight), worst

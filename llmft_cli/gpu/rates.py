@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices in bf16, and moves its memory."""
+"""How fast a device multiplies matrices in each type, and moves its memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,36 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
+from llmft_cli.compute_types import BF16, FP32, TORCH_NAMES, is_slow
+
 TIMED_SECONDS = 0.1
 MOST_REPEATS = 50
 # Large enough for the full rate of the largest cards, beyond their caches; a few hundred MB of memory in all.
 MATRIX_SIZE = {"cuda": 8192, "cpu": 512}
+# In fp32, at a tenth of 16 bits' rate.
+FP32_MATRIX_SIZE = {"cuda": 4096, "cpu": 512}
+# In a type that the processor has no instructions for, where a product of 512 takes a second: it shows the same rate.
+SLOW_MATRIX_SIZE = 256
 COPY_BYTES = {"cuda": 2**28, "cpu": 2**26}
 
 
-def bf16_flops_per_second(torch: Any, device: str) -> float:
-    """Floating point operations per second of a square bf16 matrix product of random numbers."""
-    size = MATRIX_SIZE[torch.device(device).type]
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+def flops_per_second(torch: Any, device: str, name: str) -> float:
+    """Floating point operations per second of a square matrix product of random numbers in a type ("bf16")."""
+    size = matrix_size(torch.device(device), name)
+    kind = getattr(torch, TORCH_NAMES[name])
+    left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
     result = torch.empty_like(left)
     return float(2 * size**3 / median_seconds(torch, device, lambda: torch.mm(left, right, out=result)))
+
+
+def matrix_size(device: Any, name: str) -> int:
+    if is_slow(device, name):
+        return SLOW_MATRIX_SIZE
+    return (FP32_MATRIX_SIZE if name == FP32 else MATRIX_SIZE)[device.type]
+
+
+def bf16_flops_per_second(torch: Any, device: str) -> float:
+    return flops_per_second(torch, device, BF16)
 
 
 def bandwidth_bytes_per_second(torch: Any, device: str) -> float:

@@ -1,4 +1,4 @@
-"""The GPUs as torch sees them, and what keeps it from them."""
+"""The GPUs as torch sees them, and what keeps it from them or from computing on one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
+from llmft_cli.compute_types import FIRST_WITH_BF16
 from llmft_cli.errors import first_line
+from llmft_cli.gpu import torch_builds
+from llmft_cli.gpu.capabilities import FIRST_OF, FIRST_USABLE, lacking, read, written
 from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, Listing
-
-BUILDS = "https://pytorch.org/get-started"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,14 @@ def view_through_torch(torch: Any, listing: Listing) -> View:
 
 
 def torch_fields(card: Any, device: str) -> dict[str, Any]:
-    # The bf16 units came with Ampere; torch's own answer counts emulation, which is too slow to train with.
-    return {"device": device, "compute_capability": f"{card.major}.{card.minor}", "bf16": card.major >= 8}
+    capability = (card.major, card.minor)
+    return {
+        "device": device,
+        "compute_capability": written(capability),
+        # torch's own answer counts emulation, which is too slow to train with.
+        "bf16": capability >= FIRST_WITH_BF16,
+        "lacks": lacking(capability),
+    }
 
 
 def mend_of(error: RuntimeError) -> str:
@@ -80,21 +87,48 @@ def blindness(torch: Any, listing: Listing, torch_said: str | None) -> Problem:
     what = f"nvidia-smi shows {len(listing.gpus)} GPU(s), torch sees none"
     cuda, newest = torch.version.cuda, listing.newest_cuda
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    capability = FIRST_OF.get(listing.gpus[0].architecture or "")
+    if capability and capability < FIRST_USABLE:
+        return too_old(listing.gpus[0])
     if cuda is None:
-        mend = f"install a torch for CUDA {newest} or older: {BUILDS}" if newest else f"install a CUDA build of torch: {BUILDS}"
-        return Problem(f"{what}: torch {torch.__version__} has no CUDA", mend)
+        build = f"install a CUDA build of torch: {torch_builds.GET_STARTED}"
+        mend = torch_builds.mend(torch.__version__, newest, capability) if newest else build
+        return Problem(f"{what}: torch {torch.__version__} is a build without CUDA", mend)
     if visible is not None and not torch_said:
         return Problem(f"{what}: CUDA_VISIBLE_DEVICES is {visible!r}", "unset CUDA_VISIBLE_DEVICES")
     driver = listing.gpus[0].driver
-    if newest and version(newest) < version(cuda):
+    if newest and read(newest) < read(cuda):
         what = f"{what}: driver {driver} supports CUDA {newest} at most, torch {torch.__version__} needs {cuda}"
-        return Problem(what, f"update the NVIDIA driver, or install a torch for CUDA {newest} or older: {BUILDS}")
+        line = torch_builds.install_line(torch.__version__, newest, capability)
+        either = f"update the NVIDIA driver, or install a torch for it: {line}"
+        return Problem(what, either if line else torch_builds.mend(torch.__version__, newest, capability))
     if torch_said and not newest:
-        mend = f"update the NVIDIA driver ({driver}), or install a torch for an older CUDA than {cuda}: {BUILDS}"
-        return Problem(f"{what}: {torch_said}", mend)
+        older = f"install a torch for an older CUDA than {cuda}: {torch_builds.GET_STARTED}"
+        return Problem(f"{what}: {torch_said}", f"update the NVIDIA driver ({driver}), or {older}")
     return Problem(f"{what}: {torch_said}" if torch_said else what, DRIVER_MEND)
 
 
-def version(text: str) -> tuple[int, ...]:
-    """A version of numbers and points, to be compared."""
-    return tuple(map(int, text.split(".")))
+def why_unusable(torch: Any, gpu: Gpu, newest_cuda: str | None) -> Problem | None:
+    """Why a GPU that torch sees cannot compute: too old for bitsandbytes, or torch has no kernels for it.
+
+    To be asked before anything is tried: a kernel that is missing in bitsandbytes' library ends the whole program.
+
+    Args:
+        newest_cuda: that the driver supports, None if unknown.
+    """
+    assert gpu.compute_capability is not None
+    capability = read(gpu.compute_capability)
+    if capability < FIRST_USABLE:
+        return too_old(gpu)
+    architectures = torch.cuda.get_arch_list()
+    if torch_builds.has_kernels(architectures, capability):
+        return None
+    who = f"GPU {gpu.index} ({gpu.name}, compute capability {gpu.compute_capability})"
+    what = f"torch {torch.__version__} has no kernels for {who}, only for {', '.join(architectures)}"
+    # Where nvidia-smi does not tell, the driver supports the CUDA with which torch saw the GPU.
+    return Problem(what, torch_builds.mend(torch.__version__, newest_cuda or torch.version.cuda, capability))
+
+
+def too_old(gpu: Gpu) -> Problem:
+    what = f"GPU {gpu.index} ({gpu.name}) is too old: NF4 needs compute capability {written(FIRST_USABLE)}"
+    return Problem(what, "choose another GPU with CUDA_VISIBLE_DEVICES, or the CPU: export CUDA_VISIBLE_DEVICES=")

@@ -24,6 +24,9 @@ def test_a_healthy_card(gpu_check: GpuCheck) -> None:
     assert 0.0105 < probe["int8_relative_error"] < 0.0123
     # From the slowest card with bf16 units to several times the fastest of today.
     assert 5e12 < probe["bf16_flops_per_second"] < 1e16
+    assert 5e12 < probe["fp16_flops_per_second"] < 1e16
+    assert 1e12 < probe["fp32_flops_per_second"] < probe["bf16_flops_per_second"]
+    assert (probe["compute_dtype"], gpu["lacks"], report["notes"]) == ("bf16", [], [])
     assert 1e11 < probe["bandwidth_bytes_per_second"] < 5e13
     versions = report["versions"]
     assert versions["cuda"].split(".")[0] == versions["bitsandbytes_cuda"].split(".")[0]

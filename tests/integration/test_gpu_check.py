@@ -36,6 +36,7 @@ FAILED = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA 
 PROGRAM = """
 import sys, torch, warnings
 from types import SimpleNamespace
+from torch.torch_version import TorchVersion
 torch.version.cuda = "13.0"
 {patch}
 from llmft_cli.cli import main
@@ -52,6 +53,7 @@ card = SimpleNamespace(uuid="{UUID.removeprefix("GPU-")}", major=9, minor=0, nam
 torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 1
 torch.cuda.get_device_properties = lambda index: card
 torch.cuda.get_device_capability = lambda device=None: (9, 0)
+torch.cuda.get_arch_list = lambda: ["sm_75", "sm_80", "sm_90"]
 torch._C._cuda_getCurrentRawStream = None
 """
 # A torch for CUDA brings CUDA's libraries along, one for the CPU does not.
@@ -67,11 +69,12 @@ torch.version.cuda = "13.0"
 """
 # What a card without free memory says to the first that wants some.
 NO_ROOM = f"""{SEEN}
-torch.cuda.get_device_capability = None  # bitsandbytes then takes its library for the CPU
+# bitsandbytes, which asks with another type, then takes its library for the CPU.
+torch.cuda.get_device_capability = lambda device: {{torch.device: (9, 0)}}[type(device)]
 from llmft_cli.gpu import probes, rates
 def refuse(*arguments, **more): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
 probes.mismatch = lambda torch, bitsandbytes: None
-probes.nf4_errors = probes.int8_error = probes.bf16_flops_per_second = probes.bandwidth_bytes_per_second = refuse
+probes.nf4_errors = probes.int8_error = probes.flops_per_second = probes.bandwidth_bytes_per_second = refuse
 """
 
 
@@ -81,7 +84,7 @@ def machine(tmp_path: Path) -> Callable[..., dict[str, str]]:
 
     def make(output: str | None = None, xml: str = XML, code: int = 0, before: str = "") -> dict[str, str]:
         folder = tmp_path / "bin"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         if output is not None:
             (folder / "output").write_text(f"{output}\n")
             (folder / "xml").write_text(f"{xml}\n")
@@ -124,8 +127,10 @@ class TestDriver:
         report = found(run("gpu-check", "--json", folder=tmp_path, **environment))
         assert (report["gpus"], report["gpu_problem"]) == ([], "nvidia-smi was not found on the PATH")
         assert (report["nf4_probe"]["ok"], report["nf4_probe"]["device"], report["problems"]) == (True, "cpu", [])
-        assert report["probes"][0]["bf16_flops_per_second"] > 0
-        assert report["probes"][0]["bandwidth_bytes_per_second"] > 0
+        probe = report["probes"][0]
+        assert probe["compute_dtype"] == ("bf16" if report["cpu"]["bf16"] else "fp32")
+        assert min(probe["bf16_flops_per_second"], probe["fp32_flops_per_second"], probe["bandwidth_bytes_per_second"]) > 0
+        assert probe["fp16_flops_per_second"] is None
         assert 0.005 < report["probes"][0]["int8_relative_error"] < 0.015
         error, hint = refused(run("gpu-check", "--require-gpu", folder=tmp_path, **environment))
         assert error == "error: no usable GPU: nvidia-smi was not found on the PATH"
@@ -167,9 +172,32 @@ torch.cuda.is_available = torch.cuda.device_count = torch._C._cuda_init = hang
     def test_too_old(
         self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
     ) -> None:
-        error, hint = refused(with_torch(TOO_OLD, "--require-gpu", **machine(FREE)))
+        error, hint = refused(
+            with_torch(f'{TOO_OLD}torch.__version__ = TorchVersion("2.11.0+cu130")', "--require-gpu", **machine(FREE))
+        )
         assert "nvidia-smi shows 1 GPU(s), torch sees none: driver 570.86.15 supports CUDA 12.8 at most, torch " in error
-        assert hint.startswith("hint: update the NVIDIA driver, or install a torch for CUDA 12.8 or older: https://")
+        line = "pip install torch==2.11.0+cu128 --index-url https://download.pytorch.org/whl/cu128"
+        assert hint == f"hint: update the NVIDIA driver, or install a torch for it: {line}"
+
+    def test_a_torch_without_cuda(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        patch = 'torch.version.cuda, torch.__version__ = None, TorchVersion("2.13.0+cpu")'
+        error, hint = refused(with_torch(patch, "--require-gpu", **machine(FREE)))
+        assert error.endswith("nvidia-smi shows 1 GPU(s), torch sees none: torch 2.13.0+cpu is a build without CUDA")
+        assert hint == "hint: pip install torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126"
+
+    def test_a_torch_with_cuda_where_there_is_no_gpu(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        report = found(with_torch('torch.__version__ = TorchVersion("2.13.0+cu130")', "--json", **machine()))
+        assert (report["problems"], report["nf4_probe"]["ok"]) == ([], True)
+        assert [note["what"] for note in report["notes"]] == [
+            "torch 2.13.0+cu130 brings gigabytes of CUDA's libraries, and there is no NVIDIA GPU here"
+        ]
+        assert report["notes"][0]["mend"].endswith(
+            "pip install torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu"
+        )
 
     @pytest.mark.parametrize("visible", ["", "7"])
     def test_cards_that_are_hidden(
@@ -179,6 +207,36 @@ torch.cuda.is_available = torch.cuda.device_count = torch._C._cuda_init = hang
         what = f"nvidia-smi shows 1 GPU(s), torch sees none: CUDA_VISIBLE_DEVICES is '{visible}'"
         assert report["problems"] == [{"what": what, "mend": "unset CUDA_VISIBLE_DEVICES"}]
         assert report["nf4_probe"]["device"] == "cpu"
+
+
+class TestOldCard:
+    """A V100, which a torch for CUDA 13.0 has no kernels for."""
+
+    SEEN = f"""{SEEN}
+card.major, card.minor = 7, 0
+torch.cuda.get_device_capability = lambda device=None: (7, 0)
+torch.__version__ = TorchVersion("2.13.0+cu130")
+"""
+
+    def test_without_kernels(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        error, hint = refused(with_torch(self.SEEN, "--require-gpu", **machine(FREE)))
+        assert "torch 2.13.0+cu130 has no kernels for GPU 0 (NVIDIA " in error
+        assert error.endswith("compute capability 7.0), only for sm_75, sm_80, sm_90")
+        assert hint == "hint: pip install torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126"
+
+    def test_what_it_lacks(
+        self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
+    ) -> None:
+        report = found(with_torch(self.SEEN, "--json", **machine(FREE)))
+        assert report["gpus"][0]["lacks"] == ["int8", "bf16", "FlashAttention"]
+        assert (report["gpus"][0]["bf16"], report["probes"][0]["compute_dtype"]) == (False, "fp16")
+        lines = with_torch(self.SEEN, **machine(FREE)).stdout.splitlines()
+        assert [line.split(maxsplit=1)[1] for line in lines if line.startswith(("supports", "lacks"))] == [
+            "NF4",
+            "int8 (from 7.5), bf16 (from 8.0), FlashAttention (from 8.0)",
+        ]
 
 
 class TestFullCard:

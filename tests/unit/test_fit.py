@@ -27,8 +27,9 @@ def gpu(index: int, free: int | None, device: str | None) -> Gpu:
     return Gpu(index, f"card {index}", f"GPU-{index}", 80 * GIBIBYTE, free, 0.0, 40.0, "580", device=device)
 
 
-def probe(device: str, flops: float | None = 790e12) -> Probe:
-    return Probe(device, True, True, 0.09, 0.09, 0.01, flops, 2.9e12, None)
+def probe(device: str, flops: float | None = 790e12, compute_dtype: str = "bf16") -> Probe:
+    rates = {"bf16": None, "fp16": None, "fp32": 60e12} | {compute_dtype: flops}
+    return Probe(device, compute_dtype, True, True, 0.09, 0.09, 0.01, *rates.values(), 2.9e12, None)
 
 
 def small(**flags: Any) -> Any:
@@ -53,6 +54,11 @@ def test_the_freest_card_is_taken_and_of_two_the_second_freest():
     second = fit.freest_card(cards, probes, 2)
     assert second == Card("GPU 2: card 2", 40 * GIBIBYTE, "cuda:2", None)
     assert fit.freest_card(cards, probes, 4) is None
+
+
+def test_a_card_without_bf16_is_as_fast_as_it_is_in_fp16():
+    found = fit.freest_card([gpu(0, 10 * GIBIBYTE, "cuda:0")], [probe("cuda:0", flops=50e12, compute_dtype="fp16")], 1)
+    assert found == Card("GPU 0: card 0", 10 * GIBIBYTE, "cuda:0", Rates(50e12, 2.9e12))
 
 
 def test_cards_that_torch_does_not_see_or_that_hide_their_memory_are_none():

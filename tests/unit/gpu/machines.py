@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ XML = f"""<?xml version="1.0" ?>
   <attached_gpus>1</attached_gpus>
   <gpu id="00000000:01:00.0">
     <product_name>NVIDIA H100 80GB HBM3</product_name>
+    <product_architecture>Hopper</product_architecture>
     <mig_mode><current_mig>Disabled</current_mig><pending_mig>Disabled</pending_mig></mig_mode>
     <uuid>{UUID}</uuid>
     <ecc_mode><current_ecc>Enabled</current_ecc><pending_ecc>Enabled</pending_ecc></ecc_mode>
@@ -48,7 +50,10 @@ WHOLE = replace(
     mig="disabled",
     ecc="enabled",
     processes=[GpuProcess(4711, "python3", 3072 * 1024**2), GpuProcess(812, None, None)],
+    architecture="Hopper",
 )
+# What torch's builds for CUDA 13.0 have kernels for.
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120")
 
 
 def entry(**fields: Any) -> SimpleNamespace:
@@ -57,18 +62,41 @@ def entry(**fields: Any) -> SimpleNamespace:
     return SimpleNamespace(**(known | {"load": 0.25, "temperature": 41.0, "driver": CARD.driver} | fields))
 
 
-def fake_torch(*cards: SimpleNamespace, cuda: str | None = "13.0", complaint: str = "") -> Any:
+def fake_torch(
+    *cards: SimpleNamespace, cuda: str | None = "13.0", complaint: str = "", architectures: Sequence[str] = ARCHITECTURES
+) -> Any:
+    """On a processor with AVX2."""
+
     def is_available() -> bool:
         if complaint:
             warnings.warn(complaint, stacklevel=2)
         return bool(cards)
 
+    def get_device_capability(device: SimpleNamespace) -> tuple[int, int]:
+        return cards[device.index].major, cards[device.index].minor
+
     functions = SimpleNamespace(
-        is_available=is_available, device_count=lambda: len(cards), get_device_properties=lambda index: cards[index]
+        is_available=is_available,
+        device_count=lambda: len(cards),
+        get_device_properties=lambda index: cards[index],
+        get_device_capability=get_device_capability,
+        get_arch_list=lambda: list(architectures),
     )
+    cpu = SimpleNamespace(get_cpu_capability=lambda: "AVX2")
     return SimpleNamespace(
-        cuda=functions, version=SimpleNamespace(cuda=cuda), __version__="2.13.0", OutOfMemoryError=FakeOutOfMemory
+        cuda=functions,
+        version=SimpleNamespace(cuda=cuda),
+        __version__="2.13.0",
+        OutOfMemoryError=FakeOutOfMemory,
+        device=fake_device,
+        backends=SimpleNamespace(cpu=cpu, mkldnn=SimpleNamespace(is_available=lambda: False)),
+        get_num_threads=lambda: 2,
     )
+
+
+def fake_device(name: str) -> SimpleNamespace:
+    kind, _, index = name.partition(":")
+    return SimpleNamespace(type=kind, index=int(index or 0))
 
 
 class FakeOutOfMemory(RuntimeError):

@@ -18,18 +18,20 @@ from llmft_cli.gpu import check as gpu
 from llmft_cli.gpu.check import Nf4Probe, Report, check
 from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import HANGS, fullness
-from llmft_cli.gpu.machine import Disk, Hub, Memory
+from llmft_cli.gpu.machine import Cpu, Disk, Hub, Memory
 from llmft_cli.gpu.probes import Probe
 from llmft_cli.progress import Silent
 
 HEALTHY = Nf4Probe(True, "cuda:0", 0.093, 0.092, None)
-PROBE = Probe("cuda:0", True, True, 0.093, 0.092, 0.011, 7e14, 3e12, None)
+PROBE = Probe("cuda:0", "bf16", True, True, 0.093, 0.092, 0.011, 7e14, 7e14, 7e14, 3e12, None)
+NOTHING = Probe("cuda:0", "bf16", False, False, None, None, None, None, None, None, None, None)
+CPU = Cpu("AVX2", bf16=False, threads=2)
 
 
 def report(**fields: Any) -> Report:
     disks = [Disk("/", "runs", 1, 2, True)]
     hub = Hub(token=False, offline=True, reachable=False)
-    whole = Report([CARD], None, HEALTHY, [PROBE], {}, True, True, Memory(2, 1), disks, hub, "no account", [])
+    whole = Report([CARD], None, HEALTHY, [PROBE], {}, True, True, CPU, Memory(2, 1), disks, hub, "no account", [], [])
     return replace(whole, **fields)
 
 
@@ -54,7 +56,7 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def install(torch: Any) -> list[str]:
         opened: list[str] = []
-        results = {"nf4_errors": (0.09, 0.09), "int8_error": 0.01, "bf16_flops_per_second": 7e14}
+        results = {"nf4_errors": (0.09, 0.09), "int8_error": 0.01, "flops_per_second": 7e14}
         for name, result in {**results, "bandwidth_bytes_per_second": 3e12}.items():
 
             def trial(torch: Any, device: str, *others: Any, result: Any = result) -> Any:
@@ -94,12 +96,36 @@ class TestCheck:
         torch_with(fake_torch(card("other", 8, 6), card()))
         nvidia_smi(f"{LINE}\n{LINE.replace('0, ', '1, ', 1).replace(UUID, 'GPU-other')}", xml=XML)
         found = check(Silent(), tmp_path, tmp_path)
-        first = replace(WHOLE, compute_capability="9.0", bf16=True, device="cuda:1")
-        second = replace(CARD, index=1, uuid="GPU-other", compute_capability="8.6", bf16=True, device="cuda:0")
+        first = replace(WHOLE, compute_capability="9.0", bf16=True, device="cuda:1", lacks=[])
+        second = replace(CARD, index=1, uuid="GPU-other", compute_capability="8.6", bf16=True, device="cuda:0", lacks=[])
         assert found.gpus == [first, second]
         assert found.probes == [PROBE, replace(PROBE, device="cuda:1")]
         assert (found.nf4_probe, found.bf16, found.versions["cuda"], found.problems) == (HEALTHY, True, "13.0", [])
-        assert found.versions_match is True
+        assert (found.versions_match, found.cpu, found.notes) == (True, CPU, [])
+
+    def test_a_gpu_without_kernels_is_not_tried_and_another_is(self, trials: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        """Where bitsandbytes' library lacks a kernel, it ends the program."""
+        opened = trials(fake_torch(card("other"), card(major=7, minor=0)))
+        nvidia_smi(f"{LINE}\n{LINE.replace('0, ', '1, ', 1).replace(UUID, 'GPU-other')}", xml=XML)
+        found = check(Silent(), tmp_path, tmp_path)
+        assert set(opened) == {"cuda:0"}
+        assert [(probe.device, probe.ok, probe.compute_dtype) for probe in found.probes] == [
+            ("cuda:0", True, "bf16"),
+            ("cuda:1", False, "fp16"),
+        ]
+        assert found.gpus[0].lacks == ["int8", "bf16", "FlashAttention"]
+        assert [problem.what for problem in found.problems] == [found.probes[1].problem]
+        assert found.problems[0].mend == "pip install torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126"
+        gpu.require_gpu(found)
+
+    def test_a_gpu_that_is_too_old_is_required_in_vain(self, trials: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        opened = trials(fake_torch(card(major=5, minor=2), architectures=["sm_50"]))
+        nvidia_smi(LINE, xml=XML)
+        found = check(Silent(), tmp_path, tmp_path)
+        assert opened == []
+        with pytest.raises(MachineError, match="is too old: NF4 needs compute capability") as caught:
+            gpu.require_gpu(found)
+        assert caught.value.hint == found.problems[0].mend
 
     def test_a_full_gpu_is_told_once(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
         """nvidia-smi tells of it, and the probe that fails there does again."""
@@ -121,7 +147,7 @@ class TestCheck:
         assert opened == []
         what = "GPU 0 is fully used by: python3 (pid 4711, 3 GiB), a process (pid 812)"
         assert [problem.what for problem in found.problems] == [what]
-        assert found.probes == [Probe("cuda:0", False, False, None, None, None, None, None, what)]
+        assert found.probes == [replace(NOTHING, problem=what)]
         # What torch tells without opening the card is still told.
         assert (found.gpus[0].device, found.gpus[0].compute_capability, found.bf16) == ("cuda:0", "9.0", True)
         assert (found.nf4_probe, found.versions_match) == (Nf4Probe(False, "cuda:0", None, None, what), True)
@@ -188,6 +214,23 @@ class TestCheck:
         found = check(Silent(), tmp_path, tmp_path)
         assert (found.gpus, found.gpu_problem, found.problems) == ([], "nvidia-smi was not found on the PATH", [])
         assert (found.nf4_probe.device, found.bf16, found.versions_match) == ("cpu", None, None)
+        assert (found.cpu, found.notes) == (CPU, [])
+
+    def test_a_build_for_cuda_on_a_machine_without_a_gpu_is_noted(
+        self, torch_with: Any, nvidia_smi: Any, tmp_path: Path
+    ) -> None:
+        torch_with(fake_torch(cuda="13.0"))
+        found = check(Silent(), tmp_path, tmp_path)
+        assert found.problems == []
+        what = "torch 2.13.0 brings gigabytes of CUDA's libraries, and there is no NVIDIA GPU here"
+        line = "pip install torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu"
+        assert found.notes == [Problem(what, f"smaller, in a new environment: {line}")]
+
+    def test_where_the_driver_fails_the_build_for_cuda_is_right(self, torch_with: Any, nvidia_smi: Any, tmp_path: Path) -> None:
+        torch_with(fake_torch(cuda="13.0"))
+        nvidia_smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", code=9)
+        found = check(Silent(), tmp_path, tmp_path)
+        assert (len(found.problems), found.notes) == (1, [])
 
     def test_live(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         torch = pytest.importorskip("torch")

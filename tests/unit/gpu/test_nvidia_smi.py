@@ -17,14 +17,14 @@ def parsed(xml: str) -> Survey:
 
 
 def test_all_that_a_card_tells() -> None:
-    assert parsed(XML) == Survey("12.8", {UUID: Details(WHOLE.processes, "disabled", "enabled")})
+    assert parsed(XML) == Survey("12.8", {UUID: Details(WHOLE.processes, "disabled", "enabled", "Hopper")})
 
 
 @pytest.mark.parametrize("shown", ["N/A", "[N/A]", "[Not Supported]", "Insufficient Permissions", "", "Unknown Error"])
 def test_what_a_card_does_not_tell_is_none(shown: str) -> None:
     mute = XML.replace("Enabled", shown).replace("Disabled", shown).replace("3072 MiB", shown).replace("12.8", shown)
     assert parsed(mute) == Survey(
-        None, {UUID: Details([GpuProcess(4711, "python3", None), GpuProcess(812, None, None)], None, None)}
+        None, {UUID: Details([GpuProcess(4711, "python3", None), GpuProcess(812, None, None)], None, None, "Hopper")}
     )
 
 

@@ -11,20 +11,22 @@ from typing import Any
 import pytest
 from machines import CARD, card, fake_torch
 
+from llmft_cli.compute_types import cpu_has_bf16
 from llmft_cli.gpu import probes
 from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import DRIVER_MEND, fullness
 from llmft_cli.gpu.nvidia_smi import GpuProcess
-from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, unopened
+from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, untried
 from llmft_cli.libraries import import_bitsandbytes
 
 MEASURED = {
     "nf4_errors": (0.092, 0.093),
     "int8_error": 0.0075,
-    "bf16_flops_per_second": 7e14,
+    "flops_per_second": {"bf16": 7e14, "fp16": 6e14, "fp32": 5e13},
     "bandwidth_bytes_per_second": 3e12,
 }
-HEALTHY = Probe("cuda:0", True, True, 0.093, 0.092, 0.0075, 7e14, 3e12, None)
+HEALTHY = Probe("cuda:0", "bf16", True, True, 0.093, 0.092, 0.0075, 7e14, 6e14, 5e13, 3e12, None)
+NOTHING = Probe("cuda:0", "bf16", False, False, None, None, None, None, None, None, None, None)
 FULL = replace(CARD, device="cuda:0", memory_free_bytes=0, processes=[GpuProcess(4711, "python", 79 * 2**30)])
 
 
@@ -36,15 +38,16 @@ class TestOnTheCpu:
         round_trip, product = nf4_errors_in_numpy(torch)
         assert problems == []
         assert (tried.device, tried.ok, tried.nf4_ok, tried.problem) == ("cpu", True, True, None)
-        # bf16 and double quantisation are all that sets bitsandbytes apart from the reference.
+        # Double quantisation, and bf16 where it is computed in, are all that sets bitsandbytes apart from the reference.
         assert tried.nf4_round_trip_relative_error == pytest.approx(round_trip, abs=5e-4)
         assert tried.nf4_relative_error == pytest.approx(product, abs=2e-3)
         assert 0.085 < product < probes.HIGHEST_HEALTHY_NF4_ERROR
         assert tried.int8_relative_error == pytest.approx(int8_error_by_hand(torch), rel=0.05)
-        assert tried.bf16_flops_per_second is not None
-        assert tried.bandwidth_bytes_per_second is not None
-        assert tried.bf16_flops_per_second > 1e8
-        assert tried.bandwidth_bytes_per_second > 1e8
+        assert tried.compute_dtype == ("bf16" if cpu_has_bf16() else "fp32")
+        assert tried.fp16_flops_per_second is None
+        for rate in (tried.bf16_flops_per_second, tried.fp32_flops_per_second, tried.bandwidth_bytes_per_second):
+            assert rate is not None
+            assert rate > 1e7
 
     def test_wrong_code_book_is_found(self, monkeypatch: pytest.MonkeyPatch) -> None:
         torch = pytest.importorskip("torch")
@@ -80,7 +83,7 @@ class TestOnTheCpu:
 
 
 @pytest.fixture
-def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
+def measured(monkeypatch: pytest.MonkeyPatch, seen: Any) -> Any:
     """A function that lets the trials measure other values, or raise errors."""
 
     def measure(**values: Any) -> None:
@@ -89,7 +92,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
             def trial(*arguments: Any, value: Any = value) -> Any:
                 if isinstance(value, Exception):
                     raise value
-                return value
+                return value[arguments[-1]] if isinstance(value, dict) else value
 
             monkeypatch.setattr(probes, name, trial)
 
@@ -97,8 +100,20 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Any:
     return measure
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that has torch see one GPU of a compute capability; returns that torch."""
+
+    def see(major: int, minor: int) -> Any:
+        monkeypatch.setitem(sys.modules, "torch", fake_torch(card(major=major, minor=minor)))
+        return sys.modules["torch"]
+
+    see(9, 0)
+    return see
+
+
 def tried(**more: Any) -> tuple[Probe, list[Problem]]:
-    return probe(fake_torch(card()), "cuda:0", None, more.get("unusable"), more.get("gpu", CARD))
+    return probe(sys.modules["torch"], "cuda:0", None, more.get("unusable"), more.get("gpu", CARD))
 
 
 class TestVerdict:
@@ -134,18 +149,26 @@ class TestVerdict:
         assert problems[0].mend.startswith("reinstall bitsandbytes")
         assert problems[1].mend == DRIVER_MEND
 
+    def test_a_gpu_without_bf16(self, measured: Any, seen: Any) -> None:
+        seen(7, 5)
+        found, problems = tried(gpu=replace(CARD, lacks=["bf16", "FlashAttention"]))
+        assert (found, problems) == (replace(HEALTHY, compute_dtype="fp16", bf16_flops_per_second=None), [])
+        assert found.flops_per_second == 6e14
+
+    def test_int8_is_not_tried_on_a_gpu_that_lacks_it(self, measured: Any, seen: Any) -> None:
+        seen(7, 0)
+        measured(int8_error=AssertionError("tried"))
+        found, problems = tried(gpu=replace(CARD, lacks=["int8", "bf16", "FlashAttention"]))
+        assert (found.ok, found.int8_relative_error, problems) == (True, None, [])
+
     def test_one_cause_is_told_once(self, measured: Any) -> None:
         """After a fault in one kernel CUDA refuses all that follow with the same message."""
         measured(**dict.fromkeys(MEASURED, RuntimeError("CUDA error: an illegal memory access was encountered\nmore")))
         found, problems = tried()
-        what = "on cuda:0 NF4, int8, bf16 products, copying failed: CUDA error: an illegal memory access was encountered"
+        trials = "NF4, int8, bf16 products, fp16 products, fp32 products, copying"
+        what = f"on cuda:0 {trials} failed: CUDA error: an illegal memory access was encountered"
         assert [problem.what for problem in problems] == [what]
-        assert found == Probe("cuda:0", False, False, None, None, None, None, None, what)
-
-    def test_a_card_that_torch_was_not_built_for(self, measured: Any) -> None:
-        said = "CUDA error: no kernel image is available for execution on the device"
-        measured(**dict.fromkeys(MEASURED, RuntimeError(said)))
-        assert tried()[1][0].mend.startswith("install a torch that is built for this GPU's compute capability: https://")
+        assert found == replace(NOTHING, problem=what)
 
     def test_an_error_without_words(self, measured: Any) -> None:
         measured(nf4_errors=AttributeError())
@@ -178,16 +201,17 @@ class TestOutOfMemory:
         assert problems[0].mend.startswith("free memory on the GPU")
 
 
-class TestUnopened:
-    def test_who_holds_the_memory_is_the_reason(self) -> None:
-        what = "GPU 0 is fully used by: python (pid 4711, 79 GiB)"
-        failed = Probe("cuda:0", False, False, None, None, None, None, None, what)
-        assert unopened("cuda:0", None, FULL) == (failed, [fullness(FULL)])
+class TestUntried:
+    def test_the_reason_is_told(self, seen: Any) -> None:
+        reason = fullness(FULL)
+        assert reason.what == "GPU 0 is fully used by: python (pid 4711, 79 GiB)"
+        assert untried(seen(9, 0), "cuda:0", reason, None) == (replace(NOTHING, problem=reason.what), [reason])
 
-    def test_a_bitsandbytes_that_cannot_be_used_is_told_as_well(self) -> None:
+    def test_a_bitsandbytes_that_cannot_be_used_is_told_as_well(self, seen: Any) -> None:
         unusable = Problem("bitsandbytes is not installed", "pip install bitsandbytes")
-        found, problems = unopened("cuda:0", unusable, FULL)
+        found, problems = untried(seen(7, 5), "cuda:0", fullness(FULL), unusable)
         assert (found.problem, problems) == (fullness(FULL).what, [fullness(FULL), unusable])
+        assert found.compute_dtype == "fp16"
 
 
 class TestLoading:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,11 +35,21 @@ def test_repeats_are_bounded(monkeypatch: pytest.MonkeyPatch, once: float, repea
     assert rates.median_seconds(None, "cuda:1", lambda: None) == once
 
 
-def test_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("has_bf16", "bf16_size"), [(True, 512), (False, 256)])
+def test_what_is_counted(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, bf16_size: int) -> None:
+    """A product that the processor has no instructions for is smaller: one of 512 takes up to a second."""
     torch = pytest.importorskip("torch")
+    monkeypatch.setattr(rates, "is_slow", lambda device, name: name == "bf16" and not has_bf16)
     monkeypatch.setattr(rates, "median_seconds", lambda torch, device, action: (action(), 0.5)[1])
-    assert rates.bf16_flops_per_second(torch, "cpu") == 2 * 512**3 / 0.5
+    assert rates.flops_per_second(torch, "cpu", "bf16") == 2 * bf16_size**3 / 0.5
+    assert rates.bf16_flops_per_second(torch, "cpu") == 2 * bf16_size**3 / 0.5
+    assert rates.flops_per_second(torch, "cpu", "fp32") == 2 * 512**3 / 0.5
     assert rates.bandwidth_bytes_per_second(torch, "cpu") == 2 * 2**26 / 0.5
+
+
+@pytest.mark.parametrize(("name", "size"), [("bf16", 8192), ("fp16", 8192), ("fp32", 4096)])
+def test_products_on_a_gpu_fill_it_and_do_not_take_long(name: str, size: int) -> None:
+    assert rates.matrix_size(SimpleNamespace(type="cuda"), name) == size
 
 
 def test_a_real_clock() -> None:

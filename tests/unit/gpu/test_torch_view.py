@@ -13,7 +13,7 @@ from machines import CARD, card, fake_torch
 from llmft_cli.gpu import torch_view
 from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, Listing
-from llmft_cli.gpu.torch_view import View, view_through_torch
+from llmft_cli.gpu.torch_view import View, view_through_torch, why_unusable
 
 ONE = Listing([CARD])
 
@@ -27,15 +27,16 @@ def test_cards_are_matched_by_uuid() -> None:
     """torch numbers the fastest card first, and does not see what CUDA_VISIBLE_DEVICES hides."""
     hidden, old = replace(CARD, index=0, uuid="GPU-hidden"), replace(CARD, index=2, uuid="GPU-old")
     view = view_through_torch(fake_torch(card(uuid="old", major=7, minor=5), card()), Listing([hidden, CARD, old]))
-    fields = [(gpu.device, gpu.compute_capability, gpu.bf16) for gpu in view.gpus]
-    assert fields == [(None, None, None), ("cuda:1", "9.0", True), ("cuda:0", "7.5", False)]
+    fields = [(gpu.device, gpu.compute_capability, gpu.bf16, gpu.lacks) for gpu in view.gpus]
+    lacks = ["bf16", "FlashAttention"]
+    assert fields == [(None, None, None, None), ("cuda:1", "9.0", True, []), ("cuda:0", "7.5", False, lacks)]
     assert (view.devices, view.bf16, view.problem) == (["cuda:0", "cuda:1"], False, None)
 
 
 def test_a_card_that_only_torch_sees() -> None:
     """A container may lack nvidia-smi, and a slice of a card has a UUID of its own."""
     view = view_through_torch(fake_torch(card(uuid="alone")), Listing([], Problem("nvidia-smi was not found on the PATH", "")))
-    gpu = Gpu(0, CARD.name, "GPU-alone", 80 * 2**30, None, None, None, None, "cuda:0", "9.0", True)
+    gpu = Gpu(0, CARD.name, "GPU-alone", 80 * 2**30, None, None, None, None, "cuda:0", "9.0", True, lacks=[])
     assert view == View([gpu], ["cuda:0"], True, None)
 
 
@@ -43,19 +44,28 @@ def test_no_gpu_is_no_problem() -> None:
     assert view_through_torch(fake_torch(cuda=None), Listing([])) == View([], [], None, None)
 
 
+CU126 = "pip install torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126"
+CU130 = "pip install torch==2.13.0+cu130 --index-url https://download.pytorch.org/whl/cu130"
 TOO_OLD = "CUDA initialization: The NVIDIA driver on your system is too old"
 
 
 @pytest.mark.parametrize(
     ("torch", "newest", "what", "mend"),
     [
-        (fake_torch(cuda=None), None, "torch 2.13.0 has no CUDA", "install a CUDA build of torch: "),
-        (fake_torch(cuda=None), "12.8", "torch 2.13.0 has no CUDA", "install a torch for CUDA 12.8 or older: "),
+        (fake_torch(cuda=None), None, "torch 2.13.0 is a build without CUDA", "install a CUDA build of torch: https://"),
+        (fake_torch(cuda=None), "12.8", "torch 2.13.0 is a build without CUDA", CU126),
+        (fake_torch(cuda=None), "13.1", "torch 2.13.0 is a build without CUDA", CU130),
         (
             fake_torch(complaint=TOO_OLD),
             "12.8",
             "driver 570.86.15 supports CUDA 12.8 at most, torch 2.13.0 needs 13.0",
-            "update the NVIDIA driver, or install a torch for CUDA 12.8 or older: ",
+            f"update the NVIDIA driver, or install a torch for it: {CU126}",
+        ),
+        (
+            fake_torch(complaint=TOO_OLD),
+            "11.4",
+            "driver 570.86.15 supports CUDA 11.4 at most, torch 2.13.0 needs 13.0",
+            "update the NVIDIA driver to one that supports CUDA 12.6",
         ),
         (
             fake_torch(complaint=TOO_OLD),
@@ -74,6 +84,46 @@ def test_blind(torch: Any, newest: str | None, what: str, mend: str) -> None:
     assert view.problem.mend.startswith(mend)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "newest", "mend"),
+    [
+        ("Volta", "13.0", CU126),
+        ("Turing", "13.0", CU130),
+        ("Blackwell", "12.8", "update the NVIDIA driver to one that supports CUDA 13.0"),
+        ("Rubin", "13.5", CU130),
+    ],
+)
+def test_the_build_for_a_gpu_that_torch_does_not_see(architecture: str, newest: str, mend: str) -> None:
+    """nvidia-smi tells the architecture, hence which builds have kernels."""
+    view = view_through_torch(fake_torch(cuda=None), Listing([replace(CARD, architecture=architecture)], None, newest))
+    assert view.problem is not None
+    assert view.problem.mend == mend
+
+
+def unusable(torch: Any, capability: str, newest: str | None = "13.0") -> Problem | None:
+    return why_unusable(torch, replace(CARD, compute_capability=capability), newest)
+
+
+def test_a_gpu_that_torch_has_kernels_for() -> None:
+    assert [unusable(fake_torch(), capability) for capability in ("7.5", "8.9", "9.0", "12.1", "13.0")] == [None] * 5
+
+
+@pytest.mark.parametrize("newest", ["13.0", None])
+def test_a_gpu_that_torch_has_no_kernels_for(newest: str | None) -> None:
+    problem = unusable(fake_torch(architectures=["sm_75", "sm_80"]), "7.0", newest)
+    what = "torch 2.13.0 has no kernels for GPU 0 (NVIDIA H100 80GB HBM3, compute capability 7.0), only for sm_75, sm_80"
+    assert problem == Problem(what, CU126)
+
+
+def test_a_gpu_that_is_too_old_for_any_training() -> None:
+    what = "GPU 0 (NVIDIA H100 80GB HBM3) is too old: NF4 needs compute capability 6.0"
+    mend = "choose another GPU with CUDA_VISIBLE_DEVICES, or the CPU: export CUDA_VISIBLE_DEVICES="
+    assert unusable(fake_torch(architectures=["sm_50"]), "5.2") == Problem(what, mend)
+    # Nor is a torch installed for it.
+    blind = view_through_torch(fake_torch(cuda=None), Listing([replace(CARD, architecture="Maxwell")], None, "12.8"))
+    assert blind.problem == Problem(what, mend)
+
+
 @pytest.mark.parametrize("visible", ["", "-1", "7"])
 def test_blind_by_the_environment(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -86,10 +136,6 @@ def test_blind_by_the_environment(monkeypatch: pytest.MonkeyPatch, visible: str)
 def test_blind_without_a_reason() -> None:
     view = view_through_torch(fake_torch(), Listing([CARD], None, "13.1"))
     assert view.problem == Problem("nvidia-smi shows 1 GPU(s), torch sees none", DRIVER_MEND)
-
-
-def test_a_newer_driver_counts_as_newer() -> None:
-    assert torch_view.version("13.10") > torch_view.version("13.9") > torch_view.version("12.8")
 
 
 @pytest.mark.parametrize(("said", "mend"), [("device busy", DRIVER_MEND), ("out of memory", MEMORY_MEND)])

@@ -29,6 +29,7 @@ class TunedModel:
     """A base model with the run's adapter, the run's tokenizer, and the ids that end an answer."""
 
     model: PeftModel
+    compute_dtype: str
     tokenizer: PreTrainedTokenizerBase
     encoder: ConversationEncoder
     stop_ids: list[int]
@@ -78,7 +79,9 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     if device.type == "cpu" and compute_dtype == compute_types.FP32:
         hold_dense_weights(model, reporter)
     encoder = ConversationEncoder(tokenizer)
-    return TunedModel(model, tokenizer, encoder, models.end_of_answer_ids(tokenizer, model, encoder.end_of_turn()))
+    return TunedModel(
+        model, compute_dtype, tokenizer, encoder, models.end_of_answer_ids(tokenizer, model, encoder.end_of_turn())
+    )
 
 
 def hold_dense_weights(model: PeftModel, reporter: Reporter) -> None:

@@ -21,6 +21,7 @@ from llmft_cli.config import Config
 from llmft_cli.data.rendering import ConversationEncoder
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
 from llmft_cli.errors import VerificationError
+from llmft_cli.expected_time import FORWARD, warn_if_long
 from llmft_cli.libraries import versions
 from llmft_cli.models import ModelSource
 from llmft_cli.progress import Reporter
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 8
 PROBE_TOKENS = 512
+PASSES = 3  # of each row: through base + adapter, the base alone, and the merged model
 # Rounding merged weights to 16 bits, and computing in 16 bits, moves a model's distributions by
 # 1e-3 nats or so (measured: 1.5e-3 on smollm2-135m); an adapter that is missing, doubled or in the
 # wrong place moves them by about as much as training did.
@@ -132,6 +134,8 @@ def write_merged(
     reporter.note(f"loading {source.name} in 16 bits on {device}")
     base_model = models.load_base(source, device, written_type(compute_dtype)).to(torch_type(compute_dtype))
     tuned = load_adapter(base_model, run.adapter)
+    tokens = PASSES * sum(map(len, probes))
+    warn_if_long("the comparison", tuned, tokens, FORWARD, device, compute_dtype, "merge on a machine with a GPU", reporter)
     expected = next_token_logits(tuned, probes)
     with tuned.disable_adapter():
         base = next_token_logits(tuned, probes)

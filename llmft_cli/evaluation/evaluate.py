@@ -19,6 +19,7 @@ from llmft_cli.evaluation.metrics import TEXT_METRICS, score
 from llmft_cli.evaluation.prompts import Prompt, read_prompts
 from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
 from llmft_cli.evaluation.statistics import Comparison, compare
+from llmft_cli.expected_time import ANSWERING, warn_if_long
 from llmft_cli.inference import BASE, TUNED, TunedModel, answer_all, load_tuned
 from llmft_cli.libraries import versions
 from llmft_cli.progress import Reporter
@@ -135,6 +136,9 @@ def predict(tuned: TunedModel, prompts: Sequence[Prompt], config: Config, report
         raise DataError(f"a prompt cannot be rendered: {error}") from error
     if prompts:
         reporter.note(f"answering {len(prompts)} prompts with {' and '.join(ARMS)}")
+    tokens = len(ARMS) * (sum(map(len, ids)) + len(ids) * config.max_new_tokens)
+    less = "use a GPU, fewer prompts, or a smaller --max-new-tokens"
+    warn_if_long("answering", tuned.model, tokens, ANSWERING, tuned.device, tuned.compute_dtype, less, reporter)
     answers: dict[str, list[str]] = {}
     for arm in ARMS:
         with reporter.track(f"{arm} answers", total=len(prompts)) as advance:

@@ -22,13 +22,14 @@ class Reading:
     Attributes:
         step: which one.
         tokens: of all steps until then.
-        timed_tokens: of those that are timed.
+        timed_steps, timed_tokens: of those that are timed.
         moment: when it was; a GPU comes to it later.
         pauses: seconds since timing began that do not count.
     """
 
     step: int
     tokens: int
+    timed_steps: int
     timed_tokens: int
     moment: Any
     pauses: float
@@ -64,7 +65,8 @@ class StepClock:
         if self._steps == UNTIMED_STEPS:
             self._started = moment
             self._pauses = 0.0
-        self._readings.append(Reading(step, self.tokens, self._timed_tokens, moment, self._pauses))
+        timed_steps = max(0, self._steps - UNTIMED_STEPS)
+        self._readings.append(Reading(step, self.tokens, timed_steps, self._timed_tokens, moment, self._pauses))
 
     def _moment(self) -> Any:
         if not self._on_gpu:

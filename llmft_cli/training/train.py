@@ -15,6 +15,7 @@ from llmft_cli.adapters import check_changes_something, save_adapter
 from llmft_cli.config import Config
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
 from llmft_cli.errors import Interrupted
+from llmft_cli.expected_time import TRAINING, warn_if_long
 from llmft_cli.libraries import hardware, import_transformers, versions
 from llmft_cli.models import ModelSource
 from llmft_cli.progress import Reporter
@@ -22,9 +23,13 @@ from llmft_cli.run_dir import RunDir, hash_path, replacing_directory
 from llmft_cli.training import checkpoints, loss_chart, schedule
 from llmft_cli.training.batches import collate
 from llmft_cli.training.resume import check_same_data_settings, checkpoint_to_resume, refuse_to_forget_checkpoints
+from llmft_cli.training.schedule import Schedule
+from llmft_cli.training.token_batches import sequence_lengths
 from llmft_cli.training.tracking import wandb_run
 
 if TYPE_CHECKING:
+    import datasets
+    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -165,6 +170,7 @@ def fit(
     rehearsal = Rehearsal(trainer, reporter)
     if base.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
         trainer.add_callback(rehearsal)
+    warn_if_long_on_cpu(model, train_rows, config, steps, base.device, reporter)
     started = time.perf_counter()
     with profiled(profile, trainer, config, plan, run.path / "profile", reporter) as found_profile:
         run_trainer(trainer, run, config, checkpoint, reporter)
@@ -209,6 +215,14 @@ def trainable_model(base: PreTrainedModel, base_name: str, config: Config, plan:
     return model
 
 
+def warn_if_long_on_cpu(
+    model: PeftModel, rows: datasets.Dataset, config: Config, steps: Schedule, device: torch.device, reporter: Reporter
+) -> None:
+    tokens = schedule.training_tokens(rows, config)
+    less = f"use a GPU, a smaller --model, or fewer steps than {steps.total:,} (--max-steps)"
+    warn_if_long("training", model, tokens, TRAINING, device, config.compute_dtype, less, reporter)
+
+
 def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: Path | None, reporter: Reporter) -> None:
     """Train with our callbacks, stopping with a checkpoint when asked to.
 
@@ -219,6 +233,7 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
     from transformers import EarlyStoppingCallback, PrinterCallback
 
     from llmft_cli.training.callbacks import Figures, StopRequest, StopWhenAsked
+    from llmft_cli.training.expected_end import ExpectedEnd
     from llmft_cli.training.giving_up import leaving_a_checkpoint
 
     stop = StopRequest(reporter)
@@ -230,6 +245,8 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
     with tracked, stop.listening(), reporter.track("training", total=total, done=done) as advance:
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance))
+        held_out_tokens = sum(sequence_lengths(trainer.eval_dataset)) if trainer.eval_dataset is not None else 0
+        trainer.add_callback(ExpectedEnd(trainer.clock, held_out_tokens, reporter))
         trainer.add_callback(StopWhenAsked(stop))
         if config.early_stopping_patience and trainer.eval_dataset is not None:
             trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))

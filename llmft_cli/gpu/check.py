@@ -30,6 +30,7 @@ from llmft_cli.gpu.machine import (
 from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, unopened
 from llmft_cli.gpu.torch_view import import_torch, view_through_torch
 from llmft_cli.libraries import version_of
+from llmft_cli.preconditions import missing_here
 from llmft_cli.progress import Reporter
 
 LIBRARIES = ("torch", "bitsandbytes", "transformers", "peft", "accelerate", "datasets", "GPUtil", "wandb", "triton")
@@ -99,7 +100,7 @@ def check(reporter: Reporter, cache: Path, runs: Path) -> Report:
     looking, reaching = beside(list_gpus), beside(look_at_hub)
     computing, listing = compute(reporter, looking)
     disks = [measure_disk(cache, "cache"), measure_disk(downloads_dir(), "downloads"), measure_disk(runs, "runs")]
-    found = [listing.absence, *computing.problems, *map(disk_problem, disks)]
+    found = [listing.absence, *computing.problems, *map(disk_problem, disks), platform_problem()]
     return Report(
         gpus=computing.gpus,
         gpu_problem=listing.absence.what if listing.absence else None,
@@ -147,6 +148,12 @@ def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Li
     built_for = bitsandbytes_cuda(bitsandbytes) if bitsandbytes else None
     match = unusable is None if view.devices else None
     return Computing(view.gpus, problems, probes, view.bf16, cuda, built_for, match), listing
+
+
+def platform_problem() -> Problem | None:
+    """What keeps trainings off this operating system."""
+    missing = missing_here()
+    return Problem(f"training needs Linux: {missing[0]}", missing[1]) if missing else None
 
 
 def first_nf4(computing: Computing) -> Nf4Probe:

@@ -1,6 +1,7 @@
 # make demo   fine-tune a real chat model on this machine and see that it got better
 # make test   all tests that need no GPU
 # make check  lint, format and types
+# make dist   wheel and source distribution, into dist/
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 MODEL := smollm2-135m
 RUN := runs/demo
 
-.PHONY: demo test test-light check format clean
+.PHONY: demo test test-light check format dist clean
 .DELETE_ON_ERROR:
 
 # One line per command, printed as a user would type it.
@@ -48,8 +49,14 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The build has an environment of its own; of ours it needs nothing but its front end.
+dist: $(VENV)/bin/python
+	$(PIP) build
+	rm -rf dist
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(f"llmft needs Python 3.11 or later, {sys.executable} is {sys.version.split()[0]}" if sys.version_info < (3, 11) else 0)'

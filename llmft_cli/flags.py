@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from llmft_cli import config as settings
+from llmft_cli.preconditions import check_one_process, check_platform
 from llmft_cli.setting import Command
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ MeasureOption = Annotated[
     typer.Option("--measure", help="Try the chosen plan on the GPU, with random weights.", rich_help_panel=FITTING),
 ]
 GENERAL = {"as_json": JsonOption, "quiet": QuietOption, "debug": DebugOption}
+LOAD_A_MODEL = {"train", "merge", "eval", "chat"}
 TYPE_NAMES = {str: "<str>", int: "<int>", float: "<float>"}  # as Typer calls them
 
 
@@ -168,6 +170,9 @@ def command(app: typer.Typer, name: Command) -> Callable[[Callable[..., None]], 
             )
             values.pop("debug")
             given.config()  # a wrong setting is told before anything is looked for
+            if name in LOAD_A_MODEL or values.get("measure"):
+                check_one_process(name)
+                check_platform(name)
             function(**values, given=given)
 
         run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]

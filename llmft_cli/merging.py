@@ -6,7 +6,6 @@ was written, read back from the disk, and compares what they say about the next 
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -80,6 +79,8 @@ def merge(
         StageError: the run is not trained, is stale, or is merged already.
         VerificationError: the written model does not say what base + adapter says; nothing is kept of it.
     """
+    import resource  # not on Windows, where gpu-check reads the figures above
+
     trained = run.require("train", allow_stale)
     started = time.perf_counter()
     with run.stage("merge", settings.of_command(config, "merge"), {"adapter": hash_path(run.adapter)}, overwrite) as record:

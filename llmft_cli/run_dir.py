@@ -1,13 +1,11 @@
 """The run directory: the only thing that passes between commands, and its ledger `run.json`.
 
-A stage is done only when its ledger entry says so, and that entry is written last and
-atomically. Directories appear whole or not at all. A second writer is refused by a lock
-that the operating system drops when its holder dies.
+A stage is done only when its ledger entry says so, and that entry is written last and atomically. Directories appear
+whole or not at all. A second writer is refused by a lock that the operating system drops when its holder dies.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shlex
 import shutil
@@ -17,6 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from llmft_cli import config
 from llmft_cli.errors import Interrupted, StageError, is_interrupt
@@ -266,11 +266,11 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        with (self.path / ".lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StageError(f"another llmft is writing to {self.path}", "wait for it to finish, or stop it") from None
+        try:
+            held = FileLock(self.path / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise StageError(f"another llmft is writing to {self.path}", "wait for it to finish, or stop it") from None
+        with held:
             yield
 
     def is_locked(self) -> bool:

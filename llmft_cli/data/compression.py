@@ -170,8 +170,9 @@ def unpacked_file(source: Source, consumed: Consumed = ignore) -> Iterator[Path]
     if not source.compression:
         yield source.path
         return
-    with tempfile.NamedTemporaryFile(prefix="llmft-") as copy:
-        for chunk in chunks(source, consumed):
-            copy.write(chunk)
-        copy.flush()
-        yield Path(copy.name)
+    # Windows opens no temporary file twice, and deletes none that is still mapped into memory.
+    with tempfile.TemporaryDirectory(prefix="llmft-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder, "unpacked")
+        with path.open("wb") as copy:
+            copy.writelines(chunks(source, consumed))
+        yield path

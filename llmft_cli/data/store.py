@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import marshal
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.data.formats import Conversation, Example, Message
@@ -84,7 +83,7 @@ class RowSpool:
         """input_ids and labels of a row, int32 of shape (tokens,)."""
         import numpy
 
-        content = os.pread(self._tokens.fileno(), self._starts[row + 1] - self._starts[row], self._starts[row])
+        content = stretch(self._tokens, self._starts[row], self._starts[row + 1])
         input_ids = numpy.frombuffer(content, numpy.int32, self.lengths[row])
         labels = numpy.full_like(input_ids, IGNORED)
         places = array("i", content[input_ids.nbytes :])
@@ -94,8 +93,7 @@ class RowSpool:
 
     def messages(self, row: int) -> list[Message] | None:
         """The messages of a row that can be asked as a prompt, or None."""
-        start, stop = self._message_starts[row], self._message_starts[row + 1]
-        content = os.pread(self._messages.fileno(), stop - start, start)
+        content = stretch(self._messages, self._message_starts[row], self._message_starts[row + 1])
         messages: list[Message] | None = marshal.loads(content) if content else None
         return messages
 
@@ -105,6 +103,11 @@ class RowSpool:
     def __exit__(self, *error: object) -> None:
         self._tokens.close()
         self._messages.close()
+
+
+def stretch(file: BinaryIO, start: int, stop: int) -> bytes:
+    file.seek(start)
+    return file.read(stop - start)
 
 
 def askable_messages(example: Example | None) -> list[Message] | None:

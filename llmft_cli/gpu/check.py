@@ -34,6 +34,7 @@ from llmft_cli.gpu.machine import (
 from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, untried
 from llmft_cli.gpu.torch_view import import_torch, view_through_torch, why_unusable
 from llmft_cli.libraries import version_of
+from llmft_cli.preconditions import missing_here
 from llmft_cli.progress import Reporter
 
 LIBRARIES = ("torch", "bitsandbytes", "transformers", "peft", "accelerate", "datasets", "GPUtil", "wandb", "triton")
@@ -108,7 +109,7 @@ def check(reporter: Reporter, cache: Path, runs: Path) -> Report:
     looking, reaching = beside(list_gpus), beside(look_at_hub)
     computing, listing = compute(reporter, looking)
     disks = [measure_disk(cache, "cache"), measure_disk(downloads_dir(), "downloads"), measure_disk(runs, "runs")]
-    found = [listing.absence, *computing.problems, *map(disk_problem, disks)]
+    found = [listing.absence, *computing.problems, *map(disk_problem, disks), platform_problem()]
     return Report(
         gpus=computing.gpus,
         gpu_problem=listing.absence.what if listing.absence else None,
@@ -183,6 +184,12 @@ def needless_cuda(torch: Any) -> list[Problem]:
     what = f"torch {torch.__version__} brings gigabytes of CUDA's libraries, and there is no NVIDIA GPU here"
     # pip leaves the packages of a former build in place.
     return [Problem(what, f"smaller, in a new environment: {torch_builds.cpu_line(torch.__version__)}")]
+
+
+def platform_problem() -> Problem | None:
+    """What keeps trainings off this operating system."""
+    missing = missing_here()
+    return Problem(f"training needs Linux: {missing[0]}", missing[1]) if missing else None
 
 
 def first_nf4(computing: Computing) -> Nf4Probe:

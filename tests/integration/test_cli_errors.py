@@ -166,6 +166,23 @@ def test_what_goes_wrong_is_told_and_leaves_nothing(name: str, folder: Path) -> 
     check(folder, line.split(), code, kind, message, hint)
 
 
+@pytest.mark.parametrize("arguments", ["train prepared", "merge prepared", "eval prepared", "chat prepared --prompt hi"])
+def test_one_of_several_processes_is_refused_before_anything_is_loaded(
+    arguments: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traps = folder.parent / "traps"
+    traps.mkdir()
+    for library in ("torch", "transformers"):
+        (traps / f"{library}.py").write_text("raise AssertionError('it is loaded')")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(traps), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command, *others = arguments.split()
+    message = f"WORLD_SIZE is 2: `llmft {command}` supports one process only"
+    hint = f"start it without torchrun: `llmft {command} ...`; where the system sets WORLD_SIZE, unset it"
+    check(folder, [command, *others], 2, "usage", message, hint)
+
+
 def test_chat_as_json_needs_a_prompt(folder: Path) -> None:
     shown = llmft(folder, "chat", "prepared", "--json")
     error = {"kind": "usage", "message": "chat --json answers one question", "hint": "give it with --prompt"}

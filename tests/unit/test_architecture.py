@@ -20,6 +20,7 @@ MODULES = {
 }
 SHELL = {"gpu_questions", "__main__", "cli", "flags", "console", *(name for name in MODULES if name.startswith("views."))}
 BOTTOM = {"config", "setting", "settings", "errors", "files", "run_dir", "progress", "libraries", "network", "quantities"}
+BOTTOM |= {"preconditions"}
 HEAVY = {"torch", "transformers", "datasets", "peft", "bitsandbytes", "wandb", "matplotlib", "scipy", "pyarrow"}
 COMMANDS = ("gpu-check", "prepare", "train", "merge", "eval", "chat")
 
@@ -98,6 +99,22 @@ def test_nothing_but_the_console_prints() -> None:
 
 def test_the_package_itself_imports_nothing() -> None:
     assert list(imported(MODULES["__init__"])) == []
+
+
+# What Windows lacks. Only these modules, of commands that need Linux, may import or use it.
+UNIX_MODULES = {"fcntl", "resource", "termios", "tty", "pwd", "grp", "pty", "syslog"}
+UNIX_FUNCTIONS = {"pread", "pwrite", "preadv", "pwritev", "fork", "forkpty", "getuid", "geteuid", "getgid", "sysconf", "mkfifo"}
+UNIX_FUNCTIONS |= {"getloadavg", "sched_getaffinity", "sched_setaffinity", "setsid", "killpg", "statvfs", "fchmod", "chown"}
+LINUX_ONLY = {"merging", "training.callbacks"}
+
+
+def test_what_only_unix_has_is_used_only_by_commands_that_need_linux() -> None:
+    users = {name for module in UNIX_MODULES for name in importers_of(module)}
+    assert users == LINUX_ONLY
+    for name, tree in MODULES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+                assert node.attr not in UNIX_FUNCTIONS or name in LINUX_ONLY, f"{name} line {node.lineno}"
 
 
 def test_files_and_functions_are_short() -> None:

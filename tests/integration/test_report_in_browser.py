@@ -66,7 +66,7 @@ class Browser:
     def close(self) -> None:
         self._session = None
         self.ask("Browser.close")
-        self._process.wait(timeout=20)
+        self._process.wait(timeout=300)
         os.close(self._commands)
         os.close(self._answers)
 

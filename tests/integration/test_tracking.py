@@ -89,7 +89,7 @@ def test_without_login(prepared_copy: Path, run: Run) -> None:
 def test_a_key_and_no_network(prepared_copy: Path, run: Run) -> None:
     flags = ("--wandb-project", "other-project", "--json")
     done, seconds = train(run, prepared_copy, *flags, WANDB_API_KEY=KEY, WANDB_BASE_URL=NOWHERE)
-    assert seconds < 30
+    assert seconds < 80  # W&B by itself tries for 90
     assert json.loads(done.stdout)["ok"] is True
     assert done.stderr == ""
     (folder,) = (prepared_copy / "wandb").glob("offline-run-*")

@@ -160,7 +160,7 @@ def read_terminal(code: str, answer: bytes = b"") -> tuple[str, str]:
     program = subprocess.Popen([sys.executable, "-c", code], stdin=terminal, stdout=subprocess.PIPE, stderr=terminal)
     os.close(terminal)
     os.write(main, answer)
-    out, _ = program.communicate(timeout=20)
+    out, _ = program.communicate(timeout=300)
     shown = b""
     while select.select([main], [], [], 0)[0]:
         try:
@@ -276,5 +276,5 @@ def terminal_output(code: str) -> str:
         except OSError:  # the other end is closed
             break
     os.close(main)
-    assert program.wait(timeout=20) == 0
+    assert program.wait(timeout=300) == 0
     return shown.decode()

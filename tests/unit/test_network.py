@@ -53,7 +53,7 @@ def test_any_answer_counts(server: str) -> None:
 def test_no_answer_is_known_soon(mute_server: str) -> None:
     started = time.monotonic()
     assert not network.is_reachable(mute_server)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no-such-host.invalid", "not an address"])

@@ -343,7 +343,7 @@ print(source.path.parent, [row.value for row in read(source, "train")], len(os.l
 """
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     shown = subprocess.run(
-        [sys.executable, "-c", program], input=json.dumps(ROW), env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], input=json.dumps(ROW), env=environment, capture_output=True, text=True, timeout=300
     )
     assert (shown.stdout, shown.stderr) == (f"{tmp_path} [{ROW}] 1\n", "")
     assert list(tmp_path.iterdir()) == []
@@ -359,6 +359,6 @@ assert list(read(*find_sources(sys.argv[1:]), "train"))
 print(sorted({"pyarrow", "datasets", "torch", "transformers", "numpy"} & set(sys.modules)))
 """
     shown = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "a.jsonl")], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, str(tmp_path / "a.jsonl")], capture_output=True, text=True, timeout=300
     )
     assert (shown.stdout, shown.stderr) == ("[]\n", "")

@@ -98,7 +98,7 @@ def test_the_hub_without_an_account(monkeypatch: pytest.MonkeyPatch, online: Non
 def test_a_look_up_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
     """A name server that does not answer holds the look-up for up to a minute, whatever the time limit of the request."""
     monkeypatch.setattr(machine, "HUB_SECONDS", 0.2)
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **more: time.sleep(3))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **more: time.sleep(20))
     started = time.monotonic()
     assert not look_at_hub().reachable
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10

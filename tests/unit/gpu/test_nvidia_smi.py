@@ -61,8 +61,8 @@ def test_without_the_program(nvidia_smi: Any) -> None:
 
 def test_a_program_that_hangs_is_not_waited_for(nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smi, "TIME_LIMIT_SECONDS", 0.2)
-    nvidia_smi("", before="exec /bin/sleep 5")
+    nvidia_smi("", before="exec /bin/sleep 60")
     started = time.monotonic()
     with pytest.raises(NoAnswer):
         smi.survey()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20

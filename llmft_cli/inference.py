@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmft_cli import compute_types, models
 from llmft_cli.adapters import load_adapter
 from llmft_cli.config import Config
+from llmft_cli.cpu_threads import use_free_cores
 from llmft_cli.data.rendering import ConversationEncoder
 from llmft_cli.libraries import import_transformers
 from llmft_cli.progress import Reporter
@@ -70,6 +71,7 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     """
     trained = run.require("train", allow_stale)
     device = models.pick_device(config.device)
+    use_free_cores(device, reporter)
     compute_dtype = compute_types.settled(config, device, reporter).compute_dtype
     source = models.resolve_recorded(trained["model"], reporter)
     reporter.note(f"loading {source.name} ({config.quantization}) and {run.adapter} on {device}")

@@ -17,6 +17,7 @@ from llmft_cli import config as settings
 from llmft_cli.adapters import load_adapter
 from llmft_cli.compute_types import torch_type, written_type
 from llmft_cli.config import Config
+from llmft_cli.cpu_threads import use_free_cores
 from llmft_cli.data.rendering import ConversationEncoder
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
 from llmft_cli.errors import VerificationError
@@ -85,6 +86,7 @@ def merge(
     started = time.perf_counter()
     with run.stage("merge", settings.of_command(config, "merge"), {"adapter": hash_path(run.adapter)}, overwrite) as record:
         device = models.pick_device(config.device)
+        use_free_cores(device, reporter)
         computed = compute_types.settled(config, device, reporter).compute_dtype
         source = models.resolve_recorded(trained["model"], reporter)
         probes = probe_rows(run)

@@ -13,6 +13,7 @@ from llmft_cli import compute_types, models
 from llmft_cli import config as settings
 from llmft_cli.adapters import check_changes_something, save_adapter
 from llmft_cli.config import Config
+from llmft_cli.cpu_threads import use_free_cores
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
 from llmft_cli.errors import Interrupted
 from llmft_cli.expected_time import TRAINING, warn_if_long
@@ -98,6 +99,7 @@ def train(
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device = models.pick_device(config.device)
+        use_free_cores(device, reporter)
         config = compute_types.settled(config, device, reporter, recorded.get("compute_dtype"))
         source = base_model(recorded.get("model"), config, reporter)
         record.facts |= {"model": source.facts(), "seed": config.seed, "versions": versions(), "hardware": hardware()}

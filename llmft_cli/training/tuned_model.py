@@ -99,13 +99,13 @@ def computes_in_base_type(config: Config, base_type: torch.dtype) -> bool:
 
 
 def has_room_for_dequantized_weights(base: PreTrainedModel) -> bool:
-    """Whether a base on the CPU may keep the 16-bit values of its 4-bit weights, in a quarter of the RAM that is free."""
+    """Whether a base on the CPU may keep the values of its 4-bit weights, in its type and a quarter of the RAM that is free."""
     import psutil
 
     if base.device.type != "cpu":
         return False
     packed_bytes = sum(weights.numel() for weights in base.parameters() if getattr(weights, "quant_state", None) is not None)
-    return 4 * packed_bytes <= psutil.virtual_memory().available * SHARE_OF_RAM
+    return 2 * packed_bytes * base.dtype.itemsize <= psutil.virtual_memory().available * SHARE_OF_RAM
 
 
 def checkpoint_layers(model: PeftModel, count: int | None) -> None:

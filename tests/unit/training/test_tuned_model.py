@@ -50,10 +50,13 @@ def test_so_many_layers_are_checkpointed_the_first_ones(fast: bool) -> None:
         assert [is_checkpointed(layer) for layer in decoder_layers(model)] == expected
 
 
-@pytest.mark.parametrize(("available", "room"), [(4 * 2 * LINEAR_WEIGHTS, True), (4 * 2 * LINEAR_WEIGHTS - 4, False)])
-def test_dequantised_weights_may_take_a_quarter_of_the_ram(available: int, room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
-    assert has_room_for_dequantized_weights(model_shapes.build(small_shape(), CPU, "nf4", torch.bfloat16)) is room
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_dequantised_weights_may_take_a_quarter_of_the_ram(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = model_shapes.build(small_shape(), CPU, "nf4", dtype)
+    for too_few, room in ((0, True), (4, False)):
+        available = 4 * dtype.itemsize * LINEAR_WEIGHTS - too_few
+        monkeypatch.setattr(psutil, "virtual_memory", lambda available=available: SimpleNamespace(available=available))
+        assert has_room_for_dequantized_weights(base) is room
 
 
 def test_there_is_no_such_room_where_memory_is_planned() -> None:

@@ -1,0 +1,81 @@
+"""Commands on a processor without AVX-512 and bf16 instructions: this one, kept from them where it has them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import CACHE, MODEL
+
+CAPS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+# bitsandbytes has no variable for it, but asks one function when a layer is made.
+WITHOUT_AVX512 = """
+import sys
+from llmft_cli import libraries
+libraries.calm()
+libraries.import_bitsandbytes().nn.modules.has_avx512bf16 = lambda: False
+from llmft_cli.cli import main
+main()
+"""
+# Each library says with its first product what it computes with, those that are told to.
+TOLD = """
+import torch
+from llmft_cli import compute_types, libraries
+bitsandbytes = libraries.import_bitsandbytes()
+bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
+print(torch.backends.cpu.get_cpu_capability(), compute_types.best_type(torch.device("cpu")))
+print(bitsandbytes.nn.Linear4bit(64, 64).support_avx512bf16_for_cpu)
+matrix = torch.ones(64, 64)
+matrix @ matrix
+torch.nn.functional.linear(matrix.bfloat16(), matrix.bfloat16())
+"""
+
+
+def capped(program: str, *arguments: object, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {"PATH": os.environ["PATH"], "HOME": str(folder), "LLMFT_CACHE": str(CACHE), "LANG": "C.UTF-8"}
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, env=variables | CAPS | environment, capture_output=True, text=True, timeout=3000)
+
+
+def result(*arguments: object, folder: Path) -> dict:
+    done = capped(WITHOUT_AVX512, *arguments, "--json", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_library_is_kept_from_newer_instructions(tmp_path: Path) -> None:
+    done = capped(TOLD, folder=tmp_path, ONEDNN_VERBOSE="1", MKL_VERBOSE="1")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert "AVX2 fp32" in lines
+    assert "False" in lines
+    # MKL tells the instructions on Intel's processors only, oneDNN where torch asks it for the product.
+    assert any(line.startswith("MKL_VERBOSE") for line in lines)
+    assert not [line for line in lines if "AVX-512" in line or "AVX512" in line.upper().replace("_", "")], done.stdout
+
+
+@pytest.mark.usefixtures("prepared")
+def test_training_and_chat(workspace: Path, trained: dict, llmft_json: Callable[..., dict]) -> None:
+    """The demo's model, in fp32, and what `trained` had as its first loss, before any update."""
+    flags = ("--run", "runs/older", "--model", MODEL, "--max-seq-length", 256, "--val-size", 4)
+    llmft_json("prepare", "chat.jsonl", *flags, folder=workspace)
+    steps = ("--batch-size", 1, "--gradient-accumulation-steps", 1, "--learning-rate", 3e-3, "--max-steps", 3)
+    training = result("train", "runs/older", *steps, folder=workspace)
+    assert training["plan"]["compute_dtype"] == "float32"
+    assert training["plan"]["fast"] is True
+    losses = [first_loss(workspace / "runs" / name) for name in ("older", "brindle")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)
+    answer = result("chat", "runs/older", "--prompt", "What does an amber light mean?", "--max-new-tokens", 8, folder=workspace)
+    assert 0 < answer["tokens"] <= 8
+    assert answer["reply"]
+
+
+def first_loss(run: Path) -> float:
+    loss: float = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])["loss"]
+    return loss

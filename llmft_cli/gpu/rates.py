@@ -17,8 +17,13 @@ COPY_BYTES = {"cuda": 2**28, "cpu": 2**26}
 
 def bf16_flops_per_second(torch: Any, device: str) -> float:
     """Floating point operations per second of a square bf16 matrix product of random numbers."""
+    return flops_per_second(torch, device, torch.bfloat16)
+
+
+def flops_per_second(torch: Any, device: str, dtype: Any) -> float:
+    """Floating point operations per second of a square matrix product of random numbers of a type."""
     size = MATRIX_SIZE[torch.device(device).type]
-    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     result = torch.empty_like(left)
     return float(2 * size**3 / median_seconds(torch, device, lambda: torch.mm(left, right, out=result)))
 

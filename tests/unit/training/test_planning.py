@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmft_cli import models
+from llmft_cli.compute_types import EVERYTHING
 from llmft_cli.config import resolve
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.errors import ConfigError, OutOfMemory
@@ -51,6 +52,7 @@ def decided(
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU with plenty of memory, as far as planning is concerned."""
     monkeypatch.setattr(planning, "available_bytes", lambda device, max_vram: max_vram or 80 * GIBIBYTE)
+    monkeypatch.setattr(planning, "abilities_of", lambda device: EVERYTHING)
 
 
 @pytest.mark.parametrize("plan", ["fast", "balanced", "frugal", "given"])

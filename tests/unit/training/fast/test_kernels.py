@@ -269,7 +269,7 @@ def test_on_meta_a_kernel_is_one_operation_that_moves_what_it_reads_and_writes(n
     """Tensors of a token's size, one for each argument but weights and angles, which are small."""
     small = ("weight", "weights", "cosines", "sines", "targets")
     sizes = {"gate_up": 2 * SIZE, "losses": 1, "scales": 1}
-    others = {"epsilon": EPSILON, "activation": "silu", "backward": False, "scaling": 2.0, "start": 0}
+    others = {"epsilon": EPSILON, "activation": "silu", "backward": False, "scaling": 2.0, "start": 0, "factor": 1}
     arguments = {
         one: others[one] if one in others else torch.empty(TOKENS, sizes.get(one, SIZE), device="meta")
         for one in inspect.signature(getattr(counted_kernels, name)).parameters

@@ -24,8 +24,8 @@ ARM_MACHINES = ("aarch64", "arm64")
 FIRST_WITH_BF16 = (8, 0)
 FIRST_WITH_FLASH_ATTENTION = (8, 0)  # torch's `varlen_attn` too, which is FlashAttention
 # Triton 3.6 names 8.0 as its first, and takes 8.0's asynchronous copies and tensor cores only from there on. The programs in
-# `training/fast` use neither: it compiles each of them in fp16, to machine code, for 7.0 and 7.5 as well.
-FIRST_WITH_TRITON = (7, 0)
+# `training/fast` use neither: it compiles each of them to machine code for 6.0, 7.0 and 7.5 as well.
+FIRST_WITH_TRITON = (6, 0)
 
 
 @dataclass(frozen=True)

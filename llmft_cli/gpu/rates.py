@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices in bf16, and moves its memory."""
+"""How fast a device multiplies matrices in each type, and moves its memory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from statistics import median
 from typing import Any
+
+from llmft_cli.compute_types import BF16, TORCH_NAMES
 
 TIMED_SECONDS = 0.1
 MOST_REPEATS = 50
@@ -17,12 +19,13 @@ COPY_BYTES = {"cuda": 2**28, "cpu": 2**26}
 
 def bf16_flops_per_second(torch: Any, device: str) -> float:
     """Floating point operations per second of a square bf16 matrix product of random numbers."""
-    return flops_per_second(torch, device, torch.bfloat16)
+    return flops_per_second(torch, device, BF16)
 
 
-def flops_per_second(torch: Any, device: str, dtype: Any) -> float:
-    """Floating point operations per second of a square matrix product of random numbers of a type."""
+def flops_per_second(torch: Any, device: str, name: str) -> float:
+    """Floating point operations per second of a square matrix product of random numbers in a type ("bf16")."""
     size = MATRIX_SIZE[torch.device(device).type]
+    dtype = getattr(torch, TORCH_NAMES[name])
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     result = torch.empty_like(left)
     return float(2 * size**3 / median_seconds(torch, device, lambda: torch.mm(left, right, out=result)))

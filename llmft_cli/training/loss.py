@@ -111,8 +111,8 @@ class ChunkedLoss(torch.autograd.Function):
             with torch.set_grad_enabled(gradient is not None):
                 loss = cross_entropy(head(chunk).float(), targets[start : start + rows], reduction="sum")
             if gradient is not None:
-                scaled = loss if ctx.factor == 1 else loss * ctx.factor
-                (gradient[start : start + rows],) = torch.autograd.grad(scaled, chunk)
+                factor = None if ctx.factor == 1 else torch.full_like(loss, ctx.factor)
+                (gradient[start : start + rows],) = torch.autograd.grad(loss, chunk, factor)
             total += loss.detach()
         ctx.save_for_backward(gradient)
         return total

@@ -52,16 +52,16 @@ def rates_or_why_none(config: Config, device: torch.device) -> Rates | str:
     if not can_be_predicted(config):
         return "steps of DoRA, int8 and models with code of their own are not predicted"
     try:
-        return measured_rates(device, torch_type(config.compute_dtype))
+        return measured_rates(device, config.compute_dtype)
     except Exception as error:  # as where others use the card: a training does not end for want of a roofline
         return f"the device's rates could not be measured: {first_line(error)}"
 
 
-def measured_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+def measured_rates(device: torch.device, compute_dtype: str) -> Rates:
     """Takes less than a second and about a GiB of the device's memory; random state stays as it is."""
     state = random_state(device)
     try:
-        flops = measuring.flops_per_second(torch, str(device), dtype)
+        flops = measuring.flops_per_second(torch, str(device), compute_dtype)
         return Rates(flops, measuring.bandwidth_bytes_per_second(torch, str(device)))
     finally:
         set_random_state(state, device)

@@ -5,8 +5,9 @@
 The data is any file that `llmft prepare` reads, the seed and so the batches are the same. Two kinds of noise are there to hold
 the fast layers against: plain layers again, as a GPU adds some sums up in another order each time (a CPU does not), and plain
 layers with each batch in two passes, which is the same training in exact arithmetic, so that what it differs by is rounding.
-Which of two layers that differ by more than noise is right says the training in fp32, of the same NF4 weights. And what
-adapters in 16 bits would cost, which are in fp32 otherwise, says a training with them.
+Which of two layers that differ by more than noise is right says the training in fp32, of the same NF4 weights. On a GPU
+there are fast layers in fp16 as well, with its loss scale. And what adapters in 16 bits would cost, which are in fp32
+otherwise, says a training with them.
 OUT is written after each training; those that it has already of the same settings are not done again.
 """
 
@@ -36,7 +37,7 @@ from llmft_cli.config import resolve  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.progress import Silent  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
-from llmft_cli.training import attention, tuned_model  # noqa: E402
+from llmft_cli.training import tuned_model  # noqa: E402
 from llmft_cli.training.loss_chart import read_metrics  # noqa: E402
 from llmft_cli.training.train import train  # noqa: E402
 
@@ -58,7 +59,7 @@ class Training:
     adapters_in_16_bits: bool = False
 
 
-PLAIN, FAST, EXACT = "plain layers", "fast layers", "plain layers in fp32"
+PLAIN, FAST, FP16, EXACT = "plain layers", "fast layers", "fast layers in fp16", "plain layers in fp32"
 TRAININGS = {
     PLAIN: Training(),
     f"{PLAIN}, again": Training(),
@@ -66,6 +67,7 @@ TRAININGS = {
     f"{PLAIN}, in two passes": Training(passes=2),
     FAST: Training(fast=True),
     f"{FAST}, again": Training(fast=True),
+    FP16: Training(fast=True, compute_dtype="fp16"),
     f"{FAST}, adapters in 16 bits": Training(fast=True, adapters_in_16_bits=True),
     EXACT: Training(compute_dtype="fp32"),
     "PEFT's own layers": Training(own_modules=True),
@@ -73,7 +75,8 @@ TRAININGS = {
 # Trainings that are the same but for rounding, and those that are held to them.
 SAME = (PLAIN, f"{PLAIN}, again", f"{PLAIN}, a third time", f"{PLAIN}, in two passes")
 COMPARED = (FAST, f"{FAST}, again")
-COLOURS = ("#444444", "#dd8452", "#e2a76f", "#c8b62f", "#4c72b0", "#7fa5d8", "#8172b3", "#55a868", "#c44e52")
+GPU_ONLY = (FP16,)
+COLOURS = ("#444444", "#dd8452", "#e2a76f", "#c8b62f", "#4c72b0", "#7fa5d8", "#1b9e9e", "#8172b3", "#55a868", "#c44e52")
 
 
 @dataclass(frozen=True)
@@ -117,12 +120,10 @@ def trained_in(run: RunDir, arguments: argparse.Namespace, training: Training) -
 
 @contextmanager
 def as_told(training: Training) -> Iterator[None]:
-    """The library takes FlashAttention, which knows no fp32, and its own product."""
+    """The library takes its own product."""
     with ExitStack() as patches:
-        if training.compute_dtype == "fp32":
-            patches.enter_context(patch.object(attention, "has_flash", lambda device: False))
         if training.own_modules:
-            patches.enter_context(patch.object(tuned_model, "computes_in_base_type", lambda config, dtype: False))
+            patches.enter_context(patch.object(tuned_model, "computes_in_base_type", lambda config: False))
         if training.adapters_in_16_bits:
             patches.enter_context(patch.object(tuned_model, "add_adapter", add_adapter_in_16_bits))
         yield
@@ -162,11 +163,18 @@ def distances_from(reference: str, curves: dict[str, Curve]) -> dict[str, dict[s
 
 
 def noise(curves: dict[str, Curve]) -> dict[str, dict[str, float]]:
-    """Mean distances of the trainings that are the same but for rounding, and of the fast ones from each of them."""
+    """Mean distances of the trainings that are the same but for rounding, of the fast ones, and of that in fp16."""
     same = [curves[name].losses for name in SAME if name in curves]
     fast = [curves[name].losses for name in COMPARED if name in curves]
-    pairs = {"plain from plain": itertools.combinations(same, 2), "fast from plain": itertools.product(fast, same)}
-    found = {}
+    half = [curves[name].losses for name in GPU_ONLY if name in curves]
+    pairs = {
+        "plain from plain": itertools.combinations(same, 2),
+        "fast from plain": itertools.product(fast, same),
+        "fast from fast": itertools.combinations(fast, 2),
+        "fast in fp16 from fast": itertools.product(half, fast),
+        "fast in fp16 from plain": itertools.product(half, same),
+    }
+    found: dict[str, dict[str, float]] = {}
     for name, those in pairs.items():
         means = [distances(one, other)["mean"] for one, other in those]
         if means:
@@ -193,6 +201,8 @@ def draw(curves: dict[str, Curve], chart: Path) -> None:
         figure = Figure(figsize=(8, 6), layout="constrained")
         upper, lower = figure.subplots(2, sharex=True, height_ratios=(2, 1))
         for name, colour in zip(TRAININGS, COLOURS, strict=True):
+            if name not in curves:
+                continue
             losses = curves[name].losses
             upper.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=1, label=name)
             if name != PLAIN:
@@ -216,6 +226,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--at-once", type=int, default=1, help="trainings in processes of their own, beside each other")
+    parser.add_argument("--only", action="append", choices=TRAININGS, help="trainings to do, given once for each; all without")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chart", type=Path, required=True)
     arguments = parser.parse_args()
@@ -229,7 +240,8 @@ def main() -> None:
         "settings": described,
     }
     curves = earlier_curves(arguments.out, record)
-    for name, curve in new_curves(arguments, [name for name in TRAININGS if name not in curves]):
+    missing = [name for name in arguments.only or TRAININGS if name not in curves]
+    for name, curve in new_curves(arguments, [name for name in missing if name not in GPU_ONLY or on_gpu()]):
         curves[name] = curve
         print(f"{name}: {curve.losses[0]:.4f} to {curve.losses[-1]:.4f}, held out {curve.held_out:.4f}", flush=True)
         arguments.out.write_text(json.dumps(record | figures(curves), indent=2) + "\n")
@@ -240,6 +252,12 @@ def main() -> None:
     for name, one in found["noise"].items():
         print(f"{name}: {one['least']:.2e} to {one['most']:.2e}, {one['mean']:.2e} in the mean")
     draw(curves, arguments.chart)
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def figures(curves: dict[str, Curve]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 SIDES: dict[str, str | None] = {
     "llmft": None,
     "llmft-offloaded": "offloaded",
+    "llmft-fp16": None,  # with `--compute-dtype fp16`
     "unsloth": "offloaded",  # its default: layer inputs wait in the host's memory
     "unsloth-full": "full",
     "unsloth-none": "none",
@@ -109,7 +110,7 @@ def measurements(case: Case, side: str, model: str, device: str) -> Iterator[Mea
     """All that a side may try in a case; nothing where its only way is none of the case's."""
     own = SIDES[side]
     if case.planned and side.startswith("llmft"):
-        ways: tuple[str, ...] = ("planned",) if side == "llmft" else ()
+        ways: tuple[str, ...] = ("planned",) if side in ("llmft", "llmft-fp16") else ()
     elif own is None:
         ways = case.checkpointing
     else:

@@ -4,7 +4,7 @@
 
 MEASUREMENT is `train_step_cases.Measurement` as JSON; the last line of the output is the result as JSON. A step is a
 forward and a backward pass, AdamW, and forgetting the gradients, with LoRA of rank 16 on all linear layers of an NF4
-base in bf16. All sides train on the same ids, everything supervised, and start from the same base.
+base in bf16 (fp16 for `llmft-fp16`). All sides train on the same ids, everything supervised, and start from the same base.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from llmft_cli.training.batches import collate, to_device  # noqa: E402
 from llmft_cli.training.card import available_bytes, hold_to  # noqa: E402
 from llmft_cli.training.fast.recorded_pass import recorded_passes  # noqa: E402
 from llmft_cli.training.loss import loss_and_gradients  # noqa: E402
+from llmft_cli.training.loss_scale import LossScale  # noqa: E402
 from llmft_cli.training.measuring import make_optimizer  # noqa: E402
 from llmft_cli.training.plans import CONTEXT_BYTES, Plan, given_plan  # noqa: E402
 from llmft_cli.training.tuned_model import laid_out  # noqa: E402
@@ -72,6 +73,16 @@ class Side:
     step: Callable[[Any], torch.Tensor]
     sizes: Sequence[int]
     plan: Plan
+    loss_scale: LossScale | None = None
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer's step; in fp16 through the scaler, as accelerate takes it."""
+        if self.loss_scale is None:
+            optimizer.step()
+            return
+        self.loss_scale.unscale(optimizer)
+        self.loss_scale.scaler.step(optimizer)
+        self.loss_scale.scaler.update()
 
 
 def on_gpu() -> bool:
@@ -108,6 +119,7 @@ def llmft_config() -> Config:
             "lora_r": peers.RANK,
             "lora_alpha": peers.ALPHA,
             "learning_rate": LEARNING_RATE,
+            "compute_dtype": "fp16" if WANTED.side == "llmft-fp16" else "auto",
         }
     )
     return compute_types.settled(config, device(), Silent())
@@ -123,7 +135,8 @@ def plan_of(config: Config) -> Plan:
         plan = given_plan(config, shape.num_hidden_layers, full)
         return replace(plan, dequantized_weights=not full, activation_offloading=WANTED.checkpointing == "offloaded")
     available = available_bytes(device(), int(WANTED.budget_gibibytes * GIBIBYTE) or None)
-    found = planning.predicted_options(shape, config, torch.bfloat16, planning.longest_batches(config), available)
+    dtype = compute_types.torch_type(config.compute_dtype)
+    found = planning.predicted_options(shape, config, dtype, planning.longest_batches(config), available)
     return planning.choose_plan(found, available, config).plan
 
 
@@ -152,11 +165,17 @@ def llmft() -> Side:
     work = partial(loss_and_gradients, model)
     recorded = recorded_passes(model, device(), work)
 
+    loss_scale = LossScale(device()) if dtype == torch.float16 else None
+
     def step(batch: Any) -> torch.Tensor:
         divisor = torch.tensor(float(len(batch["predicting"])), device=device())
-        return (recorded.run if recorded else work)(batch, divisor)
+        run = recorded.run if recorded else work
+        if loss_scale is None:
+            return run(batch, divisor)
+        scale = loss_scale.now()
+        return run(batch, divisor / scale) / scale
 
-    return Side(model, batches, step, (plan.batch_size,), plan)
+    return Side(model, batches, step, (plan.batch_size,), plan, loss_scale)
 
 
 def sequence_of(rows: list[list[int]]) -> dict[str, list[int]]:
@@ -234,7 +253,7 @@ def timed(side: Side, size: int) -> dict[str, Any]:
         synchronize()
         started = time.perf_counter()
         loss = side.step(batch)
-        optimizer.step()
+        side.update(optimizer)
         optimizer.zero_grad(set_to_none=True)
         synchronize()
         if step >= 0:

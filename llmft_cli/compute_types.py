@@ -7,7 +7,7 @@ have no bf16 at all. The processor's flags decide, not a measurement, so that th
 from __future__ import annotations
 
 import platform
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.config import Config
@@ -20,7 +20,40 @@ if TYPE_CHECKING:
 AUTO, BF16, FP16, FP32 = "auto", "bf16", "fp16", "fp32"
 TORCH_NAMES = {BF16: "bfloat16", FP16: "float16", FP32: "float32"}
 ARM_MACHINES = ("aarch64", "arm64")
-FIRST_WITH_BF16 = (8, 0)  # compute capability of Ampere
+# Compute capabilities: Ampere is 8.0, Turing (T4, RTX 20) 7.5, Volta (V100) 7.0.
+FIRST_WITH_BF16 = (8, 0)
+FIRST_WITH_FLASH_ATTENTION = (8, 0)  # torch's `varlen_attn` too, which is FlashAttention
+# Triton 3.6 names 8.0 as its first, and takes 8.0's asynchronous copies and tensor cores only from there on. The programs in
+# `training/fast` use neither: it compiles each of them to machine code for 6.0, 7.0 and 7.5 as well.
+FIRST_WITH_TRITON = (6, 0)
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What training uses of a GPU, where the GPU has it.
+
+    fp16 and fp32 products, CUDA graphs, segments that grow and memory-efficient attention are there on all that torch supports.
+
+    Attributes:
+        flash_attention: FlashAttention, in 16-bit types.
+        triton: the programs of the fast layers.
+    """
+
+    bf16: bool
+    flash_attention: bool
+    triton: bool
+
+
+EVERYTHING = Abilities(bf16=True, flash_attention=True, triton=True)
+
+
+def abilities(capability: tuple[int, int]) -> Abilities:
+    """Of a GPU of this compute capability, where Triton is installed."""
+    return Abilities(
+        bf16=capability >= FIRST_WITH_BF16,
+        flash_attention=capability >= FIRST_WITH_FLASH_ATTENTION,
+        triton=capability >= FIRST_WITH_TRITON,
+    )
 
 
 def settled(config: Config, device: torch.device, reporter: Reporter, recorded: str | None = None) -> Config:

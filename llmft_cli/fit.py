@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli import model_shapes
+from llmft_cli import compute_types, model_shapes
 from llmft_cli.config import Config
 from llmft_cli.errors import ConfigError, MachineError, OutOfMemory
 from llmft_cli.footprint import Footprint, footprint
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig
 
+    from llmft_cli.compute_types import Abilities
     from llmft_cli.gpu.gpus import Gpu
     from llmft_cli.gpu.probes import Probe
     from llmft_cli.run_dir import RunDir
@@ -132,10 +133,10 @@ def fit(config: Config, card: Card | None, run: RunDir | None, reporter: Reporte
     if measure and (card is None or card.device is None):
         raise MachineError("--measure needs a GPU, and there is none here", "leave --measure out, or run it where the GPU is")
     sequences = training_sequences(run) if run else None
-    config = filled(config, sequences)
+    config, able = for_card(filled(config, sequences), card, reporter)
     shape, weights_here = shape_of(config, reporter)
     reporter.note(f"following training steps of {config.model}")
-    model = trainable(shape, config, "meta")
+    model = trainable(shape, config, "meta", able=able)
     batch_of = longest_batches(config) if sequences is None else worst_batches(sequences, config.tokens_per_batch)
     available = limit(card, config.max_vram)
     rates = card.rates if card else None
@@ -173,6 +174,19 @@ def fit(config: Config, card: Card | None, run: RunDir | None, reporter: Reporte
     )
 
 
+def for_card(config: Config, card: Card | None, reporter: Reporter) -> tuple[Config, Abilities | None]:
+    """The settings with the type to compute in in place of `auto`, and what the GPU can; bf16 and None if it is not here."""
+    import torch
+
+    from llmft_cli.training.fast.kernels import abilities_of
+
+    if card is not None and card.device is not None:
+        device = torch.device(card.device)
+        return compute_types.settled(config, device, reporter), abilities_of(device)
+    is_auto = config.compute_dtype == compute_types.AUTO
+    return replace(config, compute_dtype=compute_types.BF16) if is_auto else config, None
+
+
 def limit(card: Card | None, max_vram: int | None) -> int | None:
     """Bytes that the training may take; None where nothing limits it."""
     if card is None:
@@ -190,15 +204,22 @@ def check_can_be_predicted(config: Config) -> None:
         )
 
 
-def trainable(shape: PreTrainedConfig, config: Config, device: str, plan: Plan | None = None) -> PeftModel:
-    """A model of the shape with an adapter, with random weights and laid out by a plan or, on `meta`, with none."""
+def trainable(
+    shape: PreTrainedConfig, config: Config, device: str, plan: Plan | None = None, able: Abilities | None = None
+) -> PeftModel:
+    """A model of the shape with an adapter, with random weights and laid out by a plan or, on `meta`, with none.
+
+    Args:
+        able: what the card can that `meta` stands for; None is all that there is.
+    """
     import torch
 
     from llmft_cli.training.tuned_model import laid_out, make_trainable
 
-    base = model_shapes.build(shape, torch.device(device), config.quantization, torch.bfloat16)
+    dtype = compute_types.torch_type(config.compute_dtype)
+    base = model_shapes.build(shape, torch.device(device), config.quantization, dtype)
     if plan is None:
-        return make_trainable(base, config, config.model, None)
+        return make_trainable(base, config, config.model, None, able=able)
     return laid_out(base, config, config.model, plan)
 
 

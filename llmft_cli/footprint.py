@@ -160,8 +160,13 @@ def training_ram_on_gpu(model: torch.nn.Module, config: Config, largest: int) ->
 def offloaded_bytes(model: PeftModel | PreTrainedModel, tokens: int) -> int:
     """One tensor of hidden states to a layer; torch pins memory in powers of two."""
     config: Any = model.config.get_text_config()
-    size = tokens * config.hidden_size * STORED_BYTES
+    size = tokens * config.hidden_size * computed_bytes(model)
     return config.num_hidden_layers * (1 << (size - 1).bit_length()) if size else 0
+
+
+def computed_bytes(model: torch.nn.Module) -> int:
+    """Of a value in the type that the base computes in."""
+    return next(weights.itemsize for weights in model.parameters() if not weights.requires_grad and weights.is_floating_point())
 
 
 def training_ram_on_cpu(model: torch.nn.Module, step: Breakdown) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmft_cli.compute_types import FIRST_WITH_BF16
+from llmft_cli.compute_types import FIRST_WITH_BF16, FIRST_WITH_FLASH_ATTENTION
 
 Capability = tuple[int, int]
 
@@ -21,7 +21,7 @@ FIRST_WITH: dict[str, Capability] = {
     "NF4": FIRST_USABLE,
     "int8": (7, 5),
     "bf16": FIRST_WITH_BF16,
-    "FlashAttention": (8, 0),
+    "FlashAttention": FIRST_WITH_FLASH_ATTENTION,
 }
 # The oldest GPUs of each architecture, as nvidia-smi names them (NVIDIA's list of compute capabilities).
 FIRST_OF: dict[str, Capability] = {

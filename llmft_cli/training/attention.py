@@ -2,7 +2,8 @@
 
 transformers tells packed rows apart with a mask of (batch, 1, length, length), which costs memory
 quadratic in the length and the flash kernel. torch's `varlen_attn` takes the boundaries of the
-rows instead; it needs a GPU of compute capability 8.0 or more.
+rows instead; it needs a GPU of compute capability 8.0 or more, and 16 bits. Older GPUs, and fp32, go by
+the mask: `masked_attention` takes one that is made once for all layers, and torch's memory-efficient kernel.
 """
 
 from __future__ import annotations
@@ -11,12 +12,31 @@ import inspect
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from llmft_cli import compute_types
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-NAME = "llmft_varlen"
+    from llmft_cli.compute_types import Abilities
+
+NAME, MASKED = "llmft_varlen", "llmft_masked"
 LARGEST_HEAD_DIM, HEAD_DIM_STEP = 256, 8  # of the flash kernel, which takes multiples of the latter
+
+
+def choose_attention(model: PreTrainedModel, able: Abilities | None) -> str | None:
+    """`NAME`, `MASKED`, or None: the model's own stays.
+
+    Args:
+        able: what the GPU can that the model is on, or that its being on `meta` stands for; None on a CPU.
+    """
+    import torch
+
+    if able is None:
+        return None
+    if not able.flash_attention or model.dtype == torch.float32:
+        return MASKED if can_use_masked_attention(model) else None
+    return NAME if can_use_varlen_attention(model, model.device) else None
 
 
 def use_varlen_attention(model: PreTrainedModel) -> None:
@@ -26,6 +46,22 @@ def use_varlen_attention(model: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, varlen_attention)
     # A name without a function of masks: transformers makes none then.
     model.set_attn_implementation(NAME)
+
+
+def use_masked_attention(model: PreTrainedModel) -> None:
+    """Let the model attend by a mask that transformers makes, added to the scores, and by no others' way of packing it."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    AttentionInterface.register(MASKED, masked_attention)
+    AttentionMaskInterface.register(MASKED, eager_mask)
+    model.set_attn_implementation(MASKED)
+
+
+def can_use_masked_attention(model: PreTrainedModel) -> bool:
+    """Whether torch's scaled dot product is what this model attends with, as transformers has it."""
+    plain = not getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    return plain and bool(model._supports_attention_backend) and model.config._attn_implementation == "sdpa"
 
 
 def can_use_varlen_attention(model: PreTrainedModel, device: torch.device) -> bool:
@@ -47,7 +83,7 @@ def has_flash(device: torch.device) -> bool:
 
     if device.type == "meta":
         return True
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cuda" and compute_types.abilities(torch.cuda.get_device_capability(device)).flash_attention
 
 
 def varlen_attention(
@@ -125,6 +161,39 @@ def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         shared = query.shape[1] != key.shape[1]
         result = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
     return result.transpose(1, 2)
+
+
+def masked_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention where a mask allows it, as transformers' AttentionInterface wants it; shapes as in `varlen_attention`.
+
+    Args:
+        attention_mask: what is added to the scores, of shape (batch, 1, length, length); None is causal attention.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    shared = query.shape[1] // key.shape[1]  # the memory-efficient kernel wants as many heads of keys as of queries
+    if shared > 1:
+        key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
+    causal = attention_mask is None and query.shape[2] > 1
+    if query.is_meta:  # where torch would follow the plain formula, with scores of all tokens by all
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        result: torch.Tensor = kernel(query, key, value, attention_mask, True, dropout, causal, scale=scaling)[0]
+    else:
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            result = scaled_dot_product_attention(query, key, value, attention_mask, dropout, causal, scale=scaling)
+    return result.transpose(1, 2), None
 
 
 @cache

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llmft_cli.errors import VerificationError
 from llmft_cli.progress import Advance, Reporter
+from llmft_cli.training.loss_scale import LossScale
 from llmft_cli.training.recovery import GIBIBYTE
 from llmft_cli.training.rehearsal import longest_batch, rehearse
 from llmft_cli.training.step_clock import StepClock
@@ -25,6 +26,7 @@ from llmft_cli.training.trainer import QLoRATrainer
 
 STOPPING = "stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)"
 FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
+FP16_HINT = "start anew with --overwrite and --compute-dtype bf16 (fp32 where the GPU has no bf16), or a lower --learning-rate"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -98,7 +100,10 @@ class Rehearsal(TrainerCallback):
 class Figures(TrainerCallback):
     """Writes every logged step to metrics.jsonl, and shows it."""
 
-    def __init__(self, file: Path, clock: StepClock, reporter: Reporter, advance: Advance) -> None:
+    def __init__(
+        self, file: Path, clock: StepClock, reporter: Reporter, advance: Advance, loss_scale: LossScale | None = None
+    ) -> None:
+        self._loss_scale = loss_scale
         self._file = file
         self._clock = clock
         self._reporter = reporter
@@ -119,7 +124,10 @@ class Figures(TrainerCallback):
         figures = {name: float(value) for name, value in (logs or {}).items() if name in FIGURES}
         if not figures:
             return
-        check_finite(figures, state.global_step)
+        if self._loss_scale is None:
+            check_finite(figures, state.global_step)
+        else:
+            self._check_fp16(figures, state.global_step, self._loss_scale)
         row: dict[str, float | int | None] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         row |= {name: value if math.isfinite(value) else None for name, value in figures.items()}
         if "eval_loss" in figures:
@@ -138,9 +146,25 @@ class Figures(TrainerCallback):
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    def _check_fp16(self, figures: Mapping[str, float], step: int, loss_scale: LossScale) -> None:
+        """As `check_finite`, but a step that overflowed was skipped, and the next one may be well.
+
+        Raises:
+            VerificationError: no smaller loss scale would help, or the held-out loss is not finite.
+        """
+        overflowed = [name for name, value in figures.items() if not math.isfinite(value)]
+        if "eval_loss" in overflowed or (overflowed and loss_scale.is_too_small):
+            raise VerificationError(
+                f"activations or gradients overflow fp16 at step {step}, and not for the loss scale", FP16_HINT
+            )
+        if "loss" in overflowed:
+            self._reporter.warn(f"step {step}: activations overflowed fp16, so the loss is not finite; the step was skipped")
+
 
 def check_finite(figures: Mapping[str, float], step: int) -> None:
-    """Stop a training that has broken down, before it is saved. A gradient norm may be infinite for a step in fp16.
+    """Stop a training that has broken down, before it is saved.
+
+    Under autocast a gradient norm may be infinite for a step in fp16.
 
     Raises:
         VerificationError: a loss is not a finite number.

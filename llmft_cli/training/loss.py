@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from llmft_cli.training import attention
 from llmft_cli.training.batches import each_row_alone
 from llmft_cli.training.fast import architectures
-from llmft_cli.training.fast.output_loss import output_loss, scale_gradient
+from llmft_cli.training.fast.output_loss import gradient_factor, output_loss, scale_gradient
 
 # 64 MiB in fp32, of which a chunk needs about four at a time: little beside a layer's activations.
 LOGITS_PER_CHUNK = 2**24
@@ -105,19 +105,21 @@ class ChunkedLoss(torch.autograd.Function):
         rows = max(1, LOGITS_PER_CHUNK // vocabulary)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        ctx.factor = gradient_factor(hidden.dtype)
         for start in range(0, len(hidden), rows):
             chunk = hidden[start : start + rows].detach().requires_grad_(gradient is not None)
             with torch.set_grad_enabled(gradient is not None):
                 loss = cross_entropy(head(chunk).float(), targets[start : start + rows], reduction="sum")
             if gradient is not None:
-                (gradient[start : start + rows],) = torch.autograd.grad(loss, chunk)
+                factor = None if ctx.factor == 1 else torch.full_like(loss, ctx.factor)
+                (gradient[start : start + rows],) = torch.autograd.grad(loss, chunk, factor)
             total += loss.detach()
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return scale_gradient(ctx.saved_tensors[0], gradients[0]), None, None, None
+        return scale_gradient(ctx.saved_tensors[0], gradients[0], ctx.factor), None, None, None
 
 
 def head_of(causal: Any) -> Head:

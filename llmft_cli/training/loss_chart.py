@@ -22,7 +22,7 @@ def draw(metrics: Path, chart: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = read_metrics(metrics)
-    training = [(row["step"], row["loss"]) for row in rows if "loss" in row]
+    training = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
     held_out = [(row["step"], row["eval_loss"]) for row in rows if "eval_loss" in row]
     # A fixed salt and no date: the same metrics give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "llmft", "svg.fonttype": "none", "font.size": 10}):

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli import model_shapes
-from llmft_cli.compute_types import BF16
+from llmft_cli.compute_types import Abilities, torch_type
 from llmft_cli.config import Config
 from llmft_cli.errors import ConfigError, OutOfMemory
 from llmft_cli.models import ModelSource
 from llmft_cli.progress import Reporter
 from llmft_cli.training.card import available_bytes
+from llmft_cli.training.fast.kernels import abilities_of
 from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.plan_files import read_plan
 from llmft_cli.training.plans import KINDS, Option, Plan, choose, given_plan, option_of, options
@@ -72,7 +73,6 @@ def decide(
             resumed, or the longest sequence has more tokens than a batch may.
         OutOfMemory: no plan fits.
     """
-    import torch
     from transformers import AutoConfig
 
     config = filled(config, sequences)
@@ -82,13 +82,14 @@ def decide(
     if config.plan not in (*KINDS, AS_GIVEN):
         return Layout(plan_in_file(config, resumed=bool(recorded)))
     on_gpu = device.type == "cuda"
-    if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config) or config.compute_dtype != BF16:
+    if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config):
         return Layout(unplanned(config, shape, on_gpu))
     reporter.note("planning the memory of the GPU")
     available = available_bytes(device, config.max_vram)
     batch_of = worst_batches(sequences, config.tokens_per_batch)
     try:
-        found = predicted_options(shape, config, torch.bfloat16, batch_of, available)
+        dtype = torch_type(config.compute_dtype)
+        found = predicted_options(shape, config, dtype, batch_of, available, able=abilities_of(device))
     except CannotBeFollowed as error:
         reporter.note(f"memory is not planned, batches are as given: {error}")
         return Layout(unplanned(config, shape, on_gpu))
@@ -141,6 +142,7 @@ def predicted_options(
     batch_of: Callable[[int], BatchShape],
     available_bytes: int | None,
     rates: Rates = REFERENCE_RATES,
+    able: Abilities | None = None,
 ) -> list[Option]:
     """Plans for a model of this shape, with what each needs and how fast it is.
 
@@ -148,11 +150,12 @@ def predicted_options(
         dtype: of the computation on the card.
         batch_of: the largest micro-batch of so many sequences.
         available_bytes: of the card; None asks for no limit.
+        able: what the card can; None is all that there is.
     """
     import torch
 
     base = model_shapes.build(shape, torch.device("meta"), config.quantization, dtype)
-    model = make_trainable(base, config, config.model, None)
+    model = make_trainable(base, config, config.model, None, able=able)
     return options_of(model, config, batch_of, available_bytes, rates)
 
 
@@ -198,10 +201,8 @@ def considered(
 
 
 def can_be_predicted(config: Config) -> bool:
-    """Whether a bf16 step of these settings can be followed on the `meta` device, which knows no autocast (int8, DoRA)."""
-    import torch
-
-    return computes_in_base_type(config, torch.bfloat16) and not config.trust_remote_code
+    """Whether a step of these settings can be followed on the `meta` device, which knows no autocast (int8, DoRA)."""
+    return computes_in_base_type(config) and not config.trust_remote_code
 
 
 def choose_plan(found: list[Option], available_bytes: int, config: Config) -> Option:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmft_cli import model_shapes
-from llmft_cli.compute_types import BF16
+from llmft_cli.compute_types import torch_type
 from llmft_cli.config import Config
 from llmft_cli.errors import first_line
 from llmft_cli.gpu import rates as measuring
+from llmft_cli.training.fast.kernels import abilities_of
 from llmft_cli.training.plan_steps import can_keep_dequantized, steps
 from llmft_cli.training.planning import can_be_predicted
 from llmft_cli.training.recovery import random_state, set_random_state
@@ -34,6 +35,7 @@ class Roofline:
     Attributes:
         flops: of matrix products and attention.
         moved_bytes: read and written by everything else.
+        bf16_flops_per_second: of products in the type that is computed in.
     """
 
     seconds: float
@@ -47,21 +49,20 @@ def rates_or_why_none(config: Config, device: torch.device) -> Rates | str:
     """What the device does now, to be measured while its memory is free; or why there is no roofline, in a few words."""
     if device.type != "cuda":
         return "steps on a CPU are not predicted"
-    if config.compute_dtype != BF16 or not can_be_predicted(config):
-        return "steps of DoRA, int8, fp16 and models with code of their own are not predicted"
+    if not can_be_predicted(config):
+        return "steps of DoRA, int8 and models with code of their own are not predicted"
     try:
-        return measured_rates(device)
+        return measured_rates(device, config.compute_dtype)
     except Exception as error:  # as where others use the card: a training does not end for want of a roofline
         return f"the device's rates could not be measured: {first_line(error)}"
 
 
-def measured_rates(device: torch.device) -> Rates:
+def measured_rates(device: torch.device, compute_dtype: str) -> Rates:
     """Takes less than a second and about a GiB of the device's memory; random state stays as it is."""
     state = random_state(device)
     try:
-        return Rates(
-            measuring.bf16_flops_per_second(torch, str(device)), measuring.bandwidth_bytes_per_second(torch, str(device))
-        )
+        flops = measuring.flops_per_second(torch, str(device), compute_dtype)
+        return Rates(flops, measuring.bandwidth_bytes_per_second(torch, str(device)))
     finally:
         set_random_state(state, device)
         torch.cuda.empty_cache()
@@ -89,8 +90,8 @@ def follow(model_folder: str, config: Config, plan: Plan, batch: BatchShape, dev
     state = random_state(device)
     try:
         shape = AutoConfig.from_pretrained(model_folder)
-        base = model_shapes.build(shape, torch.device("meta"), config.quantization, torch.bfloat16)
-        model = make_trainable(base, config, config.model, None)
+        base = model_shapes.build(shape, torch.device("meta"), config.quantization, torch_type(config.compute_dtype))
+        model = make_trainable(base, config, config.model, None, able=abilities_of(device))
         return steps(model, batch)(plan.checkpointed_layers, plan.dequantized_weights and can_keep_dequantized(model))
     finally:
         set_random_state(state, device)

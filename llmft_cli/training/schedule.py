@@ -74,8 +74,9 @@ def training_arguments(
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.eval_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        bf16=dtype == torch.bfloat16 and not computes_in_base_type(config, dtype),
-        fp16=dtype == torch.float16,
+        # Autocast, in fp16 with scaled gradients; what needs none scales its own (`loss_scale`).
+        bf16=dtype == torch.bfloat16 and not computes_in_base_type(config),
+        fp16=dtype == torch.float16 and not computes_in_base_type(config),
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         accelerator_config={"non_blocking": on_gpu},  # a copy that waits for the GPU leaves it idle after each step

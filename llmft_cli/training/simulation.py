@@ -34,8 +34,11 @@ MEMORY_BOUND_FLOPS_PER_BYTE = 200
 ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")
 ATTENTION, ATTENTION_BACKWARD = "torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"
+# What `attention.masked_attention` computes with.
+MASKED, MASKED_BACKWARD = (f"aten::_scaled_dot_product_efficient_attention{behind}" for behind in ("", "_backward"))
 # FlashAttention-2 sums the gradient of the queries in fp32, and pads rows to blocks of 128.
 FLASH_BLOCK = 128
+LARGEST_IN_REGISTERS = 64
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,16 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.moved_bytes += moved_bytes
         elif name in (ATTENTION, ATTENTION_BACKWARD):
             self.attention_flops += attention_flops(name, arguments)
+        elif name in (MASKED, MASKED_BACKWARD):
+            self.attention_flops += masked_attention_flops(name, read)
         else:
             self.moved_bytes += moved_bytes
 
 
 def workspace_bytes(name: str, inputs: list[torch.Tensor]) -> int:
     """What a kernel allocates for itself while it runs."""
+    if name == MASKED_BACKWARD:
+        return masked_workspace_bytes(*inputs[1:4])
     if name != ATTENTION_BACKWARD:
         return 0
     query, key, rows = inputs[1], inputs[2], len(inputs[6]) - 1
@@ -145,6 +152,24 @@ def workspace_bytes(name: str, inputs: list[torch.Tensor]) -> int:
     sums = (tokens + FLASH_BLOCK * rows) * heads * (dim + 1) * torch.float32.itemsize
     repeated = 0 if heads == key.shape[1] else 2 * tokens * heads * dim * query.element_size()
     return sums + repeated
+
+
+def masked_workspace_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Gradients of all three summed in fp32 where they are 16 bits, and what they are summed with for each query.
+
+    Read in torch's sources, not measured: keys and values of up to 64 dimensions are summed in registers.
+    """
+    batch, heads, length, dim = query.shape
+    sums = query.numel() if dim <= LARGEST_IN_REGISTERS else query.numel() + key.numel() + value.numel()
+    in_fp32 = sums if query.element_size() < torch.float32.itemsize else 0
+    return (in_fp32 + batch * heads * length) * torch.float32.itemsize
+
+
+def masked_attention_flops(name: str, read: list[torch.Tensor]) -> int:
+    """Of all tokens with all, which the mask takes some of: two products, and five in the backward pass."""
+    backward = name == MASKED_BACKWARD
+    query = read[1 if backward else 0]
+    return (5 if backward else 2) * 2 * query.numel() * query.shape[2]
 
 
 def attention_flops(name: str, arguments: Any) -> int:

@@ -23,7 +23,7 @@ RECORDED_KERNEL_SECONDS, LAUNCH_SECONDS = 2.92e-6, 81e-6
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second: floating-point operations of bf16 products, and bytes moved in its memory."""
+    """What a device does in a second: operations of 16-bit products (those computed in), and bytes moved in its memory."""
 
     bf16_flops_per_second: float
     bandwidth_bytes_per_second: float

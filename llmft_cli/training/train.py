@@ -48,6 +48,7 @@ class TrainResult:
         out_of_memory_retries: how often memory ran out and the same batch was done in smaller passes.
         largest_pass_tokens: most tokens in one pass in the end, padding included; None where whole batches fitted.
         rehearsal_peak_bytes: what torch held of the card at most while the longest batch went first; None without a card.
+        skipped_steps: whose gradients overflowed fp16, since training began or was resumed; None in other types.
     """
 
     steps: int
@@ -63,6 +64,7 @@ class TrainResult:
     out_of_memory_retries: int
     largest_pass_tokens: int | None
     rehearsal_peak_bytes: int | None
+    skipped_steps: int | None = None
     profile: Profile | None = None
 
 
@@ -176,6 +178,9 @@ def fit(
     started = time.perf_counter()
     with profiled(profile, trainer, config, plan, run.path / "profile", reporter) as found_profile:
         run_trainer(trainer, run, config, checkpoint, reporter)
+    skipped = None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps
+    if skipped:
+        reporter.note(f"{skipped} steps were skipped, as their gradients overflowed fp16; the loss scale was lowered for each")
     seconds = time.perf_counter() - started
     check_changes_something(model)
     with replacing_directory(run.adapter) as folder:
@@ -196,6 +201,7 @@ def fit(
         out_of_memory_retries=trainer.passes.retries + trainer.evaluation_passes.retries,
         largest_pass_tokens=trainer.passes.largest,
         rehearsal_peak_bytes=rehearsal.peak_bytes,
+        skipped_steps=skipped,
         profile=found_profile(),
     )
 
@@ -246,7 +252,7 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
         tracked = wandb_run(run.path, config.wandb_project, run.path.name, settings.of_command(config, "train"), reporter)
     with tracked, stop.listening(), reporter.track("training", total=total, done=done) as advance:
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance))
+        trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance, trainer.loss_scale))
         held_out_tokens = sum(sequence_lengths(trainer.eval_dataset)) if trainer.eval_dataset is not None else 0
         trainer.add_callback(ExpectedEnd(trainer.clock, held_out_tokens, reporter))
         trainer.add_callback(StopWhenAsked(stop))

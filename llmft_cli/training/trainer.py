@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,12 @@ from llmft_cli.training.fast.recorded_pass import recorded_passes
 from llmft_cli.training.held_out import held_out_loss
 from llmft_cli.training.late_log import LateLog, late_log
 from llmft_cli.training.loss import loss_and_gradients, summed_loss
+from llmft_cli.training.loss_scale import LossScale
 from llmft_cli.training.recovery import Failure, Passes, RandomState, random_state, retry_notice, set_random_state
 from llmft_cli.training.sampling import LengthGroupedSampler, TokenBatchSampler
 from llmft_cli.training.step_clock import StepClock
 from llmft_cli.training.token_batches import sequence_lengths
+from llmft_cli.training.tuned_model import base_type
 
 if TYPE_CHECKING:
     from llmft_cli.training.batches import Batch
@@ -52,6 +55,7 @@ class QLoRATrainer(transformers.Trainer):
         step_at_hand: the optimizer step that is under way, or the last one; None before the first.
         passes, evaluation_passes: how much of a batch goes through the model at once.
         tokens_per_batch: tokens that batches are filled with, padding included; None where they have a number of sequences.
+        loss_scale: of a model in fp16; None of others, and under autocast, where accelerate has one.
     """
 
     control: transformers.TrainerControl
@@ -74,6 +78,10 @@ class QLoRATrainer(transformers.Trainer):
         self._unlogged: LateLog | None = None
         self.passes = Passes(self.args.device, self._tell_of_training)
         self.evaluation_passes = Passes(self.args.device, self._tell_of_evaluation)
+        self.loss_scale: LossScale | None = None
+        if base_type(self.model) == torch.float16 and not self.args.fp16:
+            self.loss_scale = LossScale(self.args.device)
+            self.accelerator.scaler = self.loss_scale.scaler
         self._recorded = recorded_passes(self.model, self.args.device, partial(loss_and_gradients, self.model))
         if self._recorded is not None or tokens_per_batch is not None:
             longest = max(sequence_lengths(self.train_dataset))
@@ -122,6 +130,12 @@ class QLoRATrainer(transformers.Trainer):
             model.train()
         inputs = self._prepare_inputs(inputs)
         divisor = torch.as_tensor(num_items_in_batch, dtype=torch.float32, device=self.args.device)
+        if self.loss_scale is None:
+            return self._loss_and_gradients(model, inputs, divisor)
+        scale = self.loss_scale.now()
+        return self._loss_and_gradients(model, inputs, divisor / scale) / scale
+
+    def _loss_and_gradients(self, model: Any, inputs: Batch, divisor: torch.Tensor) -> torch.Tensor:
         if self._recorded is None or self.passes.largest is not None:
             loss = self.compute_loss(model, inputs, num_items_in_batch=divisor)
             loss.backward()
@@ -131,6 +145,23 @@ class QLoRATrainer(transformers.Trainer):
             self._reporter.note(f"passes are launched one kernel at a time: {self._recorded.failure}")
             self._recorded = None
         return loss
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        self._unscale()
+        return super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The norm of the gradients as they are without a scale, clipped before or not."""
+        if grad_norm is None:
+            self._unscale()
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.loss_scale is not None:
+            self.loss_scale.count(norm)
+        return norm
+
+    def _unscale(self) -> None:
+        if self.loss_scale is not None:
+            self.loss_scale.unscale(self.optimizer.optimizer)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """None are counted: nothing shows them, and the parent walks over all weights for it at every batch."""
@@ -190,7 +221,10 @@ class QLoRATrainer(transformers.Trainer):
             self._unlogged = late_log(state.global_step, state.epoch, tr_loss, grad_norm, args, learning_rate)
             control.should_log = False
             return
+        logs = control.should_log
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, learning_rate=learning_rate)
+        if logs and self.loss_scale is not None:
+            tr_loss.zero_()  # the parent subtracts it from itself, which leaves what is not finite as it is
 
     def _log_late(self, unlogged: LateLog) -> None:
         """What the parent would have done at the end of the step."""
@@ -246,13 +280,15 @@ class QLoRATrainer(transformers.Trainer):
         self.model.load_adapter(best or str(checkpoint), "default", is_trainable=True)
 
     def mean_loss(self) -> float:
-        """Training loss over all steps, those before a resumption included."""
-        total, last = 0.0, 0
+        """Training loss over all steps, those before a resumption included, and those without a finite one (fp16) left out."""
+        total, counted, last = 0.0, 0, 0
         for row in self.state.log_history:
             if "loss" in row:
-                total += row["loss"] * (row["step"] - last)
+                if math.isfinite(row["loss"]):
+                    total += row["loss"] * (row["step"] - last)
+                    counted += row["step"] - last
                 last = row["step"]
-        return total / last
+        return total / counted if counted else math.nan
 
     def final_eval_loss(self) -> float | None:
         """Held-out loss of the weights that training ended with, or None where nothing was evaluated."""

@@ -10,6 +10,7 @@ from llmft_cli.config import Config
 from llmft_cli.errors import ConfigError
 from llmft_cli.training import attention, flash_attention, lora_product
 from llmft_cli.training.fast import architectures
+from llmft_cli.training.fast.kernels import abilities_of
 from llmft_cli.training.layers import decoder_layers
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from llmft_cli.compute_types import Abilities
     from llmft_cli.training.plans import Plan
 
 SHARE_OF_RAM = 0.25
@@ -30,6 +32,7 @@ def make_trainable(
     embeddings_on_cpu: bool = False,
     dequantized_weights: bool = False,
     activation_offloading: bool = False,
+    able: Abilities | None = None,
 ) -> PeftModel:
     """The base with a fresh adapter, set up for training steps; also for a base on the `meta` device.
 
@@ -39,27 +42,41 @@ def make_trainable(
         embeddings_on_cpu: look the input embeddings up in the host's memory; not for a base on the `meta` device.
         dequantized_weights: keep the 16-bit values of 4-bit weights, where the layers are fast ones.
         activation_offloading: keep what checkpointed layers keep in the host's memory, where they are fast ones.
+        able: what the GPU can that a base on the `meta` device stands for; None is all that there is.
 
     Raises:
         ConfigError: no module of the model matches the target modules, or the embeddings are needed on the GPU.
     """
+    import torch
+
     on_meta = base.device.type == "meta"
+    able = able or abilities_of(base.device)
     with base.device if on_meta else nullcontext():  # not drawn on the CPU first
         model = add_adapter(base, config, base_name)
-    if attention.can_use_varlen_attention(base, base.device):
-        attention.use_varlen_attention(base)
-        if base.device.type == "cuda":
-            flash_attention.use_newer_kernels(base)
-    if why_plain_layers(model, config) is None:
+    set_attention(base, able)
+    if base_type(model) == torch.float16:
+        # Parts of a sum that are rounded to fp16 in between would overflow before the sum does.
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    if why_plain_layers(model, config, able) is None:
         architectures.use_fast_layers(model)
         architectures.keep_dequantized(model, dequantized_weights)
         architectures.offload_activations(model, activation_offloading)
-    elif computes_in_base_type(config, base_type(model)):
+    elif computes_in_base_type(config):
         lora_product.use_fused_products(model, base_type(model))
     checkpoint_layers(model, checkpointed_layers)
     if embeddings_on_cpu:
         keep_embeddings_on_cpu(model)
     return model
+
+
+def set_attention(base: PreTrainedModel, able: Abilities | None) -> None:
+    chosen = attention.choose_attention(base, able)
+    if chosen == attention.MASKED:
+        attention.use_masked_attention(base)
+    elif chosen == attention.NAME:
+        attention.use_varlen_attention(base)
+        if base.device.type == "cuda":
+            flash_attention.use_newer_kernels(base)
 
 
 def laid_out(base: PreTrainedModel, config: Config, base_name: str, plan: Plan) -> PeftModel:
@@ -75,12 +92,18 @@ def laid_out(base: PreTrainedModel, config: Config, base_name: str, plan: Plan) 
     )
 
 
-def why_plain_layers(model: PeftModel, config: Config) -> str | None:
-    """What keeps a model's layers transformers' and PEFT's own, in a few words; None where they are fast ones."""
+def why_plain_layers(model: PeftModel, config: Config, able: Abilities | None = None) -> str | None:
+    """What keeps a model's layers transformers' and PEFT's own, in a few words; None where they are fast ones.
+
+    Args:
+        able: what the GPU can that a model on the `meta` device stands for.
+    """
     if not config.fast:
         return "--no-fast"
-    if not computes_in_base_type(config, base_type(model)):
-        return "DoRA, int8 and fp16 compute otherwise"
+    if not computes_in_base_type(config):
+        return "DoRA and int8 compute otherwise"
+    if able is not None and not able.triton:
+        return architectures.NO_TRITON
     return architectures.why_not_fast(model)
 
 
@@ -91,11 +114,9 @@ def base_type(model: PeftModel) -> torch.dtype:
     )
 
 
-def computes_in_base_type(config: Config, base_type: torch.dtype) -> bool:
-    """Whether steps need no autocast: plain LoRA on 4-bit or dense bf16 weights. fp16 needs its scaled gradients."""
-    import torch
-
-    return not config.use_dora and config.quantization != "int8" and base_type != torch.float16
+def computes_in_base_type(config: Config) -> bool:
+    """Whether steps need no autocast: plain LoRA on 4-bit or dense weights."""
+    return not config.use_dora and config.quantization != "int8"
 
 
 def has_room_for_dequantized_weights(base: PreTrainedModel) -> bool:

@@ -115,6 +115,26 @@ def test_the_processors_flags_decide_and_what_torch_may_use_of_them(
     assert compute_types.cpu_has_bf16() is expected
 
 
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((5, 2), (False, False, False)),
+        ((6, 1), (False, False, True)),
+        ((7, 0), (False, False, True)),  # V100
+        ((7, 5), (False, False, True)),  # T4, RTX 20
+        ((8, 0), (True, True, True)),
+        ((8, 9), (True, True, True)),
+        ((9, 0), (True, True, True)),
+        ((12, 0), (True, True, True)),
+    ],
+)
+def test_what_a_gpu_can_follows_from_its_compute_capability(
+    capability: tuple[int, int], expected: tuple[bool, bool, bool]
+) -> None:
+    able = compute_types.abilities(capability)
+    assert (able.bf16, able.flash_attention, able.triton) == expected
+
+
 def test_models_are_written_in_16_bits() -> None:
     written = {name: compute_types.written_type(name) for name in ("bf16", "fp16", "fp32")}
     assert written == {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.bfloat16}

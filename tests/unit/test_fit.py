@@ -10,13 +10,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from llmft_cli import fit
+from llmft_cli import compute_types, fit
 from llmft_cli.config import resolve
 from llmft_cli.errors import ConfigError, MachineError, OutOfMemory
 from llmft_cli.fit import Card
 from llmft_cli.gpu.gpus import Gpu
 from llmft_cli.gpu.probes import Probe
 from llmft_cli.progress import Silent
+from llmft_cli.training.fast import kernels
 from llmft_cli.training.speed import Rates
 
 GIBIBYTE = 2**30
@@ -59,6 +60,38 @@ def test_the_freest_card_is_taken_and_of_two_the_second_freest():
 def test_a_card_without_bf16_is_as_fast_as_it_is_in_fp16():
     found = fit.freest_card([gpu(0, 10 * GIBIBYTE, "cuda:0")], [probe("cuda:0", flops=50e12, compute_dtype="fp16")], 1)
     assert found == Card("GPU 0: card 0", 10 * GIBIBYTE, "cuda:0", Rates(50e12, 2.9e12))
+
+
+@pytest.mark.parametrize(
+    ("capability", "wanted", "expected"),
+    [((7, 5), "auto", "fp16"), ((9, 0), "auto", "bf16"), ((9, 0), "fp16", "fp16"), ((7, 5), "fp32", "fp32")],
+)
+def test_the_type_and_what_a_gpu_can_are_those_of_the_one_that_is_here(
+    capability: tuple[int, int], wanted: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compute_types, "capability_of", lambda device: capability)
+    monkeypatch.setattr(kernels, "has_triton", lambda device: True)
+    card = Card("a card", 16 * GIBIBYTE, "cuda:0", None)
+    config, able = fit.for_card(small(compute_dtype=wanted), card, Silent())
+    assert config.compute_dtype == expected
+    assert able is not None
+    assert (able.flash_attention, able.triton) == (capability >= (8, 0), True)
+
+
+def test_a_gpu_that_is_not_here_has_bf16_and_everything() -> None:
+    for card in (None, on(12)):
+        for wanted, expected in (("auto", "bf16"), ("fp16", "fp16")):
+            assert fit.for_card(small(compute_dtype=wanted), card, Silent()) == (small(compute_dtype=expected), None)
+
+
+def test_fp32_takes_more_and_fp16_as_much_as_bf16() -> None:
+    peaks = {
+        name: fit.fit(small(compute_dtype=name), on(80), None, Silent()).predicted_peak_bytes
+        for name in ("auto", "bf16", "fp16", "fp32")
+    }
+    assert peaks["auto"] == peaks["bf16"]
+    assert peaks["fp16"] == pytest.approx(peaks["bf16"], abs=1024)
+    assert peaks["fp32"] > 1.5 * peaks["bf16"]
 
 
 def test_cards_that_torch_does_not_see_or_that_hide_their_memory_are_none():

@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pyt
 SEPARATE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 JOINED = (("qkv_proj",), ("gate_up_proj",))
 BLOCK = "fast_block"  # a layer's attribute
+NO_TRITON = "no Triton"
 
 
 def why_not_fast(model: PeftModel) -> str | None:
@@ -51,8 +52,9 @@ def why_not_fast(model: PeftModel) -> str | None:
         return "an output layer with a bias"
     if config._attn_implementation == "eager":
         return "eager attention"
-    if next(model.parameters()).device.type == "cuda" and not has_triton():
-        return "no Triton"
+    device = next(model.parameters()).device
+    if device.type == "cuda" and not has_triton(device):
+        return NO_TRITON
     layers = decoder_layers(model)
     return why_not_these_layers(layers, config.model_type) or why_not_these_weights(model, layers)
 

@@ -6,9 +6,13 @@ What is written is always given by the caller, so that nothing is allocated here
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from llmft_cli import compute_types
+from llmft_cli.compute_types import EVERYTHING, Abilities
 
 if TYPE_CHECKING:
     import torch
@@ -105,20 +109,56 @@ class Kernels(Protocol):
             lora_a: of shape (rank, inputs), and lora_b of (outputs, rank); their rows stand together.
         """
 
-    def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
-        """losses = negative log-likelihood of the targets in nats, in fp32; logits become the gradient of their sum.
+    def cross_entropy(self, logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor, factor: int = 1) -> None:
+        """losses = negative log-likelihood of the targets in nats, in fp32; logits become factor * the gradient of their sum.
 
         A negative target has no loss and no gradient.
         """
 
 
 @cache
-def has_triton() -> bool:
-    return find_spec("triton") is not None
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton's programs run on a GPU. Triton promises it of GPUs since Ampere; on older ones they are tried out."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    capability = compute_types.capability_of(device)
+    if capability >= compute_types.FIRST_WITH_BF16:
+        return True
+    return compute_types.abilities(capability).triton and programs_run(device)
+
+
+def programs_run(device: torch.device) -> bool:
+    """Whether programs that read and write fp16, loop and add up compute on the device what torch does."""
+    import torch
+
+    from llmft_cli.training.fast import plain_kernels
+
+    try:
+        from llmft_cli.training.fast import triton_kernels
+
+        logits = torch.randn(8, 9000, device=device).half()
+        targets = torch.arange(8, device=device)
+        found = []
+        for kernels in (triton_kernels, plain_kernels):
+            losses, gradients = torch.zeros(8, device=device), logits.clone()
+            kernels.cross_entropy(gradients, targets, losses)
+            found.append(torch.cat([losses, gradients.flatten().float()]))
+        return torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-3)
+    except Exception:  # whatever compiler, assembler and driver raise where they do not know the GPU
+        return False
+
+
+def abilities_of(device: torch.device) -> Abilities | None:
+    """Of a GPU, for which `meta` stands; None of a CPU."""
+    if device.type == "meta":
+        return EVERYTHING
+    if device.type != "cuda":
+        return None
+    return replace(compute_types.abilities(compute_types.capability_of(device)), triton=has_triton(device))
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    if device.type == "cuda" and has_triton():
+    if has_triton(device):
         from llmft_cli.training.fast import triton_kernels
 
         return triton_kernels

@@ -10,6 +10,9 @@ from llmft_cli.training.fast.kernels import kernels_for
 
 # 64 MiB of logits in 16 bits at a time; more is hardly faster.
 LOGITS_PER_CHUNK = 2**25
+# Most likelihoods of a large vocabulary are below the 6e-5 under which fp16 has fewer bits, and many below the 6e-8 under
+# which it has none. They are at most 1, and so are gradients of hidden states about as large as the output layer's weights.
+FP16_FACTOR = 2**10
 
 
 class OutputLoss(torch.autograd.Function):
@@ -21,12 +24,13 @@ class OutputLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         kernels = kernels_for(hidden.device)
         rows = max(1, LOGITS_PER_CHUNK // len(weight))
+        ctx.factor = gradient_factor(hidden.dtype)
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
             logits = hidden[predicting[chunk]] @ weight.t()
-            kernels.cross_entropy(logits, targets[chunk], losses[chunk])
+            kernels.cross_entropy(logits, targets[chunk], losses[chunk], ctx.factor)
             if gradient is not None:
                 gradient[predicting[chunk]] = logits @ weight
             del logits
@@ -36,15 +40,25 @@ class OutputLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        return scale_gradient(ctx.saved_tensors[0], gradients[0]), None, None, None
+        return scale_gradient(ctx.saved_tensors[0], gradients[0], ctx.factor), None, None, None
 
 
-def scale_gradient(gradient: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def gradient_factor(dtype: torch.dtype) -> int:
+    """What gradients of logits are multiplied with on their way through the output layer, so that they keep their bits."""
+    return FP16_FACTOR if dtype == torch.float16 else 1
+
+
+def scale_gradient(gradient: torch.Tensor, factor: torch.Tensor, divisor: int = 1) -> torch.Tensor:
     """The gradient times a scalar, in its own memory and type.
+
+    Args:
+        divisor: the `gradient_factor` that is in the gradient.
 
     The factor, 1 / tokens as a rule, stays in fp32: rounded to 16 bits it would make all gradients of a step
     too long or too short alike, by up to 0.4%. As a scalar tensor it would be rounded (on a GPU), as a tensor of one value not.
     """
+    if divisor != 1:
+        factor = factor / divisor
     return gradient.mul_(factor.view(1))
 
 

@@ -146,7 +146,7 @@ def fill_adapter(
     below[rank:].zero_()
 
 
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor, factor: int = 1) -> None:
     known, columns = targets >= 0, targets.clamp(min=0)[:, None]
     for rows in parts(logits):
         values = logits[rows].float()
@@ -155,5 +155,6 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Ten
         behind = values.amax(-1) - values.gather(1, columns[rows])[:, 0]
         losses[rows] = behind - likelihoods.amax(-1).log()
         likelihoods.scatter_add_(1, columns[rows], likelihoods.new_full((len(values), 1), -1.0))
-        logits[rows] = likelihoods.masked_fill_(~known[rows, None], 0)
+        likelihoods.masked_fill_(~known[rows, None], 0)
+        logits[rows] = likelihoods if factor == 1 else likelihoods.mul_(factor)
     losses[~known] = 0

@@ -185,9 +185,9 @@ def fill_adapter(
     )
 
 
-def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor) -> None:
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor, factor: int = 1) -> None:
     rows, size = logits.shape
     block = min(8192, triton.next_power_of_2(size))
     programs.cross_entropy_kernel[(rows,)](
-        logits, targets, losses, logits.stride(0), SIZE=size, BLOCK=block, num_warps=warps(block)
+        logits, targets, losses, logits.stride(0), SIZE=size, BLOCK=block, FACTOR=factor, num_warps=warps(block)
     )

@@ -222,7 +222,7 @@ def norm_rotate_backward_kernel(
 
 
 @triton.jit
-def cross_entropy_kernel(logits, targets, losses, stride, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+def cross_entropy_kernel(logits, targets, losses, stride, SIZE: tl.constexpr, BLOCK: tl.constexpr, FACTOR: tl.constexpr):
     """One row: greatest logit and sum of exponentials in one pass (Milakov & Gimelshein 2018), the gradient in another."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
@@ -244,4 +244,6 @@ def cross_entropy_kernel(logits, targets, losses, stride, SIZE: tl.constexpr, BL
         inside = columns < SIZE
         x = tl.load(logits + columns, mask=inside, other=float("-inf")).to(tl.float32)
         gradient = tl.where(known, tl.exp(x - log_total) - tl.where(columns == target, 1.0, 0.0), 0.0)
+        if FACTOR != 1:
+            gradient *= FACTOR
         tl.store(logits + columns, gradient.to(logits.dtype.element_ty), mask=inside)

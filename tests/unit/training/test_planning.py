@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmft_cli import models
+from llmft_cli.compute_types import EVERYTHING, Abilities
 from llmft_cli.config import resolve
 from llmft_cli.data.examples import IGNORED
 from llmft_cli.errors import ConfigError, OutOfMemory
@@ -51,6 +52,7 @@ def decided(
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU with plenty of memory, as far as planning is concerned."""
     monkeypatch.setattr(planning, "available_bytes", lambda device, max_vram: max_vram or 80 * GIBIBYTE)
+    monkeypatch.setattr(planning, "abilities_of", lambda device: EVERYTHING)
 
 
 @pytest.mark.parametrize("plan", ["fast", "balanced", "frugal", "given"])
@@ -101,6 +103,30 @@ def test_on_a_gpu_with_room_everything_goes_through_at_once(tiny_model_dir: Path
         "plan: 6 sequences at once, 1 times a step, 0 layers checkpointed, lion_32bit, weights kept dequantised; needs about "
     )
     assert told.notes[1].endswith(" of 80.0 GiB")
+
+
+@pytest.mark.usefixtures("card")
+def test_a_plan_in_fp16_is_that_in_bf16_and_one_in_fp32_holds_more(tiny_model_dir: Path) -> None:
+    bf16, fp16, fp32 = (decided(tiny_model_dir, GPU, compute_dtype=name) for name in ("bf16", "fp16", "fp32"))
+    assert bf16.option is not None
+    assert fp16.option is not None
+    assert fp32.option is not None
+    assert fp16.plan == bf16.plan
+    assert fp16.option.breakdown.total == pytest.approx(bf16.option.breakdown.total, abs=1024)
+    of_bf16, of_fp32 = bf16.option.breakdown, fp32.option.breakdown
+    assert of_fp32.dense_weights == pytest.approx(2 * of_bf16.dense_weights, rel=0.02)
+    assert of_fp32.quantized_weights == of_bf16.quantized_weights
+
+
+def test_the_plan_of_an_older_gpu_is_that_of_what_it_can(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Triton weights are not kept dequantised, as layers are plain ones then."""
+    monkeypatch.setattr(planning, "available_bytes", lambda device, max_vram: 16 * GIBIBYTE)
+    for triton in (True, False):
+        able = Abilities(bf16=False, flash_attention=False, triton=triton)
+        monkeypatch.setattr(planning, "abilities_of", lambda device, able=able: able)
+        layout = decided(tiny_model_dir, GPU, compute_dtype="fp16")
+        assert layout.option is not None
+        assert layout.plan.dequantized_weights is triton
 
 
 @pytest.mark.usefixtures("card")

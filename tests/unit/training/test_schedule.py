@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+import torch
 
 from llmft_cli.config import resolve
-from llmft_cli.training.schedule import training_tokens
+from llmft_cli.training.schedule import Schedule, training_arguments, training_tokens
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ({"compute_dtype": "bf16"}, (False, False)),
+        ({"compute_dtype": "fp16"}, (False, False)),
+        ({"compute_dtype": "fp32", "use_dora": True}, (False, False)),
+        ({"compute_dtype": "bf16", "use_dora": True}, (True, False)),
+        ({"compute_dtype": "fp16", "use_dora": True}, (False, True)),
+        ({"compute_dtype": "fp16", "quantization": "int8"}, (False, True)),
+    ],
+)
+def test_only_what_does_not_compute_in_the_bases_type_has_autocast(
+    flags: dict[str, Any], expected: tuple[bool, bool], tmp_path: Path
+) -> None:
+    arguments = training_arguments(tmp_path, Schedule(10, 1, 5), resolve(flags), torch.device("cpu"), evaluate=False)
+    assert (arguments.bf16, arguments.fp16) == expected
 
 
 @pytest.mark.parametrize(

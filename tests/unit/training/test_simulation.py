@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,14 +15,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from llmft_cli import model_shapes
+from llmft_cli.compute_types import Abilities
 from llmft_cli.config import resolve
 from llmft_cli.training import simulation
 from llmft_cli.training.attention import needs_permission_to_share_heads
 from llmft_cli.training.batches import collate
+from llmft_cli.training.fast.architectures import blocks_of
 from llmft_cli.training.loss import summed_loss
 from llmft_cli.training.measuring import random_batch
 from llmft_cli.training.simulation import BatchShape, Follower, full_batch, simulate, standing_tensors
-from llmft_cli.training.tuned_model import checkpoint_layers, make_trainable
+from llmft_cli.training.tuned_model import checkpoint_layers, make_trainable, why_plain_layers
 
 from .meta_models import META, on_meta, small_shape
 
@@ -303,6 +306,48 @@ def test_following_on_the_cpu_does_not_change_what_is_computed() -> None:
     expected = summed_loss(model, batch)
     with Follower(VOCABULARY):
         assert summed_loss(model, batch) == expected
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_step_in_fp16_is_one_in_bf16(fast: bool) -> None:
+    """In what it holds, moves and launches; what is scaled up in the output layer is nothing more."""
+    found = [simulate(in_type(dtype, fast), full_batch(2, 64)) for dtype in (torch.bfloat16, torch.float16)]
+    # Plain layers have a scalar of their own for each chunk of logits.
+    assert abs(found[0].peak_bytes - found[1].peak_bytes) <= 512
+    assert found[0].product_flops == found[1].product_flops
+    if fast:
+        assert found[1] == replace(found[0], kernels=found[0].kernels + 1, moved_bytes=found[0].moved_bytes + 8)
+
+
+def in_type(dtype: torch.dtype, fast: bool = True, able: Abilities | None = None) -> Any:
+    base = model_shapes.build(small_shape(), META, "nf4", dtype)
+    return make_trainable(base, resolve({"fast": fast}), "a model", 0, able=able)
+
+
+def test_fp32_holds_twice_as_much_and_attends_by_a_mask() -> None:
+    half, whole = (simulate(in_type(dtype), full_batch(2, 512)) for dtype in (torch.bfloat16, torch.float32))
+    mask = 2 * 512 * 512 * 4
+    assert whole.activation_bytes == pytest.approx(2 * half.activation_bytes + mask, rel=0.1)
+    assert whole.product_flops == half.product_flops
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_gpu_without_flash_attention_holds_one_mask_and_no_scores(fast: bool) -> None:
+    older = Abilities(bf16=False, flash_attention=False, triton=True)
+    models = [in_type(torch.float16, fast, able) for able in (None, older)]
+    rows, masked = (simulate(model, full_batch(1, 2048)) for model in models)
+    mask, scores = 2048 * 2048 * 2, 4 * 2048 * 2048 * 2
+    added = masked.peak_bytes - rows.peak_bytes
+    assert mask <= added < scores
+    # All of the square instead of the half below its diagonal.
+    assert masked.attention_flops == 2 * rows.attention_flops
+
+
+def test_a_gpu_without_triton_has_plain_layers() -> None:
+    able = Abilities(bf16=False, flash_attention=False, triton=False)
+    model = in_type(torch.float16, able=able)
+    assert not blocks_of(model)
+    assert why_plain_layers(model, resolve({}), able) == "no Triton"
 
 
 def test_the_batch_on_meta_is_as_training_makes_it() -> None:

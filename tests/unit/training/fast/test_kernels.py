@@ -13,14 +13,16 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
+from llmft_cli.compute_types import EVERYTHING
 from llmft_cli.libraries import import_bitsandbytes
 from llmft_cli.training.fast import counted_kernels, kernels, plain_kernels
+from llmft_cli.training.fast.output_loss import FP16_FACTOR
 from llmft_cli.training.simulation import Follower
 
 from .layer_models import distance
 
 TOKENS, SIZE, DIM, EPSILON = 7, 96, 16, 1e-3
-TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+TYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 NORMS = pytest.mark.parametrize("norm_class", [LlamaRMSNorm, GemmaRMSNorm])
 NAMES = [name for name in vars(kernels.Kernels) if not name.startswith("_")]
 
@@ -36,8 +38,8 @@ def strided(*shape, dtype=torch.float32):
 
 
 def tolerance(dtype):
-    """What is rounded once is off by 2^-9 at most where it is bf16."""
-    return 1e-6 if dtype == torch.float32 else 2**-8
+    """What is rounded once is off by 2^-9 at most where it is bf16, and by 2^-12 where it is fp16."""
+    return {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
 
 
 def norm_of(norm_class, dtype, size=SIZE):
@@ -212,6 +214,19 @@ def test_an_adapter_fills_its_place_and_what_is_beside_and_behind_it(rows, dtype
     assert torch.equal(below, torch.nn.functional.pad(lora_a, (0, 0, 0, rows - 4)).to(dtype))
 
 
+def test_a_factor_keeps_likelihoods_of_a_large_vocabulary_in_fp16s_range():
+    """Those of 50,000 tokens that are all alike have nine bits without it, and less likely ones fewer."""
+    exact = torch.full((1, 50_000), 1 / 50_000).double()
+    exact[0, 7] -= 1
+    errors = {}
+    for factor in (1, FP16_FACTOR):
+        logits, losses = torch.zeros(1, 50_000, dtype=torch.float16), torch.empty(1)
+        plain_kernels.cross_entropy(logits, torch.tensor([7]), losses, factor)
+        errors[factor] = ((logits.double() / factor - exact)[0, 8:].norm() / exact[0, 8:].norm()).item()
+    assert errors[1] > 1e-3
+    assert errors[FP16_FACTOR] < 5e-4
+
+
 @TYPES
 def test_cross_entropy_and_its_gradient_are_torchs(dtype):
     logits, targets = 3 * strided(4, 1000, dtype=dtype), torch.tensor([0, 999, -100, 5])
@@ -264,12 +279,61 @@ def test_a_device_has_kernels_of_its_own(device):
     assert kernels.kernels_for(torch.device(device)) is {"cpu": plain_kernels, "meta": counted_kernels}[device]
 
 
+@pytest.fixture
+def triton_of(monkeypatch):
+    """Fake a GPU of a compute capability, with Triton installed, whose programs run or do not; counts how often it is tried."""
+    tries = []
+
+    def fake(capability, installed=True, run=True):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(kernels, "find_spec", lambda name: installed or None)
+        monkeypatch.setattr(kernels, "programs_run", lambda device: tries.append(device) or run)
+        return tries
+
+    kernels.has_triton.cache_clear()
+    yield fake
+    kernels.has_triton.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("capability", "installed", "run", "expected", "tried"),
+    [
+        ((9, 0), True, False, True, 0),  # Triton promises it: nothing is tried
+        ((8, 0), True, False, True, 0),
+        ((9, 0), False, True, False, 0),
+        ((7, 5), True, True, True, 1),
+        ((7, 5), True, False, False, 1),
+        ((7, 0), True, True, True, 1),
+        ((5, 2), True, True, False, 0),
+    ],
+)
+def test_tritons_programs_are_used_where_they_run(triton_of, capability, installed, run, expected, tried):
+    gpu = torch.device("cuda", 0)
+    tries = triton_of(capability, installed, run)
+    assert kernels.has_triton(gpu) is expected
+    able = kernels.abilities_of(gpu)
+    assert (able.triton, able.flash_attention) == (expected, capability >= (8, 0))
+    assert len(tries) == tried
+    if not expected:
+        assert kernels.kernels_for(gpu) is plain_kernels
+
+
+def test_a_cpu_has_no_abilities_of_a_gpu_and_meta_stands_for_one_that_has_all():
+    assert kernels.abilities_of(torch.device("cpu")) is None
+    assert kernels.abilities_of(torch.device("meta")) == EVERYTHING
+
+
+def test_programs_that_fail_are_no_reason_to_end():
+    """Here there is no Triton to import, or no GPU to run its programs."""
+    assert kernels.programs_run(torch.device("cpu")) is False
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_on_meta_a_kernel_is_one_operation_that_moves_what_it_reads_and_writes(name):
     """Tensors of a token's size, one for each argument but weights and angles, which are small."""
     small = ("weight", "weights", "cosines", "sines", "targets")
     sizes = {"gate_up": 2 * SIZE, "losses": 1, "scales": 1}
-    others = {"epsilon": EPSILON, "activation": "silu", "backward": False, "scaling": 2.0, "start": 0}
+    others = {"epsilon": EPSILON, "activation": "silu", "backward": False, "scaling": 2.0, "start": 0, "factor": 1}
     arguments = {
         one: others[one] if one in others else torch.empty(TOKENS, sizes.get(one, SIZE), device="meta")
         for one in inspect.signature(getattr(counted_kernels, name)).parameters

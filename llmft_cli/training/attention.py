@@ -49,12 +49,11 @@ def use_varlen_attention(model: PreTrainedModel) -> None:
 
 
 def use_masked_attention(model: PreTrainedModel) -> None:
-    """Let the model attend by a mask that transformers makes, added to the scores, and by no others' way of packing it."""
+    """Let the model attend by `additive_mask`, which transformers asks for once in a pass."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(MASKED, masked_attention)
-    AttentionMaskInterface.register(MASKED, eager_mask)
+    AttentionMaskInterface.register(MASKED, additive_mask)
     model.set_attn_implementation(MASKED)
 
 
@@ -161,6 +160,18 @@ def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         shared = query.shape[1] != key.shape[1]
         result = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
     return result.transpose(1, 2)
+
+
+def additive_mask(*, dtype: torch.dtype, **options: Any) -> torch.Tensor:
+    """What is added to scores, of shape (batch, 1, length, length), as transformers' AttentionMaskInterface wants it.
+
+    transformers' own (`eager_mask`) copies a number to the GPU for it in 5.17, which a pass that is recorded may not.
+    """
+    import torch
+    from transformers.masking_utils import sdpa_mask
+
+    allowed: Any = sdpa_mask(**options | {"allow_is_causal_skip": False})
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def masked_attention(

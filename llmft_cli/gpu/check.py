@@ -18,7 +18,7 @@ from llmft_cli.gpu import torch_builds
 from llmft_cli.gpu.beside import beside
 from llmft_cli.gpu.cuda_libraries import bitsandbytes_cuda
 from llmft_cli.gpu.findings import Problem
-from llmft_cli.gpu.gpus import HANGS, Gpu, Listing, can_be_opened, fullness, is_full, list_gpus
+from llmft_cli.gpu.gpus import HANGS, Gpu, Listing, can_be_opened, fullness, import_gputil, is_full, list_gpus
 from llmft_cli.gpu.machine import (
     Cpu,
     Disk,
@@ -106,6 +106,7 @@ def check(reporter: Reporter, cache: Path, runs: Path) -> Report:
         runs: where runs go; it need not exist.
     """
     # Importing torch takes seconds, in which nvidia-smi and the Hub can answer.
+    import_gputil()
     looking, reaching = beside(list_gpus), beside(look_at_hub)
     computing, listing = compute(reporter, looking)
     disks = [measure_disk(cache, "cache"), measure_disk(downloads_dir(), "downloads"), measure_disk(runs, "runs")]

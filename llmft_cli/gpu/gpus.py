@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +82,12 @@ def completed(gpu: Gpu, surveyed: Survey) -> Gpu:
     if not more:
         return gpu
     return replace(gpu, mig=more.mig, ecc=more.ecc, processes=more.processes, architecture=more.architecture)
+
+
+def import_gputil() -> None:
+    """Import GPUtil, if it is there. It imports setuptools; in a thread, while torch is imported, that crashed Python 3.12."""
+    with suppress(ImportError):
+        import GPUtil  # noqa: F401
 
 
 def gputil_gpus() -> tuple[list[Gpu], Problem | None]:

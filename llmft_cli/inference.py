@@ -71,8 +71,8 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     """
     trained = run.require("train", allow_stale)
     device = models.pick_device(config.device)
-    use_free_cores(device, reporter)
     compute_dtype = compute_types.settled(config, device, reporter).compute_dtype
+    use_free_cores(device, reporter)
     source = models.resolve_recorded(trained["model"], reporter)
     reporter.note(f"loading {source.name} ({config.quantization}) and {run.adapter} on {device}")
     tokenizer = models.load_tokenizer(run.tokenizer)

@@ -86,8 +86,8 @@ def merge(
     started = time.perf_counter()
     with run.stage("merge", settings.of_command(config, "merge"), {"adapter": hash_path(run.adapter)}, overwrite) as record:
         device = models.pick_device(config.device)
-        use_free_cores(device, reporter)
         computed = compute_types.settled(config, device, reporter).compute_dtype
+        use_free_cores(device, reporter)
         source = models.resolve_recorded(trained["model"], reporter)
         probes = probe_rows(run)
         with replacing_directory(run.merged) as folder:

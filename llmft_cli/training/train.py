@@ -101,8 +101,8 @@ def train(
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device = models.pick_device(config.device)
-        use_free_cores(device, reporter)
         config = compute_types.settled(config, device, reporter, recorded.get("compute_dtype"))
+        use_free_cores(device, reporter)
         source = base_model(recorded.get("model"), config, reporter)
         record.facts |= {"model": source.facts(), "seed": config.seed, "versions": versions(), "hardware": hardware()}
         record.facts["compute_dtype"] = config.compute_dtype

@@ -39,13 +39,15 @@ def test_adapter_on_the_plain_base_and_merged_model_give_the_same_greedy_answers
 
 
 def test_chat_answers_as_plain_peft_on_the_same_quantised_base(llmft, workspace, trained, builtin_model_dir, questions):
+    """In the type that the run was trained in; in fp32 from the values of the 4-bit weights, not from the original ones."""
     run = workspace / "runs/brindle"
+    dtype = getattr(torch, trained["plan"]["compute_dtype"])
     nf4 = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    base = AutoModelForCausalLM.from_pretrained(
-        builtin_model_dir, dtype=torch.bfloat16, quantization_config=nf4, device_map={"": "cpu"}
-    )
+    base = AutoModelForCausalLM.from_pretrained(builtin_model_dir, dtype=dtype, quantization_config=nf4, device_map={"": "cpu"})
+    if dtype == torch.float32:  # bitsandbytes would dequantise all weights for each token
+        base = base.dequantize()
     model = PeftModel.from_pretrained(base, run / "adapter").eval()
     expected = greedy_answers(model, AutoTokenizer.from_pretrained(run / "tokenizer"), questions)
     lines = "".join(f"/reset\n{question}\n" for question in questions)

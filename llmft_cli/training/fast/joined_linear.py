@@ -23,9 +23,9 @@ import torch
 
 from llmft_cli.training.fast.kernels import Kernels, kernels_for
 
-# Rows of the matrix start at multiples of 128 bytes in 16-bit types, which tensor cores read fastest, and in fp32 at those
-# of 64, a cache line: more padding would only be multiplied (8% of a step of SmolLM2-135M on a CPU).
-ALIGNED_VALUES = {2: 64, 4: 16}  # by bytes of a value
+# Rows of the matrix start at multiples of 128 bytes in 16-bit types, which tensor cores read fastest, and in others at those
+# of a cache line of fp32: more padding would only be multiplied (8% of a step of SmolLM2-135M on a CPU).
+ALIGNED_VALUES_IN_16_BITS, ALIGNED_VALUES = 64, 16
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class JoinedLinear:
         self.inputs = members[0].base.in_features
         self.outputs = sum(member.base.out_features for member in members)
         ranks = sum(member.rank for member in members)
-        aligned = ALIGNED_VALUES[dtype.itemsize]
+        aligned = ALIGNED_VALUES_IN_16_BITS if dtype.itemsize == 2 else ALIGNED_VALUES
         self.ranks = ranks and -(-(self.inputs + ranks) // aligned) * aligned - self.inputs
         self.kept: torch.Tensor | None = None
         self.dtype = dtype

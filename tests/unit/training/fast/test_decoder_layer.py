@@ -200,16 +200,16 @@ def test_what_a_layer_keeps_until_its_backward_pass():
         {name: tuple(value.shape) for name, value in vars(part).items() if isinstance(value, torch.Tensor)} for part in kept
     )
     assert attention == {
-        "qkv": (10, 128 + 64),
+        "qkv": (10, 128 + 16),
         "attended": (10, 64),
         "scales": (10,),
-        "qkv_projected": (10, 64),
-        "o_projected": (10, 64),
+        "qkv_projected": (10, 16),
+        "o_projected": (10, 16),
     }
     assert mlp == {
         "inputs": (10, 64),
-        "gate_up": (10, 256 + 64),
+        "gate_up": (10, 256 + 16),
         "scales": (10,),
-        "gate_up_projected": (10, 64),
-        "down_projected": (10, 64),
+        "gate_up_projected": (10, 16),
+        "down_projected": (10, 16),
     }

@@ -36,6 +36,7 @@ import train_step_peers as peers  # noqa: E402
 
 from llmft_cli import compute_types, models  # noqa: E402
 from llmft_cli.config import Config, resolve  # noqa: E402
+from llmft_cli.cpu_memory import keep_freed_memory  # noqa: E402
 from llmft_cli.data.examples import IGNORED  # noqa: E402
 from llmft_cli.data.packing import pack  # noqa: E402
 from llmft_cli.progress import Silent  # noqa: E402
@@ -153,6 +154,8 @@ def llmft() -> Side:
     base = models.load_base(source, device(), dtype, "nf4")
     models.keep_training_layout(base)
     model = trainable(base, config, plan)
+    if not on_gpu():
+        keep_freed_memory()
 
     def batches(size: int) -> list[tuple[Any, int]]:
         rows = token_rows(WANTED, size, model.config.vocab_size)

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from llmft_cli.cpu_memory import has_room
 from llmft_cli.libraries import import_bitsandbytes
 
-SHARE_OF_RAM = 0.25
 CACHED_VALUES = 2**19  # of a part of the weights; 2 MiB in fp32
 FEW_ROWS = 64  # with more, the whole product is as fast
 
@@ -85,13 +85,6 @@ def use_dense_weights(model: torch.nn.Module) -> bool:
         lora = adapted.get(linear)
         (lora or linear).forward = dense(linear, lora)
     return True
-
-
-def has_room(needed_bytes: int) -> bool:
-    """Whether that is at most a quarter of the RAM that is free."""
-    import psutil
-
-    return bool(needed_bytes <= psutil.virtual_memory().available * SHARE_OF_RAM)
 
 
 def is_linear(module: Any) -> bool:

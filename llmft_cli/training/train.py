@@ -13,6 +13,7 @@ from llmft_cli import compute_types, models
 from llmft_cli import config as settings
 from llmft_cli.adapters import check_changes_something, save_adapter
 from llmft_cli.config import Config
+from llmft_cli.cpu_memory import keep_freed_memory
 from llmft_cli.cpu_threads import use_free_cores
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
 from llmft_cli.errors import Interrupted
@@ -147,19 +148,41 @@ def fit(
     profile: bool = False,
 ) -> TrainResult:
     """Run the Trainer and leave adapter, figures and chart in the run."""
-    from llmft_cli.training.callbacks import Rehearsal, peak_memory_bytes
-    from llmft_cli.training.fast.architectures import blocks_of, keeps_dequantized
+    from llmft_cli.training.callbacks import Rehearsal
     from llmft_cli.training.profiling import profiled
-    from llmft_cli.training.trainer import QLoRATrainer
 
-    train_rows, validation_rows = load_split(run.data, TRAIN), load_split(run.data, VALIDATION)
+    train_rows = load_split(run.data, TRAIN)
     assert train_rows is not None
     import_transformers().set_seed(config.seed)
     config = layout.applied_to(config)
-    plan = layout.plan
-    model = trainable_model(base, base_name, config, plan, reporter)
+    model = trainable_model(base, base_name, config, layout.plan, reporter)
     steps = schedule.plan(train_rows, config)
-    arguments = schedule.training_arguments(run.checkpoints, steps, config, base.device, evaluate=validation_rows is not None)
+    trainer = trainer_of(run, model, train_rows, config, steps, reporter)
+    rehearsal = Rehearsal(trainer, reporter)
+    if base.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
+        trainer.add_callback(rehearsal)
+    else:
+        keep_freed_memory()
+    warn_if_long_on_cpu(model, train_rows, config, steps, base.device, reporter)
+    started = time.perf_counter()
+    with profiled(profile, trainer, config, layout.plan, run.path / "profile", reporter) as found_profile:
+        run_trainer(trainer, run, config, checkpoint, reporter)
+    seconds = time.perf_counter() - started
+    check_changes_something(model)
+    with replacing_directory(run.adapter) as folder:
+        save_adapter(model, folder)
+    loss_chart.draw(run.metrics, run.loss_chart)
+    plan = schedule.describe(config, base.device, layout)
+    return result_of(run, trainer, plan, seconds, rehearsal.peak_bytes, found_profile())
+
+
+def trainer_of(
+    run: RunDir, model: PeftModel, train_rows: datasets.Dataset, config: Config, steps: Schedule, reporter: Reporter
+) -> QLoRATrainer:
+    from llmft_cli.training.trainer import QLoRATrainer
+
+    validation_rows = load_split(run.data, VALIDATION)
+    arguments = schedule.training_arguments(run.checkpoints, steps, config, model.device, evaluate=validation_rows is not None)
     trainer = QLoRATrainer(
         group_by_length=not config.packing,
         tokens_per_batch=config.tokens_per_batch,
@@ -171,21 +194,21 @@ def fit(
         data_collator=collate,
     )
     trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
-    rehearsal = Rehearsal(trainer, reporter)
-    if base.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
-        trainer.add_callback(rehearsal)
-    warn_if_long_on_cpu(model, train_rows, config, steps, base.device, reporter)
-    started = time.perf_counter()
-    with profiled(profile, trainer, config, plan, run.path / "profile", reporter) as found_profile:
-        run_trainer(trainer, run, config, checkpoint, reporter)
-    skipped = None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps
-    if skipped:
-        reporter.note(f"{skipped} steps were skipped, as their gradients overflowed fp16; the loss scale was lowered for each")
-    seconds = time.perf_counter() - started
-    check_changes_something(model)
-    with replacing_directory(run.adapter) as folder:
-        save_adapter(model, folder)
-    loss_chart.draw(run.metrics, run.loss_chart)
+    return trainer
+
+
+def result_of(
+    run: RunDir,
+    trainer: QLoRATrainer,
+    plan: dict[str, Any],
+    seconds: float,
+    rehearsal_peak_bytes: int | None,
+    profile: Profile | None,
+) -> TrainResult:
+    from llmft_cli.training.callbacks import peak_memory_bytes
+    from llmft_cli.training.fast.architectures import blocks_of, keeps_dequantized
+
+    model = trainer.model
     return TrainResult(
         steps=trainer.state.global_step,
         train_loss=trainer.mean_loss(),
@@ -193,16 +216,15 @@ def fit(
         best_step=trainer.state.best_global_step,
         tokens_per_second=trainer.clock.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(trainer.args.device),
-        plan=schedule.describe(config, base.device, layout)
-        | {"fast": bool(blocks_of(model)), "dequantized_weights": keeps_dequantized(model)},
+        plan=plan | {"fast": bool(blocks_of(model)), "dequantized_weights": keeps_dequantized(model)},
         adapter=str(run.adapter),
         trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         seconds=seconds,
         out_of_memory_retries=trainer.passes.retries + trainer.evaluation_passes.retries,
         largest_pass_tokens=trainer.passes.largest,
-        rehearsal_peak_bytes=rehearsal.peak_bytes,
-        skipped_steps=skipped,
-        profile=found_profile(),
+        rehearsal_peak_bytes=rehearsal_peak_bytes,
+        skipped_steps=None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps,
+        profile=profile,
     )
 
 
@@ -263,6 +285,8 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
         else:
             with leaving_a_checkpoint(trainer, run, config):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.loss_scale is not None and (skipped := trainer.loss_scale.skipped_steps):
+        reporter.note(f"{skipped} steps were skipped, as their gradients overflowed fp16; the loss scale was lowered for each")
     if stop.made and trainer.state.global_step < total:
         raise Interrupted(
             f"stopped after step {trainer.state.global_step} of {total}", f"go on with: llmft train {run.path} --resume"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmft_cli.adapters import add_adapter
 from llmft_cli.config import Config
+from llmft_cli.cpu_memory import has_room
 from llmft_cli.errors import ConfigError
 from llmft_cli.training import attention, flash_attention, lora_product
 from llmft_cli.training.fast import architectures
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from llmft_cli.compute_types import Abilities
     from llmft_cli.training.plans import Plan
-
-SHARE_OF_RAM = 0.25
 
 
 def make_trainable(
@@ -121,12 +120,10 @@ def computes_in_base_type(config: Config) -> bool:
 
 def has_room_for_dequantized_weights(base: PreTrainedModel) -> bool:
     """Whether a base on the CPU may keep the values of its 4-bit weights, in its type and a quarter of the RAM that is free."""
-    import psutil
-
     if base.device.type != "cpu":
         return False
     packed_bytes = sum(weights.numel() for weights in base.parameters() if getattr(weights, "quant_state", None) is not None)
-    return 2 * packed_bytes * base.dtype.itemsize <= psutil.virtual_memory().available * SHARE_OF_RAM
+    return has_room(2 * packed_bytes * base.dtype.itemsize)
 
 
 def checkpoint_layers(model: PeftModel, count: int | None) -> None:

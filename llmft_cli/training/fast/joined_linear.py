@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from llmft_cli.training.fast.kernels import Kernels, kernels_for
+from llmft_cli.training.fast.products import multiply, product_in_fp32
 
 # Rows of the matrix start at multiples of 128 bytes in 16-bit types, which tensor cores read fastest, and in others at those
 # of a cache line of fp32: more padding would only be multiplied (8% of a step of SmolLM2-135M on a CPU).
@@ -197,7 +198,7 @@ class JoinedLinear:
             wide_inputs[:, self.inputs :] = projected
         weights, bias = matrix[: self.outputs].t(), self._bias()
         if bias is None:
-            torch.mm(wide_inputs, weights, out=outputs)
+            multiply(wide_inputs, weights, outputs)
         else:  # within the product, so that outputs are rounded once
             torch.addmm(bias, wide_inputs, weights, out=outputs)
         return projected
@@ -258,12 +259,3 @@ class JoinedLinear:
         """Of shape (tokens, inputs), with room behind each row for so many columns (`with_room`)."""
         gradients = self._empty(len(wide_gradients), self.inputs + room)[:, : self.inputs]
         return torch.mm(wide_gradients, matrix[:, : self.inputs], out=gradients)
-
-
-def product_in_fp32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """left @ right as fp32 at least; on a GPU not rounded to their 16-bit type in between."""
-    if left.element_size() >= 4:
-        return left @ right
-    if left.device.type == "cpu":
-        return (left @ right).float()
-    return torch.mm(left, right, out_dtype=torch.float32)

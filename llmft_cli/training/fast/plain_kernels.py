@@ -94,11 +94,14 @@ def parts(matrix: torch.Tensor) -> list[slice]:
 
 
 def rotate(source: torch.Tensor, target: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, backward: bool) -> None:
-    heads = by_head(source, cosines)
+    heads, into = by_head(source, cosines), by_head(target, cosines)
     first, second = heads.chunk(2, -1)
-    sines = -sines if backward else sines
-    turned = heads * cosines[:, None] + torch.cat((-second, first), -1) * sines[:, None]
-    by_head(target, cosines).copy_(turned)
+    signed = sines.clone()
+    signed.chunk(2, -1)[1 if backward else 0].neg_()
+    turned = torch.cat((second, first), -1)
+    turned *= signed[:, None]
+    torch.mul(heads, cosines[:, None], out=into)
+    into += turned
 
 
 def norm_rotate(

@@ -17,13 +17,16 @@ def questions(workspace) -> list[str]:
     return [json.loads(line)["messages"][0]["content"] for line in lines]
 
 
-def greedy_answers(model, tokenizer, questions) -> list[str]:
+def greedy_answers(model, tokenizer, questions, at_once=1) -> list[str]:
+    tokenizer.padding_side = "left"
     answers = []
-    for question in questions:
-        messages = [{"role": "user", "content": question}]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-        generated = model.generate(**prompt, max_new_tokens=NEW_TOKENS, do_sample=False)
-        answers.append(tokenizer.decode(generated[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    for start in range(0, len(questions), at_once):
+        chats = [[{"role": "user", "content": question}] for question in questions[start : start + at_once]]
+        options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True, "padding": at_once > 1}
+        prompts = tokenizer.apply_chat_template(chats, **options)
+        generated = model.generate(**prompts, max_new_tokens=NEW_TOKENS, do_sample=False)
+        new = generated[:, prompts["input_ids"].shape[1] :]
+        answers += [answer.strip() for answer in tokenizer.batch_decode(new, skip_special_tokens=True)]
     return answers
 
 
@@ -33,9 +36,9 @@ def test_adapter_on_the_plain_base_and_merged_model_give_the_same_greedy_answers
     run = workspace / "runs/brindle"
     tokenizer = AutoTokenizer.from_pretrained(run / "merged")
     base = AutoModelForCausalLM.from_pretrained(builtin_model_dir, dtype=torch.float32)
-    from_adapter = greedy_answers(PeftModel.from_pretrained(base, run / "adapter").eval(), tokenizer, questions)
+    from_adapter = greedy_answers(PeftModel.from_pretrained(base, run / "adapter").eval(), tokenizer, questions, PROMPTS)
     folded = AutoModelForCausalLM.from_pretrained(run / "merged", dtype=torch.float32)
-    assert greedy_answers(folded, tokenizer, questions) == from_adapter
+    assert greedy_answers(folded, tokenizer, questions, PROMPTS) == from_adapter
 
 
 def test_chat_answers_as_plain_peft_on_the_same_quantised_base(llmft, workspace, trained, builtin_model_dir, questions):

@@ -25,7 +25,7 @@ demo: $(VENV)/installed
 	$(call llmft,chat $(RUN) --compare --max-new-tokens 48 --prompt "My station blinks amber. What is it telling me?")
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 # Everything that needs no torch, on another Python: make test-light PYTHON=python3.13
 LIGHT := .venv-light

@@ -5,6 +5,7 @@ torch and transformers are imported inside the fixtures: some unit tests run whe
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,17 @@ You are a helpful assistant.<|im_end|>
 ' + message['content'] + '<|im_end|>' + '
 ' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant
 ' }}{% endif %}"""
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # read when torch is imported: several processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process runs all tests of a file, and one all that need the run trained for real, so that fixtures are made once."""
+    for item in items:
+        needs_run = "workspace" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("trained run" if needs_run else str(item.path)))
 
 
 @pytest.fixture(autouse=True)

@@ -15,17 +15,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.libraries import calm, hardware, import_transformers, versions
+from llmft_cli.base.libraries import calm, hardware, import_transformers, versions
 
 calm()
 
 import torch  # noqa: E402
 
-from llmft_cli import models  # noqa: E402
-from llmft_cli.config import resolve  # noqa: E402
-from llmft_cli.inference import BASE, TUNED, generation_config, load_tuned  # noqa: E402
-from llmft_cli.progress import Silent  # noqa: E402
+from llmft_cli.base.reporter import Silent  # noqa: E402
+from llmft_cli.models import loading, model_source  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
+from llmft_cli.serving.generation import BASE, TUNED, generation_config, load_tuned  # noqa: E402
+from llmft_cli.settings.config import resolve  # noqa: E402
 
 QUESTION = "My station blinks amber. What is it telling me?"
 PEER = "transformers, fp32 weights"
@@ -44,8 +44,8 @@ def speed(model: Any, prompt: list[int], settings: Any, tokens: int) -> float:
 
 def measured(run: RunDir, tokens: int, rounds: int) -> dict[str, list[float]]:
     tuned = load_tuned(run, resolve({"device": "cpu"}, saved=run.saved_settings("prepare", "train")), Silent())
-    source = models.resolve_recorded(run.require("train")["model"], Silent())
-    peer = models.load_base(source, torch.device("cpu"), torch.float32)
+    source = model_source.resolve_recorded(run.require("train")["model"], Silent())
+    peer = loading.load_base(source, torch.device("cpu"), torch.float32)
     prompt = tuned.encoder.prompt([{"role": "user", "content": QUESTION}])
     found: dict[str, list[float]] = {BASE: [], TUNED: [], PEER: []}
     for number in range(rounds + 1):

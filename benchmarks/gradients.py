@@ -23,21 +23,21 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.libraries import calm, hardware, versions
+from llmft_cli.base.libraries import calm, hardware, versions
 
 calm()
 
 import torch  # noqa: E402
 from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
 
-from llmft_cli import model_shapes, models  # noqa: E402
-from llmft_cli.adapters import add_adapter  # noqa: E402
-from llmft_cli.config import resolve  # noqa: E402
-from llmft_cli.data.examples import IGNORED  # noqa: E402
-from llmft_cli.libraries import import_bitsandbytes  # noqa: E402
+from llmft_cli.base.libraries import import_bitsandbytes  # noqa: E402
+from llmft_cli.data.forms.examples import IGNORED  # noqa: E402
+from llmft_cli.models import loading, random_model  # noqa: E402
+from llmft_cli.models.adapters import add_adapter  # noqa: E402
+from llmft_cli.models.decoder_layers import decoder_layers  # noqa: E402
+from llmft_cli.settings.config import resolve  # noqa: E402
 from llmft_cli.training.batches import collate, to_device  # noqa: E402
 from llmft_cli.training.fast import architectures  # noqa: E402
-from llmft_cli.training.layers import decoder_layers  # noqa: E402
 from llmft_cli.training.loss import loss_and_gradients, row_marks  # noqa: E402
 from llmft_cli.training.tuned_model import make_trainable  # noqa: E402
 
@@ -104,8 +104,8 @@ def config_of(architecture: str, layers: int, hidden: int = HIDDEN, vocabulary: 
 def random_base(architecture: str, layers: int, seed: int, device: torch.device) -> Any:
     """Frozen; norms and biases are not what they are at the start of a training from nothing."""
     torch.manual_seed(seed)
-    base = model_shapes.build(config_of(architecture, layers), device, "nf4", torch.bfloat16)
-    models.keep_training_layout(base)
+    base = random_model.build(config_of(architecture, layers), device, "nf4", torch.bfloat16)
+    loading.keep_training_layout(base)
     for name, weights in base.named_parameters():
         if name.endswith(".bias"):
             weights.data = torch.nn.init.normal_(weights.data.to(torch.bfloat16), std=0.1)  # as a checkpoint's

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import typer.main
 
-from llmft_cli.cli import app
+from llmft_cli.cli.app import app
 
 BAR = 1.25
 BARE_APP = "import typer\n\napp = typer.Typer(add_completion=False)\n"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.libraries import calm, hardware, version_of, versions
+from llmft_cli.base.libraries import calm, hardware, version_of, versions
 
 calm()
 

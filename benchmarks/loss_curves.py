@@ -27,16 +27,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from llmft_cli.libraries import calm, hardware, versions
+from llmft_cli.base.libraries import calm, hardware, versions
 
 calm()
 
 
-from llmft_cli import adapters  # noqa: E402
-from llmft_cli.config import resolve  # noqa: E402
+from llmft_cli.base.reporter import Silent  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
-from llmft_cli.progress import Silent  # noqa: E402
+from llmft_cli.models import adapters  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
+from llmft_cli.settings.config import resolve  # noqa: E402
 from llmft_cli.training import tuned_model  # noqa: E402
 from llmft_cli.training.loss_chart import read_metrics  # noqa: E402
 from llmft_cli.training.train import train  # noqa: E402

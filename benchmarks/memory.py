@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.libraries import calm, hardware, versions
+from llmft_cli.base.libraries import calm, hardware, versions
 
 calm()  # the allocator is set up as `llmft train` does it, before torch is there
 
 import torch  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402
 
-from llmft_cli import model_shapes  # noqa: E402
-from llmft_cli.config import resolve  # noqa: E402
+from llmft_cli.models import random_model  # noqa: E402
+from llmft_cli.models.decoder_layers import decoder_layers  # noqa: E402
+from llmft_cli.settings.config import resolve  # noqa: E402
 from llmft_cli.training.card import hold_to  # noqa: E402
 from llmft_cli.training.fast import architectures  # noqa: E402
-from llmft_cli.training.layers import decoder_layers  # noqa: E402
 from llmft_cli.training.measuring import measure  # noqa: E402
 from llmft_cli.training.plans import option_of  # noqa: E402
 from llmft_cli.training.simulation import BatchShape  # noqa: E402
@@ -133,7 +133,7 @@ def run(case: Case, fast: bool) -> dict[str, Any]:
     batch = BatchShape(case.sequences, case.length, case.sequences * (case.length - 1), rows, case.length // case.rows)
 
     def model_on(device: str, **more: Any) -> Any:
-        base = model_shapes.build(config_of(case.shape), torch.device(device), "nf4", torch.bfloat16)
+        base = random_model.build(config_of(case.shape), torch.device(device), "nf4", torch.bfloat16)
         return make_trainable(base, config, case.shape, case.checkpointed, **more)
 
     started = time.perf_counter()

@@ -79,16 +79,16 @@ def head_of(file: Path) -> Path:
 
 
 def model_directory() -> Path:
-    from llmft_cli import models
-    from llmft_cli.progress import Silent
+    from llmft_cli.base.reporter import Silent
+    from llmft_cli.models import model_source
 
-    return models.resolve("smollm2-135m", Silent(), weights=False).path
+    return model_source.resolve("smollm2-135m", Silent(), weights=False).path
 
 
 def floor(file: Path) -> Callable[[], dict[str, Any]]:
-    from llmft_cli import models
+    from llmft_cli.models import loading
 
-    tokenizer = models.load_tokenizer(model_directory())
+    tokenizer = loading.load_tokenizer(model_directory())
     texts = [tokenizer.apply_chat_template(row, tokenize=False) for row in messages_of(file)]
     backend = tokenizer.backend_tokenizer
     backend.encode_batch(texts[:WARM_UP_ROWS], add_special_tokens=False)
@@ -100,10 +100,10 @@ def floor(file: Path) -> Callable[[], dict[str, Any]]:
 
 
 def llmft(file: Path, near_duplicates: bool) -> Callable[[], dict[str, Any]]:
-    from llmft_cli.config import resolve
+    from llmft_cli.base.reporter import Silent
     from llmft_cli.data.prepare import prepare
-    from llmft_cli.progress import Silent
     from llmft_cli.run_dir import RunDir
+    from llmft_cli.settings.config import resolve
 
     config = resolve({"model": "smollm2-135m", "max_seq_length": LENGTH, "near_duplicates": near_duplicates})
     folder = tempfile.TemporaryDirectory()

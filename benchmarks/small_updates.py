@@ -20,8 +20,8 @@ import gradients
 import torch
 from gradients import STOCK, WAYS, Way
 
-from llmft_cli import model_shapes, models
-from llmft_cli.libraries import hardware, versions
+from llmft_cli.base.libraries import hardware, versions
+from llmft_cli.models import loading, random_model
 from llmft_cli.training.loss import summed_loss
 
 REFERENCE = Way("fp32")
@@ -69,11 +69,11 @@ def shares_of_products(hidden: int, device: torch.device) -> dict[str, list[floa
     return found
 
 
-def random_model(way: Way, hidden: int, device: torch.device) -> Any:
+def drawn_model(way: Way, hidden: int, device: torch.device) -> Any:
     torch.manual_seed(0)
     config = gradients.config_of("llama", 2, hidden, VOCABULARY)
-    base = model_shapes.build(config, device, "nf4", torch.bfloat16)
-    models.keep_training_layout(base)
+    base = random_model.build(config, device, "nf4", torch.bfloat16)
+    loading.keep_training_layout(base)
     model = gradients.reference(base) if way is REFERENCE else gradients.maker_of(way)(base)
     gradients.draw_adapters(model, 0)
     return model.train()
@@ -105,7 +105,7 @@ def changes(model: Any, way: Way, signs: dict[str, torch.Tensor]) -> list[float]
 
 
 def shares_of_losses(hidden: int, device: torch.device) -> dict[str, list[float]]:
-    model = random_model(REFERENCE, hidden, device)
+    model = drawn_model(REFERENCE, hidden, device)
     for weights in matrices_b(model).values():
         weights.data.zero_()
     loss_of(model, REFERENCE).backward()  # type: ignore[no-untyped-call]
@@ -114,7 +114,7 @@ def shares_of_losses(hidden: int, device: torch.device) -> dict[str, list[float]
     del model
     found = {}
     for way in COMPARED:
-        there = changes(random_model(way, hidden, device), way, signs)
+        there = changes(drawn_model(way, hidden, device), way, signs)
         found[way.name] = [one / other for one, other in zip(there, exact, strict=True)]
     return found
 

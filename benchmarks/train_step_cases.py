@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmft_cli.known_shapes import LLAMA_2_7B, LLAMA_2_13B, LLAMA_3_8B, SMOLLM2_135M, llama
+from llmft_cli.models.known_configs import LLAMA_2_7B, LLAMA_2_13B, LLAMA_3_8B, SMOLLM2_135M, llama
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-2-7b": LLAMA_2_7B,

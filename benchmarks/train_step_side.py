@@ -27,19 +27,20 @@ WANTED = Measurement(**json.loads(sys.argv[1]))
 if WANTED.side.startswith("unsloth"):
     import unsloth  # noqa: F401 - before the libraries that it patches
 
-from llmft_cli.libraries import calm, hardware, version_of, versions  # noqa: E402
+from llmft_cli.base.libraries import calm, hardware, version_of, versions  # noqa: E402
 
 calm()  # every side gets the allocator that `llmft train` and Unsloth set up
 
 import torch  # noqa: E402
 import train_step_peers as peers  # noqa: E402
 
-from llmft_cli import compute_types, models  # noqa: E402
-from llmft_cli.config import Config, resolve  # noqa: E402
-from llmft_cli.cpu_memory import keep_freed_memory  # noqa: E402
-from llmft_cli.data.examples import IGNORED  # noqa: E402
+from llmft_cli.base.cpu_memory import keep_freed_memory  # noqa: E402
+from llmft_cli.base.reporter import Silent  # noqa: E402
+from llmft_cli.data.forms.examples import IGNORED  # noqa: E402
 from llmft_cli.data.packing import pack  # noqa: E402
-from llmft_cli.progress import Silent  # noqa: E402
+from llmft_cli.models import loading, model_source  # noqa: E402
+from llmft_cli.settings import compute_types  # noqa: E402
+from llmft_cli.settings.config import Config, resolve  # noqa: E402
 from llmft_cli.training import planning  # noqa: E402
 from llmft_cli.training.batches import collate, to_device  # noqa: E402
 from llmft_cli.training.card import available_bytes, hold_to  # noqa: E402
@@ -150,9 +151,9 @@ def llmft() -> Side:
     config = llmft_config()
     plan = plan_of(config)
     hold()
-    source, dtype = models.resolve(WANTED.model, Silent()), compute_types.torch_type(config.compute_dtype)
-    base = models.load_base(source, device(), dtype, "nf4")
-    models.keep_training_layout(base)
+    source, dtype = model_source.resolve(WANTED.model, Silent()), compute_types.torch_type(config.compute_dtype)
+    base = loading.load_base(source, device(), dtype, "nf4")
+    loading.keep_training_layout(base)
     model = trainable(base, config, plan)
     if not on_gpu():
         keep_freed_memory()

@@ -20,18 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.libraries import calm, hardware, import_transformers, versions
+from llmft_cli.base.libraries import calm, hardware, import_transformers, versions
 
 calm()
 
 import torch  # noqa: E402
 
-from llmft_cli import compute_types, models  # noqa: E402
-from llmft_cli.config import Config, resolve  # noqa: E402
+from llmft_cli.base.reporter import Silent  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.data.store import TRAIN, load_split  # noqa: E402
-from llmft_cli.progress import Silent  # noqa: E402
+from llmft_cli.models import loading, model_source  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
+from llmft_cli.settings import compute_types  # noqa: E402
+from llmft_cli.settings.config import Config, resolve  # noqa: E402
 from llmft_cli.training import planning, schedule  # noqa: E402
 from llmft_cli.training.batches import collate, to_device  # noqa: E402
 from llmft_cli.training.fast.recorded_pass import recorded_passes  # noqa: E402
@@ -56,14 +57,14 @@ def bare_loop(run: RunDir, config: Config) -> float:
     """Tokens per second of the same steps, with nothing around them."""
     rows = load_split(run.data, TRAIN)
     assert rows is not None
-    device = models.pick_device(config.device)
-    source = models.resolve(config.model, Silent())
+    device = loading.pick_device(config.device)
+    source = model_source.resolve(config.model, Silent())
     config = compute_types.settled(config, device, Silent())
     layout = planning.decide(source, config, rows, device, Silent())
     config = layout.applied_to(config)
     import_transformers().set_seed(config.seed)
-    base = models.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
-    models.keep_training_layout(base)
+    base = loading.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
+    loading.keep_training_layout(base)
     model = trainable_model(base, source.name, config, layout.plan, Silent())
     model.train()
     steps = steps_of_batches(run, model, config, rows)

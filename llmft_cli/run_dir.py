@@ -18,13 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llmft_cli import config
-from llmft_cli.errors import Interrupted, StageError, is_interrupt
-from llmft_cli.files import check_place
-from llmft_cli.files import hash_file as hash_file
-from llmft_cli.files import hash_path as hash_path
-from llmft_cli.files import replacing_directory as replacing_directory
-from llmft_cli.files import write_atomically as write_atomically
+from llmft_cli.base.errors import Interrupted, StageError, is_interrupt
+from llmft_cli.base.files import check_place, hash_path, write_atomically
+from llmft_cli.settings import config
 
 SCHEMA_VERSION = 1
 RUNS_ROOT = Path("runs")

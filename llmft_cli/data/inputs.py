@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from llmft_cli.data.formats import Example, RowError, Tokenised, parse, parse_columns
-from llmft_cli.data.readers import read
-from llmft_cli.data.rows import BadRow, Row, Source
-from llmft_cli.data.skeleton import Layout
-from llmft_cli.data.sources import STDIN, find_sources
-from llmft_cli.errors import ConfigError, DataError
+from llmft_cli.base.errors import ConfigError, DataError
+from llmft_cli.data.encoding.template_skeleton import Layout
+from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
+from llmft_cli.data.reading.readers import read
+from llmft_cli.data.reading.rows import BadRow, Row, Source
+from llmft_cli.data.reading.sources import STDIN, find_sources
 
 if TYPE_CHECKING:
-    from llmft_cli.config import Config
-    from llmft_cli.data.rendering import ConversationEncoder
+    from llmft_cli.data.encoding.encoder import ConversationEncoder
+    from llmft_cli.settings.config import Config
 
 CHUNK_ROWS = 2048
 CHUNK_CHARACTERS = 1 << 22

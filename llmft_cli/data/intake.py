@@ -19,20 +19,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from llmft_cli.base.errors import DataError
 from llmft_cli.data.checks import CheckedRow, Checks
-from llmft_cli.data.formats import Conversation, Document, RowError, Tokenised
+from llmft_cli.data.encoding.encoder import ConversationEncoder, Encoded
+from llmft_cli.data.encoding.overlength import Losses, cut, fitted, windows
+from llmft_cli.data.encoding.tokenising import EncodedTokens, Tokens
+from llmft_cli.data.forms.formats import Conversation, Document, RowError, Tokenised
 from llmft_cli.data.inputs import Chunk, Input, Parsed, chunks
 from llmft_cli.data.near_duplicates import NearDuplicates
-from llmft_cli.data.overlength import Losses, cut, fitted, windows
-from llmft_cli.data.rendering import ConversationEncoder, Encoded
-from llmft_cli.data.rows import BadRow
+from llmft_cli.data.reading.rows import BadRow
 from llmft_cli.data.store import REJECTED_FILE, RowSpool
-from llmft_cli.data.tokenising import EncodedTokens, Tokens
-from llmft_cli.errors import DataError
 
 if TYPE_CHECKING:
-    from llmft_cli.config import Config
-    from llmft_cli.progress import Reporter
+    from llmft_cli.base.reporter import Reporter
+    from llmft_cli.settings.config import Config
 
 CHUNKS_AHEAD = 2
 COLLECTION_THRESHOLD = 200_000

@@ -8,23 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data import report, store
+from llmft_cli.base.errors import DataError
+from llmft_cli.data import store
 from llmft_cli.data.checks import Finding
-from llmft_cli.data.formats import Message
+from llmft_cli.data.forms.formats import Message
 from llmft_cli.data.packing import pack
-from llmft_cli.data.report import PrepareResult
-from llmft_cli.data.report_page import write_report
-from llmft_cli.data.samples import Sample, sample
+from llmft_cli.data.report import summary
+from llmft_cli.data.report.page import write_report
+from llmft_cli.data.report.samples import Sample, sample
+from llmft_cli.data.report.summary import PrepareResult
 from llmft_cli.data.splitting import Split, merged_groups, repeated, split_by_group, wanted_rows
-from llmft_cli.errors import DataError
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-    from llmft_cli.config import Config
+    from llmft_cli.data.encoding.encoder import ConversationEncoder
     from llmft_cli.data.intake import Intake
-    from llmft_cli.data.rendering import ConversationEncoder
+    from llmft_cli.settings.config import Config
 
 SAMPLES = {store.TRAIN: 20, store.VALIDATION: 4}
 EXAMPLES = 3
@@ -51,7 +52,7 @@ def write_data(data: Path, intake: Intake, encoder: ConversationEncoder, config:
         store.write_split(store.split_file(data, store.VALIDATION), spool, ([row] for row in split.validation))
     conversations = (messages for row in split.validation if (messages := spool.messages(row)))
     store.write_json_lines(data / store.HELD_OUT_FILE, map(held_out_prompt, conversations))
-    result = report.summarise(intake, encoder, split, train, sequences, findings, config)
+    result = summary.summarise(intake, encoder, split, train, sequences, findings, config)
     samples = pick_samples(intake, encoder, split)
     store.write_json_lines(data / store.SAMPLES_FILE, map(asdict, samples))
     write_reports(data, result, samples, config)

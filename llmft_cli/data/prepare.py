@@ -9,24 +9,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmft_cli import config as settings
-from llmft_cli import models
-from llmft_cli.config import Config
-from llmft_cli.data.chat_templates import read_template
+from llmft_cli.base.errors import DataError, StageError
+from llmft_cli.base.files import hash_file, replacing_directory
+from llmft_cli.base.libraries import versions
+from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.checks import Checks, byte_token_ids
+from llmft_cli.data.encoding.encoder import ConversationEncoder
+from llmft_cli.data.encoding.template_files import read_template
 from llmft_cli.data.inputs import Input, find_inputs
 from llmft_cli.data.intake import Intake, Rejections, take_in
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.output import write_data
-from llmft_cli.data.rendering import ConversationEncoder
-from llmft_cli.data.report import PrepareResult, read_result
-from llmft_cli.data.rows import Source
-from llmft_cli.data.sources import STDIN_SHOWN
+from llmft_cli.data.reading.rows import Source
+from llmft_cli.data.reading.sources import STDIN_SHOWN
+from llmft_cli.data.report.summary import PrepareResult, read_result
 from llmft_cli.data.store import REPORT_FILE, RowSpool
-from llmft_cli.errors import DataError, StageError
-from llmft_cli.libraries import versions
-from llmft_cli.progress import Reporter
-from llmft_cli.run_dir import RunDir, hash_file, replacing_directory
+from llmft_cli.models import loading, model_source
+from llmft_cli.run_dir import RunDir
+from llmft_cli.settings import config as settings
+from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,10 +51,10 @@ def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporte
         StageError: the run is prepared already, from something else.
     """
     inputs = find_inputs(names, config)
-    source = models.resolve(
+    source = model_source.resolve(
         config.model, reporter, weights=False, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    tokenizer = models.load_tokenizer(source.path, config.trust_remote_code)
+    tokenizer = loading.load_tokenizer(source.path, config.trust_remote_code)
     if config.chat_template:
         tokenizer.chat_template = read_template(config.chat_template)
     hashes = hashes_of(inputs)

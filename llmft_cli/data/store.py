@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.data.formats import Conversation, Example, Message
-from llmft_cli.data.tokenising import Span
+from llmft_cli.data.encoding.tokenising import Span
+from llmft_cli.data.forms.examples import IGNORED
+from llmft_cli.data.forms.formats import Conversation, Example, Message
 
 if TYPE_CHECKING:
     import datasets

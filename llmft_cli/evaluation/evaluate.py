@@ -9,21 +9,22 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from llmft_cli import config as settings
-from llmft_cli.config import Config
-from llmft_cli.data.formats import RowError
+from llmft_cli.base.errors import DataError, StageError, UsageError
+from llmft_cli.base.files import hash_file, hash_path, replacing_directory
+from llmft_cli.base.libraries import versions
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.data.forms.formats import RowError
 from llmft_cli.data.store import HELD_OUT_FILE, VALIDATION, load_split, write_json_lines
-from llmft_cli.errors import DataError, StageError, UsageError
 from llmft_cli.evaluation import report
+from llmft_cli.evaluation.comparison import Comparison, compare
 from llmft_cli.evaluation.metrics import TEXT_METRICS, score
 from llmft_cli.evaluation.prompts import Prompt, read_prompts
 from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
-from llmft_cli.evaluation.statistics import Comparison, compare
-from llmft_cli.expected_time import ANSWERING, warn_if_long
-from llmft_cli.inference import BASE, TUNED, TunedModel, answer_all, load_tuned
-from llmft_cli.libraries import versions
-from llmft_cli.progress import Reporter
-from llmft_cli.run_dir import RunDir, hash_file, hash_path, replacing_directory
+from llmft_cli.models.expected_time import ANSWERING, warn_if_long
+from llmft_cli.run_dir import RunDir
+from llmft_cli.serving.generation import BASE, TUNED, TunedModel, answer_all, load_tuned
+from llmft_cli.settings import config as settings
+from llmft_cli.settings.config import Config
 from llmft_cli.training.held_out import HeldOutLoss, held_out_loss
 
 ARMS = (BASE, TUNED)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.data.formats import Message, RowError, parse_prompt_messages
-from llmft_cli.errors import DataError
+from llmft_cli.base.errors import DataError
+from llmft_cli.data.forms.formats import Message, RowError, parse_prompt_messages
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass, fields
 
+from llmft_cli.base.html_pages import template, visible
+from llmft_cli.evaluation.comparison import Comparison
 from llmft_cli.evaluation.results import LOWER_IS_BETTER, ArmScores, Prediction, Summary, label
-from llmft_cli.evaluation.statistics import Comparison
-from llmft_cli.pages import template, visible
 
 MAIN_METRIC = "token_f1"
 ARM_LABELS = {"base": "the base model", "tuned": "the tuned model"}

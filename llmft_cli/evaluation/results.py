@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from llmft_cli.evaluation.statistics import Comparison
+from llmft_cli.evaluation.comparison import Comparison
 
 # How people read the metrics' names.
 LABELS = {

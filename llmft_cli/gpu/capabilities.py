@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmft_cli.compute_types import FIRST_WITH_BF16, FIRST_WITH_FLASH_ATTENTION
+from llmft_cli.settings.compute_types import FIRST_WITH_BF16, FIRST_WITH_FLASH_ATTENTION
 
 Capability = tuple[int, int]
 

@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmft_cli import __version__, wandb_account
-from llmft_cli.errors import MachineError
+from llmft_cli import __version__
+from llmft_cli.base import wandb_account
+from llmft_cli.base.errors import MachineError
+from llmft_cli.base.libraries import version_of
+from llmft_cli.base.preconditions import missing_here
+from llmft_cli.base.reporter import Reporter
 from llmft_cli.gpu import torch_builds
-from llmft_cli.gpu.beside import beside
+from llmft_cli.gpu.background import beside
 from llmft_cli.gpu.cuda_libraries import bitsandbytes_cuda
-from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import HANGS, Gpu, Listing, can_be_opened, fullness, import_gputil, is_full, list_gpus
 from llmft_cli.gpu.machine import (
     Cpu,
@@ -32,10 +35,8 @@ from llmft_cli.gpu.machine import (
     measure_memory,
 )
 from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, untried
+from llmft_cli.gpu.problem import Problem
 from llmft_cli.gpu.torch_view import import_torch, view_through_torch, why_unusable
-from llmft_cli.libraries import version_of
-from llmft_cli.preconditions import missing_here
-from llmft_cli.progress import Reporter
 
 LIBRARIES = ("torch", "bitsandbytes", "transformers", "peft", "accelerate", "datasets", "GPUtil", "wandb", "triton")
 NO_GPU_MEND = "use a machine with an NVIDIA GPU and its driver; start a container with its GPUs (docker run --gpus all)"

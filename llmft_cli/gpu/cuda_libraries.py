@@ -7,10 +7,10 @@ import re
 from pathlib import PurePath
 from typing import Any
 
-from llmft_cli.errors import first_line
-from llmft_cli.gpu.findings import Problem
+from llmft_cli.base.errors import first_line
+from llmft_cli.base.libraries import version_of
+from llmft_cli.gpu.problem import Problem
 from llmft_cli.gpu.torch_builds import reinstall_line
-from llmft_cli.libraries import version_of
 
 
 def bitsandbytes_library(bitsandbytes: Any) -> str | None:

@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from llmft_cli.gpu.beside import beside
-from llmft_cli.gpu.findings import Problem
+from llmft_cli.gpu.background import beside
 from llmft_cli.gpu.nvidia_smi import BYTES_PER_MIB, TIME_LIMIT_SECONDS, GpuProcess, NoAnswer, Survey, survey
-from llmft_cli.quantities import format_size
+from llmft_cli.gpu.problem import Problem
+from llmft_cli.settings.quantities import format_size
 
 DRIVER_MEND = "see what `nvidia-smi` says; a driver that was updated or crashed needs a reboot"
 MEMORY_MEND = "free memory on the GPU: `nvidia-smi` shows which processes hold it"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from llmft_cli.compute_types import cpu_has_bf16
-from llmft_cli.gpu.beside import beside
-from llmft_cli.gpu.findings import Problem
-from llmft_cli.network import hub_is_reachable
-from llmft_cli.quantities import format_size
+from llmft_cli.base.network import hub_is_reachable
+from llmft_cli.gpu.background import beside
+from llmft_cli.gpu.problem import Problem
+from llmft_cli.settings.compute_types import cpu_has_bf16
+from llmft_cli.settings.quantities import format_size
 
 Purpose = Literal["cache", "downloads", "runs"]
 ELSEWHERE: dict[Purpose, str] = {

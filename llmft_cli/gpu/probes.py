@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmft_cli.compute_types import BF16, FP16, FP32, TORCH_NAMES, best_type, why_not
-from llmft_cli.errors import first_line
+from llmft_cli.base.errors import first_line
+from llmft_cli.base.libraries import import_bitsandbytes, version_of
 from llmft_cli.gpu.cuda_libraries import mismatch
-from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, fullness, is_full
+from llmft_cli.gpu.problem import Problem
 from llmft_cli.gpu.rates import bandwidth_bytes_per_second, flops_per_second
-from llmft_cli.libraries import import_bitsandbytes, version_of
+from llmft_cli.settings.compute_types import BF16, FP16, FP32, TORCH_NAMES, best_type, why_not
 
 SEED = 0
 SIZE = 512

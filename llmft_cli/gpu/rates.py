@@ -8,7 +8,7 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-from llmft_cli.compute_types import BF16, FP32, TORCH_NAMES, is_slow
+from llmft_cli.settings.compute_types import BF16, FP32, TORCH_NAMES, is_slow
 
 TIMED_SECONDS = 0.1
 MOST_REPEATS = 50

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
-from llmft_cli.compute_types import FIRST_WITH_BF16
-from llmft_cli.errors import first_line
+from llmft_cli.base.errors import first_line
 from llmft_cli.gpu import torch_builds
 from llmft_cli.gpu.capabilities import FIRST_OF, FIRST_USABLE, lacking, read, written
-from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, Listing
+from llmft_cli.gpu.problem import Problem
+from llmft_cli.settings.compute_types import FIRST_WITH_BF16
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from llmft_cli.errors import MachineError, OutOfMemory
-from llmft_cli.gpu.candidates import list_candidates
+from llmft_cli.base.errors import MachineError, OutOfMemory
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.gpu.eligible import list_candidates
 from llmft_cli.gpu.gpus import Gpu
 from llmft_cli.gpu.nvidia_smi import BYTES_PER_MIB
-from llmft_cli.progress import Reporter
-from llmft_cli.quantities import checked, format_duration, format_size, parse_count, parse_duration, parse_fraction, parse_size
+from llmft_cli.settings.quantities import (
+    checked,
+    format_duration,
+    format_size,
+    parse_count,
+    parse_duration,
+    parse_fraction,
+    parse_size,
+)
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 5.0

@@ -12,13 +12,13 @@ import inspect
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli import compute_types
+from llmft_cli.settings import compute_types
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from llmft_cli.compute_types import Abilities
+    from llmft_cli.settings.compute_types import Abilities
 
 NAME, MASKED = "llmft_varlen", "llmft_masked"
 LARGEST_HEAD_DIM, HEAD_DIM_STEP = 256, 8  # of the flash kernel, which takes multiples of the latter

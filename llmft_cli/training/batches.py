@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training.token_batches import padded_length
 
 if TYPE_CHECKING:

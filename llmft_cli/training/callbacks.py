@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llmft_cli.errors import VerificationError
-from llmft_cli.progress import Advance, Reporter
+from llmft_cli.base.errors import VerificationError
+from llmft_cli.base.reporter import Advance, Reporter
 from llmft_cli.training.loss_scale import LossScale
 from llmft_cli.training.recovery import GIBIBYTE
 from llmft_cli.training.rehearsal import longest_batch, rehearse

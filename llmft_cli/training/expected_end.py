@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llmft_cli.progress import Reporter
-from llmft_cli.quantities import format_duration
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.settings.quantities import format_duration
 from llmft_cli.training.step_clock import Reading, StepClock
 
 FIRST_TIMED_STEPS = 3

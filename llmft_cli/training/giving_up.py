@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli import models
-from llmft_cli.config import Config
-from llmft_cli.data.examples import IGNORED
+from llmft_cli.base.errors import OutOfMemory, first_line
+from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.data.store import TRAIN, VALIDATION, split_file
-from llmft_cli.errors import OutOfMemory, first_line
+from llmft_cli.models import loading
+from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.run_dir import RunDir
+from llmft_cli.settings.config import Config
 from llmft_cli.training import checkpoints
-from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.recovery import DoesNotFit, is_out_of_memory, places_of
 from llmft_cli.training.tuned_model import is_checkpointed
 
@@ -58,7 +58,7 @@ def described_row(part: Batch, trainer: QLoRATrainer, run: RunDir) -> str:
     split, sequences, place = next((name, rows, places[0]) for name, rows in splits if (places := places_of(part, rows)))
     length = sequences[place.sequence - 1]["row_lengths"][place.row - 1]
     targets = [label for label in part["labels"][0].tolist() if label != IGNORED][:TOKENS_QUOTED]
-    quoted = " ".join(models.load_tokenizer(run.tokenizer).decode(targets).split())
+    quoted = " ".join(loading.load_tokenizer(run.tokenizer).decode(targets).split())
     return (
         f"row {place.row} of sequence {place.sequence} in {split_file(run.data, split)} "
         f"({length:,} tokens, its target begins {quoted!r})"

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.training.fast import architectures
-from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.simulation import BatchShape, Step, simulate
 from llmft_cli.training.tuned_model import checkpoint_layers
 

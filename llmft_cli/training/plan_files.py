@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.errors import ConfigError
+from llmft_cli.base.errors import ConfigError
 from llmft_cli.training.plans import KINDS, Plan
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli import model_shapes
-from llmft_cli.compute_types import Abilities, torch_type
-from llmft_cli.config import Config
-from llmft_cli.errors import ConfigError, OutOfMemory
-from llmft_cli.models import ModelSource
-from llmft_cli.progress import Reporter
+from llmft_cli.base.errors import ConfigError, OutOfMemory
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.models import random_model
+from llmft_cli.models.decoder_layers import decoder_layers
+from llmft_cli.models.model_source import ModelSource
+from llmft_cli.settings.compute_types import Abilities, torch_type
+from llmft_cli.settings.config import Config
 from llmft_cli.training.card import available_bytes
 from llmft_cli.training.fast.kernels import abilities_of
-from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.plan_files import read_plan
 from llmft_cli.training.plans import KINDS, Option, Plan, choose, given_plan, option_of, options
 from llmft_cli.training.simulation import BatchShape, CannotBeFollowed, full_batch
@@ -154,7 +154,7 @@ def predicted_options(
     """
     import torch
 
-    base = model_shapes.build(shape, torch.device("meta"), config.quantization, dtype)
+    base = random_model.build(shape, torch.device("meta"), config.quantization, dtype)
     model = make_trainable(base, config, config.model, None, able=able)
     return options_of(model, config, batch_of, available_bytes, rates)
 

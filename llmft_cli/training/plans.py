@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from llmft_cli.config import Config
+from llmft_cli.models.decoder_layers import decoder_layers
+from llmft_cli.settings.config import Config
 from llmft_cli.training.fast import architectures
-from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.plan_steps import can_keep_dequantized, holdings_of, steps
 from llmft_cli.training.prediction import Breakdown, assembled
 from llmft_cli.training.simulation import BatchShape

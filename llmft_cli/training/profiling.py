@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llmft_cli.config import Config
-from llmft_cli.errors import first_line
-from llmft_cli.files import replacing_directory
-from llmft_cli.progress import Reporter
+from llmft_cli.base.errors import first_line
+from llmft_cli.base.files import replacing_directory
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.settings.config import Config
 from llmft_cli.training.kernel_groups import groups, timed_events
 from llmft_cli.training.roofline import Roofline, rates_or_why_none, roofline_or_why_none
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy
 import torch
 
-from llmft_cli.errors import OutOfMemory, first_line, from_library_error
+from llmft_cli.base.errors import OutOfMemory, first_line, from_library_error
 from llmft_cli.training.batches import halves, parts_within
 from llmft_cli.training.plans import CONTEXT_BYTES
 

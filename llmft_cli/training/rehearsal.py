@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy
 import torch
 
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.errors import OutOfMemory, first_line
+from llmft_cli.base.errors import OutOfMemory, first_line
+from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training.batches import collate
 from llmft_cli.training.recovery import is_out_of_memory, random_state, set_random_state
 from llmft_cli.training.token_batches import largest_batch

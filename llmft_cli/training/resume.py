@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llmft_cli import config as settings
-from llmft_cli.config import Config
-from llmft_cli.errors import ConfigError, StageError
+from llmft_cli.base.errors import ConfigError, StageError
 from llmft_cli.run_dir import RunDir
+from llmft_cli.settings import config as settings
+from llmft_cli.settings.config import Config
 from llmft_cli.training import checkpoints
 
 # Settings that do not shape the result, or no more than rounding does.

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from llmft_cli import model_shapes
-from llmft_cli.compute_types import torch_type
-from llmft_cli.config import Config
-from llmft_cli.errors import first_line
+from llmft_cli.base.errors import first_line
 from llmft_cli.gpu import rates as measuring
+from llmft_cli.models import random_model
+from llmft_cli.settings.compute_types import torch_type
+from llmft_cli.settings.config import Config
 from llmft_cli.training.fast.kernels import abilities_of
 from llmft_cli.training.plan_steps import can_keep_dequantized, steps
 from llmft_cli.training.planning import can_be_predicted
@@ -90,7 +90,7 @@ def follow(model_folder: str, config: Config, plan: Plan, batch: BatchShape, dev
     state = random_state(device)
     try:
         shape = AutoConfig.from_pretrained(model_folder)
-        base = model_shapes.build(shape, torch.device("meta"), config.quantization, torch_type(config.compute_dtype))
+        base = random_model.build(shape, torch.device("meta"), config.quantization, torch_type(config.compute_dtype))
         model = make_trainable(base, config, config.model, None, able=abilities_of(device))
         return steps(model, batch)(plan.checkpointed_layers, plan.dequantized_weights and can_keep_dequantized(model))
     finally:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training import attention
 from llmft_cli.training.batches import collate, to_device
 from llmft_cli.training.fast.architectures import blocks_of

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.compute_types import TORCH_NAMES, torch_type
-from llmft_cli.config import Config
+from llmft_cli.settings.compute_types import TORCH_NAMES, torch_type
+from llmft_cli.settings.config import Config
 from llmft_cli.training.token_batches import sequence_lengths, token_batches
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llmft_cli.errors import ConfigError, first_line
+from llmft_cli.base.errors import ConfigError, first_line
 from llmft_cli.training.fast.architectures import blocks_of, held_tensors
 from llmft_cli.training.loss import summed_loss
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmft_cli.errors import ConfigError
+from llmft_cli.base.errors import ConfigError
 
 if TYPE_CHECKING:
     import datasets

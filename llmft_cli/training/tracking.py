@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.errors import first_line
-from llmft_cli.progress import Reporter
-from llmft_cli.wandb_account import can_log_online
+from llmft_cli.base.errors import first_line
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.base.wandb_account import can_log_online
 
 if TYPE_CHECKING:
     from wandb import Run

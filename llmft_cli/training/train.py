@@ -9,19 +9,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli import compute_types, models
-from llmft_cli import config as settings
-from llmft_cli.adapters import check_changes_something, save_adapter
-from llmft_cli.config import Config
-from llmft_cli.cpu_memory import keep_freed_memory
-from llmft_cli.cpu_threads import use_free_cores
+from llmft_cli.base.cpu_memory import keep_freed_memory
+from llmft_cli.base.cpu_threads import use_free_cores
+from llmft_cli.base.errors import Interrupted
+from llmft_cli.base.files import hash_path, replacing_directory
+from llmft_cli.base.libraries import hardware, import_transformers, versions
+from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
-from llmft_cli.errors import Interrupted
-from llmft_cli.expected_time import TRAINING, warn_if_long
-from llmft_cli.libraries import hardware, import_transformers, versions
-from llmft_cli.models import ModelSource
-from llmft_cli.progress import Reporter
-from llmft_cli.run_dir import RunDir, hash_path, replacing_directory
+from llmft_cli.models import loading, model_source
+from llmft_cli.models.adapters import check_changes_something, save_adapter
+from llmft_cli.models.expected_time import TRAINING, warn_if_long
+from llmft_cli.models.model_source import ModelSource
+from llmft_cli.run_dir import RunDir
+from llmft_cli.settings import compute_types
+from llmft_cli.settings import config as settings
+from llmft_cli.settings.config import Config
 from llmft_cli.training import checkpoints, loss_chart, schedule
 from llmft_cli.training.batches import collate
 from llmft_cli.training.resume import check_same_data_settings, checkpoint_to_resume, refuse_to_forget_checkpoints
@@ -101,7 +103,7 @@ def train(
         refuse_to_forget_checkpoints(run)
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
-        device = models.pick_device(config.device)
+        device = loading.pick_device(config.device)
         config = compute_types.settled(config, device, reporter, recorded.get("compute_dtype"))
         use_free_cores(device, reporter)
         source = base_model(recorded.get("model"), config, reporter)
@@ -115,9 +117,9 @@ def train(
         if config.max_vram is not None and device.type == "cuda":
             hold_to(config.max_vram, device)
         reporter.note(f"loading {source.name} ({config.quantization}) on {device}")
-        base = models.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
-        models.keep_training_layout(base)
-        if config.quantization != "none" and (notice := models.dense_experts_notice(base)):
+        base = loading.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
+        loading.keep_training_layout(base)
+        if config.quantization != "none" and (notice := loading.dense_experts_notice(base)):
             reporter.warn(notice)
         checkpoints.forget_steps_after(run, checkpoint)
         try:
@@ -133,8 +135,8 @@ def train(
 def base_model(recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
     """The model that the settings name, or the very one that an interrupted training has recorded."""
     if recorded:
-        return models.resolve_recorded(recorded, reporter)
-    return models.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
+        return model_source.resolve_recorded(recorded, reporter)
+    return model_source.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 
 def fit(

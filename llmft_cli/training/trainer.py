@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from llmft_cli.adapters import save_adapter
-from llmft_cli.progress import Reporter, Silent
+from llmft_cli.base.reporter import Reporter, Silent
+from llmft_cli.models.adapters import save_adapter
 from llmft_cli.training.checkpoints import STATE_FILE, read_state
 from llmft_cli.training.fast.recorded_pass import recorded_passes
 from llmft_cli.training.held_out import held_out_loss

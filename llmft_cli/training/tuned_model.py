@@ -5,21 +5,21 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.adapters import add_adapter
-from llmft_cli.config import Config
-from llmft_cli.cpu_memory import has_room
-from llmft_cli.errors import ConfigError
+from llmft_cli.base.cpu_memory import has_room
+from llmft_cli.base.errors import ConfigError
+from llmft_cli.models.adapters import add_adapter
+from llmft_cli.models.decoder_layers import decoder_layers
+from llmft_cli.settings.config import Config
 from llmft_cli.training import attention, flash_attention, lora_product
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.fast.kernels import abilities_of
-from llmft_cli.training.layers import decoder_layers
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from llmft_cli.compute_types import Abilities
+    from llmft_cli.settings.compute_types import Abilities
     from llmft_cli.training.plans import Plan
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from llmft_cli import model_shapes
-from llmft_cli.config import resolve
+from llmft_cli.models import random_model
+from llmft_cli.models.decoder_layers import decoder_layers
+from llmft_cli.settings.config import resolve
 from llmft_cli.training import attention
 from llmft_cli.training.fast import plain_kernels, recorded_pass
 from llmft_cli.training.fast.recorded_pass import recorded_passes
-from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.loss import loss_and_gradients
 from llmft_cli.training.measuring import random_batch
 from llmft_cli.training.simulation import BatchShape, full_batch
@@ -120,7 +120,7 @@ def small_model(layers: int, checkpointed: int | None, activation_offloading: bo
     shape = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=layers, num_attention_heads=8
     )
-    base = model_shapes.build(shape, CARD, "nf4", torch.bfloat16)
+    base = random_model.build(shape, CARD, "nf4", torch.bfloat16)
     model = make_trainable(base, resolve({}), "random", checkpointed, activation_offloading=activation_offloading).train()
     for name, weights in model.named_parameters():
         if "lora_B" in name:
@@ -240,7 +240,7 @@ def test_heads_of_a_size_that_flash_attention_does_not_take() -> None:
     for fast in (True, False):
         torch.manual_seed(0)
         model = make_trainable(
-            model_shapes.build(shape, CARD, "nf4", torch.bfloat16), resolve({"fast": fast}), "random", 0
+            random_model.build(shape, CARD, "nf4", torch.bfloat16), resolve({"fast": fast}), "random", 0
         ).train()
         torch.manual_seed(1)
         batch = random_batch(BatchShape(2, 512, 1000, 8, 128), VOCABULARY, CARD)

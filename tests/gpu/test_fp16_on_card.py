@@ -15,12 +15,13 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from llmft_cli import compute_types, model_shapes
-from llmft_cli.config import Config, resolve
+from llmft_cli.base.errors import Interrupted
+from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
-from llmft_cli.errors import Interrupted
-from llmft_cli.progress import Silent
+from llmft_cli.models import random_model
 from llmft_cli.run_dir import RunDir
+from llmft_cli.settings import compute_types
+from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training import attention
 from llmft_cli.training.fast import kernels, plain_kernels
 from llmft_cli.training.fast.architectures import blocks_of
@@ -113,7 +114,7 @@ def dense_model(dtype: torch.dtype, **flags: Any) -> Any:
     shape = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=4, num_attention_heads=8
     )
-    base = model_shapes.build(shape, CARD, "none", torch.float32)
+    base = random_model.build(shape, CARD, "none", torch.float32)
     for weights in base.parameters():
         weights.data = weights.data.bfloat16().to(dtype)
     model = make_trainable(base, resolve(flags), "random", 0).train()
@@ -193,7 +194,7 @@ def peaks(dtype: str, **flags: Any) -> tuple[int, int]:
     found = predicted_options(seven_b_wide(), config, kind, longest_batches(config), None, able=able)
     option = choose([one for one in found if one.plan.batch_size == config.batch_size], None, "fast")
     assert option is not None
-    model = laid_out(model_shapes.build(seven_b_wide(), CARD, "nf4", kind), config, "random", option.plan)
+    model = laid_out(random_model.build(seven_b_wide(), CARD, "nf4", kind), config, "random", option.plan)
     measured = measure(model, full_batch(config.batch_size, TOKENS), option.plan.optim).peak_bytes
     print(f"{dtype} {flags}: predicted {option.breakdown.total / 2**30:.3f}, measured {measured / 2**30:.3f} GiB")
     return option.breakdown.total, measured

@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 
-from llmft_cli import models
-from llmft_cli.builtin_model import cache_dir
-from llmft_cli.config import resolve
+from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
 from llmft_cli.evaluation.evaluate import evaluate
 from llmft_cli.gpu.check import check, require_gpu
-from llmft_cli.merging import merge
-from llmft_cli.progress import Silent
+from llmft_cli.merging.merge import merge
+from llmft_cli.models import loading, model_source
+from llmft_cli.models.builtin import cache_dir
 from llmft_cli.run_dir import RUNS_ROOT, RunDir
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.train import train
 
 pytestmark = pytest.mark.gpu
@@ -81,5 +81,5 @@ def test_evaluate_and_merge_on_the_card(run):
     arms = evaluate(run, None, None, config, Silent()).arms
     assert arms["tuned"].loss < arms["base"].loss
     assert merge(run, config, Silent()).verification.passed
-    written = models.load_base(models.resolve(str(run.merged), Silent()), torch.device("cuda", 0), torch.bfloat16)
+    written = loading.load_base(model_source.resolve(str(run.merged), Silent()), torch.device("cuda", 0), torch.bfloat16)
     assert next(written.parameters()).dtype == torch.bfloat16

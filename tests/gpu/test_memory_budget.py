@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import LlamaConfig
 
-from llmft_cli import model_shapes
-from llmft_cli.config import Config, resolve
+from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
-from llmft_cli.progress import Silent
+from llmft_cli.models import random_model
 from llmft_cli.run_dir import RunDir
+from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training.card import hold_to
 from llmft_cli.training.measuring import Measured, measure
 from llmft_cli.training.planning import longest_batches, predicted_options
@@ -75,7 +75,7 @@ def predicted(config: Config, kind: str) -> Option:
 def measured_within(budget_bytes: int, config: Config, plan: Plan) -> Measured:
     """Steps of the plan, held to the budget from before the weights are made."""
     hold_to(budget_bytes, DEVICE)
-    base = model_shapes.build(seven_b_wide(), DEVICE, "nf4", torch.bfloat16)
+    base = random_model.build(seven_b_wide(), DEVICE, "nf4", torch.bfloat16)
     model = make_trainable(base, config, "random", plan.checkpointed_layers, plan.embeddings_on_cpu, plan.dequantized_weights)
     return measure(model, full_batch(plan.batch_size, TOKENS), plan.optim)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from llmft_cli import model_shapes
-from llmft_cli.config import resolve
+from llmft_cli.models import random_model
+from llmft_cli.settings.config import resolve
 from llmft_cli.training import attention
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
@@ -35,7 +35,7 @@ ROWS = BatchShape(2, 512, 1000, 8, 128)
 def tuned(kind: str, sizes: dict[str, Any], **flags: Any) -> tuple[Any, str]:
     """A model of random weights, and the attention that transformers had chosen."""
     torch.manual_seed(0)
-    base = model_shapes.build(AutoConfig.for_model(kind, **SHAPE, **sizes), CARD, "nf4", torch.bfloat16)
+    base = random_model.build(AutoConfig.for_model(kind, **SHAPE, **sizes), CARD, "nf4", torch.bfloat16)
     own = base.config._attn_implementation
     model = make_trainable(base, resolve(flags), "random", 0).train()
     for name, weights in model.named_parameters():

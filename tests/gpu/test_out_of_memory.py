@@ -13,10 +13,10 @@ import pytest
 import torch
 import transformers
 
-from llmft_cli.adapters import add_adapter
-from llmft_cli.config import resolve
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.progress import Silent
+from llmft_cli.base.reporter import Silent
+from llmft_cli.data.forms.examples import IGNORED
+from llmft_cli.models.adapters import add_adapter
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches import collate
 from llmft_cli.training.callbacks import Rehearsal
 from llmft_cli.training.recovery import DoesNotFit

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from llmft_cli.builtin_model import cache_dir
+from llmft_cli.models.builtin import cache_dir
 
 LLMFT = Path(sys.executable).with_name("llmft")
 SAMPLE_DATA = Path(__file__).parents[2] / "sample_data"
@@ -40,7 +40,7 @@ SLOW_IMPORTS = [
     "llmft_cli.training.trainer",
     "llmft_cli.training.callbacks",
     "llmft_cli.evaluation.evaluate",
-    "llmft_cli.console",
+    "llmft_cli.cli.console",
     "transformers.models.llama.modeling_llama",
     "peft",
     "bitsandbytes",

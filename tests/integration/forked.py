@@ -31,6 +31,6 @@ os.environ.clear()
 os.environ.update(given["environment"])
 sys.argv = ["llmft", *given["arguments"]]
 
-from llmft_cli.cli import main  # noqa: E402
+from llmft_cli.cli.app import main  # noqa: E402
 
 main()

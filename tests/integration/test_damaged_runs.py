@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmft_cli.run_dir import RunDir, hash_path
+from llmft_cli.base.files import hash_path
+from llmft_cli.run_dir import RunDir
 
 from .conftest import TRAIN_FLAGS, Run, Started, files_in
 

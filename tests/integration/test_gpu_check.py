@@ -39,7 +39,7 @@ from types import SimpleNamespace
 from torch.torch_version import TorchVersion
 torch.version.cuda = "13.0"
 {patch}
-from llmft_cli.cli import main
+from llmft_cli.cli.app import main
 main()
 """
 TOO_OLD = """

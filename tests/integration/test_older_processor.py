@@ -20,7 +20,7 @@ import sys
 from llmft_cli import libraries
 libraries.calm()
 libraries.import_bitsandbytes().nn.modules.has_avx512bf16 = lambda: False
-from llmft_cli.cli import main
+from llmft_cli.cli.app import main
 main()
 """
 # Each library says with its first product what it computes with, those that are told to.

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.data.report_page import write_report
-from llmft_cli.data.samples import Sample, Segment
+from llmft_cli.data.report.page import write_report
+from llmft_cli.data.report.samples import Sample, Segment
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-pipe"]

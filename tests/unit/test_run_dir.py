@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from llmft_cli import files, run_dir
-from llmft_cli.errors import Interrupted, MachineError, StageError
-from llmft_cli.run_dir import RunDir, hash_path, newest, replacing_directory, write_atomically
+from llmft_cli import run_dir
+from llmft_cli.base import files
+from llmft_cli.base.errors import Interrupted, MachineError, StageError
+from llmft_cli.base.files import hash_path, replacing_directory, write_atomically
+from llmft_cli.run_dir import RunDir, newest
 
 
 @pytest.fixture
@@ -133,7 +135,7 @@ def test_the_old_directory_comes_back_when_the_new_one_cannot_be_put_there(
 
 def test_what_a_killed_process_left_is_cleared(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, sys; from llmft_cli.run_dir import replacing_directory\n"
+        "import os, pathlib, sys; from llmft_cli.base.files import replacing_directory\n"
         "with replacing_directory(pathlib.Path(sys.argv[1])) as folder:\n"
         "    (folder / 'part').write_text('half'); os.kill(os.getpid(), 9)\n"
     )

@@ -6,8 +6,8 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from llmft_cli.data.byte_tokens import BYTE_LEVEL_ALPHABET, FALLBACK_BYTES
 from llmft_cli.data.checks.rows import CheckedRow, Hit
+from llmft_cli.data.encoding.byte_tokens import BYTE_LEVEL_ALPHABET, FALLBACK_BYTES
 
 if TYPE_CHECKING:
     import numpy

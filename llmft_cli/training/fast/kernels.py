@@ -11,8 +11,8 @@ from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from llmft_cli import compute_types
-from llmft_cli.compute_types import EVERYTHING, Abilities
+from llmft_cli.settings import compute_types
+from llmft_cli.settings.compute_types import EVERYTHING, Abilities
 
 if TYPE_CHECKING:
     import torch

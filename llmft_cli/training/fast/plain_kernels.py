@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn.functional import gelu, silu
 
-from llmft_cli.libraries import import_bitsandbytes
+from llmft_cli.base.libraries import import_bitsandbytes
 from llmft_cli.training.fast.kernels import Activation
 
 ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import pad
 
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.errors import first_line
+from llmft_cli.base.errors import first_line
+from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training.fast.architectures import blocks_of
 
 if TYPE_CHECKING:

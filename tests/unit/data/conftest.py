@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.data.rendering import ConversationEncoder
+from llmft_cli.data.encoding.encoder import ConversationEncoder
 
 sys.path.insert(0, str(Path(__file__).parent))
 from templates import STYLES, tokenizer_for

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.data.rendering import Encoded
+from llmft_cli.data.encoding.encoder import Encoded
+from llmft_cli.data.forms.examples import IGNORED
 
 Message = dict[str, str]
 

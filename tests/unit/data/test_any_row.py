@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmft_cli.data.columns import COLUMNS
-from llmft_cli.data.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse, parse_prompt_messages
+from llmft_cli.data.forms.columns import COLUMNS
+from llmft_cli.data.forms.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse, parse_prompt_messages
 
 ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
 SPEAKERS = ["human", "gpt", "system", "function_call", "observation"]

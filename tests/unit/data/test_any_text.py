@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from templates import CHATML, GEMMA, LLAMA_2, LLAMA_3, MISTRAL, QWEN3, ZEPHYR, Style, special_ids, supervised, talk, text_of
 
-from llmft_cli.data.formats import RowError, parse
+from llmft_cli.data.forms.formats import RowError, parse
 
 PARTS = [
     "<|im_end|>",

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from llmft_cli import config
-from llmft_cli.data.examples import RowError
-from llmft_cli.data.formats import parse
+from llmft_cli.base.errors import DataError
+from llmft_cli.base.reporter import Silent
+from llmft_cli.data.forms.examples import RowError
+from llmft_cli.data.forms.formats import parse
 from llmft_cli.data.prepare import prepare
-from llmft_cli.data.readers import read
-from llmft_cli.data.rows import BadRow
-from llmft_cli.data.sources import READABLE, find_sources
+from llmft_cli.data.reading.readers import read
+from llmft_cli.data.reading.rows import BadRow
+from llmft_cli.data.reading.sources import READABLE, find_sources
 from llmft_cli.data.store import REJECTED_FILE
-from llmft_cli.errors import DataError
-from llmft_cli.progress import Silent
 from llmft_cli.run_dir import RunDir
+from llmft_cli.settings import config
 
 BAD = Path(__file__).parents[3] / "sample_data" / "bad"
 

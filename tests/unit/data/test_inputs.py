@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from templates import CHATML, tokenizer_for
 
-from llmft_cli.config import resolve
+from llmft_cli.base.errors import DataError
 from llmft_cli.data import inputs
+from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.inputs import chunks, find_inputs
-from llmft_cli.data.rendering import ConversationEncoder
-from llmft_cli.errors import DataError
+from llmft_cli.settings.config import resolve
 
 
 @pytest.fixture

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
-from llmft_cli import config
+from llmft_cli.base.errors import ConfigError, DataError, ModelError, StageError
+from llmft_cli.base.files import hash_file
+from llmft_cli.base.reporter import Silent
 from llmft_cli.data import store
-from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.encoding.encoder import ConversationEncoder
+from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.data.prepare import prepare
-from llmft_cli.data.rendering import ConversationEncoder
-from llmft_cli.data.report import PrepareResult
-from llmft_cli.errors import ConfigError, DataError, ModelError, StageError
-from llmft_cli.progress import Silent
-from llmft_cli.run_dir import RunDir, hash_file
+from llmft_cli.data.report.summary import PrepareResult
+from llmft_cli.run_dir import RunDir
+from llmft_cli.settings import config
 
 Prepare = Callable[..., PrepareResult]
 

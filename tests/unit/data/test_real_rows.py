@@ -10,8 +10,8 @@ import pytest
 from templates import STYLES, Style
 from test_rendering import brute_force_labels
 
-from llmft_cli.data.examples import Conversation
-from llmft_cli.data.formats import parse
+from llmft_cli.data.forms.examples import Conversation
+from llmft_cli.data.forms.formats import parse
 
 # LLaMA-Factory's demonstration rows (Apache-2.0), where a copy lies beside the checkout.
 ROWS = Path(__file__).parents[4] / "shared" / "data" / "alpaca_en_demo.json"

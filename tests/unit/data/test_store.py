@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from llmft_cli.data import store
-from llmft_cli.data.examples import Conversation, Document, Example
+from llmft_cli.data.encoding.tokenising import Span
+from llmft_cli.data.forms.examples import Conversation, Document, Example
 from llmft_cli.data.store import RowSpool, load_split, split_file, write_json_lines, write_split
-from llmft_cli.data.tokenising import Span
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é"}]
 CALL = {"type": "function", "function": {"name": "now", "arguments": {}}}

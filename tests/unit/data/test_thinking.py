@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from templates import CHATML, QWEN3, Style, supervised, text_of, tokenizer_for
 
-from llmft_cli.data.examples import Conversation, RowError
-from llmft_cli.data.formats import parse
-from llmft_cli.data.rendering import ConversationEncoder
+from llmft_cli.data.encoding.encoder import ConversationEncoder
+from llmft_cli.data.forms.examples import Conversation, RowError
+from llmft_cli.data.forms.formats import parse
 
 THOUGHT = "{{ '<think>\n' + m.reasoning_content + '\n</think>\n\n' if m.reasoning_content }}"
 EVERY = Style(

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from templates import CHATML, DEEPSEEK, Style, special_ids, supervised, talk, text_of, tokenizer_for
 
-from llmft_cli.data.examples import Conversation, RowError
-from llmft_cli.data.rendering import ConversationEncoder
+from llmft_cli.data.encoding.encoder import ConversationEncoder
+from llmft_cli.data.forms.examples import Conversation, RowError
 
 # As Qwen's: calls as JSON between words that are tokens but not marked special, results in a user turn.
 QWEN_TOOLS = Style(

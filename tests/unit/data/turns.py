@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.data.formats import RowError, parse
+from llmft_cli.data.forms.formats import RowError, parse
 
 USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}

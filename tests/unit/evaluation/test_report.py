@@ -4,10 +4,10 @@ import pytest
 from lxml import html as lxml_html
 from markdown_it import MarkdownIt
 
-from llmft_cli import pages
+from llmft_cli.base import html_pages
 from llmft_cli.evaluation import metrics, report
+from llmft_cli.evaluation.comparison import Comparison
 from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
-from llmft_cli.evaluation.statistics import Comparison
 
 MINUS = "\N{MINUS SIGN}"
 HOSTILE = [
@@ -185,7 +185,7 @@ def test_control_characters_are_visible(text: str, shown: str) -> None:
 
 
 def test_ordinary_unicode_and_windows_line_ends_are_left_alone() -> None:
-    assert pages.visible("Grüße\r\n\t👩‍👩‍👧 نعم हिन्दी") == "Grüße\n\t👩‍👩‍👧 نعم हिन्दी"
+    assert html_pages.visible("Grüße\r\n\t👩‍👩‍👧 نعم हिन्दी") == "Grüße\n\t👩‍👩‍👧 نعم हिन्दी"
 
 
 def test_html_is_one_file_that_runs_and_loads_nothing() -> None:

@@ -13,14 +13,14 @@ import pytest
 from machines import CARD, LINE, UUID, WHOLE, XML, card, fake_torch
 
 from llmft_cli import __version__
-from llmft_cli.errors import MachineError
+from llmft_cli.base.errors import MachineError
+from llmft_cli.base.reporter import Silent
 from llmft_cli.gpu import check as gpu
 from llmft_cli.gpu.check import Nf4Probe, Report, check
-from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import HANGS, fullness
 from llmft_cli.gpu.machine import Cpu, Disk, Hub, Memory
 from llmft_cli.gpu.probes import Probe
-from llmft_cli.progress import Silent
+from llmft_cli.gpu.problem import Problem
 
 HEALTHY = Nf4Probe(True, "cuda:0", 0.093, 0.092, None)
 PROBE = Probe("cuda:0", "bf16", True, True, 0.093, 0.092, 0.011, 7e14, 7e14, 7e14, 3e12, None)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from machines import fake_torch
 
+from llmft_cli.base.libraries import import_bitsandbytes, version_of
 from llmft_cli.gpu.cuda_libraries import bitsandbytes_cuda, bitsandbytes_library, mismatch
-from llmft_cli.libraries import import_bitsandbytes, version_of
 
 BITSANDBYTES = f"bitsandbytes {version_of('bitsandbytes')}"
 

@@ -12,9 +12,9 @@ import pytest
 from machines import CARD, LINE, UUID, WHOLE, XML, entry
 
 from llmft_cli.gpu import gpus as gpu
-from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import Gpu, Listing
 from llmft_cli.gpu.nvidia_smi import GpuProcess
+from llmft_cli.gpu.problem import Problem
 
 
 class TestGputil:

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from llmft_cli.gpu import machine
-from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.machine import Disk, Hub, disk_problem, look_at_hub, measure_disk
+from llmft_cli.gpu.problem import Problem
 
 Usage = namedtuple("Usage", "total used free")
 DISK = Disk("/data/runs", "runs", 2**30, 2**40, True)

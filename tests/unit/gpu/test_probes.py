@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from machines import CARD, card, fake_torch
 
-from llmft_cli.compute_types import cpu_has_bf16
+from llmft_cli.base.libraries import import_bitsandbytes
 from llmft_cli.gpu import probes
-from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import DRIVER_MEND, fullness
 from llmft_cli.gpu.nvidia_smi import GpuProcess
 from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, untried
-from llmft_cli.libraries import import_bitsandbytes
+from llmft_cli.gpu.problem import Problem
+from llmft_cli.settings.compute_types import cpu_has_bf16
 
 MEASURED = {
     "nf4_errors": (0.092, 0.093),

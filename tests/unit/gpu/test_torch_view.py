@@ -11,8 +11,8 @@ import pytest
 from machines import CARD, card, fake_torch
 
 from llmft_cli.gpu import torch_view
-from llmft_cli.gpu.findings import Problem
 from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, Listing
+from llmft_cli.gpu.problem import Problem
 from llmft_cli.gpu.torch_view import View, view_through_torch, why_unusable
 
 ONE = Listing([CARD])

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.errors import ConfigError, LlmftError, MachineError, OutOfMemory
-from llmft_cli.gpu import candidates, waiting
-from llmft_cli.gpu.candidates import visible_gpus
-from llmft_cli.gpu.findings import Problem
+from llmft_cli.base.errors import ConfigError, LlmftError, MachineError, OutOfMemory
+from llmft_cli.base.reporter import Silent
+from llmft_cli.gpu import eligible, waiting
+from llmft_cli.gpu.eligible import visible_gpus
 from llmft_cli.gpu.gpus import Gpu, Listing
+from llmft_cli.gpu.problem import Problem
 from llmft_cli.gpu.waiting import Ready, Wanted, free_gpus, read_wanted, wait_for_gpus
-from llmft_cli.progress import Silent
 
 GIB = 2**30
 DEAD = Listing([], Problem("nvidia-smi: NVIDIA-SMI has failed", "see what `nvidia-smi` says"))
@@ -79,7 +79,7 @@ def polls(monkeypatch: pytest.MonkeyPatch) -> Any:
         last = listings[-1]
         shown = last if isinstance(last, Listing) else Listing(list(last))
         answers = run()
-        monkeypatch.setattr(candidates, "list_gpus", lambda: next(answers))
+        monkeypatch.setattr(eligible, "list_gpus", lambda: next(answers))
 
     return answer
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from llmft_cli import model_shapes
+from llmft_cli.models import random_model
 
 from .meta_models import small_shape
 
@@ -50,4 +50,4 @@ def by_definition(
 def built(device: torch.device = CPU, **changes: Any) -> Any:
     """A model in fp32, where rounding hides nothing."""
     torch.manual_seed(0)
-    return model_shapes.build(small_shape(**changes), device, "none", torch.float32)
+    return random_model.build(small_shape(**changes), device, "none", torch.float32)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import transformers
 
-from llmft_cli import known_shapes, model_shapes
-from llmft_cli.config import resolve
+from llmft_cli.models import known_configs, random_model
+from llmft_cli.models.decoder_layers import decoder_layers
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.layer_costs import layer_costs
-from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.plans import Option, option_of
 from llmft_cli.training.prediction import Breakdown, assemble
 from llmft_cli.training.simulation import BatchShape, Step
@@ -24,12 +24,12 @@ META = torch.device("meta")
 RESULTS = Path(__file__).parents[3] / "benchmarks/results"
 RECORD, FAST_RECORD = RESULTS / "memory-h100.json", RESULTS / "memory-fast-h100.json"
 SHAPES = {
-    "llama-2-7b": known_shapes.LLAMA_2_7B,
-    "llama-2-13b": known_shapes.LLAMA_2_13B,
-    "llama-2-70b": known_shapes.LLAMA_2_70B,
-    "smollm2-135m": known_shapes.SMOLLM2_135M,
-    "mistral-7b (8 key-value heads)": known_shapes.MISTRAL_7B,
-    "llama-3-8b (128,256 tokens)": known_shapes.LLAMA_3_8B,
+    "llama-2-7b": known_configs.LLAMA_2_7B,
+    "llama-2-13b": known_configs.LLAMA_2_13B,
+    "llama-2-70b": known_configs.LLAMA_2_70B,
+    "smollm2-135m": known_configs.SMOLLM2_135M,
+    "mistral-7b (8 key-value heads)": known_configs.MISTRAL_7B,
+    "llama-3-8b (128,256 tokens)": known_configs.LLAMA_3_8B,
 }
 
 
@@ -39,12 +39,12 @@ def shape_of(values: dict[str, Any]) -> transformers.PreTrainedConfig:
 
 def small_shape(layers: int = 2, **changes: Any) -> transformers.PreTrainedConfig:
     """A Llama in every respect but its size: fewer key-value heads than heads, and an output layer of its own."""
-    return shape_of(known_shapes.llama(640, 128, 256, layers, 4, 2, 512) | changes)
+    return shape_of(known_configs.llama(640, 128, 256, layers, 4, 2, 512) | changes)
 
 
 def on_meta(shape: transformers.PreTrainedConfig, checkpointed: int | None = 0, quantization: str = "nf4", **flags: Any) -> Any:
     """A trainable model on the `meta` device, with so many checkpointed layers; None is all of them."""
-    base = model_shapes.build(shape, META, quantization, torch.bfloat16)
+    base = random_model.build(shape, META, quantization, torch.bfloat16)
     with META:  # PEFT draws an adapter's weights on the CPU otherwise, which takes longer than following a step
         return make_trainable(base, resolve(flags), "a model", checkpointed)
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llmft_cli import models
-from llmft_cli.config import resolve
-from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.forms.examples import IGNORED
+from llmft_cli.models import loading
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches import collate
 from llmft_cli.training.loss import summed_loss
 from llmft_cli.training.row_separation import settle_attention, settle_rows
@@ -121,8 +121,8 @@ def test_attention_that_adds_something_is_left_to_the_model(kind: str, expected:
 
 def test_experts_that_stay_in_16_bits_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mixture asked for in 4 bits may take four times the memory: 3 layers of 4 experts of 3 x 128 x 128 values in fp32."""
-    monkeypatch.setattr(models, "GIBIBYTE", 2**10)
-    notice = models.dense_experts_notice(tiny("mixtral"))
+    monkeypatch.setattr(loading, "GIBIBYTE", 2**10)
+    notice = loading.dense_experts_notice(tiny("mixtral"))
     assert notice is not None
     assert f"linear layers alone: {3 * 4 * 3 * 128 * 128 * 4 / 2**10} of " in notice
-    assert models.dense_experts_notice(tiny("llama")) is None
+    assert loading.dense_experts_notice(tiny("llama")) is None

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch.nn.attention import varlen
 
-from llmft_cli.compute_types import EVERYTHING, Abilities
-from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.forms.examples import IGNORED
+from llmft_cli.settings.compute_types import EVERYTHING, Abilities
 from llmft_cli.training import attention
 from llmft_cli.training.attention import (
     MASKED,

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from llmft_cli import models
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.progress import Silent
+from llmft_cli.base.reporter import Silent
+from llmft_cli.data.forms.examples import IGNORED
+from llmft_cli.models import loading, model_source
 from llmft_cli.training.batches import collate, each_row_alone, halves, parts_within
 from llmft_cli.training.held_out import held_out_loss
 from llmft_cli.training.loss import summed_loss
@@ -44,7 +44,7 @@ def test_each_row_alone_has_its_tokens_up_to_its_last_target():
 
 
 def load_fp32(tiny_model_dir):
-    return models.load_base(models.resolve(str(tiny_model_dir), Silent()), torch.device("cpu"), dtype=torch.float32)
+    return loading.load_base(model_source.resolve(str(tiny_model_dir), Silent()), torch.device("cpu"), dtype=torch.float32)
 
 
 def reference_loss(model, rows):

@@ -10,13 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmft_cli import known_shapes, models
-from llmft_cli.adapters import load_adapter, save_adapter
-from llmft_cli.config import resolve
+from llmft_cli.base.errors import ConfigError, Interrupted
+from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
-from llmft_cli.errors import ConfigError, Interrupted
-from llmft_cli.progress import Silent
+from llmft_cli.models import known_configs, loading, model_source
+from llmft_cli.models.adapters import load_adapter, save_adapter
 from llmft_cli.run_dir import RunDir
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches import collate
 from llmft_cli.training.loss import summed_loss
 from llmft_cli.training.plan_files import read_plan
@@ -34,8 +34,8 @@ PLAN = {"batch_size": 2, "gradient_accumulation_steps": 2, "checkpointed_layers"
 
 
 def tiny(tiny_model_dir: Path, embeddings_on_cpu: bool, quantization: str = "nf4", **flags: Any) -> Any:
-    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), CPU, torch.bfloat16, quantization)
-    models.keep_training_layout(base)
+    base = loading.load_base(model_source.resolve(str(tiny_model_dir), Silent()), CPU, torch.bfloat16, quantization)
+    loading.keep_training_layout(base)
     torch.manual_seed(1)
     return make_trainable(base, resolve({"lora_r": 4, **flags}), "tiny", 0, embeddings_on_cpu)
 
@@ -102,7 +102,7 @@ def test_the_adapter_on_disk_is_the_same(tiny_model_dir: Path, tmp_path: Path) -
     here, there = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("False", "True"))
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
-    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), CPU, torch.bfloat16)
+    base = loading.load_base(model_source.resolve(str(tiny_model_dir), Silent()), CPU, torch.bfloat16)
     assert load_adapter(base, tmp_path / "True").device.type == "cpu"
 
 
@@ -194,9 +194,9 @@ def test_trained_embeddings_stay() -> None:
 @pytest.mark.parametrize(
     ("values", "bytes_less"),
     [
-        (known_shapes.LLAMA_2_7B, 32_000 * 4096 * 2),
-        (known_shapes.LLAMA_3_8B, 128_256 * 4096 * 2),
-        (known_shapes.SMOLLM2_135M, 0),
+        (known_configs.LLAMA_2_7B, 32_000 * 4096 * 2),
+        (known_configs.LLAMA_3_8B, 128_256 * 4096 * 2),
+        (known_configs.SMOLLM2_135M, 0),
     ],
 )
 def test_the_prediction_is_less_by_the_embeddings_alone(values: dict[str, Any], bytes_less: int) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmft_cli import models
-from llmft_cli.adapters import add_adapter
-from llmft_cli.config import resolve
-from llmft_cli.progress import Silent
+from llmft_cli.base.reporter import Silent
+from llmft_cli.models import loading, model_source
+from llmft_cli.models.adapters import add_adapter
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches import collate
 
 
@@ -26,9 +26,9 @@ def sequences():
 
 
 def quantised_with_adapter(tiny_model_dir: Path):
-    source = models.resolve(str(tiny_model_dir), Silent())
-    base = models.load_base(source, torch.device("cpu"), torch.bfloat16, "nf4")
-    models.keep_training_layout(base)
+    source = model_source.resolve(str(tiny_model_dir), Silent())
+    base = loading.load_base(source, torch.device("cpu"), torch.bfloat16, "nf4")
+    loading.keep_training_layout(base)
     torch.manual_seed(0)
     return add_adapter(base, resolve({"lora_r": 4}), "tiny")
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from llmft_cli.progress import Silent
+from llmft_cli.base.reporter import Silent
 from llmft_cli.training.expected_end import ExpectedEnd, told
 from llmft_cli.training.step_clock import StepClock
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from llmft_cli import models
-from llmft_cli.adapters import add_adapter
-from llmft_cli.config import Config, resolve
-from llmft_cli.progress import Silent
+from llmft_cli.base.reporter import Silent
+from llmft_cli.models import loading, model_source
+from llmft_cli.models.adapters import add_adapter
+from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training.batches import collate
 from llmft_cli.training.fast.architectures import blocks_of
 from llmft_cli.training.loss import loss_and_gradients
@@ -36,7 +36,7 @@ def packed_rows() -> list[dict[str, Any]]:
 
 
 def base_of(model_dir: Path) -> Any:
-    return models.load_base(models.resolve(str(model_dir), Silent()), CPU, torch.float32, "nf4")
+    return loading.load_base(model_source.resolve(str(model_dir), Silent()), CPU, torch.float32, "nf4")
 
 
 def with_updates(model: Any) -> Any:

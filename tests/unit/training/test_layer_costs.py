@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from llmft_cli.known_shapes import LLAMA_2_7B
+from llmft_cli.models.decoder_layers import decoder_layers
+from llmft_cli.models.known_configs import LLAMA_2_7B
 from llmft_cli.training.fast.architectures import offload_activations
 from llmft_cli.training.layer_costs import FEW, checkpointed_step, layer_costs, only_layers, signature
-from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.simulation import BatchShape, full_batch, simulate
 from llmft_cli.training.tuned_model import checkpoint_layers
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from llmft_cli import models
-from llmft_cli.adapters import add_adapter
-from llmft_cli.config import resolve
-from llmft_cli.progress import Silent
+from llmft_cli.base.reporter import Silent
+from llmft_cli.models import loading, model_source
+from llmft_cli.models.adapters import add_adapter
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
 from llmft_cli.training.lora_product import LoraProduct, use_fused_products
 
@@ -18,8 +18,8 @@ TOKENS = torch.tensor([[11, 12, 13, 14, 15, 16], [21, 22, 23, 24, 25, 26]])
 def tuned(tiny_model_dir, quantization, dtype, **flags):
     """A model with an adapter whose B matrices are not zero, as they are in the middle of a training."""
     torch.manual_seed(0)
-    base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), torch.device("cpu"), dtype, quantization)
-    models.keep_training_layout(base)
+    base = loading.load_base(model_source.resolve(str(tiny_model_dir), Silent()), torch.device("cpu"), dtype, quantization)
+    loading.keep_training_layout(base)
     model = add_adapter(base, resolve(flags), "tiny").train()
     for name, weights in model.named_parameters():
         if "lora_B" in name:

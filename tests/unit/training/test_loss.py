@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmft_cli import models
-from llmft_cli.adapters import add_adapter
-from llmft_cli.config import resolve
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.progress import Silent
+from llmft_cli.base.reporter import Silent
+from llmft_cli.data.forms.examples import IGNORED
+from llmft_cli.models import loading, model_source
+from llmft_cli.models.adapters import add_adapter
+from llmft_cli.settings.config import resolve
 from llmft_cli.training import loss
 from llmft_cli.training.batches import collate
 
@@ -18,7 +18,7 @@ SHORT = {"input_ids": [*range(41, 51)], "labels": [IGNORED] * 2 + [*range(43, 51
 
 def tiny(tiny_model_dir, **config):
     torch.manual_seed(0)
-    model = models.load_base(models.resolve(str(tiny_model_dir), Silent()), torch.device("cpu"), dtype=torch.float32)
+    model = loading.load_base(model_source.resolve(str(tiny_model_dir), Silent()), torch.device("cpu"), dtype=torch.float32)
     for name, value in config.items():
         setattr(model.config, name, value)
     return add_adapter(model, resolve({}), "tiny").train()

@@ -14,10 +14,10 @@ import pytest
 import torch
 import transformers
 
-from llmft_cli import models
-from llmft_cli.config import resolve
-from llmft_cli.errors import VerificationError
-from llmft_cli.progress import Silent
+from llmft_cli.base.errors import VerificationError
+from llmft_cli.base.reporter import Silent
+from llmft_cli.models import loading, model_source
+from llmft_cli.settings.config import resolve
 from llmft_cli.training import loss_chart
 from llmft_cli.training.batches import collate
 from llmft_cli.training.callbacks import Figures
@@ -41,7 +41,7 @@ def trainer_in(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., QLoRATrain
     def make(dtype: torch.dtype, fast: bool = True, folder: str = "run", count: int = 30, **arguments: Any) -> QLoRATrainer:
         options = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
         options |= {"save_strategy": "no", "logging_steps": 1, "max_grad_norm": 0.3, "optim": "adamw_torch_fused"}
-        base = models.load_base(models.resolve(str(tiny_model_dir), Silent()), CPU, dtype)
+        base = loading.load_base(model_source.resolve(str(tiny_model_dir), Silent()), CPU, dtype)
         transformers.set_seed(1)
         quiet = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "log_level": "error", "seed": 1}
         taken = {"remove_unused_columns": False, "label_names": ["labels"], "logging_nan_inf_filter": False}

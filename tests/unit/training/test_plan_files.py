@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmft_cli.errors import ConfigError
+from llmft_cli.base.errors import ConfigError
 from llmft_cli.training.plan_files import read_plan
 from llmft_cli.training.plans import Plan
 

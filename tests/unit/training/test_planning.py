@@ -11,12 +11,12 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llmft_cli import models
-from llmft_cli.compute_types import EVERYTHING, Abilities
-from llmft_cli.config import resolve
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.errors import ConfigError, OutOfMemory
-from llmft_cli.progress import Silent
+from llmft_cli.base.errors import ConfigError, OutOfMemory
+from llmft_cli.base.reporter import Silent
+from llmft_cli.data.forms.examples import IGNORED
+from llmft_cli.models import model_source
+from llmft_cli.settings.compute_types import EVERYTHING, Abilities
+from llmft_cli.settings.config import resolve
 from llmft_cli.training import planning, schedule
 from llmft_cli.training.planning import (
     GIBIBYTE,
@@ -43,7 +43,7 @@ NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
 def decided(
     model_dir: Path, device: torch.device, reporter: Silent | None = None, recorded: dict[str, Any] | None = None, **flags: Any
 ) -> Layout:
-    source = models.resolve(str(model_dir), Silent())
+    source = model_source.resolve(str(model_dir), Silent())
     config = resolve({"batch_size": 2, "gradient_accumulation_steps": 3, "lora_r": 4, "compute_dtype": "bf16", **flags})
     return decide(source, config, sequences(12, packing=True), device, reporter or Silent(), recorded)
 
@@ -266,7 +266,7 @@ TOKENS = {"tokens_per_batch": 170, "gradient_accumulation_steps": 3, "lora_r": 4
 
 
 def decided_by_tokens(model_dir: Path, device: torch.device, reporter: Told | None = None, **flags: Any) -> Layout:
-    source = models.resolve(str(model_dir), Silent())
+    source = model_source.resolve(str(model_dir), Silent())
     return decide(
         source, resolve(TOKENS | {"compute_dtype": "bf16"} | flags), sequences(12, packing=True), device, reporter or Silent()
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmft_cli.config import resolve
+from llmft_cli.settings.config import resolve
 from llmft_cli.training import plan_steps
 from llmft_cli.training.fast.architectures import blocks_of
 from llmft_cli.training.layer_costs import LayerCosts, layer_costs

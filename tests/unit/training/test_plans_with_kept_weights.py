@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.config import resolve
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.fast.architectures import blocks_of, keep_dequantized
 from llmft_cli.training.plan_steps import can_keep_dequantized, steps
 from llmft_cli.training.plans import FRUGAL_OPTIM, Option, Plan, choose, fastest, option_of, options

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch._C._autograd import DeviceType
 
-from llmft_cli.config import resolve
+from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
-from llmft_cli.progress import Silent
 from llmft_cli.run_dir import RunDir
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches import collate
 from llmft_cli.training.kernel_groups import group_of, groups, timed_events
 from llmft_cli.training.profiling import steps_before

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from llmft_cli.data.examples import IGNORED
+from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training import loss
 from llmft_cli.training.batches import collate
 from llmft_cli.training.held_out import held_out_loss

@@ -11,8 +11,8 @@ import numpy
 import pytest
 import torch
 
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.errors import OutOfMemory
+from llmft_cli.base.errors import OutOfMemory
+from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training.callbacks import Rehearsal
 from llmft_cli.training.recovery import DoesNotFit
 from llmft_cli.training.rehearsal import longest_batch, rehearse

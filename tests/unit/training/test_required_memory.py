@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 import torch
 
-from llmft_cli.config import resolve
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.card import hold_to
 from llmft_cli.training.planning import described
 from llmft_cli.training.plans import (

@@ -9,7 +9,7 @@ import datasets
 import pytest
 import torch
 
-from llmft_cli.config import resolve
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.schedule import Schedule, training_arguments, training_tokens
 
 

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmft_cli import model_shapes
-from llmft_cli.compute_types import Abilities
-from llmft_cli.config import resolve
+from llmft_cli.models import random_model
+from llmft_cli.settings.compute_types import Abilities
+from llmft_cli.settings.config import resolve
 from llmft_cli.training import simulation
 from llmft_cli.training.attention import needs_permission_to_share_heads
 from llmft_cli.training.batches import collate
@@ -243,7 +243,7 @@ def unique_bytes(tensors: Iterable[torch.Tensor]) -> int:
 )
 def test_what_is_alive_after_a_forward_pass_is_what_autograd_keeps(quantization: str, flags: dict[str, Any]) -> None:
     """A real model on the CPU: the storages that autograd saves for the backward pass, and the loss."""
-    base = model_shapes.build(small_shape(), CPU, quantization, torch.bfloat16)
+    base = random_model.build(small_shape(), CPU, quantization, torch.bfloat16)
     model = make_trainable(base, resolve(flags), "a model", 0)
     model.train()
     batch = random_batch(BatchShape(2, 48, 60, 6, 16), VOCABULARY, CPU)
@@ -300,7 +300,7 @@ def test_a_layer_of_lora_keeps_its_input_and_the_product_of_the_rank() -> None:
 
 
 def test_following_on_the_cpu_does_not_change_what_is_computed() -> None:
-    base = model_shapes.build(small_shape(), CPU, "nf4", torch.bfloat16)
+    base = random_model.build(small_shape(), CPU, "nf4", torch.bfloat16)
     model = make_trainable(base, resolve({}), "a model", None)
     model.train()
     batch = random_batch(full_batch(1, 32), VOCABULARY, CPU) | {"longest_row": 32}
@@ -321,7 +321,7 @@ def test_a_step_in_fp16_is_one_in_bf16(fast: bool) -> None:
 
 
 def in_type(dtype: torch.dtype, fast: bool = True, able: Abilities | None = None, **flags: Any) -> Any:
-    base = model_shapes.build(small_shape(), META, "nf4", dtype)
+    base = random_model.build(small_shape(), META, "nf4", dtype)
     return make_trainable(base, resolve({"fast": fast, **flags}), "a model", 0, able=able)
 
 
@@ -412,7 +412,7 @@ def test_a_model_whose_attention_knows_no_row_boundaries_is_followed_with_its_ma
         vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, head_dim=64,
     )  # fmt: skip
-    base = model_shapes.build(shape, torch.device("meta"), "nf4", torch.bfloat16)
+    base = random_model.build(shape, torch.device("meta"), "nf4", torch.bfloat16)
     assert base.config._attn_implementation == "eager"
     model = make_trainable(base, resolve({}), "gemma", None)
     short, long = (simulate(model, full_batch(1, length)) for length in (512, 2048))

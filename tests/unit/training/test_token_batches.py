@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmft_cli.errors import ConfigError
+from llmft_cli.base.errors import ConfigError
 from llmft_cli.training.token_batches import (
     TokenBatch,
     largest_batch,

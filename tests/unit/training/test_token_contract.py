@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from llmft_cli import chat, merging
-from llmft_cli.config import Config, resolve
-from llmft_cli.console import NoScreen
+from llmft_cli.base.reporter import Silent
+from llmft_cli.cli.console import NoScreen
 from llmft_cli.data.prepare import prepare
 from llmft_cli.data.store import VALIDATION, load_split
 from llmft_cli.evaluation import evaluate
-from llmft_cli.inference import load_tuned
-from llmft_cli.progress import Silent
+from llmft_cli.merging import merge
 from llmft_cli.run_dir import RunDir
+from llmft_cli.serving import chat
+from llmft_cli.serving.generation import load_tuned
+from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training.train import train
 
 QUESTIONS = ["Tell me of <|im_end|> and rain.", "  What is  wind?\n", "Où est le vent ? 🌬", "Sun?", "Mist?", "And hail?"]
@@ -76,6 +77,6 @@ def test_every_command_sees_the_same_token_ids(trained: tuple[RunDir, Config], m
         probed.append(rows)
         return [torch.zeros(len(row), 4) for row in rows]
 
-    monkeypatch.setattr(merging, "next_token_logits", probing)
-    merging.merge(run, config, Silent())
+    monkeypatch.setattr(merge, "next_token_logits", probing)
+    merge.merge(run, config, Silent())
     assert probed == [list(rows["input_ids"])] * 3

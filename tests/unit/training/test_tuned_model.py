@@ -9,10 +9,10 @@ import psutil
 import pytest
 import torch
 
-from llmft_cli import model_shapes
-from llmft_cli.config import resolve
+from llmft_cli.models import random_model
+from llmft_cli.models.decoder_layers import decoder_layers
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.fast.architectures import keeps_dequantized
-from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.tuned_model import (
     checkpoint_layers,
     has_room_for_dequantized_weights,
@@ -38,7 +38,7 @@ LINEAR_WEIGHTS = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256)
     ],
 )
 def test_the_reason_for_plain_layers(flags: dict[str, Any], reason: str | None) -> None:
-    model = make_trainable(model_shapes.build(small_shape(), CPU, "nf4", torch.bfloat16), resolve(flags), "a model", 0)
+    model = make_trainable(random_model.build(small_shape(), CPU, "nf4", torch.bfloat16), resolve(flags), "a model", 0)
     assert why_plain_layers(model, resolve(flags)) == reason
 
 
@@ -52,7 +52,7 @@ def test_so_many_layers_are_checkpointed_the_first_ones(fast: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_dequantised_weights_may_take_a_quarter_of_the_ram(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = model_shapes.build(small_shape(), CPU, "nf4", dtype)
+    base = random_model.build(small_shape(), CPU, "nf4", dtype)
     for too_few, room in ((0, True), (4, False)):
         available = 4 * dtype.itemsize * LINEAR_WEIGHTS - too_few
         monkeypatch.setattr(psutil, "virtual_memory", lambda available=available: SimpleNamespace(available=available))
@@ -60,12 +60,12 @@ def test_dequantised_weights_may_take_a_quarter_of_the_ram(dtype: torch.dtype, m
 
 
 def test_there_is_no_such_room_where_memory_is_planned() -> None:
-    base = model_shapes.build(small_shape(), torch.device("meta"), "nf4", torch.bfloat16)
+    base = random_model.build(small_shape(), torch.device("meta"), "nf4", torch.bfloat16)
     assert not has_room_for_dequantized_weights(base)
 
 
 def test_weights_that_are_kept_dequantised_are_told() -> None:
     for quantization, wanted, kept in (("nf4", True, True), ("nf4", False, False), ("none", True, False)):
-        base = model_shapes.build(small_shape(), CPU, quantization, torch.bfloat16)
+        base = random_model.build(small_shape(), CPU, quantization, torch.bfloat16)
         model = make_trainable(base, resolve({}), "a model", 0, dequantized_weights=wanted)
         assert keeps_dequantized(model) is kept

@@ -9,11 +9,11 @@ import datasets
 import torch
 import transformers
 
-from llmft_cli import models
-from llmft_cli.adapters import add_adapter
-from llmft_cli.config import resolve
-from llmft_cli.data.examples import IGNORED
-from llmft_cli.progress import Silent
+from llmft_cli.base.reporter import Silent
+from llmft_cli.data.forms.examples import IGNORED
+from llmft_cli.models import loading, model_source
+from llmft_cli.models.adapters import add_adapter
+from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches import collate
 from llmft_cli.training.trainer import QLoRATrainer
 
@@ -60,7 +60,7 @@ def make_trainer(
     """A trainer of 3 steps of 2 x 4 sequences, unless `arguments` (Trainer's) say otherwise."""
     options = {"max_steps": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-2}
     options |= {"save_strategy": "no", "logging_steps": 1, "max_grad_norm": 0.3, "per_device_eval_batch_size": 4}
-    base = models.load_base(models.resolve(str(model_dir), Silent()), torch.device("cpu"), dtype=torch.float32)
+    base = loading.load_base(model_source.resolve(str(model_dir), Silent()), torch.device("cpu"), dtype=torch.float32)
     transformers.set_seed(1)
     return QLoRATrainer(
         group_by_length=not packing,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import transformers
 
-from llmft_cli import model_shapes, models
-from llmft_cli.adapters import add_adapter
-from llmft_cli.config import resolve
+from llmft_cli.models import loading, random_model
+from llmft_cli.models.adapters import add_adapter
+from llmft_cli.settings.config import resolve
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text")
 ROW_LENGTHS = (15, 9)  # packed into one sequence
@@ -34,8 +34,8 @@ def tuned(
 ) -> Any:
     """A model that trains plain LoRA as PEFT does; no B matrix, norm or bias is what it is at the start."""
     torch.manual_seed(0)
-    base = model_shapes.build(small_config(model_type, **(changes or {})), torch.device("cpu"), quantization, dtype)
-    models.keep_training_layout(base)
+    base = random_model.build(small_config(model_type, **(changes or {})), torch.device("cpu"), quantization, dtype)
+    loading.keep_training_layout(base)
     model = add_adapter(base, resolve({"lora_r": 4, **flags}), "small")
     for name, weights in model.named_parameters():
         if "lora_B" in name or name.endswith(".bias"):

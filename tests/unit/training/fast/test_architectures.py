@@ -9,9 +9,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.fast.architectures import blocks_of, held_tensors, keep_dequantized, use_fast_layers, why_not_fast
-from llmft_cli.training.layers import decoder_layers
 
 from .layer_models import TYPES, gradients, positions, tuned
 

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 
+from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.training.fast.architectures import (
     blocks_of,
     keep_dequantized,
@@ -14,7 +15,6 @@ from llmft_cli.training.fast.architectures import (
     why_not_fast,
 )
 from llmft_cli.training.fast.joined_linear import JoinedLinear
-from llmft_cli.training.layers import decoder_layers
 from llmft_cli.training.lora_product import use_fused_products
 
 from .layer_models import HIDDEN, TYPES, distance, gradients, positions, small_config, some_targets, tuned

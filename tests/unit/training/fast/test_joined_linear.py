@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from llmft_cli.libraries import import_bitsandbytes
+from llmft_cli.base.libraries import import_bitsandbytes
 from llmft_cli.training.fast.joined_linear import JoinedLinear, Member, Norm
 
 from .layer_models import distance

@@ -13,8 +13,8 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from llmft_cli.compute_types import EVERYTHING
-from llmft_cli.libraries import import_bitsandbytes
+from llmft_cli.base.libraries import import_bitsandbytes
+from llmft_cli.settings.compute_types import EVERYTHING
 from llmft_cli.training.fast import counted_kernels, kernels, plain_kernels
 from llmft_cli.training.fast.output_loss import FP16_FACTOR
 from llmft_cli.training.simulation import Follower

@@ -1,0 +1,88 @@
+"""Files and directories that appear whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from llmft_cli.base.errors import MachineError, StageError
+
+
+def check_place(directory: Path) -> None:
+    """Refuse early a place where no directory can be made or written to.
+
+    Raises:
+        StageError: there is a file in its place.
+        MachineError: it is not writable.
+    """
+    nearest = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise StageError(f"{directory} cannot be a run directory: {nearest} is a file", "name another")
+    if not os.access(nearest, os.W_OK):
+        raise MachineError(f"not allowed to write in {nearest}", "mend its permissions, or keep the run elsewhere")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it holds either its old content or the whole new one."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing_directory(target: Path) -> Iterator[Path]:
+    """A fresh directory to fill; it takes the place of `target` when the block ends well, else it is gone.
+
+    Callers hold a lock, so what an earlier process that was killed left behind beside `target` is cleared first.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
+        shutil.rmtree(leftover)
+    room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
+    fresh, old = room / "new", room / "old"
+    try:
+        fresh.mkdir()
+        yield fresh
+        for file in fresh.rglob("*"):
+            # safetensors writes for its owner alone; who may enter the run may read it.
+            file.chmod(0o755 if file.is_dir() else 0o644)
+        if target.exists():
+            target.rename(old)
+        try:
+            fresh.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_path(path: Path) -> str:
+    """sha256 of a file, or of a directory's file names and contents."""
+    if path.is_file():
+        return hash_file(path)
+    digest = hashlib.sha256()
+    for file in sorted(item for item in path.rglob("*") if item.is_file()):
+        digest.update(f"{file.relative_to(path).as_posix()}\0{hash_file(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""The three questions to gpu-check: is a GPU free, is the machine set up right, does a training fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli.base.errors import UsageError
+from llmft_cli.settings.config import Config
+from llmft_cli.settings.quantities import checked, format_size, parse_count, parse_size
+
+if TYPE_CHECKING:
+    from llmft_cli.cli.console import Console
+    from llmft_cli.fit.fit import Card
+    from llmft_cli.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What is asked about a training; `settings` gives the config, completed by what a run was prepared with."""
+
+    settings: Callable[[Mapping[str, Any] | None], Config]
+    vram: str | None
+    run: Path | None
+    measure: bool
+
+    def run_dir(self) -> RunDir | None:
+        from llmft_cli.run_dir import RunDir
+
+        return RunDir(self.run) if self.run else None
+
+    def config(self) -> Config:
+        run = self.run_dir()
+        return self.settings(run.saved_settings("prepare") if run else None)
+
+
+def wait(
+    console: Console, time: str | None, min_free: str | None, max_load: str | None, gpus: str | None, fitting: Fitting | None
+) -> None:
+    """Wait for free GPUs and print their indices; those that a training needs, where one is asked about.
+
+    Raises:
+        UsageError: something is asked of a card that is not here, or that is to be tried.
+    """
+    from llmft_cli.cli.views.gpu_wait import ready_sections
+    from llmft_cli.gpu import waiting
+
+    if fitting and (fitting.vram or fitting.measure):
+        raise UsageError("--wait goes with neither --vram nor --measure", "wait first, and run gpu-check again on the card")
+    wanted = waiting.read_wanted(time, min_free, max_load, gpus)
+    if fitting and min_free is None:
+        from llmft_cli.fit import fit
+
+        need = fit.fit(fitting.config(), None, fitting.run_dir(), console)
+        wanted = replace(wanted, min_free_bytes=fit.least_bytes(need))
+    ready = waiting.wait_for_gpus(wanted, console)
+    console.result("gpu-check", None, asdict(ready), ready_sections(ready))
+
+
+def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting | None) -> None:
+    """Look at the machine, and tell whether a training fits where one is asked about.
+
+    Raises:
+        MachineError: a GPU is required and there is none that computes right.
+        OutOfMemory: the training does not fit.
+    """
+    from llmft_cli.cli.views.gpu_check import report_sections
+    from llmft_cli.gpu import check
+    from llmft_cli.models.builtin import cache_dir
+    from llmft_cli.run_dir import RUNS_ROOT
+
+    count = checked(parse_count, gpus, "--gpus", "2") if gpus else 1
+    card = named_card(fitting.vram) if fitting and fitting.vram else None
+    report = check.check(console, cache_dir(), RUNS_ROOT)
+    if require_gpu:
+        check.require_gpu(report)
+    values, sections = asdict(report), report_sections(report)
+    if fitting is None:
+        console.result("gpu-check", None, values, sections)
+        return
+    from llmft_cli.cli.views.fit import fit_sections
+    from llmft_cli.fit import fit
+
+    found = fit.fit(
+        fitting.config(),
+        card or fit.freest_card(report.gpus, report.probes, count),
+        fitting.run_dir(),
+        console,
+        measure=fitting.measure,
+    )
+    if not (console.as_json and found.fits is False):  # one object on stdout: the error has the fit then
+        told = fit_sections(found) if card else [*sections, *fit_sections(found)]
+        console.result("gpu-check", None, values | {"fit": asdict(found)}, told)
+    fit.require_fit(found)
+
+
+def named_card(vram: str) -> Card:
+    from llmft_cli.fit.fit import Card
+
+    size = checked(parse_size, vram, "--vram", "8GiB")
+    return Card(f"a card with {format_size(size)}", size, None, None)

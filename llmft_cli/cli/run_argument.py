@@ -1,0 +1,34 @@
+"""Which run a command is about."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmft_cli.base.reporter import Reporter
+
+if TYPE_CHECKING:
+    from llmft_cli.run_dir import RunDir
+
+
+def find_run(path: Path | None, reporter: Reporter) -> RunDir:
+    """The run that was named, or the newest, which is then told."""
+    from llmft_cli.run_dir import RunDir, newest
+
+    if path is not None:
+        return RunDir(path)
+    run = newest()
+    reporter.note(f"using the newest run, {run.path}")
+    return run
+
+
+def run_to_prepare(path: Path | None, sources: list[str]) -> RunDir:
+    """The run that was named, or a new one named after its data and the time; where it cannot be, that is told at once."""
+    from llmft_cli.base.files import check_place
+    from llmft_cli.run_dir import RUNS_ROOT, RunDir
+
+    stem = Path(sources[0]).stem or "data"
+    run = RunDir(path or RUNS_ROOT / f"{stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
+    check_place(run.path)
+    return run

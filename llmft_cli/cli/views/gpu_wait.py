@@ -1,0 +1,11 @@
+"""The GPUs that gpu-check --wait found, for a shell."""
+
+from __future__ import annotations
+
+from llmft_cli.cli.views.sections import Section
+from llmft_cli.gpu.waiting import Ready
+
+
+def ready_sections(ready: Ready) -> list[Section]:
+    """The indices and nothing else, for `export CUDA_VISIBLE_DEVICES=$(...)`."""
+    return [Section("", [(",".join(map(str, ready.gpu_indices)), "")])]

@@ -1,0 +1,158 @@
+"""What became of the stages of a run, for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli.cli.views.sections import Section, gibibytes, named, next_command
+
+if TYPE_CHECKING:
+    from llmft_cli.data.report.summary import PrepareResult
+    from llmft_cli.evaluation.evaluate import EvalResult
+    from llmft_cli.merging.merge import MergeResult
+    from llmft_cli.training.profiling import Profile
+    from llmft_cli.training.train import TrainResult
+
+
+def prepare(run: str, result: PrepareResult) -> list[Section]:
+    rows = result.rows
+    near = rows["near_duplicates"]
+    sections = [
+        named(
+            f"Prepared {run}",
+            {
+                "rows": f"{rows['kept']:,} kept of {rows['read']:,} read",
+                "rejected": f"{rows['rejected']:,} (see {run}/data/rejected.jsonl)" if rows["rejected"] else None,
+                "duplicates": f"{rows['duplicates']:,} left out" if rows["duplicates"] else None,
+                "near duplicates": f"{near:,}, kept on one side of the split" if near else None,
+                "too long": overlength(run, result.overlength) if result.overlength["rows"] else None,
+                "texts split": f"{result.documents_split:,}" if result.documents_split else None,
+                "forms": ", ".join(f"{form} {count:,}" for form, count in result.forms.items()),
+                "tokens": f"{result.tokens['total']:,}, of which {result.tokens['supervised']:,} supervised",
+                "row lengths": "min {min}, median {median:g}, p95 {p95}, max {max} tokens".format(**result.lengths),
+                "split": f"{result.splits['train']:,} training, {result.splits['validation']:,} held out",
+                "packing": f"{result.packing['rows']:,} sequences, {result.packing['efficiency']:.1%} full",
+                "end of turn": result.template.get("end_of_turn"),
+            },
+        )
+    ]
+    if len(result.sources) > 1:
+        columns = ("read", "kept", "rejected")
+        sources = [(source["name"], *(f"{source[column]:,}" for column in columns)) for source in result.sources]
+        sections.append(Section("Sources", sources, ("source", *columns)))
+    if result.rejected_reasons:
+        reasons = [(item["reason"], str(item["count"]), ", ".join(item["first"])) for item in result.rejected_reasons[:5]]
+        sections.append(Section("Rejected", reasons, ("reason", "rows", "first")))
+    for level in ("error", "warning"):
+        found = [check for check in result.checks if check["level"] == level]
+        if found:
+            title = f"{len(found)} {level}{'s' if len(found) > 1 else ''}"
+            sections.append(Section(title, [finding(check) for check in found], ("check", "found", "meaning")))
+    notes = [f"{words(check['check'])} {check['count']:,}" for check in result.checks if check["level"] == "note"]
+    ending = {"notes": ", ".join(notes) or None, "report": f"{run}/data/report.html"}
+    return [*sections, named("", ending), next_command("train", run)]
+
+
+def overlength(run: str, lost: Mapping[str, Any]) -> str:
+    """What became of the rows that are longer than allowed, and what was lost with them."""
+    count, tokens, ends = f"{lost['rows']:,}", f"{lost['tokens_lost']:,} tokens", f"{lost['end_of_turns_lost']:,} ends of turn"
+    if lost["policy"] == "drop":
+        return f"{count} left out with {tokens} (see {run}/data/rejected.jsonl)"
+    done = "cut off" if lost["policy"] == "truncate" else "split"
+    return f"{count} {done}, which lost {tokens} and {ends}" if lost["tokens_lost"] else f"{count} {done}, nothing lost"
+
+
+def finding(check: Mapping[str, Any]) -> tuple[str, str, str]:
+    """A check's name, its count and what it means, with the first place."""
+    first = "".join(f" (first: {example['source']}:{example['line']})" for example in check["examples"][:1])
+    return words(check["check"]), f"{check['count']:,}", check["meaning"] + first
+
+
+def words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def train(run: str, result: TrainResult) -> list[Section]:
+    speed = result.tokens_per_second
+    return [
+        named(
+            f"Trained {run}",
+            {
+                "steps": result.steps,
+                "training loss": f"{result.train_loss:.4f}",
+                "held-out loss": None if result.eval_loss is None else f"{result.eval_loss:.4f}",
+                "best step": result.best_step,
+                "speed": None if speed is None else f"{speed:,.0f} tokens/s",
+                "peak memory": gibibytes(result.peak_memory_bytes),
+                "out of memory": smaller_passes(result),
+                "time": f"{result.seconds:,.0f} s",
+                "trainable": f"{result.trainable_parameters:,} parameters",
+                "adapter": result.adapter,
+            },
+        ),
+        *([] if result.profile is None else profile(result.profile)),
+        next_command("eval", run),
+    ]
+
+
+def profile(found: Profile) -> list[Section]:
+    """Where the time of a step went, and the least that it could take."""
+    last = found.first_step + found.steps - 1
+    steps = f"step {last}" if found.steps == 1 else f"steps {found.first_step} to {last}"
+    computing = sum(found.group_seconds.values())
+    rest = "operators" if found.device == "cpu" else "kernels"
+    times = {words(group): seconds for group, seconds in found.group_seconds.items()}
+    times |= {f"between {rest}": max(0.0, found.step_seconds - computing), "step": found.step_seconds}
+    rows = [(name, f"{1000 * seconds:,.1f}", f"{seconds / found.step_seconds:.1%}") for name, seconds in times.items()]
+    line = found.roofline
+    least = (
+        f"none: {found.why_no_roofline}"
+        if line is None
+        else (
+            f"the step took {1000 * found.step_seconds:,.0f} ms; the roofline is {1000 * line.seconds:,.0f} ms "
+            f"({line.seconds / found.step_seconds:.0%})"
+        )
+    )
+    return [
+        Section(f"Profile of {steps} on {found.device}", rows, ("", "ms a step", "share")),
+        named("", {"busy": f"{found.busy_share:.1%} of the step", "roofline": least, "trace": found.trace}),
+    ]
+
+
+def smaller_passes(result: TrainResult) -> str | None:
+    """How often memory ran out, and what became of the batches; None where it did not."""
+    times, tokens = result.out_of_memory_retries, result.largest_pass_tokens
+    if not times:
+        return None
+    ending = "" if tokens is None else f"; batches in passes of at most {tokens:,} tokens"
+    return f"{times:,} time{'s' if times > 1 else ''}{ending}"
+
+
+def merge(run: str, result: MergeResult) -> list[Section]:
+    proof = result.verification
+    return [
+        named(
+            f"Merged {run}",
+            {
+                "merged": f"{result.merged} ({result.base_choice})",
+                "verified": f"top-1 agreement {proof.top1_agreement:.2%}, mean KL {proof.mean_kl:.1e}, {proof.tokens} tokens",
+                "the adapter itself": f"mean KL {proof.mean_kl_of_base:.2f} from the base",
+                "peak memory": gibibytes(result.peak_rss_bytes),
+                "time": f"{result.seconds:,.0f} s",
+            },
+        ),
+        next_command("chat", run),
+    ]
+
+
+def evaluate(run: str, result: EvalResult) -> list[Section]:
+    metrics = list(vars(next(iter(result.arms.values()))))
+    rows = [
+        [arm, *(f"{value:.3f}" if value is not None else "-" for value in vars(scores).values())]
+        for arm, scores in result.arms.items()
+    ]
+    return [
+        Section(f"Evaluated {run}: {result.name}, {result.prompts} prompts", rows, ["", *metrics]),
+        named("", {"": result.headline, "report": result.report}),
+    ]

@@ -1,0 +1,1 @@
+"""Chat rows to token ids and the loss mask, by any chat template."""

@@ -1,0 +1,30 @@
+"""Chat templates that do not come with the model: from a file, or our plain one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmft_cli.base.errors import ConfigError
+
+PLAIN = "plain"
+# Turns in plain text, each answer ended by the tokenizer's own end of text: for any model with one.
+PLAIN_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ '### ' + message.role | capitalize + ':\n' + message.content | trim }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}"
+)
+
+
+def read_template(name: str) -> str:
+    """A chat template by its file, or `plain`.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if name == PLAIN:
+        return PLAIN_TEMPLATE
+    try:
+        return Path(name).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the chat template {name} cannot be read: {error}") from error

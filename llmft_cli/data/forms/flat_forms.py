@@ -1,0 +1,149 @@
+"""Rows whose keys hold the texts themselves: alpaca, prompt and completion, question and answer, raw text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llmft_cli.data.forms.examples import Conversation, Document, Message, RowError
+from llmft_cli.data.forms.fields import decoded, kind_of, optional_text_of, text_of, whole
+from llmft_cli.data.forms.messages import conversation, learned_messages, messages_of, turns_of
+
+# In this order; a row is taken by the first pair that it has.
+QUESTIONS_AND_ANSWERS = (
+    ("question", "answer"),
+    ("question", "answers"),
+    ("question", "response"),
+    ("query", "response"),
+    ("query", "answer"),
+    ("prompt", "response"),
+    ("instruction", "response"),
+    ("input", "output"),
+)
+
+
+def parse_alpaca(row: dict[str, Any]) -> Conversation:
+    """`instruction` with optional `input`, `output`, and before them optional `system` and `history`.
+
+    Raises:
+        RowError: a text is missing, empty or no text, or the history is malformed.
+    """
+    turns = [*history_of(row), user(instruction_of(row)), assistant(text_of(row, "output"))]
+    return conversation(row, turns, with_tools=False)
+
+
+def instruction_of(row: dict[str, Any]) -> str:
+    question = text_of(row, "instruction")
+    addition = optional_text_of(row, "input")
+    return f"{question}\n\n{addition}" if addition else question
+
+
+def history_of(row: dict[str, Any]) -> list[Message]:
+    """Earlier questions and their answers, `[[question, answer], ...]`, as messages."""
+    value = row.get("history")
+    if value is None or value == "":
+        return []
+    history = decoded(value, "history")
+    if not isinstance(history, list):
+        raise RowError(f"history must be a list of questions and answers, not {kind_of(history)}")
+    messages = []
+    for number, pair in enumerate(history, 1):
+        if not isinstance(pair, list) or len(pair) != 2:
+            found = f"a list of {len(pair)}" if isinstance(pair, list) and pair else kind_of(pair)
+            raise RowError(f"history[{number}] must be a question and its answer, not {found}")
+        for side, text in enumerate(pair, 1):
+            if not isinstance(text, str):
+                raise RowError(f"history[{number}][{side}] is {kind_of(text)}, not text")
+            whole(text, f"history[{number}][{side}]")
+        messages += [user(pair[0]), assistant(pair[1])]
+    return messages
+
+
+def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
+    """`prompt` and `completion`, each a text or a list of messages.
+
+    Answers within a prompt of messages are not learned: they are part of what is asked.
+
+    Raises:
+        RowError: one is missing or neither, or their messages do not follow each other.
+    """
+    if row.get("label") is False:
+        raise RowError("label is false: the completion is an answer that is not wanted")
+    if not isinstance(row.get("prompt"), list) and not isinstance(row.get("completion"), list):
+        return conversation(row, [user(text_of(row, "prompt")), assistant(text_of(row, "completion"))], with_tools=False)
+    prompt, _ = side_of(row, "prompt", user)
+    completion, learned = side_of(row, "completion", assistant)
+    if learned is None and any(message["role"] == "assistant" for message in prompt):
+        learned = [message["role"] == "assistant" for message in completion]
+    return conversation(row, prompt + completion, learned and [False] * len(prompt) + learned)
+
+
+def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) -> tuple[list[Message], list[bool] | None]:
+    """The messages of a prompt or completion, and which of them may be learned where they say so."""
+    if not isinstance(row.get(key), list):
+        return [speaker(text_of(row, key))], None
+    turns = turns_of(row, key)
+    messages = messages_of(turns, key)
+    return messages, learned_messages(turns, messages, key)
+
+
+def parse_question_answer(row: dict[str, Any]) -> Conversation:
+    """A question and its answer under the names of `QUESTIONS_AND_ANSWERS`, with optional `context` and `system`.
+
+    Raises:
+        RowError: one is missing, empty or no text.
+    """
+    question_key, answer_key = keys_of_pair(row)
+    question = instruction_of(row) if question_key == "instruction" else text_of(row, question_key)
+    if context := optional_text_of(row, "context"):
+        question = f"{context}\n\n{question}"
+    return conversation(row, [user(question), assistant(answer_of(row, answer_key))], with_tools=False)
+
+
+def keys_of_pair(row: dict[str, Any]) -> tuple[str, str]:
+    """The pair of keys that the row gives values for, or at least has."""
+    for pair in QUESTIONS_AND_ANSWERS:
+        if row.get(pair[0]) is not None and row.get(pair[1]) is not None:
+            return pair
+    return next((pair for pair in QUESTIONS_AND_ANSWERS if pair[0] in row and pair[1] in row), QUESTIONS_AND_ANSWERS[0])
+
+
+def answer_of(row: dict[str, Any], key: str) -> str:
+    """An answer's text: the first one where there are several, as in SQuAD's `{"text": [...]}`."""
+    value, place = row.get(key), key
+    while isinstance(value, (list, dict)):
+        if isinstance(value, dict):
+            place = f"{place}.text"
+            if "text" not in value:
+                raise RowError(f"{place} is missing")
+            value = value["text"]
+        elif value:
+            value, place = value[0], f"{place}[1]"
+        else:
+            raise RowError(f"{place} is an empty list, with no answer to learn from")
+    if place == key:
+        return text_of(row, key)
+    if not isinstance(value, str):
+        raise RowError(f"{place} is {kind_of(value)}, not text")
+    return whole(value, place)
+
+
+def parse_text(row: dict[str, Any]) -> Document:
+    """A raw document: `text`, or `content`.
+
+    Raises:
+        RowError: it is missing, empty or no text.
+    """
+    key = "content" if "content" in row and "text" not in row else "text"
+    text = text_of(row, key)
+    if not text or text.isspace():
+        raise RowError(f"{key} is empty")
+    return Document(text)
+
+
+def user(text: str) -> Message:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> Message:
+    return {"role": "assistant", "content": text}

@@ -1,0 +1,231 @@
+"""Conversations turn by turn: OpenAI-style messages, sharegpt turns, and the order in which speakers may follow.
+
+The common turn of a role and a text is taken on a short path; a large file has millions of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmft_cli.data.forms.examples import THINKING_KEYS, Conversation, Message, RowError
+from llmft_cli.data.forms.fields import content_of, decoded, is_whole, kind_of, object_at, optional_text_of, shown, text_of
+from llmft_cli.data.forms.tool_calls import calls_in, calls_of, result_message, tools_of
+
+SPEAKERS = ("user", "assistant", "system")
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+SHAREGPT_SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "system": "system",
+}
+SHAREGPT_CALLS = ("function_call", "tool_call")
+SHAREGPT_RESULTS = ("observation", "function_response", "tool", "tool_response")
+# OpenAI's way to say whether an answer is learned, and axolotl's two.
+LEARNING_KEYS = ("weight", "train", "training")
+
+
+def parse_messages(row: dict[str, Any]) -> Conversation:
+    """A row of OpenAI-style `messages` (or `conversations` of such), with `tools` and `system` beside them.
+
+    Raises:
+        RowError: a message is malformed, or stands where another should speak.
+    """
+    key = key_of_turns(row, "messages", "conversations")
+    turns = turns_of(row, key)
+    messages = messages_of(turns, key)
+    return conversation(row, messages, learned_messages(turns, messages, key))
+
+
+def parse_sharegpt(row: dict[str, Any]) -> Conversation:
+    """A row of sharegpt `conversations` (or `messages` of such turns), with `tools` and `system` beside them.
+
+    Raises:
+        RowError: a turn is malformed, or stands where another should speak.
+    """
+    key = key_of_turns(row, "conversations", "messages")
+    turns = turns_of(row, key)
+    messages = [sharegpt_message(turn, number, key) for number, turn in enumerate(turns, 1)]
+    return conversation(row, messages, learned_messages(turns, messages, key))
+
+
+def key_of_turns(row: dict[str, Any], usual: str, other: str) -> str:
+    return other if not row.get(usual) and other in row else usual
+
+
+def turns_of(row: dict[str, Any], key: str) -> list[Any]:
+    """The turns of a conversation, which are not looked into here.
+
+    Raises:
+        RowError: there is no list of them.
+    """
+    turns = row.get(key)
+    if type(turns) is not list:
+        if key not in row:
+            raise RowError(f"{key} is missing")
+        turns = decoded(turns, key)
+    if not isinstance(turns, list) or not turns:
+        raise RowError(f"{key} must be a list with messages, not {kind_of(turns)}")
+    return turns
+
+
+def messages_of(turns: list[Any], key: str) -> list[Message]:
+    """OpenAI-style messages, brought to what chat templates take.
+
+    Args:
+        key: the place of the list, for the reason.
+
+    Raises:
+        RowError: one is malformed.
+    """
+    messages = []
+    for number, turn in enumerate(turns, 1):
+        if type(turn) is dict and len(turn) == 2:
+            role, content = turn.get("role"), turn.get("content")
+            if role in SPEAKERS and type(content) is str and is_whole(content):
+                messages.append({"role": role, "content": content})
+                continue
+        messages.append(message_of(turn, f"{key}[{number}]"))
+    return messages
+
+
+def message_of(turn: Any, where: str) -> Message:
+    said = text_of(object_at(turn, where), "role", where)
+    role = ROLES.get(said)
+    if role is None:
+        raise RowError(f"{where} has the unknown role {shown(said)}")
+    if role == "tool":
+        return result_message(turn, "content", where)
+    calls = calls_of(turn, where)
+    thinking = (
+        {key: text for key in THINKING_KEYS if (text := optional_text_of(turn, key, where))} if role == "assistant" else {}
+    )
+    if not calls:
+        return {"role": role, "content": content_of(turn, "content", where), **thinking}
+    if role != "assistant":
+        raise RowError(f"{where} is from {said} and calls tools, which only the assistant can")
+    content = "" if turn.get("content") in (None, []) else content_of(turn, "content", where)
+    return {"role": role, "content": content, **thinking, "tool_calls": calls}
+
+
+def sharegpt_message(turn: Any, number: int, key: str) -> Message:
+    if type(turn) is dict:
+        speaker, value = turn.get("from"), turn.get("value")
+        if type(speaker) is str and speaker in SHAREGPT_SPEAKERS and type(value) is str and is_whole(value):
+            return {"role": SHAREGPT_SPEAKERS[speaker], "content": value}
+    where = f"{key}[{number}]"
+    speaker = text_of(object_at(turn, where), "from", where)
+    if speaker in SHAREGPT_CALLS:
+        if "value" not in turn:
+            raise RowError(f"{where}.value is missing")
+        return {"role": "assistant", "content": "", "tool_calls": calls_in(turn["value"], f"{where}.value")}
+    if speaker in SHAREGPT_RESULTS:
+        return result_message(turn, "value", where)
+    if speaker not in SHAREGPT_SPEAKERS:
+        raise RowError(f"{where} is from the unknown speaker {shown(speaker)}")
+    return {"role": SHAREGPT_SPEAKERS[speaker], "content": text_of(turn, "value", where)}
+
+
+def learned_messages(turns: list[dict[str, Any]], messages: list[Message], key: str) -> list[bool] | None:
+    """For each message whether it may be learned, or None where no answer says so; an answer that says nothing is learned."""
+    if not any(len(turn) > 2 for turn in turns):
+        return None
+    said = [
+        learning_of(turn, f"{key}[{number}]") if message["role"] == "assistant" else None
+        for number, (turn, message) in enumerate(zip(turns, messages, strict=True), 1)
+    ]
+    if all(flag is None for flag in said):
+        return None
+    return [message["role"] == "assistant" and flag is not False for message, flag in zip(messages, said, strict=True)]
+
+
+def learning_of(turn: dict[str, Any], where: str) -> bool | None:
+    """Whether an answer says that it is learned (True), or not (False), or nothing (None)."""
+    said: dict[str, bool] = {}
+    for key in LEARNING_KEYS:
+        value = turn.get(key)
+        if value is None:
+            continue
+        # Arrow and pandas turn whole numbers beside empty cells into floats.
+        kinds, form = ((int, float), "0 or 1") if key == "weight" else ((bool,), "true or false")
+        if type(value) not in kinds or value not in (0, 1):
+            raise RowError(f"{where}.{key} is {shown(value)}, not {form}")
+        said[key] = bool(value)
+    if len(set(said.values())) > 1:
+        raise RowError(f"{where} says that it is learned and that it is not ({', '.join(said)})")
+    return next(iter(said.values()), None)
+
+
+def conversation(
+    row: dict[str, Any], messages: list[Message], learned: list[bool] | None = None, with_tools: bool = True
+) -> Conversation:
+    """A checked conversation, with the system message and the tools that stand beside the turns.
+
+    Args:
+        learned: for each of `messages` whether it may be learned, or None.
+        with_tools: whether the row's form has tools.
+
+    Raises:
+        RowError: the messages are out of order, no message is learned, or system or tools are malformed.
+    """
+    system = system_message_of(row)
+    if system and system[0] != messages[0]:
+        messages = system + messages
+    check_order(messages)
+    tools = tools_of(row) if with_tools else None
+    if learned is None:
+        return Conversation(messages, tools)
+    if not any(learned):
+        raise RowError("no message is to be learned")
+    return Conversation(messages, tools, (*[False] * (len(messages) - len(learned)), *learned))
+
+
+def system_message_of(row: dict[str, Any]) -> list[Message]:
+    """The system message that a row has beside its turns, as a list of one or none."""
+    text = optional_text_of(row, "system") or optional_text_of(row, "system_prompt")
+    return [{"role": "system", "content": text}] if text else []
+
+
+def check_order(messages: list[Message]) -> None:
+    """An optional system message, then user and assistant in turn, the assistant last.
+
+    Between an assistant that calls tools and its next message stand the tools' results, at most one a call.
+
+    Raises:
+        RowError: a message stands where another should speak, or is empty, or the last is not the assistant's.
+    """
+    last = messages[-1]["role"]
+    if last != "assistant" and not any(message["role"] == "assistant" for message in messages):
+        raise RowError("there is no assistant turn to learn from")
+    expected = "user"
+    results_due: int | None = None
+    for position, message in enumerate(messages, 1):
+        role = message["role"]
+        if role == "tool" and results_due is not None:
+            if results_due == 0:
+                raise RowError(f"message {position} is from tool, a result more than the assistant called for")
+            results_due -= 1
+            expected = "assistant"
+        elif role == expected:
+            calls = message.get("tool_calls")
+            if not calls and (not (content := message["content"]) or content.isspace()):
+                raise RowError(f"message {position} ({role}) is empty")
+            results_due = len(calls) if calls else None
+            expected = "assistant" if role == "user" else "tool" if calls else "user"
+        elif position > 1 or role != "system":
+            raise RowError(f"message {position} is from {role} where {expected} should speak")
+    if last != "assistant":
+        raise RowError(f"the last message is from {last}, with no answer to learn from")

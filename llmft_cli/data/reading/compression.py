@@ -1,0 +1,178 @@
+"""The bytes and lines of a source: unpacked where they are compressed, and bounded whatever the file claims.
+
+Memory holds a chunk, or the one row that is being put together from chunks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from llmft_cli.base.errors import DataError
+from llmft_cli.data.reading.rows import Source
+
+BINARY_KINDS = {".parquet", ".arrow"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+UTF_8_BOM = b"\xef\xbb\xbf"
+CHUNK_BYTES = 1 << 18
+MAX_ROW_BYTES = 64 << 20
+MAX_EXPANSION = 200
+# Small files may grow more than MAX_EXPANSION times without being a danger.
+MAX_EXPANSION_EXCESS_BYTES = 64 << 20
+
+Consumed = Callable[[int], None]
+
+
+def ignore(size_bytes: int) -> None:
+    """Take no notice of the bytes that were read."""
+
+
+def check_length(source: Source, line: int, size: int) -> None:
+    """Refuse a row that begins on `line` as soon as it is known to be too long.
+
+    Raises:
+        DataError: `size` is more than a row may have.
+    """
+    if size > MAX_ROW_BYTES:
+        raise DataError(
+            f"{source.name} line {line}: a single row of more than {MAX_ROW_BYTES >> 20} MiB",
+            "each row ends with a line end in JSON lines and CSV; divide longer texts into several rows",
+        )
+
+
+def chunks(source: Source, consumed: Consumed = ignore) -> Iterator[bytes]:
+    """A file's content, unpacked, in pieces of at most `CHUNK_BYTES`.
+
+    Args:
+        consumed: told after each piece how many more bytes of the file on disk were read.
+
+    Raises:
+        DataError: the file cannot be read, its compressed data is damaged, or it grows beyond all measure.
+    """
+    assert source.path is not None
+    try:
+        with source.path.open("rb") as file:
+            if source.compression:
+                yield from unpacked(source, file, consumed)
+                return
+            while chunk := file.read(CHUNK_BYTES):
+                consumed(len(chunk))
+                yield chunk
+    except OSError as error:
+        raise DataError(f"{source.name} cannot be read: {error.strerror or error}") from error
+
+
+def unpacked(source: Source, file: BinaryIO, consumed: Consumed) -> Iterator[bytes]:
+    import pyarrow
+
+    packed_bytes, unpacked_bytes = 0, 0
+    with pyarrow.CompressedInputStream(file, source.compression) as stream:
+        while True:
+            try:
+                chunk = stream.read(CHUNK_BYTES)
+            except OSError as error:
+                raise broken(source, unpacked_bytes, str(error)) from error
+            consumed(file.tell() - packed_bytes)
+            packed_bytes = file.tell()
+            unpacked_bytes += len(chunk)
+            if unpacked_bytes > MAX_EXPANSION * packed_bytes + MAX_EXPANSION_EXCESS_BYTES:
+                raise DataError(
+                    f"{source.name} grows {unpacked_bytes // packed_bytes} times when it is unpacked "
+                    f"({unpacked_bytes >> 20} MiB from its first {packed_bytes >> 10} KiB)",
+                    f"more than {MAX_EXPANSION} times is not unpacked here; give the unpacked file if its rows are real",
+                )
+            if not chunk:
+                return
+            yield chunk
+
+
+def broken(source: Source, sound_bytes: int, complaint: str) -> DataError:
+    """The refusal of compressed data that is known to be sound for `sound_bytes`, with the line where it breaks."""
+    import pyarrow
+
+    assert source.path is not None
+    line = 1
+    with (
+        source.path.open("rb") as file,
+        pyarrow.CompressedInputStream(file, source.compression) as stream,
+        contextlib.suppress(OSError),
+    ):
+        while sound_bytes > 0:
+            chunk = stream.read(min(CHUNK_BYTES, sound_bytes))
+            line += chunk.count(b"\n")
+            sound_bytes -= len(chunk)
+        # A read that fails gives nothing of what it had unpacked by then.
+        while byte := stream.read(1):
+            line += byte == b"\n"
+    what = f"the {source.compression} data {'ends too early' if 'Truncated' in complaint else 'is damaged'}"
+    has_lines = source.kind not in BINARY_KINDS
+    return DataError(
+        f"{source.name} line {line}: {what} here" if has_lines else f"{source.name}: {what}", "copy or make it again"
+    )
+
+
+def lines(source: Source, consumed: Consumed = ignore) -> Iterator[bytes]:
+    """The lines of a file without their line feeds; nothing but a line feed ends a line.
+
+    Raises:
+        DataError: as `chunks`, or a line is too long.
+    """
+    parts: list[bytes] = []
+    line, pending_bytes = 1, 0
+    for chunk in chunks(source, consumed):
+        first, *others = chunk.split(b"\n")
+        parts.append(first)
+        pending_bytes += len(first)
+        check_length(source, line, pending_bytes)
+        if others:
+            yield b"".join(parts)
+            yield from others[:-1]
+            line += len(others)
+            parts, pending_bytes = others[-1:], len(others[-1])
+    yield b"".join(parts)
+
+
+def lines_with_ends(source: Source, consumed: Consumed = ignore) -> Iterator[bytes]:
+    """The lines of a file as they are; line feeds, carriage returns or both end them.
+
+    Raises:
+        DataError: as `lines`.
+    """
+    parts: list[bytes] = []
+    line, pending_bytes = 1, 0
+    for chunk in chunks(source, consumed):
+        parts.append(chunk)
+        pending_bytes += len(chunk)
+        if b"\n" in chunk or b"\r" in chunk:
+            *whole, last = b"".join(parts).splitlines(keepends=True)
+            # A carriage return at the end may be half of a line end.
+            if last.endswith(b"\n"):
+                whole.append(last)
+                last = b""
+            yield from whole
+            line += len(whole)
+            parts, pending_bytes = [last], len(last)
+        check_length(source, line, pending_bytes)
+    yield from b"".join(parts).splitlines(keepends=True)
+
+
+@contextlib.contextmanager
+def unpacked_file(source: Source, consumed: Consumed = ignore) -> Iterator[Path]:
+    """The file itself, or a temporary unpacked copy of it, for formats that are not read from start to end.
+
+    Raises:
+        DataError: as `chunks`.
+    """
+    assert source.path is not None
+    if not source.compression:
+        yield source.path
+        return
+    # Windows opens no temporary file twice, and deletes none that is still mapped into memory.
+    with tempfile.TemporaryDirectory(prefix="llmft-", ignore_cleanup_errors=True) as folder:
+        path = Path(folder, "unpacked")
+        with path.open("wb") as copy:
+            copy.writelines(chunks(source, consumed))
+        yield path

@@ -1,0 +1,182 @@
+"""JSON as text that is decoded value by value, and what is wrong with it."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections import Counter
+from typing import Any
+
+from llmft_cli.base.errors import DataError, first_line
+from llmft_cli.data.reading.compression import Consumed, check_length, chunks, ignore
+from llmft_cli.data.reading.rows import Source
+
+JSON_SPACE = re.compile(r"[ \t\n\r]*")
+# Where a value ends this close to the end of what was read of a file, more of it may follow.
+MARGIN_CHARACTERS = 16
+UNFINISHED = object()
+
+
+class RefusedValue(ValueError):
+    """A value that is well-formed JSON and yet of no use."""
+
+
+def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise RefusedValue(f"the key {next(key for key in counts if counts[key] > 1)!r} stands twice in an object")
+    return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=object_of)
+# Takes what DECODER refuses, to find where it ends.
+LENIENT_DECODER = json.JSONDecoder(parse_int=len)
+
+
+def json_complaint(error: ValueError | RecursionError) -> str:
+    """What is wrong in one line of JSON."""
+    if isinstance(error, UnicodeDecodeError):
+        return not_utf_8(error)
+    if isinstance(error, RefusedValue):
+        return str(error)
+    if isinstance(error, RecursionError):
+        return "malformed JSON: nested too deeply"
+    if not isinstance(error, json.JSONDecodeError):
+        return "a number of thousands of digits" if "int_max_str_digits" in str(error) else first_line(error)
+    if error.pos >= len(error.doc.rstrip(" \t\n\r")):
+        return "malformed JSON: it ends too early"
+    if error.doc[error.pos] == "\0":
+        return f"a byte 0 in column {error.colno}"
+    if error.msg == "Extra data" and "\r" in error.doc[: error.pos].lstrip():
+        return f"a carriage return ends the row before column {error.colno}, where a line feed should"
+    return f"malformed JSON: {error.msg.removesuffix(' at')} in column {error.colno}"
+
+
+def not_utf_8(error: UnicodeDecodeError) -> str:
+    """What is wrong in a line that is not UTF-8."""
+    return f"not UTF-8 (byte {error.object[error.start]:#04x} in column {error.start + 1})"
+
+
+class JsonText:
+    """The text of a JSON file, of which only what is being decoded is in memory.
+
+    Attributes:
+        text: the part in memory.
+        position: in `text`, of what comes next.
+        ended: whether `text` reaches to the end of the file.
+    """
+
+    def __init__(self, source: Source, consumed: Consumed = ignore) -> None:
+        self.source = source
+        self.text = ""
+        self.position = 0
+        self.ended = False
+        self._chunks = chunks(source, consumed)
+        self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._first_line = 1  # of `text`
+        self._first_column = 0  # of `text`, from 0
+        self._counted = (0, 1)  # a position and its line, so that no line feed is counted twice
+
+    def line(self) -> int:
+        """The line of what comes next."""
+        position, line = self._counted
+        self._counted = (self.position, line + self.text.count("\n", position, self.position))
+        return self._counted[1]
+
+    def peek(self) -> str:
+        """The next character that is not white space; nothing at the end of the file."""
+        skipped, line = 0, self.line()
+        while True:
+            start = self.position
+            self.position = JSON_SPACE.match(self.text, start).end()  # type: ignore[union-attr]
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if self.ended:
+                return ""
+            skipped += self.position - start
+            check_length(self.source, line, skipped)
+            self._grow()
+
+    def skip(self, characters: int) -> None:
+        self.position += characters
+
+    def decode(self, patience: int | None = None) -> Any:
+        """The value that comes next, or `UNFINISHED` where `patience` characters do not hold the whole of it.
+
+        Raises:
+            DataError: it is too long.
+            RefusedValue: it cannot be used; what comes next is what follows it.
+            ValueError, RecursionError: it is malformed.
+        """
+        refused: ValueError | None = None
+        decoder = DECODER
+        while True:
+            try:
+                value, end = decoder.raw_decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                if self.ended or not self._may_be_cut(error):
+                    raise
+            except ValueError as error:
+                refused, decoder = RefusedValue(json_complaint(error)), LENIENT_DECODER
+                continue
+            else:
+                check_length(self.source, self.line(), end - self.position)
+                if self.ended or end + MARGIN_CHARACTERS <= len(self.text) or isinstance(value, dict | list | str):
+                    self.position = end
+                    if refused:
+                        raise refused
+                    return value
+            size = len(self.text) - self.position
+            if patience is not None and size > patience:
+                return UNFINISHED
+            check_length(self.source, self.line(), size)
+            self._grow()
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        """Whether an error may come from not having read on."""
+        return error.msg.startswith("Unterminated string") or error.pos + MARGIN_CHARACTERS > len(self.text)
+
+    def _grow(self) -> None:
+        """Drop what is behind, and read as much again as there is: a long value is decoded few times."""
+        behind, rest = self.text[: self.position], self.text[self.position :]
+        line_start = behind.rfind("\n") + 1
+        self._first_column = len(behind) - line_start + (0 if line_start else self._first_column)
+        self._first_line = self.line()
+        self._counted, self.position = (0, self._first_line), 0
+        parts, wanted = [rest], max(len(rest), 1)
+        while wanted > 0 and not self.ended:
+            chunk = next(self._chunks, b"")
+            self.ended = not chunk
+            try:
+                parts.append(self._decode(chunk, self.ended))
+            except UnicodeDecodeError as error:
+                line = self._first_line + "".join(parts).count("\n") + error.object.count(b"\n", 0, error.start)
+                raise DataError(
+                    f"{self.source.name} line {line} is not UTF-8 (byte {error.object[error.start]:#04x})"
+                ) from error
+            wanted -= len(parts[-1])
+        self.text = "".join(parts)
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Line and column, both from 1, of a position in `text`."""
+        line_start = self.text.rfind("\n", 0, position) + 1
+        column = position - line_start + (0 if line_start else self._first_column) + 1
+        return self._first_line + self.text.count("\n", 0, position), column
+
+    def refusal(self, error: ValueError | RecursionError) -> DataError:
+        """The refusal of the whole file for an error in what comes next."""
+        if not isinstance(error, json.JSONDecodeError):
+            return DataError(f"{self.source.name} line {self.line()}: {json_complaint(error)}")
+        solid = len(self.text.rstrip(" \t\n\r"))
+        if self.ended and error.pos >= solid:
+            return DataError(f"{self.source.name} line {self.place(solid)[0]}: malformed JSON: it ends too early")
+        return self.malformed(error.msg.removesuffix(" at"), self.place(error.pos))
+
+    def unexpected(self, message: str) -> DataError:
+        """The refusal of the whole file for what comes next, or because nothing does."""
+        return self.refusal(json.JSONDecodeError(message, self.text, self.position))
+
+    def malformed(self, message: str, place: tuple[int, int]) -> DataError:
+        return DataError(f"{self.source.name} line {place[0]}: malformed JSON: {message} in column {place[1]}")

@@ -1,0 +1,81 @@
+"""Rows of a source, read one by one with their line numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from llmft_cli.base.errors import DataError, first_line
+from llmft_cli.base.network import hub_is_reachable
+from llmft_cli.data.reading import compression
+from llmft_cli.data.reading.compression import UTF_8_BOM, Consumed, chunks, ignore
+from llmft_cli.data.reading.json_rows import read_json, read_jsonl
+from llmft_cli.data.reading.rows import BadRow, Row, Source
+from llmft_cli.data.reading.tables import read_arrow, read_csv, read_parquet
+
+
+def read(source: Source, split: str, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
+    """The rows of a source in order, of which no more than a few are in memory.
+
+    Args:
+        split: the part of a Hub dataset.
+        consumed: told now and then how many more bytes of the file on disk were read, `source.size_bytes` in all.
+
+    Raises:
+        DataError: the source as a whole cannot be read.
+    """
+    if source.path is None:
+        return read_hub(source.name, split)
+    return READERS[source.kind](source, consumed)
+
+
+def read_text_file(source: Source, consumed: Consumed = ignore) -> Iterator[Row]:
+    """A text file is one document; its line ends become line feeds.
+
+    Raises:
+        DataError: it is too long, or not text.
+    """
+    parts, size_bytes = [], 0
+    for chunk in chunks(source, consumed):
+        parts.append(chunk)
+        size_bytes += len(chunk)
+        if size_bytes > compression.MAX_ROW_BYTES:
+            raise DataError(
+                f"{source.name} line 1: a document of more than {compression.MAX_ROW_BYTES >> 20} MiB",
+                "a text file is one document: split it into several files",
+            )
+    content = b"".join(parts).removeprefix(UTF_8_BOM)
+    if b"\0" in content:
+        raise DataError(f"{source.name} line {content.count(10, 0, content.index(0)) + 1}: a byte 0, which no text has")
+    try:
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{source.name} line {line} is not UTF-8 (byte {content[error.start]:#04x})") from error
+    yield Row(source.name, 1, {"text": text.replace("\r\n", "\n").replace("\r", "\n")})
+
+
+def read_hub(name: str, split: str) -> Iterator[Row]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    if not hub_is_reachable():
+        raise DataError(f"there is no file {name}, and the Hub cannot be reached to look for a dataset of that name")
+    try:
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # datasets raises a dozen unrelated classes; all mean that the rows cannot be had
+        raise DataError(f"the Hub dataset {name} (split {split}) cannot be read: {first_line(error)}") from error
+    for number, value in enumerate(rows, 1):
+        yield Row(name, number, value)
+
+
+READERS: dict[str, Callable[[Source, Consumed], Iterator[Row | BadRow]]] = {
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".txt": read_text_file,
+    ".md": read_text_file,
+}

@@ -1,0 +1,1 @@
+"""What prepare reports: report.json, report.html and samples of rows."""

@@ -1,0 +1,145 @@
+"""What prepare tells of the data: counts, lengths, what was left out and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llmft_cli.data.checks import Finding
+    from llmft_cli.data.encoding.encoder import ConversationEncoder
+    from llmft_cli.data.intake import Intake, Rejections
+    from llmft_cli.data.splitting import Split
+    from llmft_cli.settings.config import Config
+
+HISTOGRAM_BINS = 16
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What `prepare --json` prints and `report.json` holds.
+
+    Attributes:
+        rows: read, kept, rejected, duplicates, overlength, near_duplicates.
+        tokens: total and supervised, of the kept rows.
+        splits: rows in train and validation.
+        packing: sequences the training rows were packed into (`rows`), and the share of their room that is used (`efficiency`).
+        lengths: tokens of the kept rows: min, median, mean, p95, max, and a histogram of (up to, rows).
+        forms: rows by form.
+        documents_split: raw texts that did not fit one sequence and became several rows.
+        rejected_reasons: reason, count and the first places.
+        sources: name, rows read, kept and rejected, and weight of each.
+        overlength: the policy, and the rows, tokens and ends of turn lost to it.
+        checks: check, level (error, warning, note), count, meaning and examples (source, line, excerpt).
+        template: hash of the chat template, and its end of turn.
+    """
+
+    rows: dict[str, int]
+    tokens: dict[str, int]
+    splits: dict[str, int]
+    packing: dict[str, Any]
+    lengths: dict[str, Any]
+    forms: dict[str, int]
+    documents_split: int
+    rejected_reasons: list[dict[str, Any]]
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    overlength: dict[str, Any] = field(default_factory=dict)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    template: dict[str, Any] = field(default_factory=dict)
+
+
+def length_figures(lengths: Sequence[int]) -> dict[str, Any]:
+    """Quantiles of row lengths in tokens, and a histogram of equal bins from 0 to the longest."""
+    ordered = sorted(lengths)
+    width = -(-ordered[-1] // HISTOGRAM_BINS)
+    bins = Counter((length - 1) // width for length in ordered)
+    return {
+        "min": ordered[0],
+        "median": statistics.median(ordered),
+        "mean": round(statistics.fmean(ordered), 1),
+        "p95": ordered[min(len(ordered) - 1, int(0.95 * len(ordered)))],
+        "max": ordered[-1],
+        "histogram": [{"up_to": (index + 1) * width, "rows": bins[index]} for index in range(HISTOGRAM_BINS)],
+    }
+
+
+def packing_figures(lengths: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int) -> dict[str, Any]:
+    """Used share of the sequences' room; without packing a sequence is as long as its row, so nothing is wasted."""
+    packed = any(len(sequence) > 1 for sequence in sequences)
+    room = capacity * len(sequences) if packed else sum(lengths)
+    return {"rows": len(sequences), "efficiency": round(sum(lengths) / room, 4)}
+
+
+def reasons(rejections: Rejections) -> list[dict[str, Any]]:
+    """Rejected rows by reason, the commonest first."""
+    return [
+        {"reason": reason, "count": count, "first": rejections.places[reason]}
+        for reason, count in rejections.reasons.most_common()
+    ]
+
+
+def summarise(
+    intake: Intake,
+    encoder: ConversationEncoder,
+    split: Split,
+    train: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+    findings: Sequence[Finding],
+    config: Config,
+) -> PrepareResult:
+    """All that is told of the data.
+
+    Args:
+        train: the training rows, each as often as it is used.
+        sequences: the same rows as they are packed.
+    """
+    spool = intake.spool
+    near_duplicates = next((finding.count for finding in findings if finding.check == "near_duplicates"), 0)
+    return PrepareResult(
+        rows={
+            "read": intake.read,
+            "kept": len(spool),
+            "rejected": intake.bad,
+            "duplicates": intake.duplicates,
+            "overlength": intake.losses.rows,
+            "near_duplicates": near_duplicates,
+        },
+        tokens={"total": sum(spool.lengths), "supervised": sum(spool.supervised)},
+        splits={"train": len(split.train), "validation": len(split.validation)},
+        packing=packing_figures([spool.lengths[row] for row in train], sequences, config.max_seq_length),
+        lengths=length_figures(spool.lengths),
+        forms=dict(intake.forms),
+        documents_split=intake.split_documents,
+        rejected_reasons=reasons(intake.rejections),
+        sources=[
+            {"name": item.name, "read": item.read, "kept": item.kept, "rejected": item.rejected, "weight": item.weight}
+            for item in intake.inputs
+        ],
+        overlength={"policy": config.on_overlength, **asdict(intake.losses)},
+        checks=[asdict(finding) for finding in findings],
+        template=template_facts(encoder),
+    )
+
+
+def template_facts(encoder: ConversationEncoder) -> dict[str, Any]:
+    """The chat template's hash, and the token that ends an answer; empty where the model has no template."""
+    template = encoder.tokenizer.chat_template
+    if not template:
+        return {}
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    end = encoder.end_of_turn()
+    return {
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "end_of_turn": None if end is None else encoder.tokenizer.convert_ids_to_tokens(end),
+    }
+
+
+def read_result(file: Path) -> PrepareResult:
+    """The result that an earlier prepare has written."""
+    return PrepareResult(**json.loads(file.read_text(encoding="utf-8")))

@@ -1,0 +1,1 @@
+"""gpu-check --model: whether a training fits, and with which plan."""

@@ -1,0 +1,107 @@
+"""The shape of a base model by its name, with its weights left where they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli.base.errors import ModelError, first_line
+from llmft_cli.base.files import hash_file
+from llmft_cli.base.libraries import import_transformers
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.models import builtin, model_source
+from llmft_cli.models.known_configs import known_shape
+from llmft_cli.settings.config import Config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def shape_of(config: Config, reporter: Reporter) -> tuple[PreTrainedConfig, bool]:
+    """The config of the base model that the settings name, and whether its 16-bit weights are on this machine.
+
+    What is here or on the Hub counts first, then the table of published shapes. Nothing large is
+    downloaded or converted; where the built-in model or a GGUF file is not converted yet, the answer is False.
+
+    Raises:
+        ModelError: the shape cannot be had, is no causal language model's, or the model is quantised already.
+    """
+    shape, here = found_shape(config, reporter)
+    check_can_be_tuned(config, shape)
+    return shape, here
+
+
+def found_shape(config: Config, reporter: Reporter) -> tuple[PreTrainedConfig, bool]:
+    file = Path(config.model).expanduser()
+    if config.model == builtin.NAME:
+        shape = known_shape(config.model)
+        assert shape is not None
+        return shape, converted(builtin.NAME, builtin.WHEEL_SHA256).is_dir()
+    if file.is_file() and file.suffix == ".gguf":
+        shape = read_shape(config.model, file.parent, gguf_file=file.name)
+        return shape, converted(file.stem, hash_file(file)).is_dir()
+    try:
+        source = model_source.resolve(
+            config.model, reporter, weights=False, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except ModelError as error:
+        published = known_shape(config.model)
+        if published is None:
+            raise
+        reporter.warn(f"{error}: its published shape is taken")
+        return published, False
+    shape = read_shape(config.model, source.path, trust_remote_code=config.trust_remote_code)
+    return shape, has_weights(source.path)
+
+
+def converted(name: str, sha256: str) -> Path:
+    """Where a GGUF model's 16-bit weights are kept once they are converted."""
+    return builtin.cache_dir() / f"{name}-{sha256[:12]}"
+
+
+def read_shape(name: str, folder: Path, **options: Any) -> PreTrainedConfig:
+    """The config in a model directory, or in the metadata of a GGUF file.
+
+    Raises:
+        ModelError: it cannot be read, or needs code that may not run.
+    """
+    try:
+        shape: PreTrainedConfig = import_transformers().AutoConfig.from_pretrained(folder, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the config of {name} cannot be read: {first_line(error)}") from error
+    return shape
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a model directory holds all its safetensors files, not only their index."""
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        return bool(list(folder.glob("*.safetensors")))
+    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((folder / file).is_file() for file in files)
+
+
+def check_can_be_tuned(config: Config, shape: PreTrainedConfig) -> None:
+    """Refuse what QLoRA cannot start from.
+
+    Raises:
+        ModelError: the model is quantised already, or is no causal language model.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    quantized = getattr(shape, "quantization_config", None)
+    if quantized:
+        method = quantized.get("quant_method", "unnamed method")
+        raise ModelError(
+            f"the weights of {config.model} are quantised already ({method})",
+            "name the 16-bit model that it was made from: --quantization quantises it when it is loaded",
+        )
+    own_code = config.trust_remote_code and "AutoModelForCausalLM" in (getattr(shape, "auto_map", None) or {})
+    if type(shape) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
+        raise ModelError(
+            f"{config.model} is no causal language model (its model_type is {shape.model_type})",
+            f"name one that continues text, {model_source.BUILTIN_HINT}",
+        )

@@ -1,0 +1,121 @@
+"""Load a base model's tokenizer and weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli.base.errors import MachineError, ModelError, first_line
+from llmft_cli.base.libraries import import_bitsandbytes, import_transformers
+from llmft_cli.models.model_source import ModelSource
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GIBIBYTE = 2**30
+EXPERTS_DIMENSIONS = 3
+NOTABLE_SHARE = 0.1
+
+
+def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a model or run directory.
+
+    Raises:
+        ModelError: there is none, or it has no fast version (character offsets are needed for the loss mask).
+    """
+    transformers = import_transformers()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} has no usable tokenizer: {first_line(error)}") from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"the tokenizer in {path} has no fast version, which the loss mask needs", "convert it to tokenizer.json"
+        )
+    return tokenizer
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` is the first GPU where there is one.
+
+    Raises:
+        MachineError: a GPU is wanted and torch sees none.
+    """
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise MachineError("--device cuda, but torch sees no GPU", "see `llmft gpu-check`")
+    return torch.device("cuda", 0) if wanted != "cpu" and torch.cuda.is_available() else torch.device("cpu")
+
+
+def load_base(source: ModelSource, device: torch.device, dtype: torch.dtype, quantization: str = "none") -> PreTrainedModel:
+    """The base model in evaluation mode, its weights frozen.
+
+    Args:
+        dtype: of the dense weights and of the computation.
+        quantization: `nf4` or `fp4` (4 bits, block scales quantised again), `int8`, or `none`.
+
+    Raises:
+        ModelError: transformers cannot load it as a causal language model.
+    """
+    transformers = import_transformers()
+    options = {"quantization_config": quantization_config(quantization, dtype)} if quantization != "none" else {}
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            source.path,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            trust_remote_code=source.trust_remote_code,
+            **options,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{source.name} cannot be loaded as a causal language model: {first_line(error)}") from error
+    return model.requires_grad_(False).eval()
+
+
+def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
+    import_bitsandbytes()
+    transformers = import_transformers()
+    if quantization == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type=quantization, bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def dense_experts_notice(model: PreTrainedModel) -> str | None:
+    """What of a quantised model stays as it was because bitsandbytes knows linear layers alone; None if it is little.
+
+    transformers keeps the experts of a mixture as one tensor of three dimensions
+    (https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849).
+    """
+    weights = list(model.parameters())
+    experts = sum(one.nbytes for one in weights if one.ndim == EXPERTS_DIMENSIONS and one.is_floating_point())
+    total = sum(one.nbytes for one in weights)
+    if experts < NOTABLE_SHARE * total:
+        return None
+    return (
+        f"the experts of this mixture are not quantised, as bitsandbytes does so with linear layers alone: "
+        f"{experts / GIBIBYTE:.1f} of {total / GIBIBYTE:.1f} GiB of weights"
+    )
+
+
+def keep_training_layout(model: torch.nn.Module) -> None:
+    """Keep 4-bit weights in the layout that the backward pass reads; called before training.
+
+    On processors with AVX512-BF16, bitsandbytes 0.50.2 repacks them in the first evaluation
+    forward, and every gradient after it is wrong (tests/unit/training/test_evaluation_repacking.py).
+    """
+    bitsandbytes = import_bitsandbytes()
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def end_of_answer_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, end_of_turn: int | None) -> list[int]:
+    """Ids that end an answer: the template's end of turn first, and what model and tokenizer call end of text."""
+    configured = model.generation_config.eos_token_id
+    ids = [end_of_turn, tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
+    return list(dict.fromkeys(item for item in ids if item is not None))

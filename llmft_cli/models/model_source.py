@@ -1,0 +1,124 @@
+"""Where a base model comes from: the Hub, a local directory, a GGUF file, or the built-in model."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmft_cli.base.errors import ModelError, first_line
+from llmft_cli.base.network import hub_is_reachable
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.models import builtin
+
+if TYPE_CHECKING:
+    pass
+FINGERPRINT_BYTES = 1 << 20
+TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
+WEIGHT_FILES = ["*.safetensors"]
+BUILTIN_HINT = f"or use the built-in model: --model {builtin.NAME}"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A base model that is on this machine.
+
+    Attributes:
+        name: as the user gave it; an adapter names its base so.
+        path: the directory that holds it.
+        revision: commit of a Hub model, or None.
+        fingerprint: sha256 over the files' names, sizes and first MiB, to notice another model under the same name.
+        trust_remote_code: whether code of the model's repository may run.
+    """
+
+    name: str
+    path: Path
+    revision: str | None
+    fingerprint: str
+    trust_remote_code: bool = False
+
+    def facts(self) -> dict[str, Any]:
+        """For the ledger."""
+        return {key: value for key, value in asdict(self).items() if key != "path"}
+
+
+def resolve(
+    name: str, reporter: Reporter, *, weights: bool = True, revision: str | None = None, trust_remote_code: bool = False
+) -> ModelSource:
+    """Find a base model, and download what is missing of it.
+
+    Args:
+        name: Hub id, local directory, `.gguf` file, or `smollm2-135m`.
+        weights: whether the weights are needed, or only config and tokenizer.
+
+    Raises:
+        ModelError: it is not there, is gated, or there is no network to look for it.
+    """
+    local = Path(name).expanduser()
+    if name == builtin.NAME:
+        path = builtin.builtin_directory(reporter)
+    elif local.is_file() and local.suffix == ".gguf":
+        path = builtin.gguf_directory(local, reporter)
+    elif local.is_dir():
+        path = local
+    elif local.suffix == ".gguf" or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+        raise ModelError(f"there is no model at {name}", f"give a Hub id or a local directory, {BUILTIN_HINT}")
+    else:
+        path = hub_directory(name, revision, weights, trust_remote_code, reporter)
+        revision = path.name
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} is not a model directory (it has no config.json)")
+    if weights and not list(path.glob("*.safetensors")):
+        raise ModelError(f"{name} has no safetensors weights", "other weight formats can run code when read and are not loaded")
+    return ModelSource(name, path, revision, fingerprint(path), trust_remote_code)
+
+
+def resolve_recorded(facts: Mapping[str, Any], reporter: Reporter) -> ModelSource:
+    """The base model that a ledger entry names, the very same.
+
+    Raises:
+        ModelError: as `resolve`, or the model found under that name is another one.
+    """
+    source = resolve(facts["name"], reporter, revision=facts["revision"], trust_remote_code=facts["trust_remote_code"])
+    if source.fingerprint != facts["fingerprint"]:
+        raise ModelError(
+            f"the base model {facts['name']} is not the one this run was trained on (its files differ)",
+            "put the original back, or train anew with --overwrite",
+        )
+    return source
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 over name, size and first MiB of the model's files: enough to tell models apart, quick for any size."""
+    digest = hashlib.sha256()
+    for file in sorted([path / "config.json", *path.glob("tokenizer*"), *path.glob("*.jinja"), *path.glob("*.safetensors")]):
+        with file.open("rb") as content:
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + content.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()
+
+
+def hub_directory(name: str, revision: str | None, weights: bool, code: bool, reporter: Reporter) -> Path:
+    """The local snapshot of a Hub model, downloaded if need be."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    patterns = TOKENIZER_FILES + (WEIGHT_FILES if weights else []) + (["*.py"] if code else [])
+    offline = not hub_is_reachable()
+    if not offline:
+        reporter.note(f"fetching {name} from the Hub" + ("" if weights else " (tokenizer and config)"))
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
+    except GatedRepoError as error:
+        hint = f"accept its licence at https://huggingface.co/{name} and run `hf auth login`, {BUILTIN_HINT}"
+        raise ModelError(f"the model {name} is gated and this account may not read it", hint) from error
+    except RepositoryNotFoundError as error:
+        hint = f"check the name, or run `hf auth login` if it is private, {BUILTIN_HINT}"
+        raise ModelError(f"the Hub has no model {name}", hint) from error
+    except LocalEntryNotFoundError as error:
+        hint = f"connect to the Hub, give a local directory, {BUILTIN_HINT}"
+        raise ModelError(f"the model {name} is not on this machine and the Hub cannot be reached", hint) from error
+    except HfHubHTTPError as error:
+        raise ModelError(f"the Hub refused {name}: {first_line(error)}") from error

@@ -1,0 +1,128 @@
+"""chat: a conversation with a run's model, by slash commands, one prompt, or lines piped in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from llmft_cli.base.errors import DataError
+from llmft_cli.base.files import write_atomically
+from llmft_cli.base.libraries import import_transformers
+from llmft_cli.data.forms.formats import Message, RowError
+from llmft_cli.run_dir import RunDir
+from llmft_cli.serving.generation import BASE, TUNED, Reply, TunedModel, stream_answer
+from llmft_cli.settings.config import Config
+
+HELP = """\
+/help              this list
+/reset             forget the conversation
+/system TEXT       set the system message and forget the conversation (no TEXT: back to the template's own)
+/compare           answer with base and tuned from now on, or tuned alone again
+/save [NAME]       save the conversation in the run
+/exit              leave (also Ctrl-D)"""
+
+
+class Screen(Protocol):
+    """Where a conversation is shown. What the model writes is not to be trusted: the screen escapes it."""
+
+    def answer_begins(self, arm: str, label: bool) -> None: ...
+
+    def text(self, piece: str) -> None: ...
+
+    def answer_ends(self, reply: Reply) -> None: ...
+
+    def say(self, message: str) -> None: ...
+
+
+@dataclass
+class Session:
+    """A conversation so far. The history is the tuned model's."""
+
+    run: RunDir
+    tuned: TunedModel
+    config: Config
+    compare: bool = False
+    messages: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        import_transformers().set_seed(self.config.seed)
+
+    def ask(self, question: str, screen: Screen) -> Reply:
+        """Answer a question, and keep both in the history.
+
+        Raises:
+            DataError: the chat template refuses the conversation.
+        """
+        asked = [*self.messages, {"role": "user", "content": question}]
+        try:
+            prompt = self.tuned.encoder.prompt(asked)
+        except RowError as error:
+            raise DataError(f"the conversation cannot be rendered: {error}", "/reset begins a new one") from error
+        for arm in (BASE, TUNED) if self.compare else (TUNED,):
+            screen.answer_begins(arm, label=self.compare)
+            reply = stream_answer(self.tuned, prompt, arm, self.config, screen.text)
+            screen.answer_ends(reply)
+        self.messages = [*asked, {"role": "assistant", "content": reply.text}]
+        return reply
+
+    def reset(self) -> None:
+        self.messages = [message for message in self.messages[:1] if message["role"] == "system"]
+
+    def set_system(self, text: str) -> None:
+        self.messages = [{"role": "system", "content": text}] if text else []
+
+    def save(self, name: str) -> str:
+        """Write the conversation as one row of training data; returns the file's path."""
+        self.run.transcripts.mkdir(exist_ok=True)
+        safe = "".join(character if character.isalnum() or character in "-_" else "-" for character in name)
+        file = self.run.transcripts / f"{safe or datetime.now().strftime('%Y%m%d-%H%M%S')}.jsonl"
+        write_atomically(file, json.dumps({"messages": self.messages}, ensure_ascii=False) + "\n")
+        return str(file)
+
+
+def converse(session: Session, lines: Iterable[str], screen: Screen, interactive: bool) -> None:
+    """Answer line after line until they end or one says /exit.
+
+    At a terminal, neither Ctrl-C during an answer nor what one line makes fail ends the talk.
+    """
+    for line in lines:
+        text = line.strip()
+        if text == "/exit":
+            return
+        try:
+            if text.startswith("/"):
+                screen.say(obey(session, text))
+            elif text:
+                session.ask(text, screen)
+        except (KeyboardInterrupt, DataError, OSError) as error:
+            if not interactive or isinstance(error, BrokenPipeError):
+                raise
+            stopped = isinstance(error, KeyboardInterrupt)
+            screen.say("\n(stopped; this question and its answer are not kept)" if stopped else f"that failed: {error}")
+
+
+def obey(session: Session, text: str) -> str:
+    """Carry out a slash command; returns what to tell the user."""
+    command, _, argument = text.partition(" ")
+    argument = argument.strip()
+    if command == "/help":
+        return HELP
+    if command == "/reset":
+        session.reset()
+        return "the conversation is forgotten"
+    if command == "/system":
+        session.set_system(argument)
+        return (
+            "a new conversation with this system message"
+            if argument
+            else "a new conversation with the template's own system message"
+        )
+    if command == "/compare":
+        session.compare = not session.compare
+        return "base and tuned answer from now on" if session.compare else "tuned answers alone"
+    if command == "/save":
+        return f"saved to {session.save(argument)}" if session.messages else "there is nothing to save yet"
+    return f"unknown command {command}; /help lists them"

@@ -1,0 +1,127 @@
+"""Sizes, durations and shares as people write them, `20GiB`, `1h30m` and `10%`, and back."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from typing import TypeVar
+
+from llmft_cli.base.errors import ConfigError
+from llmft_cli.settings.setting import share
+
+Number = TypeVar("Number", int, float)
+
+SIZE_FORM = "a size such as 20GiB, 24GB or 512MiB"
+DURATION_FORM = "a duration such as 2h, 1h30m or 45s"
+FRACTION_FORM = "a fraction from 0 to 1, or a percentage: 0.1 or 10%"
+
+BINARY_UNITS = {"TiB": 2**40, "GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "B": 1}
+# A bare letter is binary, as in Slurm's --mem=20G.
+BYTES_PER_UNIT = {unit.lower(): size for unit, size in BINARY_UNITS.items()} | {
+    **{letter: 2 ** (10 * power) for power, letter in enumerate("kmgt", start=1)},
+    **{f"{letter}b": 10 ** (3 * power) for power, letter in enumerate("kmgt", start=1)},
+}
+SECONDS_PER_UNIT = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+
+NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+ZERO = re.compile(r"0+(?:\.0+)?")
+SIZE = re.compile(rf"({NUMBER})\s*([a-z]+)")
+DURATION = re.compile(r"\s*".join(rf"(?:({NUMBER})\s*{unit})?" for unit in SECONDS_PER_UNIT))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size, rounded up: `20GiB`, `20 GB` (a thousand million each), `20G` (as GiB), `512MiB`, `0`.
+
+    Raises:
+        ValueError: it is none; the text says what is wrong with it.
+    """
+    plain = text.strip().lower()
+    if ZERO.fullmatch(plain):
+        return 0
+    found = SIZE.fullmatch(plain)
+    if not found:
+        raise ValueError(f"{text!r} has no unit" if re.fullmatch(NUMBER, plain) else f"{text!r} is not {SIZE_FORM}")
+    number, unit = found.groups()
+    if unit not in BYTES_PER_UNIT:
+        raise ValueError(f"{text!r} has an unknown unit: {unit!r}")
+    return math.ceil(Decimal(number) * BYTES_PER_UNIT[unit])
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of a duration: `2h`, `90m`, `1h30m`, `1d 12h`, `45s`, `0`.
+
+    Raises:
+        ValueError: it is none; the text says what is wrong with it.
+    """
+    plain = text.strip().lower()
+    if ZERO.fullmatch(plain):
+        return 0.0
+    if re.fullmatch(NUMBER, plain):
+        raise ValueError(f"{text!r} has no unit")
+    found = DURATION.fullmatch(plain)
+    if not plain or not found:
+        raise ValueError(f"{text!r} is not {DURATION_FORM}")
+    return float(
+        sum(Decimal(number or 0) * seconds for number, seconds in zip(found.groups(), SECONDS_PER_UNIT.values(), strict=True))
+    )
+
+
+def parse_count(text: str) -> int:
+    """A whole number of 1 or more.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(r"[0-9]{1,9}", text.strip()) or not int(text):
+        raise ValueError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def parse_fraction(text: str) -> float:
+    """`10%` or `0.1` as 0.1.
+
+    Raises:
+        ValueError: it is not from 0 to 1.
+    """
+    try:
+        value = share(text.strip())
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text!r} is not {FRACTION_FORM}")
+    return value
+
+
+def checked(parse: Callable[[str], Number], text: str, origin: str, example: str) -> Number:
+    """What `parse` makes of `text`; `origin` is the flag or key that it stands at, `example` a value that works.
+
+    Raises:
+        ConfigError: it is malformed.
+    """
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{origin}: {error}", f"write it as in {origin} {example}") from None
+
+
+def format_size(count: int, round_up: bool = False) -> str:
+    """Bytes with at most one decimal, never more than there are: `20 GiB`, `3.1 GiB`, `512 MiB`.
+
+    With `round_up`, never less: what is wanted then always reads as more than what falls short of it.
+    """
+    unit, size = next(((unit, size) for unit, size in BINARY_UNITS.items() if count >= size), ("B", 1))
+    tenths = -(-count * 10 // size) if round_up else count * 10 // size
+    return f"{tenths // 10}.{tenths % 10} {unit}".replace(".0 ", " ")
+
+
+def format_duration(seconds: float) -> str:
+    """As `parse_duration` takes it, to the second: `2h`, `1h30m`, `45s`, `0s`."""
+    rest = round(seconds)
+    parts = []
+    for unit, size in SECONDS_PER_UNIT.items():
+        count, rest = divmod(rest, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"

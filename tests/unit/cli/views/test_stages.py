@@ -1,0 +1,194 @@
+"""What the results of the commands look like to a person."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("torch")
+
+from llmft_cli.cli.views import stages
+from llmft_cli.cli.views.sections import Section
+from llmft_cli.data.report.summary import PrepareResult
+from llmft_cli.evaluation.evaluate import EvalResult
+from llmft_cli.evaluation.results import ArmScores
+from llmft_cli.merging.merge import MergeResult
+from llmft_cli.merging.verify import Verification
+from llmft_cli.training.profiling import Profile
+from llmft_cli.training.roofline import Roofline
+from llmft_cli.training.train import TrainResult
+
+GIB = 2**30
+
+
+def rows(section: Section) -> dict[str, str]:
+    return {row[0]: row[1] for row in section.rows}
+
+
+def prepared(**changes: object) -> PrepareResult:
+    values = {
+        "rows": {"read": 1200, "kept": 1100, "rejected": 0, "duplicates": 0, "overlength": 0, "near_duplicates": 0},
+        "tokens": {"total": 5000, "supervised": 2000},
+        "splits": {"train": 1000, "validation": 100},
+        "packing": {"rows": 40, "efficiency": 0.9512},
+        "lengths": {"min": 4, "median": 7.5, "mean": 8.0, "p95": 20, "max": 30},
+        "forms": {"messages": 1100},
+        "documents_split": 0,
+        "rejected_reasons": [],
+        "sources": [{"name": "a.jsonl", "read": 1200, "kept": 1100, "rejected": 0, "weight": 1.0}],
+        "overlength": {"policy": "drop", "rows": 0, "tokens_lost": 0, "end_of_turns_lost": 0},
+        "checks": [],
+        "template": {"sha256": "ab" * 32, "end_of_turn": "<|im_end|>"},
+    }
+    return PrepareResult(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def found(check: str, level: str, count: int, *places: int) -> dict[str, object]:
+    examples = [{"source": "a.jsonl", "line": line, "excerpt": "x"} for line in places]
+    return {"check": check, "level": level, "count": count, "meaning": f"meaning of {check}", "examples": examples}
+
+
+def test_prepare_of_clean_rows() -> None:
+    figures, ending, following = stages.prepare("runs/x", prepared())
+    assert figures.title == "Prepared runs/x"
+    assert rows(figures) == {
+        "rows": "1,100 kept of 1,200 read",
+        "forms": "messages 1,100",
+        "tokens": "5,000, of which 2,000 supervised",
+        "row lengths": "min 4, median 7.5, p95 20, max 30 tokens",
+        "split": "1,000 training, 100 held out",
+        "packing": "40 sequences, 95.1% full",
+        "end of turn": "<|im_end|>",
+    }
+    assert rows(ending) == {"report": "runs/x/data/report.html"}
+    assert rows(following) == {"next": "llmft train runs/x"}
+
+
+def test_prepare_tells_what_was_left_out() -> None:
+    counts = {"read": 10, "kept": 4, "rejected": 3, "duplicates": 2, "overlength": 1, "near_duplicates": 1234}
+    reasons = [{"reason": f"reason {number}", "count": number, "first": ["a:1", "a:2"]} for number in range(7)]
+    lost = {"policy": "drop", "rows": 1, "tokens_lost": 2100, "end_of_turns_lost": 1}
+    result = prepared(rows=counts, documents_split=2, rejected_reasons=reasons, overlength=lost, template={})
+    figures, rejected, _, _ = stages.prepare("runs/x", result)
+    shown = rows(figures)
+    assert shown["rejected"] == "3 (see runs/x/data/rejected.jsonl)"
+    assert shown["duplicates"] == "2 left out"
+    assert shown["near duplicates"] == "1,234, kept on one side of the split"
+    assert shown["too long"] == "1 left out with 2,100 tokens (see runs/x/data/rejected.jsonl)"
+    assert shown["texts split"] == "2"
+    assert "end of turn" not in shown
+    assert list(rejected.rows) == [(f"reason {number}", str(number), "a:1, a:2") for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "tokens_lost", "line"),
+    [
+        ("truncate", 1200, "3 cut off, which lost 1,200 tokens and 3 ends of turn"),
+        ("split", 0, "3 split, nothing lost"),
+        ("split", 12, "3 split, which lost 12 tokens and 3 ends of turn"),
+    ],
+)
+def test_prepare_tells_what_over_length_rows_lost(policy: str, tokens_lost: int, line: str) -> None:
+    lost = {"policy": policy, "rows": 3, "tokens_lost": tokens_lost, "end_of_turns_lost": 3}
+    assert rows(stages.prepare("runs/x", prepared(overlength=lost))[0])["too long"] == line
+
+
+def test_prepare_shows_warnings_in_full_and_notes_shortly() -> None:
+    checks = [
+        found("email_addresses", "note", 1200),
+        found("mojibake", "warning", 1500, 7, 9),
+        found("language", "note", 2),
+        found("end_of_turn", "warning", 3),
+        found("empty", "error", 1, 2),
+    ]
+    _, errors, warnings, ending, _ = stages.prepare("runs/x", prepared(checks=checks))
+    assert (errors.title, errors.header) == ("1 error", ("check", "found", "meaning"))
+    assert list(errors.rows) == [("empty", "1", "meaning of empty (first: a.jsonl:2)")]
+    assert warnings.title == "2 warnings"
+    assert list(warnings.rows) == [
+        ("mojibake", "1,500", "meaning of mojibake (first: a.jsonl:7)"),
+        ("end of turn", "3", "meaning of end_of_turn"),
+    ]
+    assert rows(ending) == {"notes": "email addresses 1,200, language 2", "report": "runs/x/data/report.html"}
+
+
+def test_prepare_lists_sources_where_there_are_several() -> None:
+    sources = [
+        {"name": "a.jsonl", "read": 1200, "kept": 1100, "rejected": 0, "weight": 1.0},
+        {"name": "b.csv", "read": 5, "kept": 4, "rejected": 1, "weight": 2.0},
+    ]
+    _, listed, _, _ = stages.prepare("runs/x", prepared(sources=sources))
+    assert (listed.title, listed.header) == ("Sources", ("source", "read", "kept", "rejected"))
+    assert list(listed.rows) == [("a.jsonl", "1,200", "1,100", "0"), ("b.csv", "5", "4", "1")]
+
+
+def test_train() -> None:
+    result = TrainResult(
+        steps=12, train_loss=1.23456, eval_loss=None, best_step=None, tokens_per_second=1234.5, peak_memory_bytes=3 * GIB,
+        plan={}, adapter="runs/a b/adapter", trainable_parameters=1_000_000, seconds=61.2,
+        out_of_memory_retries=0, largest_pass_tokens=None, rehearsal_peak_bytes=None,
+    )  # fmt: skip
+    figures, following = stages.train("runs/a b", result)
+    assert rows(figures) == {
+        "steps": "12",
+        "training loss": "1.2346",
+        "speed": "1,234 tokens/s",
+        "peak memory": "3.00 GiB",
+        "time": "61 s",
+        "trainable": "1,000,000 parameters",
+        "adapter": "runs/a b/adapter",
+    }
+    assert rows(following) == {"next": "llmft eval 'runs/a b'"}
+    smaller = stages.train("runs/a b", replace(result, out_of_memory_retries=2, largest_pass_tokens=2048))[0]
+    assert rows(smaller)["out of memory"] == "2 times; batches in passes of at most 2,048 tokens"
+
+
+def test_profile() -> None:
+    seconds = {"attention": 0.06, "matrix_products": 0.3, "other": 0.04}
+    line = Roofline(0.296, 2e14, 1e11, 8e14, 2.9e12)
+    found = Profile(4, 2, "cuda:0", 0.423, 0.4 / 0.423, seconds, line, None, "runs/x/profile/trace.json.gz")
+    times, figures = stages.profile(found)
+    assert (times.title, times.header) == ("Profile of steps 4 to 5 on cuda:0", ("", "ms a step", "share"))
+    assert times.rows == [
+        ("attention", "60.0", "14.2%"),
+        ("matrix products", "300.0", "70.9%"),
+        ("other", "40.0", "9.5%"),
+        ("between kernels", "23.0", "5.4%"),
+        ("step", "423.0", "100.0%"),
+    ]
+    assert rows(figures) == {
+        "busy": "94.6% of the step",
+        "roofline": "the step took 423 ms; the roofline is 296 ms (70%)",
+        "trace": "runs/x/profile/trace.json.gz",
+    }
+    alone = replace(found, steps=1, device="cpu", roofline=None, why_no_roofline="steps on a CPU are not predicted")
+    times, figures = stages.profile(alone)
+    assert times.title == "Profile of step 4 on cpu"
+    assert times.rows[-2][0] == "between operators"
+    assert rows(figures)["roofline"] == "none: steps on a CPU are not predicted"
+
+
+def test_merge() -> None:
+    proof = Verification(True, 0.99876, 1.5e-4, 0.25, 0.4321, 900)
+    figures, following = stages.merge("runs/x", MergeResult("runs/x/merged", "bfloat16", proof, 5 * GIB, 12.3))
+    assert rows(figures) == {
+        "merged": "runs/x/merged (bfloat16)",
+        "verified": "top-1 agreement 99.88%, mean KL 1.5e-04, 900 tokens",
+        "the adapter itself": "mean KL 0.43 from the base",
+        "peak memory": "5.00 GiB",
+        "time": "12 s",
+    }
+    assert rows(following) == {"next": "llmft chat runs/x"}
+
+
+def test_eval() -> None:
+    arms = {"base": ArmScores(loss=2.5, perplexity=12.1825), "tuned": ArmScores(1.5, 4.48, 0.5, 0.75, 0.6, 0.4)}
+    scores, summary = stages.evaluate("runs/x", EvalResult("held-out", "tuned is better", 20, 300, arms, [], "report.html"))
+    assert scores.title == "Evaluated runs/x: held-out, 20 prompts"
+    assert scores.header == ["", "loss", "perplexity", "exact_match", "token_f1", "rouge_l", "chrf"]
+    assert scores.rows == [
+        ["base", "2.500", "12.182", "-", "-", "-", "-"],
+        ["tuned", "1.500", "4.480", "0.500", "0.750", "0.600", "0.400"],
+    ]
+    assert summary.rows == [("", "tuned is better"), ("report", "report.html")]

@@ -1,0 +1,303 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from llmft_cli.data.forms.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse, parse_prompt_messages
+from llmft_cli.settings import config
+
+USER = {"role": "user", "content": "q"}
+ANSWER = {"role": "assistant", "content": "a"}
+SYSTEM = {"role": "system", "content": "s"}
+
+
+def messages(*turns: tuple[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+def preference(column: str) -> str:
+    return (
+        "chosen and rejected are a pair of preferences, which is not trained on here; "
+        f"--columns {column}=chosen learns the chosen side"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "expected"),
+    [
+        ({"messages": [SYSTEM, USER, ANSWER]}, "messages", [SYSTEM, USER, ANSWER]),
+        ({"messages": [{**USER, "name": "x", "weight": 0}, ANSWER], "id": 7}, "messages", [USER, ANSWER]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, ANSWER]}, "messages", [USER, ANSWER]),
+        (
+            {"messages": [{"role": "system", "content": ""}, USER, ANSWER]},
+            "messages",
+            [{**SYSTEM, "content": ""}, USER, ANSWER],
+        ),
+        ({"conversations": [USER, ANSWER]}, "messages", [USER, ANSWER]),
+        ({"messages": None, "conversations": [USER, ANSWER]}, "messages", [USER, ANSWER]),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"},
+            "sharegpt",
+            [SYSTEM, USER, ANSWER],
+        ),
+        (
+            {"conversations": [{"from": "user", "value": "q"}, {"from": "bot", "value": "a"}], "system": None},
+            "sharegpt",
+            [USER, ANSWER],
+        ),
+        ({"instruction": "q", "output": "a"}, "alpaca", [USER, ANSWER]),
+        ({"instruction": "q", "input": "", "output": "a", "text": "all"}, "alpaca", [USER, ANSWER]),
+        ({"instruction": "q", "input": None, "output": "a", "system": " "}, "alpaca", [USER, ANSWER]),
+        ({"instruction": "q", "input": " \n", "output": "a"}, "alpaca", [USER, ANSWER]),
+        (
+            {"instruction": "q", "input": "i", "output": "a", "system": "s"},
+            "alpaca",
+            [SYSTEM, {**USER, "content": "q\n\ni"}, ANSWER],
+        ),
+        ({"prompt": "q", "completion": "a"}, "prompt-completion", [USER, ANSWER]),
+        ({"instruction": None, "output": None, "prompt": "q", "completion": "a"}, "prompt-completion", [USER, ANSWER]),
+        ({"messages": [], "conversations": "", "prompt": "q", "completion": "a"}, "prompt-completion", [USER, ANSWER]),
+        ({"messages": "", "conversations": None, "prompt": "q", "completion": "a"}, "prompt-completion", [USER, ANSWER]),
+        ({"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, "sharegpt", [USER, ANSWER]),
+        ({"messages": [{**USER, "from": None}, ANSWER]}, "messages", [USER, ANSWER]),
+        (
+            {"messages": ' [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]'},
+            "messages",
+            [USER, ANSWER],
+        ),
+        (
+            {"conversations": '[{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]'},
+            "sharegpt",
+            [USER, ANSWER],
+        ),
+        ({"messages": [USER, ANSWER], "system": "s"}, "messages", [SYSTEM, USER, ANSWER]),
+        ({"messages": [SYSTEM, USER, ANSWER], "system": "s"}, "messages", [SYSTEM, USER, ANSWER]),
+        ({"messages": [USER, ANSWER], "chosen": [ANSWER], "rejected": [ANSWER]}, "messages", [USER, ANSWER]),
+        (
+            {"instruction": "q", "output": "a", "history": [["x", "y"]], "system": "s"},
+            "alpaca",
+            [SYSTEM, {**USER, "content": "x"}, {**ANSWER, "content": "y"}, USER, ANSWER],
+        ),
+        (
+            {"instruction": "q", "output": "a", "history": '[["x", "y"]]'},
+            "alpaca",
+            [{**USER, "content": "x"}, {**ANSWER, "content": "y"}, USER, ANSWER],
+        ),
+        ({"instruction": "q", "output": "a", "history": []}, "alpaca", [USER, ANSWER]),
+        ({"instruction": "q", "output": "a", "history": None}, "alpaca", [USER, ANSWER]),
+        ({"instruction": "q", "output": "a", "history": ""}, "alpaca", [USER, ANSWER]),
+        ({"prompt": "q", "completion": "a", "system": "s"}, "prompt-completion", [SYSTEM, USER, ANSWER]),
+        ({"prompt": [SYSTEM, USER], "completion": [ANSWER]}, "prompt-completion", [SYSTEM, USER, ANSWER]),
+        ({"prompt": [USER], "completion": "a"}, "prompt-completion", [USER, ANSWER]),
+        ({"prompt": "q", "completion": [ANSWER, USER, ANSWER]}, "prompt-completion", [USER, ANSWER, USER, ANSWER]),
+        ({"prompt": "q", "completion": "a", "question": "x", "answer": "y"}, "prompt-completion", [USER, ANSWER]),
+        ({"question": "q", "answer": "a"}, "question-answer", [USER, ANSWER]),
+        ({"question": "q", "answer": ["a", "b"]}, "question-answer", [USER, ANSWER]),
+        ({"question": "q", "answer": {"text": "a"}}, "question-answer", [USER, ANSWER]),
+        (
+            {"context": "c", "question": "q", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}, "title": "t"},
+            "question-answer",
+            [{**USER, "content": "c\n\nq"}, ANSWER],
+        ),
+        ({"question": "q", "context": " ", "answer": "a"}, "question-answer", [USER, ANSWER]),
+        ({"question": "q", "answer": None, "response": "a"}, "question-answer", [USER, ANSWER]),
+        ({"system_prompt": "s", "question": "q", "response": "a"}, "question-answer", [SYSTEM, USER, ANSWER]),
+        ({"query": "q", "response": "a"}, "question-answer", [USER, ANSWER]),
+        ({"query": "q", "answer": "a"}, "question-answer", [USER, ANSWER]),
+        ({"prompt": "q", "response": "a"}, "question-answer", [USER, ANSWER]),
+        ({"input": "q", "output": "a"}, "question-answer", [USER, ANSWER]),
+        ({"instruction": "q", "response": "a"}, "question-answer", [USER, ANSWER]),
+        (
+            {"instruction": "q", "input": "i", "context": "c", "response": "a"},
+            "question-answer",
+            [{**USER, "content": "c\n\nq\n\ni"}, ANSWER],
+        ),
+    ],
+)
+def test_conversations_of_every_form(row: Any, form: str, expected: Any) -> None:
+    assert parse(row) == (form, Conversation(expected))
+
+
+def test_a_text_is_a_document() -> None:
+    assert parse({"text": " a\0 "}) == ("text", Document(" a\0 "))
+    assert parse({"text": "t", "prompt": "q", "completion": "a"}, "text") == ("text", Document("t"))
+    assert parse({"content": "t", "id": 7, "url": "u", "prompt": None}) == ("text", Document("t"))
+    assert parse({"content": "t", "prompt": "q"}, "text") == ("text", Document("t"))
+
+
+def test_token_ids_are_taken_before_the_texts_they_were_made_of() -> None:
+    assert parse({"text": "t", "input_ids": [5, 6]}) == ("tokens", Tokenised([5, 6], [-100, 6]))
+    assert parse({"text": "t", "input_ids": None}) == ("text", Document("t"))
+    assert parse({"text": "t", "input_ids": ""}) == ("text", Document("t"))
+
+
+def test_answers_within_a_prompt_are_not_learned() -> None:
+    row = {"prompt": [SYSTEM, USER, ANSWER, USER], "completion": [ANSWER]}
+    expected = Conversation([SYSTEM, USER, ANSWER, USER, ANSWER], None, (False, False, False, False, True))
+    assert parse(row) == ("prompt-completion", expected)
+    row = {
+        "prompt": [USER, ANSWER, USER],
+        "completion": [{**ANSWER, "weight": 1}, USER, {**ANSWER, "weight": 0}],
+        "system": "s",
+    }
+    expected = Conversation([SYSTEM, USER, ANSWER, USER, ANSWER, USER, ANSWER], None, (*[False] * 4, True, False, False))
+    assert parse(row) == ("prompt-completion", expected)
+
+
+def test_every_form_of_the_setting_has_a_parser() -> None:
+    assert ("auto", *PARSERS) == config.FIELDS["format"].setting.choices
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("a", "a row must be an object, not text"),
+        (1, "a row must be an object, not a number"),
+        (None, "a row must be an object, not null"),
+        (True, "a row must be an object, not true/false"),
+        ([], "a row must be an object, not an empty list"),
+        ([USER], "a row must be an object, not a list"),
+        ({}, "the object is empty"),
+        ({"instruction": "q", "\ud800": 1}, "no known form has the keys 'instruction', '\\ud800'"),
+        ({"messages": None}, "messages must be a list with messages, not null"),
+        ({"messages": []}, "messages must be a list with messages, not an empty list"),
+        ({"messages": {}}, "messages must be a list with messages, not an object"),
+        ({"messages": ["a"]}, "messages[1] is text, not an object"),
+        ({"messages": [USER, None]}, "messages[2] is null, not an object"),
+        ({"messages": [{"content": "q"}]}, "messages[1].role is missing"),
+        ({"messages": [{"role": "user"}, ANSWER]}, "messages[1].content is missing"),
+        ({"messages": [{"role": 1, "content": "q"}]}, "messages[1].role is a number, not text"),
+        (messages(("critic", "x")), "messages[1] has the unknown role 'critic'"),
+        (messages(("x" * 99, "x")), "messages[1] has the unknown role 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
+        ({"messages": "[]"}, "messages must be a list with messages, not an empty list"),
+        ({"messages": "[{]"}, "messages is not valid JSON: Expecting property name enclosed in double quotes at character 3"),
+        ({"messages": "[" * 100_000}, "messages is nested too deeply"),
+        ({"messages": "[NaN]"}, "messages is not valid JSON: NaN is no JSON value"),
+        (messages(("user", []), ("assistant", "a")), "messages[1].content is an empty list, not text"),
+        (messages(("user", ["a"]), ("assistant", "a")), "messages[1].content[1] is text, not an object"),
+        (messages(("user", [{"type": "text"}]), ("assistant", "a")), "messages[1].content[1].text is missing"),
+        (
+            messages(("user", "\udc00"), ("assistant", "a")),
+            "messages[1].content has half a character (\\udc00 without its other half)",
+        ),
+        (messages(("user", "q"), ("assistant", None)), "messages[2].content is null, not text"),
+        (messages(("user", "q")), "there is no assistant turn to learn from"),
+        (messages(("system", "s")), "there is no assistant turn to learn from"),
+        (messages(("assistant", "a"), ("user", "q")), "message 1 is from assistant where user should speak"),
+        (messages(("system", "s"), ("assistant", "a")), "message 2 is from assistant where user should speak"),
+        (
+            messages(("system", "s"), ("system", "s"), ("user", "q"), ("assistant", "a")),
+            "message 2 is from system where user should speak",
+        ),
+        (messages(("user", "q"), ("user", "q"), ("assistant", "a")), "message 2 is from user where assistant should speak"),
+        (messages(("system", "s"), ("user", " \n"), ("assistant", "a")), "message 2 (user) is empty"),
+        (messages(("user", "q"), ("assistant", "")), "message 2 (assistant) is empty"),
+        (
+            messages(("user", "q"), ("assistant", "a"), ("user", "r")),
+            "the last message is from user, with no answer to learn from",
+        ),
+        ({"conversations": [{"from": "critic", "value": "x"}]}, "conversations[1] is from the unknown speaker 'critic'"),
+        ({"conversations": [7]}, "conversations[1] is a number, not an object"),
+        ({"conversations": [{"value": "x"}]}, "conversations[1].from is missing"),
+        ({"conversations": [{"from": "human", "value": 3}]}, "conversations[1].value is a number, not text"),
+        ({"conversations": "x"}, "conversations must be a list with messages, not text"),
+        ({"instruction": "q", "input": 3, "output": "a"}, "input is a number, not text"),
+        ({"instruction": "q", "output": None}, "output is null, not text"),
+        ({"messages": [USER, ANSWER], "system": 7}, "system is a number, not text"),
+        ({"messages": [SYSTEM, USER, ANSWER], "system": "t"}, "message 2 is from system where user should speak"),
+        ({"instruction": "q", "output": "a", "history": "x"}, "history must be a list of questions and answers, not text"),
+        ({"instruction": "q", "output": "a", "history": ["x"]}, "history[1] must be a question and its answer, not text"),
+        (
+            {"instruction": "q", "output": "a", "history": [["x", "y"], ["x"]]},
+            "history[2] must be a question and its answer, not a list of 1",
+        ),
+        (
+            {"instruction": "q", "output": "a", "history": [[]]},
+            "history[1] must be a question and its answer, not an empty list",
+        ),
+        ({"instruction": "q", "output": "a", "history": [["x", None]]}, "history[1][2] is null, not text"),
+        (
+            {"instruction": "q", "output": "a", "history": [["\ud83d", "y"]]},
+            "history[1][1] has half a character (\\ud83d without its other half)",
+        ),
+        ({"instruction": "q", "output": "a", "history": [["x", " "]]}, "message 2 (assistant) is empty"),
+        ({"prompt": ["q"], "completion": "a"}, "prompt[1] is text, not an object"),
+        ({"prompt": [], "completion": "a"}, "prompt must be a list with messages, not an empty list"),
+        ({"prompt": {}, "completion": "a"}, "prompt is an object, not text"),
+        ({"prompt": [USER], "completion": [{"role": "assistant"}]}, "completion[1].content is missing"),
+        ({"prompt": [USER], "completion": [USER]}, "there is no assistant turn to learn from"),
+        ({"prompt": [USER, ANSWER], "completion": "a"}, "message 3 is from assistant where user should speak"),
+        ({"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]}, "no message is to be learned"),
+        ({"question": "q", "answer": None}, "answer is null, not text"),
+        ({"question": ["q"], "answer": "a"}, "question is a list, not text"),
+        ({"question": "q", "answer": []}, "answer is an empty list, with no answer to learn from"),
+        ({"question": "q", "answers": {"text": []}}, "answers.text is an empty list, with no answer to learn from"),
+        ({"question": "q", "answers": {"value": "a"}}, "answers.text is missing"),
+        ({"question": "q", "answers": {"text": [{"text": 7}]}}, "answers.text[1].text is a number, not text"),
+        ({"question": "q", "answer": [""]}, "message 2 (assistant) is empty"),
+        ({"question": "q", "answer": ["\ud83d"]}, "answer[1] has half a character (\\ud83d without its other half)"),
+        ({"question": "q", "answer": "a", "context": {"title": "t"}}, "context is an object, not text"),
+        ({"content": " ", "id": 7}, "content is empty"),
+        ({"content": "t", "role": "user"}, "no known form has the keys 'content', 'role'"),
+        ({"content": "t", "question": "q"}, "no known form has the keys 'content', 'question'"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, preference("completion")),
+        ({"prompt": "q", "chosen": [ANSWER], "rejected": [ANSWER], "text": "t"}, preference("completion")),
+        ({"prompt": "q", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, preference("messages")),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, preference("messages")),
+        ({"question": "q", "chosen": "[a", "rejected": "b"}, preference("answer")),
+        ({"instruction": "q", "input": "", "chosen": "a", "rejected": "b"}, preference("output")),
+        ({"query": "q", "chosen": "a", "rejected": "b"}, preference("response")),
+        ({"input": "q", "chosen": "a", "rejected": "b"}, preference("output")),
+        ({"chosen": "a", "rejected": "b"}, preference("text")),
+        ({"text": "\u2003\n"}, "text is empty"),
+        ({"text": "\ud83d"}, "text has half a character (\\ud83d without its other half)"),
+        ({"ask": "q", "answer": "a"}, "no known form has the keys 'ask', 'answer'"),
+    ],
+)
+def test_why_a_row_cannot_be_used(row: Any, reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        parse(row)
+    assert str(caught.value) == reason
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        ("messages", "messages is missing"),
+        ("sharegpt", "conversations is missing"),
+        ("alpaca", "instruction is missing"),
+        ("prompt-completion", "prompt is missing"),
+        ("question-answer", "question is missing"),
+        ("text", "text is missing"),
+        ("tokens", "input_ids is missing"),
+    ],
+)
+def test_a_row_of_another_form_than_was_said(form: str, reason: str) -> None:
+    with pytest.raises(RowError, match=f"^{reason}$"):
+        parse({"a": "b"}, form)
+    with pytest.raises(RowError, match=r"^a row must be an object, not a list$"):
+        parse(["a"], form)
+
+
+def test_prompts() -> None:
+    assert parse_prompt_messages({"prompt": "q", "expected": "a"}) == [USER]
+    assert parse_prompt_messages({"messages": [SYSTEM, USER, ANSWER, USER]}) == [SYSTEM, USER, ANSWER, USER]
+    assert parse_prompt_messages({"messages": [{**USER, "weight": "any"}], "prompt": "p"}) == [USER]
+    for value, reason in [
+        ("q", "a prompt must be an object, not text"),
+        ({"question": "q"}, "prompt is missing"),
+        ({"messages": [USER, ANSWER]}, "message 3 is from assistant where user should speak"),
+        ({"messages": None, "prompt": "q"}, "messages must be a list with messages, not null"),
+        ({"messages": [SYSTEM]}, "message 2 is from assistant where user should speak"),
+    ]:
+        with pytest.raises(RowError) as caught:
+            parse_prompt_messages(value)
+        assert str(caught.value) == reason
+
+
+def test_an_answer_that_is_marked_as_not_wanted_is_not_learned() -> None:
+    row = {"prompt": "a", "completion": "b", "label": False}
+    with pytest.raises(RowError, match=r"^label is false: the completion is an answer that is not wanted$"):
+        parse(row)
+    assert parse({**row, "label": True})[0] == "prompt-completion"

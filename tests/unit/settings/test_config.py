@@ -1,0 +1,296 @@
+"""The config: layers, words for what is wrong, and that what is saved reads back as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from llmft_cli.base.errors import ConfigError
+from llmft_cli.settings import config
+from llmft_cli.settings.config import ALIASES, FIELDS, Config, Field, resolve
+
+WriteYaml = Callable[[str], Path]
+
+
+@pytest.fixture
+def yaml_file(tmp_path: Path) -> WriteYaml:
+    def write(text: str) -> Path:
+        file = tmp_path / "settings.yaml"
+        file.write_text(text, encoding="utf-8")
+        return file
+
+    return write
+
+
+def complaint_of(action: Callable[[], Any]) -> tuple[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        action()
+    return caught.value.message, caught.value.hint
+
+
+def test_the_defaults_are_the_designs() -> None:
+    defaults = Config()
+    assert defaults.model == "meta-llama/Llama-2-7b-chat-hf"
+    assert (defaults.max_seq_length, defaults.packing, defaults.batch_size) == (2048, True, 4)
+    assert (defaults.gradient_accumulation_steps, defaults.num_epochs) == (4, 3.0)
+    assert (defaults.learning_rate, defaults.lr_scheduler, defaults.warmup_ratio) == (2e-4, "cosine", 0.03)
+    assert (defaults.lora_r, defaults.lora_alpha, defaults.lora_dropout) == (16, 32, 0.0)
+    assert (defaults.target_modules, defaults.val_size, defaults.max_rejected) == ("all-linear", 0.05, 0.05)
+
+
+def test_every_default_passes_its_own_check() -> None:
+    for name, item in FIELDS.items():
+        assert config.checked(name, item.default, name) == item.default
+
+
+def test_flag_wins_over_file_over_saved_over_default(yaml_file: WriteYaml) -> None:
+    file = yaml_file("lora_r: 8\nbatch_size: 2\n")
+    saved = {"lora_r": 4, "batch_size": 1, "seed": 7, "gone_since": 1}
+    resolved = resolve({"lora_r": "64", "batch_size": None}, file, saved)
+    assert (resolved.lora_r, resolved.batch_size, resolved.seed, resolved.num_epochs) == (64, 2, 7, 3.0)
+
+
+def test_a_file_can_take_back_what_is_saved(yaml_file: WriteYaml) -> None:
+    assert resolve({}, yaml_file("max_steps:\n"), {"max_steps": 10}).max_steps is None
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES.items())
+def test_transformers_names_are_taken_in_a_file(alias: str, name: str, yaml_file: WriteYaml) -> None:
+    value = {"model": "m", "lr_scheduler": "linear"}.get(name, 7)
+    assert getattr(resolve({}, yaml_file(f"{alias}: {value}\n")), name) == value
+
+
+def test_the_aliases_the_design_names_are_there() -> None:
+    assert {"num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type"} <= set(ALIASES)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("learning-rate: 0.001", "learning_rate", 0.001),
+        ("learning_rate: 2e-4", "learning_rate", 0.0002),
+        ("learning_rate: '3e-5'", "learning_rate", 0.00003),
+        ("val_size: 10%", "val_size", 0.1),
+        ("val_size: 12", "val_size", 12.0),
+        ("max_rejected: 100%", "max_rejected", 1.0),
+        ("batch_size: 8.0", "batch_size", 8),
+        ("max_steps: '1e3'", "max_steps", 1000),
+        ("packing: no", "packing", False),
+        ("gradient_checkpointing: true", "gradient_checkpointing", True),
+        ("target_modules: [q_proj, v_proj]", "target_modules", "q_proj,v_proj"),
+        ("revision:", "revision", None),
+    ],
+)
+def test_what_a_file_may_say(text: str, name: str, value: Any, yaml_file: WriteYaml) -> None:
+    found = getattr(resolve({}, yaml_file(text)), name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batch_size: true", "batch_size in {file}: True is not a whole number"),
+        ("batch_size: 2.5", "batch_size in {file}: 2.5 is not a whole number"),
+        ("batch_size: many", "batch_size in {file}: 'many' is not a whole number"),
+        ("batch_size: 0", "batch_size in {file}: 0 must be at least 1"),
+        ("batch_size:", "batch_size in {file} has no value"),
+        ("seed: 4294967296", "seed in {file}: 4294967296 must be at most 4294967295"),
+        (f"seed: 1{'0' * 400}", f"seed in {{file}}: 1{'0' * 400} is not a whole number"),
+        ("learning_rate: .nan", "learning_rate in {file}: nan is not a number"),
+        ("learning_rate: .inf", "learning_rate in {file}: inf is not a number"),
+        ("learning_rate: 1", "learning_rate in {file}: 1.0 must be below 1"),
+        ("learning_rate: 0", "learning_rate in {file}: 0.0 must be above 0"),
+        ("warmup_ratio: 1.5", "warmup_ratio in {file}: 1.5 must be at most 1"),
+        ("packing: 1", "packing in {file}: 1 is not true or false"),
+        ("packing: 'yes please'", "packing in {file}: 'yes please' is not true or false"),
+        ("model: 7", "model in {file}: 7 is not text"),
+        ("report_to: no", "report_to in {file}: False is not text"),
+        (
+            "device: tpu",
+            "device in {file}: 'tpu' must be one of auto, cuda, cpu",
+        ),
+        ("val_size: 100%", "val_size in {file}: '100%' is not a share below 1 (0.05 or 5%) or a number of rows"),
+        ("val_size: 1.5", "val_size in {file}: 1.5 is not a share below 1 (0.05 or 5%) or a number of rows"),
+        ("max_rejected: '%'", "max_rejected in {file}: '%' is not a share (0.05 or 5%)"),
+        ("learning_rate: [1]", "learning_rate in {file}: [1] is not a number"),
+    ],
+)
+def test_what_a_file_may_not_say_names_setting_and_file(text: str, message: str, yaml_file: WriteYaml) -> None:
+    file = yaml_file(text)
+    assert complaint_of(lambda: resolve({}, file)) == (message.format(file=file), "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("learning_rate", "3", "--learning-rate: 3.0 must be below 1"),
+        ("batch_size", "x", "--batch-size: 'x' is not a whole number"),
+        ("lora_dropout", "-0.1", "--lora-dropout: -0.1 must be at least 0"),
+        ("max_rejected", "150%", "--max-rejected: 1.5 must be at most 1"),
+        ("lr_scheduler", "cosin", "--lr-scheduler: 'cosin' must be one of cosine, linear, constant, constant_with_warmup, "
+         "polynomial, inverse_sqrt, cosine_with_restarts"),
+    ],
+)  # fmt: skip
+def test_a_wrong_flag_is_named_as_the_user_wrote_it(name: str, value: str, message: str) -> None:
+    assert complaint_of(lambda: resolve({name: value})) == (message, "")
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("learning_rat", "did you mean learning_rate?"),
+        ("lora-rank", "did you mean lora_r?"),
+        ("num_train_epoch", "did you mean num_train_epochs?"),
+        ("qqqqq", "`llmft train --help` lists the settings"),
+        ("3", "`llmft train --help` lists the settings"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(key: str, hint: str, yaml_file: WriteYaml) -> None:
+    file = yaml_file(f"{key}: 1\n")
+    assert complaint_of(lambda: resolve({}, file)) == (f"unknown setting {key} in {file}", hint)
+
+
+def test_a_setting_given_under_two_names_is_refused(yaml_file: WriteYaml) -> None:
+    file = yaml_file("num_epochs: 1\nnum_train_epochs: 2\n")
+    message = f"num_epochs is set twice in {file}, the second time as num_train_epochs"
+    assert complaint_of(lambda: resolve({}, file)) == (message, "keep one of them")
+
+
+def test_an_empty_file_sets_nothing(yaml_file: WriteYaml) -> None:
+    assert resolve({}, yaml_file("# nothing yet\n")) == Config()
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- lora_r\n", "list"), ("lora_r\n", "str"), ("7\n", "int")])
+def test_a_file_that_is_no_mapping(text: str, kind: str, yaml_file: WriteYaml) -> None:
+    file = yaml_file(text)
+    message = f"{file} must hold settings as `key: value` lines, not a {kind}"
+    assert complaint_of(lambda: resolve({}, file)) == (message, "")
+
+
+@pytest.mark.parametrize("text", ["lora_r: [1\n", "a: b: c\n", "model: 2024-99-99\n", "\tlora_r: 1\n", "a: 1\n---\nb: 2\n"])
+def test_a_file_that_is_no_yaml(text: str, yaml_file: WriteYaml) -> None:
+    file = yaml_file(text)
+    message, _ = complaint_of(lambda: resolve({}, file))
+    assert message.startswith(f"{file} is not valid YAML: ")
+    assert "\n" not in message
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_bytes(b"model: \xff\xfe\n")
+    message, _ = complaint_of(lambda: resolve({}, file))
+    assert message.startswith(f"{file} is not valid YAML: 'utf-8' codec can't decode byte 0xff")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "none.yaml"
+    message = f"cannot read the config file {file}: No such file or directory"
+    assert complaint_of(lambda: resolve({}, file)) == (message, "")
+    message = f"cannot read the config file {tmp_path}: Is a directory"
+    assert complaint_of(lambda: resolve({}, tmp_path)) == (message, "")
+
+
+def test_of_command_gives_the_settings_of_a_command() -> None:
+    assert config.of_command(Config(), "merge") == {"device": "auto", "compute_dtype": "auto"}
+    assert set(config.of_command(Config(), "prepare")) == {
+        "model", "revision", "trust_remote_code", "chat_template", "format", "columns", "dataset_split", "max_seq_length",
+        "on_overlength", "train_on", "packing", "val_size", "max_rejected", "weights", "max_rows", "near_duplicates", "strict",
+        "seed",
+    }  # fmt: skip
+
+
+def values_of(item: Field) -> st.SearchStrategy[Any]:
+    """All values that a field may hold."""
+    rule = item.setting
+    if rule.choices:
+        values: st.SearchStrategy[Any] = st.sampled_from(rule.choices)
+    elif item.type is bool:
+        values = st.booleans()
+    elif item.type is int:
+        values = st.integers(int(rule.minimum or 0), int(rule.maximum or 2**40))
+    elif item.type is float:
+        largest = rule.maximum if rule.maximum is not None else rule.below if rule.below is not None else 1e6
+        smallest = rule.minimum if rule.minimum is not None else rule.above
+        values = st.floats(smallest, largest, exclude_min=rule.above is not None, exclude_max=rule.below is not None)
+    else:
+        values = st.text(st.characters(exclude_categories=["Cs"]))
+    if item.name == "val_size":
+        values = st.floats(0, 1, exclude_max=True) | st.integers(1, 10**6).map(float)
+    return st.none() | values if item.optional else values
+
+
+@hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.fixed_dictionaries({name: values_of(item) for name, item in FIELDS.items()}))
+@example(values={**dataclasses.asdict(Config()), "wandb_project": "\x85", "model": "\u6a21\u578b"})
+def test_what_is_saved_reads_back_as_it_was(values: dict[str, Any], tmp_path: Path) -> None:
+    if values["tokens_per_batch"] is not None:  # which is in place of the other
+        values = {name: value for name, value in values.items() if name != "batch_size"}
+    if values["init_lora_weights"] == "orthogonal":
+        values |= {"quantization": "none", "lora_r": 2 * values["lora_r"]}
+    file = tmp_path / "config.yaml"
+    file.write_text(config.dump(values), encoding="utf-8")
+    assert dataclasses.asdict(resolve({}, file)) == {"batch_size": Config().batch_size, **values}
+
+
+# -- a batch of sequences, or of tokens
+
+
+def test_a_batch_has_a_number_of_sequences_or_of_tokens() -> None:
+    message = "--batch-size (2) and --tokens-per-batch (8192) exclude each other"
+    hint = "leave --batch-size out to fill batches by tokens, or --tokens-per-batch to count sequences"
+    assert complaint_of(lambda: resolve({"batch_size": "2", "tokens_per_batch": "8192"})) == (message, hint)
+
+
+def test_a_file_says_it_one_way_too(yaml_file: WriteYaml) -> None:
+    file = yaml_file("per_device_train_batch_size: 2\ntokens-per-batch: 8192\n")
+    message, _ = complaint_of(lambda: resolve({}, file))
+    assert message == f"batch_size in {file} (2) and tokens_per_batch in {file} (8192) exclude each other"
+
+
+def test_a_flag_replaces_either_in_the_file_and_the_file_either_of_the_run(yaml_file: WriteYaml) -> None:
+    by_tokens, by_rows = {"tokens_per_batch": 8192}, {"batch_size": 2, "tokens_per_batch": None}
+    file = yaml_file("batch_size: 3\n")
+
+    def sizes(*layers: Any) -> tuple[int, int | None]:
+        resolved = resolve(*layers)
+        return resolved.batch_size, resolved.tokens_per_batch
+
+    assert sizes({"tokens_per_batch": "64"}, file, by_rows) == (4, 64)
+    assert sizes({}, file, by_tokens) == (3, None)
+    assert sizes({"lora_r": 8}, None, by_tokens) == (4, 8192)
+    assert sizes({"batch_size": "5"}, None, by_tokens) == (5, None)
+    assert sizes({"lora_r": 8}, yaml_file("tokens_per_batch: null\n"), by_rows) == (2, None)
+
+
+@pytest.mark.parametrize("flags", [{"tokens_per_batch": 64}, {"batch_size": 2}])
+def test_what_a_run_records_says_it_one_way(flags: dict[str, int]) -> None:
+    """So that its file can be given to another run."""
+    recorded = config.of_command(resolve(flags), "train")
+    assert {name: recorded[name] for name in ("batch_size", "tokens_per_batch") if recorded.get(name) is not None} == flags
+    assert resolve({}, None, recorded) == resolve(flags)
+
+
+def test_an_adapter_that_peft_cannot_initialise_is_refused_before_anything_is_loaded() -> None:
+    """It was a traceback after the weights were there, or a complaint about target modules."""
+    message = "--init-lora-weights orthogonal is not for quantised weights (--quantization nf4)"
+    hint = "leave it out, or use --quantization none"
+    assert complaint_of(lambda: resolve({"init_lora_weights": "orthogonal"})) == (message, hint)
+    message = "--init-lora-weights orthogonal needs an even rank, not --lora-r 5"
+    dense = {"init_lora_weights": "orthogonal", "quantization": "none"}
+    assert complaint_of(lambda: resolve({**dense, "lora_r": 5})) == (message, "use --lora-r 6")
+    assert resolve({**dense, "lora_r": 6}).lora_r == 6
+
+
+@pytest.mark.parametrize("item", FIELDS.values(), ids=FIELDS)
+def test_every_setting_is_described(item: Field) -> None:
+    assert item.setting.help.endswith(".")
+    assert item.setting.commands
+    assert set(item.setting.commands) <= {"gpu-check", "prepare", "train", "merge", "eval", "chat"}

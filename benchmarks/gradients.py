@@ -36,10 +36,10 @@ from llmft_cli.models import loading, random_model  # noqa: E402
 from llmft_cli.models.adapters import add_adapter  # noqa: E402
 from llmft_cli.models.decoder_layers import decoder_layers  # noqa: E402
 from llmft_cli.settings.config import resolve  # noqa: E402
-from llmft_cli.training.batches import collate, to_device  # noqa: E402
+from llmft_cli.training.batches.collate import collate, to_device  # noqa: E402
 from llmft_cli.training.fast import architectures  # noqa: E402
-from llmft_cli.training.loss import loss_and_gradients, row_marks  # noqa: E402
-from llmft_cli.training.tuned_model import make_trainable  # noqa: E402
+from llmft_cli.training.step.loss import loss_and_gradients, row_marks  # noqa: E402
+from llmft_cli.training.step.tuned_model import make_trainable  # noqa: E402
 
 Gradients = dict[str, torch.Tensor]
 Errors = dict[str, float]

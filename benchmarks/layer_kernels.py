@@ -23,7 +23,7 @@ from liger_kernel import ops as liger  # noqa: E402
 from torch.nn.functional import cross_entropy, silu  # noqa: E402
 from triton.testing import do_bench_cudagraph  # noqa: E402
 
-from llmft_cli.training.fast import triton_kernels as ours  # noqa: E402
+from llmft_cli.training.fast.kernels import triton as ours  # noqa: E402
 from llmft_cli.training.fast.output_loss import output_loss  # noqa: E402
 
 SEQUENCES, LENGTH, HIDDEN, INTERMEDIATE, HEADS, VOCABULARY = 4, 2048, 4096, 11_008, 32, 32_000

@@ -38,7 +38,7 @@ from llmft_cli.models import adapters  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
 from llmft_cli.settings.config import resolve  # noqa: E402
 from llmft_cli.training import tuned_model  # noqa: E402
-from llmft_cli.training.loss_chart import read_metrics  # noqa: E402
+from llmft_cli.training.loop.loss_chart import read_metrics  # noqa: E402
 from llmft_cli.training.train import train  # noqa: E402
 
 

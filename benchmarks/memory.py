@@ -26,13 +26,13 @@ from transformers import LlamaConfig  # noqa: E402
 from llmft_cli.models import random_model  # noqa: E402
 from llmft_cli.models.decoder_layers import decoder_layers  # noqa: E402
 from llmft_cli.settings.config import resolve  # noqa: E402
-from llmft_cli.training.card import hold_to  # noqa: E402
+from llmft_cli.training.device_memory import hold_to  # noqa: E402
 from llmft_cli.training.fast import architectures  # noqa: E402
-from llmft_cli.training.measuring import measure  # noqa: E402
-from llmft_cli.training.plans import option_of  # noqa: E402
-from llmft_cli.training.simulation import BatchShape  # noqa: E402
-from llmft_cli.training.speed import REFERENCE_RATES  # noqa: E402
-from llmft_cli.training.tuned_model import make_trainable  # noqa: E402
+from llmft_cli.training.planning.options import option_of  # noqa: E402
+from llmft_cli.training.planning.simulation import BatchShape  # noqa: E402
+from llmft_cli.training.planning.speed import REFERENCE_RATES  # noqa: E402
+from llmft_cli.training.profiling.measuring import measure  # noqa: E402
+from llmft_cli.training.step.tuned_model import make_trainable  # noqa: E402
 
 GIBIBYTE = 2**30
 MOST_TIMED_TOKENS = 2**14  # with more, one step takes seconds

@@ -22,7 +22,7 @@ from gradients import STOCK, WAYS, Way
 
 from llmft_cli.base.libraries import hardware, versions
 from llmft_cli.models import loading, random_model
-from llmft_cli.training.loss import summed_loss
+from llmft_cli.training.step.loss import summed_loss
 
 REFERENCE = Way("fp32")
 COMPARED = [way for way in WAYS if way.name in ("fast", "plain (--no-fast)", STOCK)]

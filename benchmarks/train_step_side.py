@@ -41,15 +41,15 @@ from llmft_cli.data.packing import pack  # noqa: E402
 from llmft_cli.models import loading, model_source  # noqa: E402
 from llmft_cli.settings import compute_types  # noqa: E402
 from llmft_cli.settings.config import Config, resolve  # noqa: E402
-from llmft_cli.training import planning  # noqa: E402
-from llmft_cli.training.batches import collate, to_device  # noqa: E402
-from llmft_cli.training.card import available_bytes, hold_to  # noqa: E402
-from llmft_cli.training.fast.recorded_pass import recorded_passes  # noqa: E402
-from llmft_cli.training.loss import loss_and_gradients  # noqa: E402
-from llmft_cli.training.loss_scale import LossScale  # noqa: E402
-from llmft_cli.training.measuring import make_optimizer  # noqa: E402
-from llmft_cli.training.plans import CONTEXT_BYTES, Plan, given_plan  # noqa: E402
-from llmft_cli.training.tuned_model import laid_out  # noqa: E402
+from llmft_cli.training.batches.collate import collate, to_device  # noqa: E402
+from llmft_cli.training.device_memory import CONTEXT_BYTES, available_bytes, hold_to  # noqa: E402
+from llmft_cli.training.fast.cuda_graphs import recorded_passes  # noqa: E402
+from llmft_cli.training.loop.loss_scale import LossScale  # noqa: E402
+from llmft_cli.training.plan import Plan, given_plan  # noqa: E402
+from llmft_cli.training.planning import decide  # noqa: E402
+from llmft_cli.training.profiling.measuring import make_optimizer  # noqa: E402
+from llmft_cli.training.step.loss import loss_and_gradients  # noqa: E402
+from llmft_cli.training.step.tuned_model import laid_out  # noqa: E402
 
 GIBIBYTE = 2**30
 # Of warm-up and counted, with some batches in each. What a library compiles for a shape it may compile again, for any
@@ -138,8 +138,8 @@ def plan_of(config: Config) -> Plan:
         return replace(plan, dequantized_weights=not full, activation_offloading=WANTED.checkpointing == "offloaded")
     available = available_bytes(device(), int(WANTED.budget_gibibytes * GIBIBYTE) or None)
     dtype = compute_types.torch_type(config.compute_dtype)
-    found = planning.predicted_options(shape, config, dtype, planning.longest_batches(config), available)
-    return planning.choose_plan(found, available, config).plan
+    found = decide.predicted_options(shape, config, dtype, decide.longest_batches(config), available)
+    return decide.choose_plan(found, available, config).plan
 
 
 def trainable(base: Any, config: Config, plan: Plan) -> Any:

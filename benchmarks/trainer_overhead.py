@@ -33,14 +33,15 @@ from llmft_cli.models import loading, model_source  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
 from llmft_cli.settings import compute_types  # noqa: E402
 from llmft_cli.settings.config import Config, resolve  # noqa: E402
-from llmft_cli.training import planning, schedule  # noqa: E402
-from llmft_cli.training.batches import collate, to_device  # noqa: E402
-from llmft_cli.training.fast.recorded_pass import recorded_passes  # noqa: E402
-from llmft_cli.training.loss import loss_and_gradients  # noqa: E402
-from llmft_cli.training.measuring import make_optimizer  # noqa: E402
-from llmft_cli.training.step_clock import StepClock  # noqa: E402
+from llmft_cli.training.batches.collate import collate, to_device  # noqa: E402
+from llmft_cli.training.fast.cuda_graphs import recorded_passes  # noqa: E402
+from llmft_cli.training.loop import schedule  # noqa: E402
+from llmft_cli.training.loop.step_clock import StepClock  # noqa: E402
+from llmft_cli.training.loop.trainer import QLoRATrainer  # noqa: E402
+from llmft_cli.training.planning import decide  # noqa: E402
+from llmft_cli.training.profiling.measuring import make_optimizer  # noqa: E402
+from llmft_cli.training.step.loss import loss_and_gradients  # noqa: E402
 from llmft_cli.training.train import train, trainable_model  # noqa: E402
-from llmft_cli.training.trainer import QLoRATrainer  # noqa: E402
 
 EVERY_STEP, USUAL = 1, 10
 BARE = "bare loop"
@@ -60,7 +61,7 @@ def bare_loop(run: RunDir, config: Config) -> float:
     device = loading.pick_device(config.device)
     source = model_source.resolve(config.model, Silent())
     config = compute_types.settled(config, device, Silent())
-    layout = planning.decide(source, config, rows, device, Silent())
+    layout = decide.decide(source, config, rows, device, Silent())
     config = layout.applied_to(config)
     import_transformers().set_seed(config.seed)
     base = loading.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)

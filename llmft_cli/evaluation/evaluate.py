@@ -25,7 +25,7 @@ from llmft_cli.run_dir import RunDir
 from llmft_cli.serving.generation import BASE, TUNED, TunedModel, answer_all, load_tuned
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
-from llmft_cli.training.held_out import HeldOutLoss, held_out_loss
+from llmft_cli.training.loop.held_out import HeldOutLoss, held_out_loss
 
 ARMS = (BASE, TUNED)
 HELD_OUT_NAME = "held-out"
@@ -114,7 +114,7 @@ def held_out_prompts(run: RunDir) -> list[Prompt]:
 
 def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Reporter) -> dict[str, HeldOutLoss]:
     """Loss of both arms on the held-out split; empty where nothing was held out."""
-    from llmft_cli.training.row_separation import settle_rows
+    from llmft_cli.training.step.row_separation import settle_rows
 
     rows = load_split(run.data, VALIDATION)
     losses: dict[str, HeldOutLoss] = {}

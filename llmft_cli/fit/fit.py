@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from llmft_cli.gpu.probes import Probe
     from llmft_cli.run_dir import RunDir
     from llmft_cli.settings.compute_types import Abilities
-    from llmft_cli.training.measuring import Measured
-    from llmft_cli.training.plans import Option, Plan
-    from llmft_cli.training.simulation import BatchShape
-    from llmft_cli.training.speed import Rates
+    from llmft_cli.training.plan import Plan
+    from llmft_cli.training.planning.options import Option
+    from llmft_cli.training.planning.simulation import BatchShape
+    from llmft_cli.training.planning.speed import Rates
+    from llmft_cli.training.profiling.measuring import Measured
 
 SHORTEST_LENGTH = 64
 
@@ -98,7 +99,7 @@ class Fit:
 
 def freest_card(gpus: Sequence[Gpu], probes: Sequence[Probe], count: int) -> Card | None:
     """The card that a training on `count` GPUs has to fit into: the last of the freest that torch sees; None if too few."""
-    from llmft_cli.training.speed import Rates
+    from llmft_cli.training.planning.speed import Rates
 
     usable = [gpu for gpu in gpus if gpu.device is not None and gpu.memory_free_bytes is not None]
     usable.sort(key=lambda gpu: -(gpu.memory_free_bytes or 0))
@@ -125,10 +126,10 @@ def fit(config: Config, card: Card | None, run: RunDir | None, reporter: Reporte
         ConfigError: what the settings ask for cannot be predicted.
         MachineError: something is to be measured and there is no GPU.
     """
-    from llmft_cli.training import schedule
-    from llmft_cli.training.planning import considered, filled, longest_batches, worst_batches
-    from llmft_cli.training.plans import choose
-    from llmft_cli.training.speed import REFERENCE_RATES
+    from llmft_cli.training.loop import schedule
+    from llmft_cli.training.planning.decide import considered, filled, longest_batches, worst_batches
+    from llmft_cli.training.planning.options import choose
+    from llmft_cli.training.planning.speed import REFERENCE_RATES
 
     check_can_be_predicted(config)
     if measure and (card is None or card.device is None):
@@ -179,7 +180,7 @@ def for_card(config: Config, card: Card | None, reporter: Reporter) -> tuple[Con
     """The settings with the type to compute in in place of `auto`, and what the GPU can; bf16 and None if it is not here."""
     import torch
 
-    from llmft_cli.training.fast.kernels import abilities_of
+    from llmft_cli.training.fast.kernels.select import abilities_of
 
     if card is not None and card.device is not None:
         device = torch.device(card.device)
@@ -196,7 +197,7 @@ def limit(card: Card | None, max_vram: int | None) -> int | None:
 
 
 def check_can_be_predicted(config: Config) -> None:
-    from llmft_cli.training.planning import can_be_predicted
+    from llmft_cli.training.planning.decide import can_be_predicted
 
     if not can_be_predicted(config):
         raise ConfigError(
@@ -215,7 +216,7 @@ def trainable(
     """
     import torch
 
-    from llmft_cli.training.tuned_model import laid_out, make_trainable
+    from llmft_cli.training.step.tuned_model import laid_out, make_trainable
 
     dtype = compute_types.torch_type(config.compute_dtype)
     base = random_model.build(shape, torch.device(device), config.quantization, dtype)
@@ -238,8 +239,8 @@ def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | N
 
     Where batches are filled by tokens, a single one at once may be enough of a change.
     """
-    from llmft_cli.training.planning import considered, longest_batches
-    from llmft_cli.training.speed import REFERENCE_RATES
+    from llmft_cli.training.planning.decide import considered, longest_batches
+    from llmft_cli.training.planning.speed import REFERENCE_RATES
 
     single = replace(config, batch_size=1, gradient_accumulation_steps=1, tokens_per_batch=None, plan="frugal")
     length = config.max_seq_length if config.tokens_per_batch else config.max_seq_length // 2
@@ -253,13 +254,13 @@ def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | N
 
 
 def measure_plan(shape: PreTrainedConfig, config: Config, option: Option, batch: BatchShape, device: str) -> Measured:
-    from llmft_cli.training import measuring
+    from llmft_cli.training.profiling import measuring
 
     return measuring.measure(trainable(shape, config, device, option.plan), batch, option.plan.optim)
 
 
 def described(option: Option, found: Sequence[Option], available: int | None, measured_speed: bool) -> PlanOption:
-    from llmft_cli.training.plans import KINDS, choose
+    from llmft_cli.training.planning.options import KINDS, choose
 
     return PlanOption(
         choices=[kind for kind in KINDS if choose(found, available, kind) is option],

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from llmft_cli.training.prediction import Breakdown
+    from llmft_cli.training.planning.memory import Breakdown
 
 STORED_BYTES = 2  # of a weight in a 16-bit safetensors file
 FP32_BYTES = 4
@@ -126,7 +126,7 @@ def trained_values(model: torch.nn.Module) -> list[int]:
 
 def checkpoint_bytes(model: torch.nn.Module, optim: str) -> int:
     """One `checkpoint-N`: adapter in fp32, optimizer state, and what is small."""
-    from llmft_cli.training.optimizer_state import whole_state
+    from llmft_cli.training.planning.optimizer_state import whole_state
 
     values = trained_values(model)
     state_bytes = whole_state(values, optim) + len(values) * OPTIMIZER_ENTRY_BYTES
@@ -149,7 +149,7 @@ def training_ram_on_gpu(model: torch.nn.Module, config: Config, largest: int) ->
     files, which go to the GPU one after the other where they are quantised, and by four threads where not. torch
     converts a weight that is stored in another type on the CPU, before it is copied.
     """
-    from llmft_cli.training.optimizer_state import paged_state
+    from llmft_cli.training.planning.optimizer_state import paged_state
 
     at_once = LOADING_THREADS if config.quantization == "none" else 1
     values = trained_values(model)
@@ -171,7 +171,7 @@ def computed_bytes(model: torch.nn.Module) -> int:
 
 def training_ram_on_cpu(model: torch.nn.Module, step: Breakdown) -> int:
     """The step without dense weights, which stay in the mapped files, or the quantising of the last weight before it."""
-    from llmft_cli.training.prediction import holdings
+    from llmft_cli.training.planning.memory import holdings
 
     training = step.total - step.dense_weights - holdings(model).cublas_bytes()
     quantized = [count_values(weights) for weights in model.parameters() if hasattr(weights, "quant_state")]

@@ -11,7 +11,7 @@ from llmft_cli.base.errors import ConfigError, StageError
 from llmft_cli.run_dir import RunDir
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
-from llmft_cli.training import checkpoints
+from llmft_cli.training.loop import checkpoints
 
 # Settings that do not shape the result, or no more than rounding does.
 MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,14 @@ from llmft_cli.run_dir import RunDir
 from llmft_cli.settings import compute_types
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
-from llmft_cli.training import checkpoints, loss_chart, schedule
-from llmft_cli.training.batches import collate
+from llmft_cli.training import result
+from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.batches.token_batches import sequence_lengths
+from llmft_cli.training.loop import checkpoints, loss_chart, schedule
+from llmft_cli.training.loop.schedule import Schedule
+from llmft_cli.training.loop.tracking import wandb_run
+from llmft_cli.training.result import TrainResult
 from llmft_cli.training.resume import check_same_data_settings, checkpoint_to_resume, refuse_to_forget_checkpoints
-from llmft_cli.training.schedule import Schedule
-from llmft_cli.training.token_batches import sequence_lengths
-from llmft_cli.training.tracking import wandb_run
 
 if TYPE_CHECKING:
     import datasets
@@ -37,38 +39,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from llmft_cli.training.planning import Layout
-    from llmft_cli.training.plans import Plan
-    from llmft_cli.training.profiling import Profile
-    from llmft_cli.training.trainer import QLoRATrainer
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What `train --json` prints; losses are nats per supervised token.
-
-    Attributes:
-        out_of_memory_retries: how often memory ran out and the same batch was done in smaller passes.
-        largest_pass_tokens: most tokens in one pass in the end, padding included; None where whole batches fitted.
-        rehearsal_peak_bytes: what torch held of the card at most while the longest batch went first; None without a card.
-        skipped_steps: whose gradients overflowed fp16, since training began or was resumed; None in other types.
-    """
-
-    steps: int
-    train_loss: float
-    eval_loss: float | None
-    best_step: int | None
-    tokens_per_second: float | None
-    peak_memory_bytes: int
-    plan: dict[str, Any]
-    adapter: str
-    trainable_parameters: int
-    seconds: float
-    out_of_memory_retries: int
-    largest_pass_tokens: int | None
-    rehearsal_peak_bytes: int | None
-    skipped_steps: int | None = None
-    profile: Profile | None = None
+    from llmft_cli.training.loop.trainer import QLoRATrainer
+    from llmft_cli.training.plan import Plan
+    from llmft_cli.training.planning.decide import Layout
+    from llmft_cli.training.profiling.profiling import Profile
 
 
 def train(
@@ -92,8 +66,8 @@ def train(
         Interrupted: asked to stop; the checkpoint can be resumed from.
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
-    from llmft_cli.training.card import hold_to
-    from llmft_cli.training.planning import decide
+    from llmft_cli.training.device_memory import hold_to
+    from llmft_cli.training.planning.decide import decide
 
     prepared = run.require("prepare", allow_stale)
     check_same_data_settings(run, prepared["config"], config)
@@ -150,8 +124,8 @@ def fit(
     profile: bool = False,
 ) -> TrainResult:
     """Run the Trainer and leave adapter, figures and chart in the run."""
-    from llmft_cli.training.callbacks import Rehearsal
-    from llmft_cli.training.profiling import profiled
+    from llmft_cli.training.loop.callbacks import Rehearsal
+    from llmft_cli.training.profiling.profiling import profiled
 
     train_rows = load_split(run.data, TRAIN)
     assert train_rows is not None
@@ -174,14 +148,14 @@ def fit(
     with replacing_directory(run.adapter) as folder:
         save_adapter(model, folder)
     loss_chart.draw(run.metrics, run.loss_chart)
-    plan = schedule.describe(config, base.device, layout)
+    plan = result.describe(config, base.device, layout)
     return result_of(run, trainer, plan, seconds, rehearsal.peak_bytes, found_profile())
 
 
 def trainer_of(
     run: RunDir, model: PeftModel, train_rows: datasets.Dataset, config: Config, steps: Schedule, reporter: Reporter
 ) -> QLoRATrainer:
-    from llmft_cli.training.trainer import QLoRATrainer
+    from llmft_cli.training.loop.trainer import QLoRATrainer
 
     validation_rows = load_split(run.data, VALIDATION)
     arguments = schedule.training_arguments(run.checkpoints, steps, config, model.device, evaluate=validation_rows is not None)
@@ -207,8 +181,8 @@ def result_of(
     rehearsal_peak_bytes: int | None,
     profile: Profile | None,
 ) -> TrainResult:
-    from llmft_cli.training.callbacks import peak_memory_bytes
     from llmft_cli.training.fast.architectures import blocks_of, keeps_dequantized
+    from llmft_cli.training.loop.callbacks import peak_memory_bytes
 
     model = trainer.model
     return TrainResult(
@@ -232,8 +206,8 @@ def result_of(
 
 def trainable_model(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, reporter: Reporter) -> PeftModel:
     """The base with a fresh adapter, laid out by the plan."""
-    from llmft_cli.training.row_separation import settle_attention, settle_rows
-    from llmft_cli.training.tuned_model import has_room_for_dequantized_weights, laid_out, why_plain_layers
+    from llmft_cli.training.step.row_separation import settle_attention, settle_rows
+    from llmft_cli.training.step.tuned_model import has_room_for_dequantized_weights, laid_out, why_plain_layers
 
     own_attention = base.config._attn_implementation
     kept = plan.dequantized_weights or has_room_for_dequantized_weights(base)
@@ -264,9 +238,9 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
     """
     from transformers import EarlyStoppingCallback, PrinterCallback
 
-    from llmft_cli.training.callbacks import Figures, StopRequest, StopWhenAsked
-    from llmft_cli.training.expected_end import ExpectedEnd
-    from llmft_cli.training.giving_up import leaving_a_checkpoint
+    from llmft_cli.training.loop.callbacks import Figures, StopRequest, StopWhenAsked
+    from llmft_cli.training.loop.expected_end import ExpectedEnd
+    from llmft_cli.training.loop.out_of_memory import leaving_a_checkpoint
 
     stop = StopRequest(reporter)
     done = checkpoints.step_of(checkpoint) if checkpoint else 0

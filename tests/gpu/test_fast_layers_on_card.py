@@ -13,13 +13,14 @@ from transformers import LlamaConfig
 from llmft_cli.models import random_model
 from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.settings.config import resolve
-from llmft_cli.training import attention
-from llmft_cli.training.fast import plain_kernels, recorded_pass
-from llmft_cli.training.fast.recorded_pass import recorded_passes
-from llmft_cli.training.loss import loss_and_gradients
-from llmft_cli.training.measuring import random_batch
-from llmft_cli.training.simulation import BatchShape, full_batch
-from llmft_cli.training.tuned_model import make_trainable
+from llmft_cli.training.attention import varlen
+from llmft_cli.training.fast import cuda_graphs
+from llmft_cli.training.fast.cuda_graphs import recorded_passes
+from llmft_cli.training.fast.kernels import plain
+from llmft_cli.training.planning.simulation import BatchShape, full_batch
+from llmft_cli.training.profiling.measuring import random_batch
+from llmft_cli.training.step.loss import loss_and_gradients
+from llmft_cli.training.step.tuned_model import make_trainable
 
 pytestmark = pytest.mark.gpu
 
@@ -73,27 +74,27 @@ def kernel_cases() -> list[tuple[str, list[Any]]]:
 
 def test_kernels_compute_what_torch_does() -> None:
     """All that they write, and nothing of what they only read; bf16 has eight bits."""
-    from llmft_cli.training.fast import triton_kernels
+    from llmft_cli.training.fast.kernels import triton
 
     for name, arguments in kernel_cases():
         copies = [[item.clone() if isinstance(item, torch.Tensor) else item for item in arguments] for _ in range(2)]
-        getattr(triton_kernels, name)(*copies[0])
-        getattr(plain_kernels, name)(*copies[1])
-        for ours, plain in zip(*copies, strict=True):
+        getattr(triton, name)(*copies[0])
+        getattr(plain, name)(*copies[1])
+        for ours, theirs in zip(*copies, strict=True):
             if isinstance(ours, torch.Tensor):
-                assert distance(ours, plain) < 5e-3, name
+                assert distance(ours, theirs) < 5e-3, name
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 @pytest.mark.parametrize("nested", [True, False])
 def test_weights_are_dequantised_to_the_bit(kind: str, nested: bool) -> None:
-    from llmft_cli.training.fast import triton_kernels
+    from llmft_cli.training.fast.kernels import triton
 
     weights = torch.randn(192, 576, device=CARD, dtype=torch.bfloat16)
     packed, state = bitsandbytes.functional.quantize_4bit(weights, quant_type=kind, compress_statistics=nested)
     parameter = bitsandbytes.nn.Params4bit(packed, requires_grad=False, quant_state=state, bnb_quantized=True)
     outputs = wide(192, 576)
-    triton_kernels.dequantize(parameter, outputs)
+    triton.dequantize(parameter, outputs)
     assert torch.equal(outputs, bitsandbytes.functional.dequantize_4bit(parameter, state))
 
 
@@ -107,7 +108,7 @@ def test_dense_attention_is_that_of_rows_as_long_as_their_sequences(key_heads: i
     results = []
     for alone in (False, True):
         own = [part.clone().requires_grad_() for part in parts]
-        output, _ = attention.varlen_attention(
+        output, _ = varlen.varlen_attention(
             torch.nn.Module(), *own, None, cu_seq_lens_q=starts, max_length_q=256, first_rows_alone=alone, scaling=0.125
         )
         results.append([output, *torch.autograd.grad(output, own, gradient)])
@@ -218,7 +219,7 @@ def test_a_recording_that_breaks_off_leaves_everything_as_it_was(offloaded: bool
 
 def test_of_more_shapes_than_are_kept_the_oldest_recordings_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six shapes in turn, of which four are kept, and two of them often; whatever is replayed, losses stay the same."""
-    monkeypatch.setattr(recorded_pass, "MOST_RECORDINGS", 4)
+    monkeypatch.setattr(cuda_graphs, "MOST_RECORDINGS", 4)
     model = small_model(3, 0)
     work = partial(loss_and_gradients, model)
     passes = recorded_passes(model, CARD, work)

@@ -22,18 +22,19 @@ from llmft_cli.models import random_model
 from llmft_cli.run_dir import RunDir
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config, resolve
-from llmft_cli.training import attention
-from llmft_cli.training.fast import kernels, plain_kernels
+from llmft_cli.training.attention import varlen
 from llmft_cli.training.fast.architectures import blocks_of
+from llmft_cli.training.fast.cuda_graphs import recorded_passes
+from llmft_cli.training.fast.kernels import plain, select
 from llmft_cli.training.fast.output_loss import FP16_FACTOR
-from llmft_cli.training.fast.recorded_pass import recorded_passes
-from llmft_cli.training.loss import loss_and_gradients
-from llmft_cli.training.measuring import measure, random_batch
-from llmft_cli.training.planning import longest_batches, predicted_options
-from llmft_cli.training.plans import choose
-from llmft_cli.training.simulation import BatchShape, full_batch
-from llmft_cli.training.train import TrainResult, train
-from llmft_cli.training.tuned_model import laid_out, make_trainable
+from llmft_cli.training.planning.decide import longest_batches, predicted_options
+from llmft_cli.training.planning.options import choose
+from llmft_cli.training.planning.simulation import BatchShape, full_batch
+from llmft_cli.training.profiling.measuring import measure, random_batch
+from llmft_cli.training.result import TrainResult
+from llmft_cli.training.step.loss import loss_and_gradients
+from llmft_cli.training.step.tuned_model import laid_out, make_trainable
+from llmft_cli.training.train import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("segments_that_grow")]
 
@@ -59,10 +60,10 @@ def give_back() -> None:
 @pytest.fixture
 def turing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The GPU says that it is as old as a T4; Triton knows better, and compiles for what it is."""
-    kernels.has_triton.cache_clear()
+    select.has_triton.cache_clear()
     monkeypatch.setattr(compute_types, "capability_of", lambda device: (7, 5))
     yield
-    kernels.has_triton.cache_clear()
+    select.has_triton.cache_clear()
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -97,15 +98,15 @@ def kernel_cases() -> list[tuple[str, list[Any]]]:
 
 def test_kernels_compute_what_torch_does() -> None:
     """fp16 has eleven bits."""
-    from llmft_cli.training.fast import triton_kernels
+    from llmft_cli.training.fast.kernels import triton
 
     for name, arguments in kernel_cases():
         copies = [[item.clone() if isinstance(item, torch.Tensor) else item for item in arguments] for _ in range(2)]
-        getattr(triton_kernels, name)(*copies[0])
-        getattr(plain_kernels, name)(*copies[1])
-        for ours, plain in zip(*copies, strict=True):
+        getattr(triton, name)(*copies[0])
+        getattr(plain, name)(*copies[1])
+        for ours, theirs in zip(*copies, strict=True):
             if isinstance(ours, torch.Tensor):
-                assert distance(ours, plain) < 1.5e-3, name
+                assert distance(ours, theirs) < 1.5e-3, name
 
 
 def dense_model(dtype: torch.dtype, **flags: Any) -> Any:
@@ -155,9 +156,9 @@ def test_fast_layers_in_fp32_compute_what_plain_ones_do() -> None:
 @pytest.mark.usefixtures("turing")
 def test_an_older_gpu_computes_the_same_without_flash_attention_and_bf16() -> None:
     """By a mask, with Triton's programs, which are tried out first; replayed as well."""
-    assert kernels.has_triton(CARD)
+    assert select.has_triton(CARD)
     model = dense_model(torch.float16)
-    assert model.get_base_model().config._attn_implementation == attention.MASKED
+    assert model.get_base_model().config._attn_implementation == varlen.MASKED
     assert blocks_of(model)
     exact, found = gradients(dense_model(torch.float32, fast=False)), gradients(model, SCALE)
     assert max(distance(found[name], exact[name]) for name in exact) < 0.02
@@ -190,7 +191,7 @@ def seven_b_wide() -> LlamaConfig:
 def peaks(dtype: str, **flags: Any) -> tuple[int, int]:
     """Predicted and measured, of the fast plan with all sequences at once."""
     config: Config = resolve({"batch_size": 4, "gradient_accumulation_steps": 1, "max_seq_length": TOKENS, **flags})
-    kind, able = compute_types.torch_type(dtype), kernels.abilities_of(CARD)
+    kind, able = compute_types.torch_type(dtype), select.abilities_of(CARD)
     found = predicted_options(seven_b_wide(), config, kind, longest_batches(config), None, able=able)
     option = choose([one for one in found if one.plan.batch_size == config.batch_size], None, "fast")
     assert option is not None
@@ -328,7 +329,7 @@ def scaler_state(run: RunDir, step: int) -> Any:
 
 def test_memory_that_runs_out_is_recovered_from(run: RunDir) -> None:
     """A pass that fails is done in smaller ones, with the same scale."""
-    from llmft_cli.training import trainer as module
+    from llmft_cli.training.loop import trainer as module
 
     expected = trained(run, max_steps=6, batch_size=4, plan="given")
     whole = losses(run)

@@ -17,14 +17,16 @@ from llmft_cli.data.prepare import prepare
 from llmft_cli.models import random_model
 from llmft_cli.run_dir import RunDir
 from llmft_cli.settings.config import Config, resolve
-from llmft_cli.training.card import hold_to
-from llmft_cli.training.measuring import Measured, measure
-from llmft_cli.training.planning import longest_batches, predicted_options
-from llmft_cli.training.plans import FRUGAL_OPTIM, Option, Plan, choose
-from llmft_cli.training.recovery import memory_use
-from llmft_cli.training.simulation import full_batch
-from llmft_cli.training.train import TrainResult, train
-from llmft_cli.training.tuned_model import make_trainable
+from llmft_cli.training.device_memory import hold_to
+from llmft_cli.training.loop.smaller_passes import memory_use
+from llmft_cli.training.plan import Plan
+from llmft_cli.training.planning.decide import longest_batches, predicted_options
+from llmft_cli.training.planning.options import FRUGAL_OPTIM, Option, choose
+from llmft_cli.training.planning.simulation import full_batch
+from llmft_cli.training.profiling.measuring import Measured, measure
+from llmft_cli.training.result import TrainResult
+from llmft_cli.training.step.tuned_model import make_trainable
+from llmft_cli.training.train import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("segments_that_grow")]
 

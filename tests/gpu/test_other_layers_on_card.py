@@ -11,15 +11,15 @@ from transformers import AutoConfig
 
 from llmft_cli.models import random_model
 from llmft_cli.settings.config import resolve
-from llmft_cli.training import attention
+from llmft_cli.training.attention import varlen
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.fast.joined_linear import JoinedLinear, Member
-from llmft_cli.training.lora_product import LoraProduct
-from llmft_cli.training.loss import summed_loss
-from llmft_cli.training.measuring import random_batch
-from llmft_cli.training.row_separation import settle_attention, settle_rows
-from llmft_cli.training.simulation import BatchShape
-from llmft_cli.training.tuned_model import make_trainable
+from llmft_cli.training.planning.simulation import BatchShape
+from llmft_cli.training.profiling.measuring import random_batch
+from llmft_cli.training.step.lora_product import LoraProduct
+from llmft_cli.training.step.loss import summed_loss
+from llmft_cli.training.step.row_separation import settle_attention, settle_rows
+from llmft_cli.training.step.tuned_model import make_trainable
 
 pytestmark = pytest.mark.gpu
 
@@ -86,7 +86,7 @@ def test_gpt_oss_attends_by_itself() -> None:
     model, own = tuned("gpt_oss", sizes, target_modules="q_proj,k_proj,v_proj,o_proj")
     causal = model.get_base_model()
     settle_attention(model, own)
-    assert causal.config._attn_implementation == own != attention.NAME
+    assert causal.config._attn_implementation == own != varlen.NAME
     settle_rows(model)
     assert torch.isfinite(summed_loss(model, random_batch(ROWS, VOCABULARY, CARD)))
 
@@ -96,7 +96,7 @@ def test_dora_attends_within_rows() -> None:
     model, own = tuned("llama", {}, use_dora=True)
     assert not architectures.blocks_of(model)
     settle_attention(model, own)
-    assert model.get_base_model().config._attn_implementation == attention.NAME
+    assert model.get_base_model().config._attn_implementation == varlen.NAME
     assert settle_rows(model)
     batch = random_batch(ROWS, VOCABULARY, CARD)
     with torch.autocast("cuda", torch.bfloat16):

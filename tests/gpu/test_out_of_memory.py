@@ -17,11 +17,11 @@ from llmft_cli.base.reporter import Silent
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.batches import collate
-from llmft_cli.training.callbacks import Rehearsal
-from llmft_cli.training.recovery import DoesNotFit
-from llmft_cli.training.trainer import QLoRATrainer
-from llmft_cli.training.tuned_model import make_trainable
+from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.loop.callbacks import Rehearsal
+from llmft_cli.training.loop.smaller_passes import DoesNotFit
+from llmft_cli.training.loop.trainer import QLoRATrainer
+from llmft_cli.training.step.tuned_model import make_trainable
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("segments_that_grow")]
 

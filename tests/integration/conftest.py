@@ -37,8 +37,8 @@ TRAIN_FLAGS += ("--learning-rate", 3e-3, "--lora-dropout", 0.1)
 FORKED = Path(__file__).with_name("forked.py")
 # What `llmft` spends most of its seconds on before it works.
 SLOW_IMPORTS = [
-    "llmft_cli.training.trainer",
-    "llmft_cli.training.callbacks",
+    "llmft_cli.training.loop.trainer",
+    "llmft_cli.training.loop.callbacks",
     "llmft_cli.evaluation.evaluate",
     "llmft_cli.cli.console",
     "transformers.models.llama.modeling_llama",

@@ -75,6 +75,33 @@ def test_arrows_between_rooms_point_down() -> None:
             assert room(other) == room(name) or floor_of[room(other)] < floor_of[room(name)], f"{name} imports {other}"
 
 
+def rests_on(module: str) -> set[str]:
+    """All modules that a module imports, by way of others, too."""
+    found: set[str] = set()
+    waiting = own_modules(module)
+    while waiting:
+        other = waiting.pop()
+        if other not in found:
+            found.add(other)
+            waiting |= own_modules(other)
+    return found
+
+
+def own_modules(module: str) -> set[str]:
+    return {other for other in own_imports(module) if not other.endswith("__init__")} - {module}
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    for name in MODULES:
+        assert name not in rests_on(name), name
+
+
+def test_no_folder_holds_more_than_15_modules() -> None:
+    folders = [PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__")]
+    for folder in folders:
+        assert len([file for file in folder.glob("*.py") if file.name != "__init__.py"]) <= 15, folder
+
+
 def test_only_the_console_knows_rich_and_only_the_command_line_knows_typer() -> None:
     assert importers_of("rich") == {"cli.console"}
     assert importers_of("typer") == {"cli.app", "cli.flags"}
@@ -97,7 +124,7 @@ def test_the_package_itself_imports_nothing() -> None:
 UNIX_MODULES = {"fcntl", "resource", "termios", "tty", "pwd", "grp", "pty", "syslog"}
 UNIX_FUNCTIONS = {"pread", "pwrite", "preadv", "pwritev", "fork", "forkpty", "getuid", "geteuid", "getgid", "sysconf", "mkfifo"}
 UNIX_FUNCTIONS |= {"getloadavg", "sched_getaffinity", "sched_setaffinity", "setsid", "killpg", "statvfs", "fchmod", "chown"}
-LINUX_ONLY = {"merging.merge", "training.callbacks"}
+LINUX_ONLY = {"merging.merge", "training.loop.callbacks"}
 
 
 def test_what_only_unix_has_is_used_only_by_commands_that_need_linux() -> None:

@@ -23,7 +23,7 @@ def test_every_file_of_the_package_is_in_the_wheel() -> None:
     }
     there = {file for file in PACKAGE.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
     assert there == packed
-    assert PACKAGE / "data" / "report.html.jinja" in packed
+    assert PACKAGE / "data" / "report" / "report.html.jinja" in packed
 
 
 def test_every_folder_with_code_is_a_package() -> None:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from llmft_cli.data.report.summary import PrepareResult
     from llmft_cli.evaluation.evaluate import EvalResult
     from llmft_cli.merging.merge import MergeResult
-    from llmft_cli.training.profiling import Profile
-    from llmft_cli.training.train import TrainResult
+    from llmft_cli.training.profiling.profiling import Profile
+    from llmft_cli.training.result import TrainResult
 
 
 def prepare(run: str, result: PrepareResult) -> list[Section]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from llmft_cli.models.decoder_layers import decoder_layers
-from llmft_cli.training.attention import head_dim
+from llmft_cli.training.attention.varlen import head_dim
 from llmft_cli.training.fast.block import Angles, Block
 from llmft_cli.training.fast.decoder_layer import DecoderLayer
 from llmft_cli.training.fast.joined_linear import JoinedLinear, member_of
-from llmft_cli.training.fast.kernels import Activation, has_triton, kernels_for
+from llmft_cli.training.fast.kernels.interface import Activation
+from llmft_cli.training.fast.kernels.select import has_triton, kernels_for
 from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from llmft_cli.training.fast.joined_linear import JoinedLinear
-from llmft_cli.training.fast.kernels import Activation, Kernels
+from llmft_cli.training.fast.kernels.interface import Activation, Kernels
 from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from llmft_cli.training.fast.kernels import Kernels, kernels_for
+from llmft_cli.training.fast.kernels.interface import Kernels
+from llmft_cli.training.fast.kernels.select import kernels_for
 from llmft_cli.training.fast.products import multiply, product_in_fp32
 
 # Rows of the matrix start at multiples of 128 bytes in 16-bit types, which tensor cores read fastest, and in others at those

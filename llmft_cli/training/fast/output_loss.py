@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from llmft_cli.training.fast.kernels import kernels_for
+from llmft_cli.training.fast.kernels.select import kernels_for
 from llmft_cli.training.fast.products import multiply
 
 # 64 MiB of logits in 16 bits at a time; more is hardly faster.

@@ -19,7 +19,7 @@ from llmft_cli.gpu.probes import Probe
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.fast import kernels
-from llmft_cli.training.speed import Rates
+from llmft_cli.training.planning.speed import Rates
 
 GIBIBYTE = 2**30
 H100 = Rates(790e12, 2.9e12)

@@ -20,11 +20,11 @@ from llmft_cli.models import loading, model_source, random_model
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.models.known_configs import known_shape, llama
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.prediction import assemble
-from llmft_cli.training.simulation import full_batch, simulate
-from llmft_cli.training.tuned_model import make_trainable
+from llmft_cli.training.planning.memory import assemble
+from llmft_cli.training.planning.simulation import full_batch, simulate
+from llmft_cli.training.step.tuned_model import make_trainable
 
-RECORDED = Path(__file__).parent.parent.parent / "benchmarks" / "results" / "workflow-llama-2-7b-h100.json"
+RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "workflow-llama-2-7b-h100.json"
 MEBIBYTE = 2**20
 LLAMA_2_7B = "meta-llama/Llama-2-7b-hf"
 # By layers and heads of the published shapes: embeddings, and per layer attention, three projections and two norms.
@@ -193,8 +193,8 @@ def test_a_training_writes_as_much(tiny_model_dir: Path, tmp_path: Path, monkeyp
 def make_trainer(model_dir: Path, folder: Path, config: Any, transformers: Any) -> Any:
     import datasets
 
-    from llmft_cli.training.batches import collate
-    from llmft_cli.training.trainer import QLoRATrainer
+    from llmft_cli.training.batches.collate import collate
+    from llmft_cli.training.loop.trainer import QLoRATrainer
 
     base = loading.load_base(model_source.resolve(str(model_dir), Silent()), torch.device("cpu"), dtype=torch.float32)
     transformers.set_seed(1)

@@ -22,13 +22,13 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Attention by its definition in the place of torch's kernel."""
-    from torch.nn.attention import varlen
+    from torch.nn.attention import varlen as torch_varlen
 
-    from llmft_cli.training import attention
+    from llmft_cli.training.attention import varlen
 
     from .attention_by_definition import by_definition
 
-    monkeypatch.setattr(varlen, "varlen_attn", by_definition)
-    attention.needs_permission_to_share_heads.cache_clear()
+    monkeypatch.setattr(torch_varlen, "varlen_attn", by_definition)
+    varlen.needs_permission_to_share_heads.cache_clear()
     yield
-    attention.needs_permission_to_share_heads.cache_clear()
+    varlen.needs_permission_to_share_heads.cache_clear()

@@ -13,12 +13,12 @@ import transformers
 from llmft_cli.models import known_configs, random_model
 from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.layer_costs import layer_costs
-from llmft_cli.training.plans import Option, option_of
-from llmft_cli.training.prediction import Breakdown, assemble
-from llmft_cli.training.simulation import BatchShape, Step
-from llmft_cli.training.speed import REFERENCE_RATES
-from llmft_cli.training.tuned_model import make_trainable
+from llmft_cli.training.planning.layer_costs import layer_costs
+from llmft_cli.training.planning.memory import Breakdown, assemble
+from llmft_cli.training.planning.options import Option, option_of
+from llmft_cli.training.planning.simulation import BatchShape, Step
+from llmft_cli.training.planning.speed import REFERENCE_RATES
+from llmft_cli.training.step.tuned_model import make_trainable
 
 META = torch.device("meta")
 RESULTS = Path(__file__).parents[3] / "benchmarks/results"

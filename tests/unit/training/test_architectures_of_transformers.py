@@ -17,10 +17,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import loading
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.batches import collate
-from llmft_cli.training.loss import summed_loss
-from llmft_cli.training.row_separation import settle_attention, settle_rows
-from llmft_cli.training.tuned_model import checkpoint_layers, make_trainable
+from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.step.checkpointing import checkpoint_layers
+from llmft_cli.training.step.loss import summed_loss
+from llmft_cli.training.step.row_separation import settle_attention, settle_rows
+from llmft_cli.training.step.tuned_model import make_trainable
 
 KEPT_APART = (
     *("llama", "gemma2", "gemma3_text", "olmo2", "cohere2", "granite", "starcoder2", "phi", "gpt2", "gpt_neox", "gptj"),
@@ -109,12 +110,12 @@ def test_packed_rows_have_the_loss_of_rows_alone(kind: str, kept_apart: bool) ->
 @pytest.mark.parametrize(("kind", "expected"), [("gpt_oss", "eager"), ("cohere2", "llmft_varlen")])
 def test_attention_that_adds_something_is_left_to_the_model(kind: str, expected: str) -> None:
     """gpt-oss has a sink in each head's softmax, of which `varlen_attn` knows nothing."""
-    from llmft_cli.training import attention
+    from llmft_cli.training.attention import varlen
 
     model = tiny(kind)
     base = model.get_base_model()
     own = base.config._attn_implementation
-    attention.use_varlen_attention(base)
+    varlen.use_varlen_attention(base)
     settle_attention(model, own)
     assert base.config._attn_implementation == expected
 

@@ -17,14 +17,16 @@ from llmft_cli.models import known_configs, loading, model_source
 from llmft_cli.models.adapters import load_adapter, save_adapter
 from llmft_cli.run_dir import RunDir
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.batches import collate
-from llmft_cli.training.loss import summed_loss
-from llmft_cli.training.plan_files import read_plan
-from llmft_cli.training.plans import Plan
-from llmft_cli.training.prediction import CUBLAS_BYTES, assemble
-from llmft_cli.training.simulation import full_batch, simulate
-from llmft_cli.training.train import TrainResult, train
-from llmft_cli.training.tuned_model import keep_embeddings_on_cpu, make_trainable, movable_embeddings
+from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.plan import Plan
+from llmft_cli.training.planning.memory import CUBLAS_BYTES, assemble
+from llmft_cli.training.planning.plan_files import read_plan
+from llmft_cli.training.planning.simulation import full_batch, simulate
+from llmft_cli.training.result import TrainResult
+from llmft_cli.training.step.cpu_embeddings import keep_embeddings_on_cpu, movable_embeddings
+from llmft_cli.training.step.loss import summed_loss
+from llmft_cli.training.step.tuned_model import make_trainable
+from llmft_cli.training.train import train
 
 from .meta_models import on_meta, shape_of, small_shape
 from .tiny_training import sequences

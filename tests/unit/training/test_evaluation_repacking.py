@@ -15,7 +15,7 @@ from llmft_cli.base.reporter import Silent
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.batches import collate
+from llmft_cli.training.batches.collate import collate
 
 
 @pytest.fixture

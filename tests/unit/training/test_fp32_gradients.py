@@ -14,10 +14,10 @@ from llmft_cli.base.reporter import Silent
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.settings.config import Config, resolve
-from llmft_cli.training.batches import collate
+from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.fast.architectures import blocks_of
-from llmft_cli.training.loss import loss_and_gradients
-from llmft_cli.training.tuned_model import make_trainable
+from llmft_cli.training.step.loss import loss_and_gradients
+from llmft_cli.training.step.tuned_model import make_trainable
 
 RELATIVE_ERROR = 1e-5
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmft_cli.training.plans import CONTEXT_BYTES
-from llmft_cli.training.recovery import MemoryUse, memory_use
+from llmft_cli.training.device_memory import CONTEXT_BYTES
+from llmft_cli.training.loop.smaller_passes import MemoryUse, memory_use
 
 GIBIBYTE = 2**30
 CARD = 80 * GIBIBYTE

@@ -9,12 +9,13 @@ import pytest
 
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.fast.architectures import blocks_of, keep_dequantized
-from llmft_cli.training.plan_steps import can_keep_dequantized, steps
-from llmft_cli.training.plans import FRUGAL_OPTIM, Option, Plan, choose, fastest, option_of, options
-from llmft_cli.training.prediction import Breakdown, assemble
-from llmft_cli.training.simulation import Step, full_batch, simulate
-from llmft_cli.training.speed import REFERENCE_RATES
-from llmft_cli.training.tuned_model import checkpoint_layers
+from llmft_cli.training.plan import Plan
+from llmft_cli.training.planning.memory import Breakdown, assemble
+from llmft_cli.training.planning.options import FRUGAL_OPTIM, Option, choose, fastest, option_of, options
+from llmft_cli.training.planning.simulation import Step, full_batch, simulate
+from llmft_cli.training.planning.speed import REFERENCE_RATES
+from llmft_cli.training.planning.step_costs import can_keep_dequantized, steps
+from llmft_cli.training.step.checkpointing import checkpoint_layers
 
 from .meta_models import on_meta, small_shape
 

@@ -14,13 +14,13 @@ import torch
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import random_model
 from llmft_cli.settings.config import resolve
-from llmft_cli.training import trainer as trainer_module
-from llmft_cli.training.batches import collate
-from llmft_cli.training.fast import recorded_pass
-from llmft_cli.training.fast.recorded_pass import RecordedPasses, padded_batch, recorded_passes
-from llmft_cli.training.loss import loss_and_gradients
-from llmft_cli.training.token_batches import padded_length, sequence_lengths
-from llmft_cli.training.tuned_model import make_trainable
+from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.batches.token_batches import padded_length, sequence_lengths
+from llmft_cli.training.fast import cuda_graphs
+from llmft_cli.training.fast.cuda_graphs import RecordedPasses, padded_batch, recorded_passes
+from llmft_cli.training.loop import trainer as trainer_module
+from llmft_cli.training.step.loss import loss_and_gradients
+from llmft_cli.training.step.tuned_model import make_trainable
 
 from .meta_models import small_shape
 from .tiny_training import make_trainer
@@ -163,7 +163,7 @@ class Recordings:
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-        monkeypatch.setattr(recorded_pass, "MOST_RECORDINGS", most)
+        monkeypatch.setattr(cuda_graphs, "MOST_RECORDINGS", most)
         self.computed: list[int] = []
         self.made: list[int] = []
         self.passes = RecordedPasses([torch.nn.Parameter(torch.zeros(1))], self._compute)

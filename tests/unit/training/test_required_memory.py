@@ -9,25 +9,24 @@ import pytest
 import torch
 
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.card import hold_to
-from llmft_cli.training.planning import described
-from llmft_cli.training.plans import (
-    CONTEXT_BYTES,
+from llmft_cli.training.device_memory import CONTEXT_BYTES, hold_to
+from llmft_cli.training.plan import Plan
+from llmft_cli.training.planning.decide import described
+from llmft_cli.training.planning.memory import Breakdown
+from llmft_cli.training.planning.options import (
     FRUGAL_OPTIM,
     RECORDED_RESERVE_BYTES,
     RESERVE_BYTES,
     RESERVE_SHARE,
     Option,
-    Plan,
     choose,
     fastest,
     option_of,
     options,
     required_bytes,
 )
-from llmft_cli.training.prediction import Breakdown
-from llmft_cli.training.simulation import full_batch
-from llmft_cli.training.speed import REFERENCE_RATES
+from llmft_cli.training.planning.simulation import full_batch
+from llmft_cli.training.planning.speed import REFERENCE_RATES
 
 from .meta_models import fast_model, on_meta, recorded, recorded_fast, small_shape
 

@@ -13,7 +13,7 @@ from llmft_cli.data.prepare import prepare
 from llmft_cli.data.store import TRAIN, load_split
 from llmft_cli.run_dir import RunDir
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.token_batches import sequence_lengths, token_batches
+from llmft_cli.training.batches.token_batches import sequence_lengths, token_batches
 from llmft_cli.training.train import train
 
 FLAGS = {"max_steps": 6, "batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3, "lora_r": 4, "device": "cpu"}

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from llmft_cli.training.callbacks import Rehearsal
-from llmft_cli.training.token_batches import largest_batch, padded_length, sequence_lengths
-from llmft_cli.training.trainer import QLoRATrainer
+from llmft_cli.training.batches.token_batches import largest_batch, padded_length, sequence_lengths
+from llmft_cli.training.loop.callbacks import Rehearsal
+from llmft_cli.training.loop.trainer import QLoRATrainer
 
 from .tiny_training import OUT_OF_MEMORY, Told, adapter, losses, make_trainer
 

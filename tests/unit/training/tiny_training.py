@@ -14,8 +14,8 @@ from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.batches import collate
-from llmft_cli.training.trainer import QLoRATrainer
+from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.loop.trainer import QLoRATrainer
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 

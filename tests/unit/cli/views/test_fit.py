@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 from llmft_cli.cli.views.fit import duration, fit_sections
 from llmft_cli.fit.fit import Fit, PlanOption
 from llmft_cli.fit.host_resources import Footprint
-from llmft_cli.training.measuring import Measured
+from llmft_cli.training.profiling.measuring import Measured
 
 GIBIBYTE = 2**30
 PLAN = {"batch_size": 2, "gradient_accumulation_steps": 8, "checkpointed_layers": 5, "optim": "adamw_torch_fused"}

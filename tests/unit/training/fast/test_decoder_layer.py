@@ -15,7 +15,7 @@ from llmft_cli.training.fast.architectures import (
     why_not_fast,
 )
 from llmft_cli.training.fast.joined_linear import JoinedLinear
-from llmft_cli.training.lora_product import use_fused_products
+from llmft_cli.training.step.lora_product import use_fused_products
 
 from .layer_models import HIDDEN, TYPES, distance, gradients, positions, small_config, some_targets, tuned
 

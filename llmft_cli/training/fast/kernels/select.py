@@ -1,0 +1,70 @@
+"""Which kernels run on a device."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from llmft_cli.settings import compute_types
+from llmft_cli.settings.compute_types import EVERYTHING, Abilities
+from llmft_cli.training.fast.kernels.interface import Kernels
+
+if TYPE_CHECKING:
+    import torch
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton's programs run on a GPU. Triton promises it of GPUs since Ampere; on older ones they are tried out."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    capability = compute_types.capability_of(device)
+    if capability >= compute_types.FIRST_WITH_BF16:
+        return True
+    return compute_types.abilities(capability).triton and programs_run(device)
+
+
+def programs_run(device: torch.device) -> bool:
+    """Whether programs that read and write fp16, loop and add up compute on the device what torch does."""
+    import torch
+
+    from llmft_cli.training.fast.kernels import plain
+
+    try:
+        from llmft_cli.training.fast.kernels import triton
+
+        logits = torch.randn(8, 9000, device=device).half()
+        targets = torch.arange(8, device=device)
+        found = []
+        for kernels in (triton, plain):
+            losses, gradients = torch.zeros(8, device=device), logits.clone()
+            kernels.cross_entropy(gradients, targets, losses)
+            found.append(torch.cat([losses, gradients.flatten().float()]))
+        return torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-3)
+    except Exception:  # whatever compiler, assembler and driver raise where they do not know the GPU
+        return False
+
+
+def abilities_of(device: torch.device) -> Abilities | None:
+    """Of a GPU, for which `meta` stands; None of a CPU."""
+    if device.type == "meta":
+        return EVERYTHING
+    if device.type != "cuda":
+        return None
+    return replace(compute_types.abilities(compute_types.capability_of(device)), triton=has_triton(device))
+
+
+def kernels_for(device: torch.device) -> Kernels:
+    if has_triton(device):
+        from llmft_cli.training.fast.kernels import triton
+
+        return triton
+    if device.type == "meta":
+        from llmft_cli.training.fast.kernels import counted
+
+        return counted
+    from llmft_cli.training.fast.kernels import plain
+
+    return plain

@@ -1,0 +1,177 @@
+"""What happens between the steps: figures to metrics.jsonl and the screen, and stopping when asked to."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llmft_cli.base.errors import VerificationError
+from llmft_cli.base.reporter import Advance, Reporter
+from llmft_cli.training.batches.largest import longest_batch
+from llmft_cli.training.loop.loss_scale import LossScale
+from llmft_cli.training.loop.rehearsal import rehearse
+from llmft_cli.training.loop.smaller_passes import GIBIBYTE
+from llmft_cli.training.loop.step_clock import StepClock
+from llmft_cli.training.loop.trainer import QLoRATrainer
+
+STOPPING = "stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)"
+FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
+FP16_HINT = "start anew with --overwrite and --compute-dtype bf16 (fp32 where the GPU has no bf16), or a lower --learning-rate"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak of what torch allocated on the GPU that trains, or on a CPU of what the process holds in RAM."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class StopRequest:
+    """Set by the first Ctrl-C (or SIGTERM); the second ends the process at once."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.made = False
+        self._reporter = reporter
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.made:
+            raise KeyboardInterrupt
+        self.made = True
+        # The signal may have struck in the middle of a print, into which another must not be written.
+        threading.Thread(target=self._reporter.warn, args=[STOPPING]).start()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class StopWhenAsked(TrainerCallback):
+    """Ends training after the step in which it was asked to, with a checkpoint; the last step is evaluated and saved too."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
+        elif self._stop.made:
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = args.load_best_model_at_end = False
+        # A checkpoint's own record of the losses is complete, for whoever resumes from it.
+        control.should_log = control.should_log or control.should_save
+
+
+class Rehearsal(TrainerCallback):
+    """Sends the longest batch through before the first step, and leaves everything as it was.
+
+    Attributes:
+        peak_bytes: what torch then held of the card at most; None without a card, or before.
+    """
+
+    def __init__(self, trainer: QLoRATrainer, reporter: Reporter) -> None:
+        self.peak_bytes: int | None = None
+        self._trainer = trainer
+        self._reporter = reporter
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        batch = longest_batch(self._trainer.train_dataset, args.train_batch_size, self._trainer.tokens_per_batch)
+        self.peak_bytes = rehearse(self._trainer, batch)
+        sequences, tokens = batch["input_ids"].shape
+        peak = "" if self.peak_bytes is None else f": peak {self.peak_bytes / GIBIBYTE:.1f} GiB"
+        self._reporter.note(f"longest batch ({sequences} x {tokens:,} tokens) fits{peak}")
+
+
+class Figures(TrainerCallback):
+    """Writes every logged step to metrics.jsonl, and shows it."""
+
+    def __init__(
+        self, file: Path, clock: StepClock, reporter: Reporter, advance: Advance, loss_scale: LossScale | None = None
+    ) -> None:
+        self._loss_scale = loss_scale
+        self._file = file
+        self._clock = clock
+        self._reporter = reporter
+        self._advance = advance
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._clock.step_ended(state.global_step)
+        self._advance(1)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        figures = {name: float(value) for name, value in (logs or {}).items() if name in FIGURES}
+        if not figures:
+            return
+        if self._loss_scale is None:
+            check_finite(figures, state.global_step)
+        else:
+            self._check_fp16(figures, state.global_step, self._loss_scale)
+        row: dict[str, float | int | None] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
+        row |= {name: value if math.isfinite(value) else None for name, value in figures.items()}
+        if "eval_loss" in figures:
+            self._reporter.note(f"step {state.global_step}: held-out loss {figures['eval_loss']:.4f}")
+        else:
+            reading = self._clock.at(state.global_step)
+            speed = None if reading is None else self._clock.speed_until(reading)
+            row |= {
+                "tokens_per_second": speed and round(speed, 1),
+                "peak_memory_bytes": peak_memory_bytes(args.device),
+                "tokens": self._clock.tokens if reading is None else reading.tokens,
+            }
+            self._advance(
+                0, **{name: row[name] for name in ("loss", "learning_rate", "tokens_per_second", "peak_memory_bytes")}
+            )
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _check_fp16(self, figures: Mapping[str, float], step: int, loss_scale: LossScale) -> None:
+        """As `check_finite`, but a step that overflowed was skipped, and the next one may be well.
+
+        Raises:
+            VerificationError: no smaller loss scale would help, or the held-out loss is not finite.
+        """
+        overflowed = [name for name, value in figures.items() if not math.isfinite(value)]
+        if "eval_loss" in overflowed or (overflowed and loss_scale.is_too_small):
+            raise VerificationError(
+                f"activations or gradients overflow fp16 at step {step}, and not for the loss scale", FP16_HINT
+            )
+        if "loss" in overflowed:
+            self._reporter.warn(f"step {step}: activations overflowed fp16, so the loss is not finite; the step was skipped")
+
+
+def check_finite(figures: Mapping[str, float], step: int) -> None:
+    """Stop a training that has broken down, before it is saved.
+
+    Under autocast a gradient norm may be infinite for a step in fp16.
+
+    Raises:
+        VerificationError: a loss is not a finite number.
+    """
+    for name, words in (("loss", "training loss"), ("eval_loss", "held-out loss")):
+        if name in figures and not math.isfinite(figures[name]):
+            raise VerificationError(
+                f"the {words} is {figures[name]} at step {step}", "start anew with a lower --learning-rate and --overwrite"
+            )

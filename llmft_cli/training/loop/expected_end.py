@@ -1,0 +1,52 @@
+"""When a training will be done, told once it is known how fast it is."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.settings.quantities import format_duration
+from llmft_cli.training.loop.step_clock import Reading, StepClock
+
+FIRST_TIMED_STEPS = 3
+SHORTEST_SECONDS = 60
+FORWARD_SPEED = 2  # of an evaluation, against training: without the products of gradients
+
+
+class ExpectedEnd(TrainerCallback):
+    """Says after a few steps when the training will be done, where that is a minute or more."""
+
+    def __init__(self, clock: StepClock, held_out_tokens: int, reporter: Reporter) -> None:
+        self._clock = clock
+        self._held_out_tokens = held_out_tokens
+        self._reporter = reporter
+        self._told = False
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        reading = self._clock.at(state.global_step)
+        if self._told or reading is None or reading.timed_steps < FIRST_TIMED_STEPS:
+            return
+        speed = self._clock.speed_until(reading)
+        if speed is None:
+            return
+        self._told = True
+        seconds = self._seconds_left(args, state, reading, speed)
+        if seconds >= SHORTEST_SECONDS:
+            self._reporter.note(f"{speed:,.0f} tokens/s: {told(seconds, datetime.fromtimestamp(time.time()))}")
+
+    def _seconds_left(self, args: TrainingArguments, state: TrainerState, reading: Reading, speed: float) -> float:
+        steps = state.max_steps - state.global_step
+        tokens = steps * reading.timed_tokens / reading.timed_steps
+        evaluations = -(-steps // int(args.eval_steps or 1)) if args.eval_strategy != "no" else 0
+        return (tokens + evaluations * self._held_out_tokens / FORWARD_SPEED) / speed
+
+
+def told(seconds: float, now: datetime) -> str:
+    """`done at about 14:32, in 1h5m`, with the day where it is not today."""
+    end = now + timedelta(seconds=seconds)
+    day = "" if end.date() == now.date() else end.strftime(" on %d %B")
+    return f"done at about {end.strftime('%H:%M')}{day}, in {format_duration(round(seconds / 60) * 60)}"

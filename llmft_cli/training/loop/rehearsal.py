@@ -1,0 +1,87 @@
+"""The longest batch goes first, so that what does not fit is known in the first minute; then all is as it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmft_cli.base.errors import OutOfMemory, first_line
+from llmft_cli.training.loop.smaller_passes import is_out_of_memory, random_state, set_random_state
+
+if TYPE_CHECKING:
+    from llmft_cli.training.batches.collate import Batch
+    from llmft_cli.training.loop.trainer import QLoRATrainer
+
+
+def rehearse(trainer: QLoRATrainer, batch: Batch) -> int | None:
+    """Run a batch forward and backward beside gradients and optimizer state, as in the midst of training.
+
+    Returns:
+        What torch held of the card at most, in bytes; None without a card.
+
+    Raises:
+        DoesNotFit: a single row of it takes too much.
+    """
+    on_gpu = trainer.args.device.type == "cuda"
+    with everything_restored(trainer):
+        fill_optimizer_state(trainer)
+        failures = -1
+        while failures != trainer.passes.retries:  # the peak is that of a run through which nothing failed
+            failures = trainer.passes.retries
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            trainer.pass_through(batch)
+        return torch.cuda.max_memory_reserved() if on_gpu else None
+
+
+def fill_optimizer_state(trainer: QLoRATrainer) -> None:
+    """Have gradients, and a fresh optimizer its state, by a step with gradients of zero.
+
+    The state that a resumed training has loaded is there already. Paged state gives way when memory is short.
+
+    Raises:
+        OutOfMemory: they do not fit.
+    """
+    optimizer = trainer.optimizer.optimizer
+    try:
+        for weights in trainable(trainer):
+            weights.grad = torch.zeros_like(weights)
+        if not optimizer.state and not getattr(optimizer, "is_paged", False):
+            optimizer.step()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"out of memory for gradients and optimizer state, before any batch: {first_line(error)}",
+            "use --optim paged_adamw_8bit, or a smaller --lora-r",
+        ) from None
+
+
+@contextmanager
+def everything_restored(trainer: QLoRATrainer) -> Iterator[None]:
+    """Weights, gradients, optimizer and random state are afterwards as before; an optimizer that had no state has none."""
+    device = trainer.args.device
+    generators = random_state(device)
+    weights_before = [weights.detach().to("cpu", copy=True) for weights in trainable(trainer)]
+    optimizer = trainer.optimizer.optimizer
+    was_fresh = not optimizer.state
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    try:
+        yield
+    finally:
+        trainer.model.zero_grad()
+        if was_fresh:
+            optimizer.state.clear()
+            for group, before in zip(optimizer.param_groups, options, strict=True):
+                group.update(before)
+        with torch.no_grad():
+            for weights, values in zip(trainable(trainer), weights_before, strict=True):
+                weights.copy_(values)
+        set_random_state(generators, device)
+
+
+def trainable(trainer: QLoRATrainer) -> list[torch.nn.Parameter]:
+    return [weights for weights in trainer.model.parameters() if weights.requires_grad]

@@ -1,0 +1,101 @@
+"""How many steps a training has, what happens when, and the same as Trainer's arguments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmft_cli.settings.compute_types import torch_type
+from llmft_cli.settings.config import Config
+from llmft_cli.training.batches.token_batches import sequence_lengths, token_batches
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    from transformers import TrainingArguments
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """In optimizer steps: all of them, those of the warm-up, and those between evaluations."""
+
+    total: int
+    warmup: int
+    evaluate_every: int
+
+
+def plan(sequences: datasets.Dataset, config: Config) -> Schedule:
+    """The schedule for these training sequences."""
+    per_epoch = math.ceil(batches_per_epoch(sequences, config) / config.gradient_accumulation_steps)
+    total = config.max_steps or math.ceil(per_epoch * config.num_epochs)
+    every = config.eval_steps if config.eval_steps >= 1 else config.eval_steps * total
+    return Schedule(total, math.ceil(config.warmup_ratio * total), max(1, math.ceil(every)))
+
+
+def batches_per_epoch(sequences: datasets.Dataset, config: Config) -> int:
+    if config.tokens_per_batch is None:
+        return math.ceil(len(sequences) / config.batch_size)
+    return len(token_batches(sequence_lengths(sequences), config.tokens_per_batch))
+
+
+def training_tokens(sequences: datasets.Dataset, config: Config) -> int:
+    """Tokens that pass through the model in the whole training."""
+    tokens = sum(sequence_lengths(sequences))
+    if config.max_steps is None:
+        return int(tokens * config.num_epochs)
+    steps_per_epoch = plan(sequences, replace(config, max_steps=None, num_epochs=1)).total
+    return int(tokens / steps_per_epoch * config.max_steps)
+
+
+def training_arguments(
+    folder: Path, steps: Schedule, config: Config, device: torch.device, evaluate: bool
+) -> TrainingArguments:
+    """The config, with its type of the computation settled, in Trainer's terms; checkpoints go to `folder`."""
+    import torch
+    from transformers import TrainingArguments
+
+    from llmft_cli.training.step.tuned_model import computes_in_base_type
+
+    on_gpu = device.type == "cuda"
+    dtype = torch_type(config.compute_dtype)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps.total,
+        warmup_steps=steps.warmup,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optim,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # Autocast, in fp16 with scaled gradients; what needs none scales its own (`loss_scale`).
+        bf16=dtype == torch.bfloat16 and not computes_in_base_type(config),
+        fp16=dtype == torch.float16 and not computes_in_base_type(config),
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # a copy that waits for the GPU leaves it idle after each step
+        seed=config.seed,
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=steps.evaluate_every,
+        save_strategy="steps",
+        save_steps=steps.evaluate_every,
+        save_total_limit=config.save_total_limit,
+        load_best_model_at_end=evaluate and (config.load_best_model_at_end or config.early_stopping_patience is not None),
+        metric_for_best_model="eval_loss" if evaluate else None,
+        greater_is_better=False if evaluate else None,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # it would log a loss of 0 where the loss is not a number
+        report_to=[] if config.report_to == "none" else [config.report_to],
+        remove_unused_columns=False,
+        label_names=["labels"],
+        disable_tqdm=True,
+        log_level="error",
+    )
+    if arguments.n_gpu > 1:
+        # The model is on one GPU; Trainer would otherwise replicate it on every GPU it sees.
+        arguments._n_gpu = 1
+    return arguments

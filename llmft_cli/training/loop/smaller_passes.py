@@ -1,0 +1,237 @@
+"""Training and evaluating go on when memory runs out: the same batch again, in smaller passes."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy
+import torch
+
+from llmft_cli.base.errors import OutOfMemory, first_line, from_library_error
+from llmft_cli.training.batches.collate import halves, parts_within
+from llmft_cli.training.device_memory import CONTEXT_BYTES
+
+if TYPE_CHECKING:
+    from llmft_cli.training.batches.collate import Batch
+
+GIBIBYTE = 2**30
+ROWS_NAMED = 4
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """A card when memory ran out, in bytes.
+
+    Attributes:
+        total: what this process may take, or, where that is not what has run out, all that the card has.
+        allocated: in tensors.
+        kept: of that, what stayed once the failed pass was let go: weights and optimizer.
+        reserved: held by torch, tensors included.
+        others: of the total, held by other processes and by CUDA itself.
+    """
+
+    total: int
+    allocated: int
+    kept: int
+    reserved: int
+    others: int
+
+    def __str__(self) -> str:
+        counts = (self.total, self.kept, self.allocated - self.kept, self.reserved - self.allocated, self.others)
+        total, kept, passing, idle, others = (f"{count / GIBIBYTE:.2f}" for count in counts)
+        return (
+            f"of {total} GiB, weights and optimizer held {kept}, the pass {passing}, torch in reserve {idle}, "
+            f"CUDA and other processes {others}"
+        )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A part of a batch that did not fit, what the library said, and the card's memory where there is one."""
+
+    part: Batch
+    words: str
+    memory: MemoryUse | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the part, padding included."""
+        return self.part["input_ids"].numel()
+
+    @property
+    def shape(self) -> str:
+        sequences, longest = self.part["input_ids"].shape
+        return f"{sequences} x {longest:,} tokens"
+
+    @property
+    def reason(self) -> str:
+        return str(self.memory or self.words)
+
+
+class DoesNotFit(OutOfMemory):
+    """Memory ran out with a single row; weights and optimizer are as before, and gradients are cleared."""
+
+    def __init__(self, failure: Failure) -> None:
+        length = failure.part["input_ids"].shape[1]
+        super().__init__(f"a row of {length:,} tokens does not fit: {failure.reason}", "use a smaller --max-seq-length")
+        self.failure = failure
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(from_library_error(error), OutOfMemory)
+
+
+class Passes:
+    """Sends batches through a model: whole until memory runs out, then in parts of half the size that failed.
+
+    Attributes:
+        largest: most tokens in one pass, padding included; None while whole batches fit.
+        retries: how often memory ran out and a smaller pass was left to try.
+    """
+
+    def __init__(self, device: torch.device, tell: Callable[[Failure, int], None] | None = None) -> None:
+        """`tell` is called with what failed and the new `largest`."""
+        self.largest: int | None = None
+        self.retries = 0
+        self._device = device
+        self._tell = tell
+
+    def run(
+        self, batches: Sequence[Batch], work: Callable[[Batch], torch.Tensor], start_over: Callable[[], None] = lambda: None
+    ) -> torch.Tensor:
+        """What `work` gives for the last batch, summed over its parts.
+
+        Args:
+            batches: the last is to be worked on; those before it were, and are again where that is lost.
+            work: gives a sum over tokens, so that the parts' results add up to the batch's.
+            start_over: clears what `work` left behind in all batches.
+
+        Raises:
+            DoesNotFit: memory ran out on a part that cannot be cut.
+        """
+        outcome = self._attempt(batches[-1:], work)
+        while isinstance(outcome, Failure):
+            start_over()
+            failure = released(outcome, self._device)
+            if not halves(failure.part):
+                raise DoesNotFit(failure)
+            self.largest = failure.tokens // 2
+            self.retries += 1
+            if self._tell:
+                self._tell(failure, self.largest)
+            outcome = self._attempt(batches, work)
+        return outcome
+
+    def _attempt(self, batches: Sequence[Batch], work: Callable[[Batch], torch.Tensor]) -> torch.Tensor | Failure:
+        part = batches[-1]
+        try:
+            for batch in batches:
+                results = []
+                for part in parts_within(batch, self.largest):
+                    results.append(work(part))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # Returning lets go of the error, whose traceback holds the tensors of the pass.
+            return Failure(part, first_line(error), memory_use(self._device))
+        return results[0] if len(results) == 1 else torch.stack(results).sum()
+
+
+def memory_use(device: torch.device) -> MemoryUse | None:
+    """The card's memory now, all tensors counted as kept; None without a card."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    others = max(0, total - free - reserved)
+    limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+    if limit - reserved < free:  # the budget ends before the card does, and other processes take nothing of it
+        total, others = limit + CONTEXT_BYTES, min(others, CONTEXT_BYTES)
+    return MemoryUse(total, allocated, allocated, reserved, others)
+
+
+def released(failure: Failure, device: torch.device) -> Failure:
+    """Give back what the failed pass held, so that the next finds it free in one piece; returns what was kept."""
+    gc.collect()
+    if failure.memory is None:
+        return failure
+    torch.cuda.synchronize(device)  # what it copied beside its computation may be under way
+    torch.cuda.empty_cache()
+    return replace(failure, memory=replace(failure.memory, kept=torch.cuda.memory_allocated(device)))
+
+
+def retry_notice(when: str, failure: Failure, largest: int, sequences: Iterable[Mapping[str, Any]], advice: str) -> str:
+    """One line for the user: what failed, where it stands in the data, what held the memory, and what happens now.
+
+    Args:
+        largest: most tokens in one pass from now on.
+        sequences: the split that the failed part was made from.
+        advice: flags that spare the failure the next time.
+    """
+    numbers = [f"{place.sequence:,}" for place in places_of(failure.part, sequences)]
+    named = ", ".join(numbers[:ROWS_NAMED]) + (" ..." if len(numbers) > ROWS_NAMED else "")
+    which = "sequences" if len(numbers) > 1 else "sequence"
+    return (
+        f"{when}: out of memory with {failure.shape} ({which} {named}): {failure.reason}; going on with at most "
+        f"{largest:,} tokens at once, the same batch and loss in more passes (to start so: {advice})"
+    )
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Of every generator that training draws from."""
+
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    cuda: torch.Tensor | None
+
+
+def random_state(device: torch.device) -> RandomState:
+    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return RandomState(random.getstate(), numpy.random.get_state(), torch.get_rng_state(), cuda)
+
+
+def set_random_state(state: RandomState, device: torch.device) -> None:
+    random.setstate(state.python)
+    numpy.random.set_state(state.numpy)
+    torch.set_rng_state(state.cpu)
+    if state.cuda is not None:
+        torch.cuda.set_rng_state(state.cuda, device)
+
+
+class Place(NamedTuple):
+    """A row in a split: which sequence, and which row in it, counted from 1."""
+
+    sequence: int
+    row: int
+
+
+def places_of(part: Batch, sequences: Iterable[Mapping[str, Any]]) -> list[Place]:
+    """Where the first row of each of a part's sequences stands in the data; those of another split are left out.
+
+    Looks through all of it, a few seconds for a hundred thousand sequences.
+    """
+    found: dict[int, Place] = {}
+    firsts = [first_row(*pair) for pair in zip(part["input_ids"].tolist(), part["position_ids"].tolist(), strict=True)]
+    for number, sequence in enumerate(sequences, 1):
+        start = 0
+        for row, length in enumerate(sequence["row_lengths"], 1):
+            ids = sequence["input_ids"][start : start + length]
+            for index, first in enumerate(firsts):
+                if index not in found and ids[: len(first)] == first:
+                    found[index] = Place(number, row)
+            start += length
+        if len(found) == len(firsts):
+            break
+    return [found[index] for index in sorted(found)]
+
+
+def first_row(input_ids: Sequence[int], positions: Sequence[int]) -> list[int]:
+    """Token ids of a sequence's first row."""
+    end = next((index for index in range(1, len(positions)) if positions[index] == 0), len(positions))
+    return list(input_ids[:end])

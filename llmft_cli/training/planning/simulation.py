@@ -1,0 +1,280 @@
+"""A training step followed on the `meta` device: what it allocates, computes and moves, without a GPU or weights.
+
+The very code that trains runs on tensors that have shapes and types and no memory. Every operation
+passes through a dispatch mode that counts the storages alive, as torch's caching allocator would,
+and what a GPU has to compute and to read and write.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from llmft_cli.base.errors import ConfigError, first_line
+from llmft_cli.training.fast.architectures import blocks_of, held_tensors
+from llmft_cli.training.step.loss import summed_loss
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ALLOCATION_BYTES = 512  # torch's caching allocator rounds up to multiples of this
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
+# Products with fewer operations for each byte that they read and write are bound by the memory: those of adapters. GPUs with
+# bf16 do 160 to 270 operations in the time of a byte, and wide products have a thousand.
+MEMORY_BOUND_FLOPS_PER_BYTE = 200
+# No kernel is launched for these, and those write to what they are given without reading it.
+ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
+OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")
+ATTENTION, ATTENTION_BACKWARD = "torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"
+# What `attention.masked_attention` computes with.
+MASKED, MASKED_BACKWARD = (f"aten::_scaled_dot_product_efficient_attention{behind}" for behind in ("", "_backward"))
+# FlashAttention-2 sums the gradient of the queries in fp32, and pads rows to blocks of 128.
+FLASH_BLOCK = 128
+LARGEST_IN_REGISTERS = 64
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward and backward pass. Bytes are those alive beside weights, gradients and optimizer.
+
+    Attributes:
+        peak_bytes: most of them alive at one time, and at that time, the part that was
+        activation_bytes: kept for the backward pass or computed in it,
+        logits_bytes: of the loss, and
+        workspace_bytes: dequantised weights and what kernels need besides.
+        product_flops: of matrix products.
+        attention_flops: of attention.
+        moved_bytes: read and written by everything else, and by products that are bound by that.
+        kernels: operations that a GPU is launched for.
+    """
+
+    peak_bytes: int
+    activation_bytes: int
+    logits_bytes: int
+    workspace_bytes: int
+    product_flops: int
+    attention_flops: int
+    moved_bytes: int
+    kernels: int
+
+
+class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is alive and what is done, from the moment it is entered."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._vocabulary = vocabulary
+        self.alive: Counter[str] = Counter()
+        self.at_peak: Counter[str] = Counter()
+        self.peak_bytes = self.product_flops = self.attention_flops = self.moved_bytes = self.kernels = 0
+        self._storages: dict[int, tuple[str, int]] = {}
+
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Not to count these, nor views of them; they stay alive all the time."""
+        for tensor in tensors:
+            self._storages[tensor.untyped_storage()._cdata] = "weights", 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = operation(*args, **kwargs)
+        name: str = operation._schema.name
+        inputs = [item for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)]
+        outputs = [item for item in tree_leaves(result) if isinstance(item, torch.Tensor)]
+        new = [self._follow(tensor, self._category(name, tensor)) for tensor in outputs]
+        self._note_peak(workspace_bytes(name, inputs))
+        if (any(new) or operation._schema.is_mutable) and name not in ALLOCATIONS:
+            overwritten = args[0] if name in OVERWRITING else kwargs.get("out")
+            read = [tensor for tensor in inputs if tensor is not overwritten]
+            self._count_work(name, args, read, outputs)
+        return result
+
+    def _category(self, name: str, tensor: torch.Tensor) -> str:
+        if name.startswith("bitsandbytes::"):
+            return "workspace"
+        return "logits" if self._vocabulary in tensor.shape[-1:] else "activations"
+
+    def _follow(self, tensor: torch.Tensor, category: str) -> bool:
+        """Count the tensor's storage until it is freed; whether it is a new one."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            return False
+        size = -(-storage.nbytes() // ALLOCATION_BYTES) * ALLOCATION_BYTES
+        self._storages[key] = category, size
+        self.alive[category] += size
+        weakref.finalize(storage, self._forget, key)
+        return True
+
+    def _forget(self, key: int) -> None:
+        category, size = self._storages.pop(key)
+        self.alive[category] -= size
+
+    def _note_peak(self, workspace: int) -> None:
+        total = self.alive.total() + workspace
+        if total > self.peak_bytes:
+            self.peak_bytes = total
+            self.at_peak = self.alive.copy()
+            self.at_peak["workspace"] += workspace
+
+    def _count_work(self, name: str, arguments: Any, read: list[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        self.kernels += 1
+        moved_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*read, *outputs))
+        if name in PRODUCTS:
+            *_, left, right = (item for item in arguments if isinstance(item, torch.Tensor))
+            flops = 2 * prod(left.shape) * right.shape[-1]
+            self.product_flops += flops
+            if flops < MEMORY_BOUND_FLOPS_PER_BYTE * moved_bytes:
+                self.moved_bytes += moved_bytes
+        elif name in (ATTENTION, ATTENTION_BACKWARD):
+            self.attention_flops += attention_flops(name, arguments)
+        elif name in (MASKED, MASKED_BACKWARD):
+            self.attention_flops += masked_attention_flops(name, read)
+        else:
+            self.moved_bytes += moved_bytes
+
+
+def workspace_bytes(name: str, inputs: list[torch.Tensor]) -> int:
+    """What a kernel allocates for itself while it runs."""
+    if name == MASKED_BACKWARD:
+        return masked_workspace_bytes(*inputs[1:4])
+    if name != ATTENTION_BACKWARD:
+        return 0
+    query, key, rows = inputs[1], inputs[2], len(inputs[6]) - 1
+    tokens, heads, dim = query.shape
+    sums = (tokens + FLASH_BLOCK * rows) * heads * (dim + 1) * torch.float32.itemsize
+    repeated = 0 if heads == key.shape[1] else 2 * tokens * heads * dim * query.element_size()
+    return sums + repeated
+
+
+def masked_workspace_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Gradients of all three summed in fp32 where they are 16 bits, and what they are summed with for each query.
+
+    Read in torch's sources, not measured: keys and values of up to 64 dimensions are summed in registers.
+    """
+    batch, heads, length, dim = query.shape
+    sums = query.numel() if dim <= LARGEST_IN_REGISTERS else query.numel() + key.numel() + value.numel()
+    in_fp32 = sums if query.element_size() < torch.float32.itemsize else 0
+    return (in_fp32 + batch * heads * length) * torch.float32.itemsize
+
+
+def masked_attention_flops(name: str, read: list[torch.Tensor]) -> int:
+    """Of all tokens with all, which the mask takes some of: two products, and five in the backward pass."""
+    backward = name == MASKED_BACKWARD
+    query = read[1 if backward else 0]
+    return (5 if backward else 2) * 2 * query.numel() * query.shape[2]
+
+
+def attention_flops(name: str, arguments: Any) -> int:
+    """Of causal attention in rows of the same length: two products, and five in the backward pass."""
+    backward = name == ATTENTION_BACKWARD
+    query, starts, longest = (arguments[place] for place in ((1, 6, 8) if backward else (0, 3, 5)))
+    _tokens, heads, dim = query.shape
+    product = (len(starts) - 1) * longest**2 * heads * dim
+    return product * (5 if backward else 2)
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """A micro-batch of `sequences` sequences of `length` tokens.
+
+    Attributes:
+        supervised: how many of all its tokens have a target.
+        rows: packed into all the sequences.
+        longest_row: its tokens.
+    """
+
+    sequences: int
+    length: int
+    supervised: int
+    rows: int
+    longest_row: int
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+    def on_meta(self) -> dict[str, Any]:
+        """The batch as `batches.collate` makes it."""
+        tokens = torch.empty(self.sequences, self.length, dtype=torch.long, device="meta")
+        predicting = torch.empty(self.supervised, dtype=torch.long, device="meta")
+        starts = torch.empty(self.rows + 1, dtype=torch.int32, device="meta")
+        ids = {name: torch.empty_like(tokens) for name in ("input_ids", "labels", "position_ids")}
+        supervised = {"predicting": predicting, "targets": torch.empty_like(predicting)}
+        rows = {"row_starts": starts, "longest_row": self.longest_row, "first_rows_alone": False}
+        return {**ids, **supervised, **rows}
+
+
+def full_batch(sequences: int, length: int) -> BatchShape:
+    """The most that a micro-batch can be: every token but the first is supervised, one row fills each sequence."""
+    return BatchShape(sequences, length, sequences * (length - 1), sequences, length)
+
+
+class CannotBeFollowed(ConfigError):
+    """A model's own code wants to see values (to choose experts), or knows no `meta` device."""
+
+    def __init__(self, model_type: str, error: Exception) -> None:
+        super().__init__(
+            f"steps of models of type {model_type} cannot be followed without their weights: {first_line(error)}",
+            "try it: llmft train --max-steps 1, whose longest batch goes first",
+        )
+
+
+def simulate(model: PeftModel, batch: BatchShape) -> Step:
+    """Follow one forward and backward pass of a trainable model on the `meta` device (`tuned_model.make_trainable`).
+
+    Its gradients are taken to be there already, as they are from the second micro-batch on.
+
+    Raises:
+        CannotBeFollowed: the model's own code fails without values.
+    """
+    for weights in model.parameters():
+        weights.grad = torch.empty_like(weights) if weights.requires_grad else None
+    model.train()
+    follower = Follower(model.config.get_text_config().vocab_size)
+    follower.leave_out(standing_tensors(model))
+    try:
+        with follower:
+            (summed_loss(model, batch.on_meta()) / batch.supervised).backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever a model's own code raises
+        if blocks_of(model):
+            raise
+        raise CannotBeFollowed(model.config.get_text_config().model_type, error) from error
+    peak = follower.at_peak
+    return Step(
+        follower.peak_bytes,
+        peak["activations"],
+        peak["logits"],
+        peak["workspace"],
+        follower.product_flops,
+        follower.attention_flops,
+        follower.moved_bytes,
+        follower.kernels,
+    )
+
+
+def standing_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """What is on the device before a step begins: weights, their gradients and scales, buffers, and what fast layers hold."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        yield tensor
+        yield from scales(tensor)
+        if tensor.grad is not None:
+            yield tensor.grad
+    for module in model.modules():
+        yield from held_tensors(module)
+
+
+def scales(weights: torch.Tensor) -> Iterator[torch.Tensor]:
+    """What comes with a 4-bit weight: block scales, quantised themselves or not."""
+    state: Any = getattr(weights, "quant_state", None)
+    if state is not None:
+        yield from (state.absmax, state.code)
+        if state.nested:
+            yield from (state.offset, state.state2.absmax, state.state2.code)

@@ -1,0 +1,116 @@
+"""The least time that an optimizer step could take: all that it computes and moves, at the full rates of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmft_cli.base.errors import first_line
+from llmft_cli.gpu import rates as measuring
+from llmft_cli.models import random_model
+from llmft_cli.settings.compute_types import torch_type
+from llmft_cli.settings.config import Config
+from llmft_cli.training.fast.kernels.select import abilities_of
+from llmft_cli.training.loop.smaller_passes import random_state, set_random_state
+from llmft_cli.training.planning.decide import can_be_predicted
+from llmft_cli.training.planning.simulation import BatchShape, Step
+from llmft_cli.training.planning.speed import Rates
+from llmft_cli.training.planning.step_costs import can_keep_dequantized, steps
+from llmft_cli.training.step.tuned_model import make_trainable
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from llmft_cli.training.batches.collate import Batch
+    from llmft_cli.training.plan import Plan
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The work of an optimizer step, the device's rates, and the time that the one takes at the other.
+
+    Attributes:
+        flops: of matrix products and attention.
+        moved_bytes: read and written by everything else.
+        bf16_flops_per_second: of products in the type that is computed in.
+    """
+
+    seconds: float
+    flops: float
+    moved_bytes: float
+    bf16_flops_per_second: float
+    bandwidth_bytes_per_second: float
+
+
+def rates_or_why_none(config: Config, device: torch.device) -> Rates | str:
+    """What the device does now, to be measured while its memory is free; or why there is no roofline, in a few words."""
+    if device.type != "cuda":
+        return "steps on a CPU are not predicted"
+    if not can_be_predicted(config):
+        return "steps of DoRA, int8 and models with code of their own are not predicted"
+    try:
+        return measured_rates(device, config.compute_dtype)
+    except Exception as error:  # as where others use the card: a training does not end for want of a roofline
+        return f"the device's rates could not be measured: {first_line(error)}"
+
+
+def measured_rates(device: torch.device, compute_dtype: str) -> Rates:
+    """Takes less than a second and about a GiB of the device's memory; random state stays as it is."""
+    state = random_state(device)
+    try:
+        flops = measuring.flops_per_second(torch, str(device), compute_dtype)
+        return Rates(flops, measuring.bandwidth_bytes_per_second(torch, str(device)))
+    finally:
+        set_random_state(state, device)
+        torch.cuda.empty_cache()
+
+
+def mean_shape(batches: Sequence[Batch]) -> BatchShape:
+    """The micro-batch that costs, so many times, what these cost together. Attention goes by the squares of row lengths."""
+    count = len(batches)
+    lengths = [length for batch in batches for length in batch["row_starts"].diff().tolist()]
+    longest = max(lengths)
+    sequences = round(sum(batch["input_ids"].shape[0] for batch in batches) / count)
+    return BatchShape(
+        sequences=sequences,
+        length=round(sum(batch["input_ids"].numel() for batch in batches) / count / sequences),
+        supervised=round(sum(batch["targets"].numel() for batch in batches) / count),
+        rows=max(1, round(sum(length**2 for length in lengths) / count / longest**2)),
+        longest_row=longest,
+    )
+
+
+def follow(model_folder: str, config: Config, plan: Plan, batch: BatchShape, device: torch.device) -> Step:
+    """One forward and backward pass of the model in a folder, as the plan lays it out, on tensors without memory."""
+    from transformers import AutoConfig
+
+    state = random_state(device)
+    try:
+        shape = AutoConfig.from_pretrained(model_folder)
+        base = random_model.build(shape, torch.device("meta"), config.quantization, torch_type(config.compute_dtype))
+        model = make_trainable(base, config, config.model, None, able=abilities_of(device))
+        return steps(model, batch)(plan.checkpointed_layers, plan.dequantized_weights and can_keep_dequantized(model))
+    finally:
+        set_random_state(state, device)
+
+
+def roofline(step: Step, passes: float, rates: Rates) -> Roofline:
+    """The roofline of an optimizer step of so many passes; the optimizer itself, of adapters, is too little to count."""
+    flops = passes * (step.product_flops + step.attention_flops)
+    moved_bytes = passes * step.moved_bytes
+    seconds = flops / rates.bf16_flops_per_second + moved_bytes / rates.bandwidth_bytes_per_second
+    return Roofline(seconds, flops, moved_bytes, rates.bf16_flops_per_second, rates.bandwidth_bytes_per_second)
+
+
+def roofline_or_why_none(
+    model: PeftModel, config: Config, plan: Plan, batches: Sequence[Batch], step_count: int, rates: Rates
+) -> Roofline | str:
+    """The roofline of optimizer steps in which these micro-batches went through a model; or why there is none."""
+    try:
+        step = follow(model.get_base_model().config._name_or_path, config, plan, mean_shape(batches), model.device)
+    except Exception as error:  # whatever the model is, it was trained without this
+        return f"steps could not be followed without a device: {first_line(error)}"
+    return roofline(step, len(batches) / step_count, rates)

@@ -1,0 +1,1 @@
+"""What one training step computes: the tuned model, its loss and gradients."""

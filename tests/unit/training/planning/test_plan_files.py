@@ -1,0 +1,54 @@
+"""Plans as files have them, and what is wrong with those that are none."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmft_cli.base.errors import ConfigError
+from llmft_cli.training.plan import Plan
+from llmft_cli.training.planning.plan_files import read_plan
+
+PLAIN = {"batch_size": 2, "gradient_accumulation_steps": 8, "checkpointed_layers": 0, "optim": "adamw_8bit"}
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(**PLAIN), Plan(1, 1, 80, "paged_adamw_8bit", True), Plan(4, 1, 0, "sgd", dequantized_weights=True)]
+)
+def test_a_written_plan_is_the_plan_that_is_read(tmp_path: Path, plan: Plan) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(asdict(plan)))
+    assert read_plan(path) == plan
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("batch_size: 2\n", "is not a plan: it must have batch_size, gradient_accumulation_steps, checkpointed_layers, optim"),
+        (yaml.safe_dump(PLAIN | {"learning_rate": 1}), "is not a plan"),
+        ("- 1\n- 2\n", "is not a plan"),
+        ("", "is not a plan"),
+        ("batch_size: [1\n", "cannot read the plan"),
+        (b"\xff\xfe\xfa", "cannot read the plan"),
+        (yaml.safe_dump(PLAIN | {"batch_size": True}), "batch_size in .*: True is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"optim": 8}), "optim in .*: 8 is not the name of an optimizer"),
+        (yaml.safe_dump(PLAIN | {"batch_size": 0}), "batch_size in .*: 0 is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": "8"}), "'8' is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": 1.5}), "1.5 is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"dequantized_weights": 1}), "dequantized_weights in .*: 1 is neither true nor false"),
+        (
+            yaml.safe_dump(PLAIN | {"learning_rate": 1}),
+            "may have embeddings_on_cpu, dequantized_weights, activation_offloading, and nothing else",
+        ),
+        (yaml.safe_dump(PLAIN | {"checkpointed_layers": -1}), "checkpointed_layers in .*: -1 is not a whole number from 0 on"),
+    ],
+)
+def test_what_is_no_plan_is_told(tmp_path: Path, content: str | bytes, complaint: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=complaint) as raised:
+        read_plan(path)
+    assert raised.value.exit_code == 2

@@ -17,7 +17,7 @@ CAPS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE
 # bitsandbytes has no variable for it, but asks one function when a layer is made.
 WITHOUT_AVX512 = """
 import sys
-from llmft_cli import libraries
+from llmft_cli.base import libraries
 libraries.calm()
 libraries.import_bitsandbytes().nn.modules.has_avx512bf16 = lambda: False
 from llmft_cli.cli.app import main
@@ -26,7 +26,8 @@ main()
 # Each library says with its first product what it computes with, those that are told to.
 TOLD = """
 import torch
-from llmft_cli import compute_types, libraries
+from llmft_cli.base import libraries
+from llmft_cli.settings import compute_types
 bitsandbytes = libraries.import_bitsandbytes()
 bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
 print(torch.backends.cpu.get_cpu_capability(), compute_types.best_type(torch.device("cpu")))

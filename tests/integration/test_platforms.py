@@ -25,7 +25,7 @@ def import_elsewhere(name, globals=None, *others, **named):
     return plain_import(name, globals, *others, **named)
 
 builtins.__import__ = import_elsewhere
-from llmft_cli import preconditions
+from llmft_cli.base import preconditions
 preconditions.sys = SimpleNamespace(platform=os.environ["LLMFT_TEST_PLATFORM"])
 """
 

@@ -14,7 +14,7 @@ from llmft_cli.base import libraries
 
 PROGRAM = """
 import sys
-from llmft_cli import libraries
+from llmft_cli.base import libraries
 libraries.calm()
 first = libraries.import_bitsandbytes()
 print(first.__name__, "kernels" in sys.modules, libraries.import_bitsandbytes() is first)
@@ -29,7 +29,7 @@ def test_importing_them_is_silent_and_leaves_no_trace() -> None:
 
 
 def test_calm_leaves_what_the_user_chose() -> None:
-    program = "import os; from llmft_cli import libraries; libraries.calm(); print(os.environ['TRANSFORMERS_VERBOSITY'])"
+    program = "import os; from llmft_cli.base import libraries; libraries.calm(); print(os.environ['TRANSFORMERS_VERBOSITY'])"
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "info"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
     assert done.stdout == "info\n"

@@ -71,28 +71,7 @@ def resolve(flags: Mapping[str, Any], file: Path | None = None, saved: Mapping[s
         from_file = {name: checked(name, value, f"{name} in {file}") for name, value in read_file(file).items()}
         values = laid_over(values, from_file, lambda name: f"{name} in {file}")
     from_flags = {name: checked(name, value, flag_of(name)) for name, value in flags.items() if value is not None}
-    return fitting_together(Config(**laid_over(values, from_flags, flag_of)))
-
-
-def fitting_together(config: Config) -> Config:
-    """The config, if each of its settings allows for the others.
-
-    Raises:
-        ConfigError: PEFT cannot initialise an adapter of this rank, or on weights of this kind.
-    """
-    if config.init_lora_weights == "orthogonal":
-        if config.quantization != "none":
-            # PEFT makes the matrices in the type of the base's weights, which of quantised ones are packed integers.
-            raise ConfigError(
-                f"--init-lora-weights orthogonal is not for quantised weights (--quantization {config.quantization})",
-                "leave it out, or use --quantization none",
-            )
-        if config.lora_r % 2:
-            raise ConfigError(
-                f"--init-lora-weights orthogonal needs an even rank, not --lora-r {config.lora_r}",
-                f"use --lora-r {config.lora_r + 1}",
-            )
-    return config
+    return Config(**laid_over(values, from_flags, flag_of))
 
 
 def laid_over(values: Mapping[str, Any], layer: Mapping[str, Any], called: Callable[[str], str]) -> dict[str, Any]:

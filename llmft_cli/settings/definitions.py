@@ -138,7 +138,7 @@ class Config:
         "Learning rate schedule.",
         "Training",
         "train",
-        choices=("cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"),
+        choices=("cosine", "linear", "constant", "constant_with_warmup"),
     )
     weight_decay: float = setting(0.0, "Decoupled weight decay.", "Training", "train", minimum=0)
     max_grad_norm: float = setting(0.3, "Gradient norm to clip at; 0 turns clipping off.", "Training", "train", minimum=0)
@@ -186,7 +186,7 @@ class Config:
         "Initialisation of the LoRA matrices, as PEFT names it.",
         "Adapter",
         "train",
-        choices=("default", "gaussian", "orthogonal"),
+        choices=("default", "gaussian"),
     )
     # -- evaluation during training and logging
     eval_steps: float = setting(

@@ -127,10 +127,6 @@ def offload_activations(model: Any, whether: bool) -> None:
         block.offloaded = offloaded
 
 
-def offloads_activations(model: Any) -> bool:
-    return any(block.offloaded is not None for block in blocks_of(model))
-
-
 def block_of(layer: Any) -> Block | None:
     """What `use_fast_layers` made of a layer."""
     return getattr(layer, BLOCK, None)

@@ -135,8 +135,7 @@ def test_what_a_file_may_not_say_names_setting_and_file(text: str, message: str,
         ("batch_size", "x", "--batch-size: 'x' is not a whole number"),
         ("lora_dropout", "-0.1", "--lora-dropout: -0.1 must be at least 0"),
         ("max_rejected", "150%", "--max-rejected: 1.5 must be at most 1"),
-        ("lr_scheduler", "cosin", "--lr-scheduler: 'cosin' must be one of cosine, linear, constant, constant_with_warmup, "
-         "polynomial, inverse_sqrt, cosine_with_restarts"),
+        ("lr_scheduler", "cosin", "--lr-scheduler: 'cosin' must be one of cosine, linear, constant, constant_with_warmup"),
     ],
 )  # fmt: skip
 def test_a_wrong_flag_is_named_as_the_user_wrote_it(name: str, value: str, message: str) -> None:
@@ -233,8 +232,6 @@ def values_of(item: Field) -> st.SearchStrategy[Any]:
 def test_what_is_saved_reads_back_as_it_was(values: dict[str, Any], tmp_path: Path) -> None:
     if values["tokens_per_batch"] is not None:  # which is in place of the other
         values = {name: value for name, value in values.items() if name != "batch_size"}
-    if values["init_lora_weights"] == "orthogonal":
-        values |= {"quantization": "none", "lora_r": 2 * values["lora_r"]}
     file = tmp_path / "config.yaml"
     file.write_text(config.dump(values), encoding="utf-8")
     assert dataclasses.asdict(resolve({}, file)) == {"batch_size": Config().batch_size, **values}
@@ -276,17 +273,6 @@ def test_what_a_run_records_says_it_one_way(flags: dict[str, int]) -> None:
     recorded = config.of_command(resolve(flags), "train")
     assert {name: recorded[name] for name in ("batch_size", "tokens_per_batch") if recorded.get(name) is not None} == flags
     assert resolve({}, None, recorded) == resolve(flags)
-
-
-def test_an_adapter_that_peft_cannot_initialise_is_refused_before_anything_is_loaded() -> None:
-    """It was a traceback after the weights were there, or a complaint about target modules."""
-    message = "--init-lora-weights orthogonal is not for quantised weights (--quantization nf4)"
-    hint = "leave it out, or use --quantization none"
-    assert complaint_of(lambda: resolve({"init_lora_weights": "orthogonal"})) == (message, hint)
-    message = "--init-lora-weights orthogonal needs an even rank, not --lora-r 5"
-    dense = {"init_lora_weights": "orthogonal", "quantization": "none"}
-    assert complaint_of(lambda: resolve({**dense, "lora_r": 5})) == (message, "use --lora-r 6")
-    assert resolve({**dense, "lora_r": 6}).lora_r == 6
 
 
 @pytest.mark.parametrize("item", FIELDS.values(), ids=FIELDS)

@@ -106,9 +106,10 @@ def from_os_error(error: OSError) -> LlmftError | None:
     if error.errno in DISK_FULL:
         return MachineError(f"no space left on the disk{where}", "free some space, or keep the run on another disk")
     if error.errno in FORBIDDEN:
+        named = f": {error.filename}" if error.filename else ""
         return MachineError(
-            f"not allowed to read or write{where} ({error.strerror})",
-            "mend its permissions, or keep the run where you can write",
+            f"permission denied{named} ({error.strerror})",
+            "fix its permissions, or keep the run where you can write",
         )
     if error.errno == errno.ENOMEM:
         return OutOfMemory(f"out of memory: {error.strerror}", SMALLER)

@@ -25,7 +25,7 @@ def check_place(directory: Path) -> None:
     if not nearest.is_dir():
         raise StageError(f"{directory} cannot be a run directory: {nearest} is a file", "name another")
     if not os.access(nearest, os.W_OK):
-        raise MachineError(f"not allowed to write in {nearest}", "mend its permissions, or keep the run elsewhere")
+        raise MachineError(f"permission denied: {nearest}", "fix its permissions, or keep the run elsewhere")
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -193,7 +193,7 @@ def evaluate(
 @command(app, "chat")
 def chat(
     run: RunArgument = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="Ask this one question and leave.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", help="Ask one question and exit.", show_default=False)] = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.", show_default=False)] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Let the base model answer too.")] = False,
     allow_stale: StaleOption = False,

@@ -96,7 +96,7 @@ def findings_of_rows(
             "leakage",
             "warning",
             split.leaking,
-            "groups of nearly the same rows on both sides of the split: the held-out loss flatters; use other held-out data",
+            "near-duplicate rows on both sides of the split: the held-out loss is optimistic; use other held-out data",
             [],
         ),
     ]

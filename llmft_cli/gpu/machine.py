@@ -103,7 +103,7 @@ def measure_disk(path: Path, purpose: Purpose) -> Disk:
 def disk_problem(disk: Disk) -> Problem | None:
     where = f"where {'the cache' if disk.purpose == 'cache' else disk.purpose} will be ({disk.path})"
     if not disk.writable:
-        return Problem(f"not allowed to write {where}", f"mend its permissions, or {ELSEWHERE[disk.purpose]}")
+        return Problem(f"cannot write {where}", f"fix its permissions, or {ELSEWHERE[disk.purpose]}")
     if disk.free_bytes < NEARLY_FULL_BELOW_BYTES:
         what = f"the disk has {format_size(disk.free_bytes)} free {where}"
         return Problem(what, f"free some space, or {ELSEWHERE[disk.purpose]}")

@@ -150,7 +150,7 @@ class Config:
     )
     fast: bool = setting(
         True,
-        "Compute whole layers with kernels of their own where the model is known; the same but for rounding.",
+        "Use fused layers for supported models; results match up to rounding.",
         "Training",
         FIT,
     )

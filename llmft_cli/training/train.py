@@ -217,7 +217,7 @@ def trainable_model(base: PreTrainedModel, base_name: str, config: Config, plan:
         reporter.note(f"layers are computed by PEFT's own modules, not the fast ones: {plain}")
     settle_attention(model, own_attention)
     if not settle_rows(model):
-        reporter.note("this model does not keep packed rows apart: each row goes through it by itself, padded")
+        reporter.note("this model mixes packed rows: running each row separately")
     return model
 
 

@@ -239,8 +239,8 @@ def test_a_read_only_place_for_the_run(folder: Path, read_only: Path) -> None:
         ["prepare", "rows.jsonl", "--run", str(read_only / "runs" / "x")],
         3,
         "environment",
-        f"not allowed to write in {read_only}",
-        "mend its permissions, or keep the run elsewhere",
+        f"permission denied: {read_only}",
+        "fix its permissions, or keep the run elsewhere",
     )
 
 

@@ -113,7 +113,7 @@ def test_a_read_only_run(mounted: Callable[[str], Path], trained_run: Path, run:
     shutil.copytree(trained_run, disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     before = files_in(disk)
-    lines = ["error: not allowed to write in run", "hint: mend its permissions, or keep the run elsewhere"]
+    lines = ["error: permission denied: run", "hint: fix its permissions, or keep the run elsewhere"]
     for arguments in (["train", "run", "--overwrite"], ["merge", "run"], ["eval", "run"]):
         refused = run(*arguments, folder=disk)
         assert (refused.returncode, refused.stdout, refused.stderr.splitlines()) == (3, "", lines)
@@ -121,8 +121,8 @@ def test_a_read_only_run(mounted: Callable[[str], Path], trained_run: Path, run:
     assert (answered.returncode, answered.stdout[:5]) == (0, "It is"), answered.stderr
     saving = run("chat", "run", folder=disk, stdin="What is 4 and 4?\n/save talk\n")
     lines = [
-        "error: not allowed to read or write at run/chat (Read-only file system)",
-        "hint: mend its permissions, or keep the run where you can write",
+        "error: permission denied: run/chat (Read-only file system)",
+        "hint: fix its permissions, or keep the run where you can write",
     ]
     assert (saving.returncode, saving.stdout[:5], saving.stderr.splitlines()[-2:]) == (3, "It is", lines)
     assert files_in(disk) == before

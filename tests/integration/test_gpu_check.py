@@ -322,7 +322,7 @@ def test_a_disk_that_may_only_be_read(run: Run, machine: Callable[..., dict[str,
     disk = mounted("64k")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     report = found(run("gpu-check", "--json", folder=disk, **machine()))
-    assert f"not allowed to write where runs will be ({disk}/runs)" in [problem["what"] for problem in report["problems"]]
+    assert f"cannot write where runs will be ({disk}/runs)" in [problem["what"] for problem in report["problems"]]
 
 
 def test_only_what_is_needed_is_imported(with_torch: Callable[..., subprocess.CompletedProcess[str]]) -> None:

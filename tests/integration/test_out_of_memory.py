@@ -86,7 +86,7 @@ def test_training_goes_on_in_smaller_passes(train_on_card: Train, prepared_copy:
     assert re.match(
         r"warning: step 3: out of memory with 4 x \d\d tokens \(sequences \d+, \d+, \d+, \d+\): CUDA out of", warning
     )
-    assert "going on with at most " in warning
+    assert "continuing with at most " in warning
     result = json.loads(done.stdout)
     assert result["out_of_memory_retries"] == done.stderr.count("out of memory with") >= 1
     assert result["largest_pass_tokens"] <= 100

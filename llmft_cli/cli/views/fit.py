@@ -18,7 +18,7 @@ def fit_sections(fit: Fit) -> list[Section]:
         {
             "fits": verdict,
             "on": fit.card,
-            "to take": gibibytes(fit.available_bytes),
+            "available": gibibytes(fit.available_bytes),
             "needs": f"{gibibytes(fit.required_bytes)}, of which torch {gibibytes(fit.predicted_peak_bytes)} at its peak",
             "measured": None
             if measured is None

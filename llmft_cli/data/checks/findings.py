@@ -34,7 +34,10 @@ MEANINGS = {
     "repetitions": ("warning", "an answer says the same over and over, which the model learns to do: remove the rows"),
     "byte_tokens": ("warning", "the tokenizer breaks the text into bytes: choose a model that knows its script or symbols"),
     "mostly_masked": ("note", "less than 5% of the tokens are learned from: long prompts cost their time and teach little"),
-    "short_answers": ("note", "every answer is a single word or number: right for labels, else the model learns to be curt"),
+    "short_answers": (
+        "note",
+        "every answer is a single word or number: fine for classification; otherwise answers become terse",
+    ),
 }
 
 

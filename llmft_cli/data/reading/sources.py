@@ -233,7 +233,7 @@ def spooled_stdin() -> Source:
         DataError: nobody writes to it, or it holds nothing that can be rows.
     """
     if sys.stdin is None or sys.stdin.isatty():
-        raise DataError("no rows come from standard input", "pipe them in, such as: zcat rows.jsonl.gz | llmft prepare -")
+        raise DataError("nothing was piped to standard input", "pipe them in, such as: zcat rows.jsonl.gz | llmft prepare -")
     number, file = tempfile.mkstemp(prefix="llmft-stdin-")
     path = Path(file)
     atexit.register(path.unlink, missing_ok=True)

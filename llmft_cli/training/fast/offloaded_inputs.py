@@ -14,7 +14,7 @@ import torch
 
 @dataclass
 class Copied:
-    """A layer's input on the device, and when it may be read there or given up; None is at once."""
+    """A layer's input on the device, and the event after which it may be read or freed; None: immediately."""
 
     index: int
     rows: torch.Tensor

@@ -176,8 +176,8 @@ def retry_notice(when: str, failure: Failure, largest: int, sequences: Iterable[
     named = ", ".join(numbers[:ROWS_NAMED]) + (" ..." if len(numbers) > ROWS_NAMED else "")
     which = "sequences" if len(numbers) > 1 else "sequence"
     return (
-        f"{when}: out of memory with {failure.shape} ({which} {named}): {failure.reason}; going on with at most "
-        f"{largest:,} tokens at once, the same batch and loss in more passes (to start so: {advice})"
+        f"{when}: out of memory with {failure.shape} ({which} {named}): {failure.reason}; continuing with at most "
+        f"{largest:,} tokens per pass; batch and loss stay the same (to start so: {advice})"
     )
 
 

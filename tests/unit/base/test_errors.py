@@ -48,8 +48,8 @@ def test_full_disk(number: int) -> None:
 def test_forbidden_files(number: int, reason: str) -> None:
     known = from_os_error(OSError(number, reason, "/runs"))
     assert isinstance(known, MachineError)
-    assert known.message == f"not allowed to read or write at /runs ({reason})"
-    assert known.hint == "mend its permissions, or keep the run where you can write"
+    assert known.message == f"permission denied: /runs ({reason})"
+    assert known.hint == "fix its permissions, or keep the run where you can write"
 
 
 def test_other_file_errors_are_not_the_machines() -> None:
@@ -83,7 +83,7 @@ def test_full_disk_in_a_librarys_words(error: Exception) -> None:
 def test_read_only_disk_in_a_librarys_words(error: Exception) -> None:
     known = from_library_error(error)
     assert isinstance(known, MachineError)
-    assert known.message == "not allowed to read or write (Read-only file system)"
+    assert known.message == "permission denied (Read-only file system)"
 
 
 class OutOfMemoryError(RuntimeError):

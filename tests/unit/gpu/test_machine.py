@@ -67,8 +67,8 @@ def test_a_place_that_is_not_writable(monkeypatch: pytest.MonkeyPatch, tmp_path:
         (
             Disk("/mnt/hub", "downloads", 0, 0, False),
             Problem(
-                "not allowed to write where downloads will be (/mnt/hub)",
-                "mend its permissions, or set HF_HOME to a folder elsewhere",
+                "cannot write where downloads will be (/mnt/hub)",
+                "fix its permissions, or set HF_HOME to a folder elsewhere",
             ),
         ),
     ],

@@ -42,7 +42,7 @@ def test_the_answer_stands_first():
     assert dict(summary.rows) == {
         "fits": "yes",
         "on": "GPU 0: some card",
-        "to take": "12.00 GiB",
+        "available": "12.00 GiB",
         "needs": "11.00 GiB, of which torch 10.00 GiB at its peak",
         "speed": "about 9,876 tokens/s",
         "time": "about 2 h 1 min",

@@ -320,10 +320,10 @@ def test_a_terminal_gives_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     with os.fdopen(follower) as terminal, os.fdopen(leader):
         monkeypatch.setattr(sys, "stdin", terminal)
         error = refusal("-")
-    assert error.message == "no rows come from standard input"
+    assert error.message == "nothing was piped to standard input"
     assert error.hint == "pipe them in, such as: zcat rows.jsonl.gz | llmft prepare -"
     monkeypatch.setattr(sys, "stdin", None)
-    assert refusal("-").message == "no rows come from standard input"
+    assert refusal("-").message == "nothing was piped to standard input"
 
 
 def test_an_endless_input_that_is_no_text_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

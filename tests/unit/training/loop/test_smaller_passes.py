@@ -115,7 +115,7 @@ def test_the_smaller_pass_is_told_once_and_stays(tiny_model_dir: Path, tmp_path:
     assert len(told.warnings) == 1
     assert told.warnings[0].startswith(f"step 2: out of memory with 4 x {tokens} tokens (sequences ")
     assert told.warnings[0].endswith(
-        f"): {OUT_OF_MEMORY}; going on with at most {limit} tokens at once, the same batch and loss in more passes "
+        f"): {OUT_OF_MEMORY}; continuing with at most {limit} tokens per pass; batch and loss stay the same "
         "(to start so: --batch-size 2 --gradient-accumulation-steps 4)"
     )
     assert all(sequences_ * tokens <= limit for sequences_, tokens in card.passes[3:])

@@ -18,7 +18,7 @@ from llmft_cli.gpu.gpus import Gpu
 from llmft_cli.gpu.probes import Probe
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.fast import kernels
+from llmft_cli.training.fast.kernels import select
 from llmft_cli.training.planning.speed import Rates
 
 GIBIBYTE = 2**30
@@ -71,7 +71,7 @@ def test_the_type_and_what_a_gpu_can_are_those_of_the_one_that_is_here(
     capability: tuple[int, int], wanted: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compute_types, "capability_of", lambda device: capability)
-    monkeypatch.setattr(kernels, "has_triton", lambda device: True)
+    monkeypatch.setattr(select, "has_triton", lambda device: True)
     card = Card("a card", 16 * GIBIBYTE, "cuda:0", None)
     config, able = fit.for_card(small(compute_dtype=wanted), card, Silent())
     assert config.compute_dtype == expected

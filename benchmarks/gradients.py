@@ -43,7 +43,7 @@ from llmft_cli.training.step.tuned_model import make_trainable  # noqa: E402
 
 Gradients = dict[str, torch.Tensor]
 Errors = dict[str, float]
-Batch = dict[str, Any]  # as `batches.collate` makes it
+Batch = dict[str, Any]  # as `collate.collate` makes it
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text")
 VOCABULARY, RANK = 512, 16

@@ -143,7 +143,7 @@ def plan_of(config: Config) -> Plan:
 
 
 def trainable(base: Any, config: Config, plan: Plan) -> Any:
-    """As `train.fit` calls it."""
+    """As `train.trainable_model` calls it."""
     return laid_out(base, config, config.model, plan)
 
 

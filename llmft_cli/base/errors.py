@@ -1,7 +1,7 @@
 """Errors a user can act on: what is wrong, where, the offending value, and what mends it.
 
 Each kind carries the exit code that job scripts rely on. They are raised where the fact is
-known and shown in one place, the error boundary of `cli.py`. Anything else that escapes is a
+known and shown in one place, the error boundary of `cli/app.py`. Anything else that escapes is a
 bug of ours and exits 1.
 """
 

@@ -7,15 +7,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmft_cli.base.errors import ModelError, first_line
 from llmft_cli.base.network import hub_is_reachable
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.models import builtin
 
-if TYPE_CHECKING:
-    pass
 FINGERPRINT_BYTES = 1 << 20
 TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHT_FILES = ["*.safetensors"]

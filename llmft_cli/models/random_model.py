@@ -20,7 +20,7 @@ WEIGHT_STANDARD_DEVIATION = 0.02
 
 
 def build(shape: PreTrainedConfig, device: torch.device, quantization: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal language model as `models.load_base` loads one, frozen, with random weights.
+    """A causal language model as `loading.load_base` loads one, frozen, with random weights.
 
     Args:
         shape: the model's config.

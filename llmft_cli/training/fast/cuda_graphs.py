@@ -2,7 +2,7 @@
 
 A pass of a small model, or of few tokens, waits for Python to launch thousands of kernels. A recorded
 one is launched as a whole, but only for batches of the very shape that was recorded: so what varies
-between batches is padded to a few sizes, here and where they are made (`batches.collate`).
+between batches is padded to a few sizes, here and where they are made (`collate.collate`).
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-# MKL's fp32 products of 3,072 and of 49,152 columns are slower than those of 1,024: 132 and 87 GFLOP/s within a training
-# step on two cores with AVX2, where others run at 160 to 170 (benchmarks/LOG.md).
+# MKL's fp32 products of many columns are slower than those of 1,024 each: within a training step on two cores with AVX2
+# 140 instead of 153 GFLOP/s for 3,072 columns, and 118 instead of 140 for 49,152 (benchmarks/LOG.md).
 COLUMNS_AT_ONCE = 1024
 WIDE = 2048
 

@@ -167,7 +167,7 @@ def options_of(
     available_bytes: int | None,
     rates: Rates,
 ) -> list[Option]:
-    """`plans.options`; where batches are filled by tokens, those of this one micro-batch."""
+    """`options.options`; where batches are filled by tokens, those of this one micro-batch."""
     if config.tokens_per_batch is None:
         return list(options(model, config, batch_of, available_bytes, rates))
     batch = batch_of(config.batch_size)

@@ -65,7 +65,7 @@ class Holdings:
     fast_layers: bool
 
     def is_recorded(self, embeddings_on_cpu: bool = False) -> bool:
-        """Whether passes on a GPU are replayed as CUDA graphs, as `recorded_pass.recorded_passes` does it.
+        """Whether passes on a GPU are replayed as CUDA graphs, as `cuda_graphs.recorded_passes` does it.
 
         Those of fast layers are, but not where the processor looks up the input embeddings.
         """

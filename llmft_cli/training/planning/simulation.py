@@ -34,7 +34,7 @@ MEMORY_BOUND_FLOPS_PER_BYTE = 200
 ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")
 ATTENTION, ATTENTION_BACKWARD = "torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"
-# What `attention.masked_attention` computes with.
+# What `varlen.masked_attention` computes with.
 MASKED, MASKED_BACKWARD = (f"aten::_scaled_dot_product_efficient_attention{behind}" for behind in ("", "_backward"))
 # FlashAttention-2 sums the gradient of the queries in fp32, and pads rows to blocks of 128.
 FLASH_BLOCK = 128
@@ -202,7 +202,7 @@ class BatchShape:
         return self.sequences * self.length
 
     def on_meta(self) -> dict[str, Any]:
-        """The batch as `batches.collate` makes it."""
+        """The batch as `collate.collate` makes it."""
         tokens = torch.empty(self.sequences, self.length, dtype=torch.long, device="meta")
         predicting = torch.empty(self.supervised, dtype=torch.long, device="meta")
         starts = torch.empty(self.rows + 1, dtype=torch.int32, device="meta")

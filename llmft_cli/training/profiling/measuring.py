@@ -81,7 +81,7 @@ def make_optimizer(model: PeftModel, optim: str) -> torch.optim.Optimizer:
 
 
 def random_batch(batch: BatchShape, vocabulary: int, device: torch.device) -> dict[str, Any]:
-    """The batch as `batches.collate` makes it, with random tokens and rows of one length, the last tokens supervised."""
+    """The batch as `collate.collate` makes it, with random tokens and rows of one length, the last tokens supervised."""
     import torch
 
     ids = torch.randint(vocabulary, (batch.sequences, batch.length), device=device)

@@ -33,7 +33,7 @@ def summed_loss(model: Any, batch: Mapping[str, Any], forward: Any = None) -> to
     """Negative log-likelihood of the batch's supervised tokens in nats, summed in fp32.
 
     Args:
-        batch: as `batches.collate` makes it, on the model's device.
+        batch: as `collate.collate` makes it, on the model's device.
         forward: what to call instead of the model itself, where something is wrapped around it
             (autocast); the logits are then computed for all supervised tokens at once.
     """

@@ -2,7 +2,7 @@
 
 transformers' masks do it for attention, where a model makes them from position ids. Attention with biases of its own
 (BLOOM, MPT) does not, nor do layers whose state runs along the sequence (Mamba, linear attention). Such a model is
-given each row by itself. And `attention.varlen_attention` knows nothing of what a model adds to its attention, as
+given each row by itself. And `varlen.varlen_attention` knows nothing of what a model adds to its attention, as
 gpt-oss does: where that is seen in what it computes, the model goes back to its own.
 """
 

@@ -1,4 +1,4 @@
-"""`kernels.Kernels` for the `meta` device: nothing is computed, and each kernel is one operation on its tensors.
+"""`interface.Kernels` for the `meta` device: nothing is computed, and each kernel is one operation on its tensors.
 
 `simulation.Follower` sees that operation, and counts what it reads and writes.
 """

@@ -1,4 +1,4 @@
-"""`kernels.Kernels` in torch's own operations, for CPUs and what Triton cannot do; formulas as in transformers' modules."""
+"""`interface.Kernels` in torch's own operations, for CPUs and what Triton cannot do; formulas as in transformers' modules."""
 
 from __future__ import annotations
 

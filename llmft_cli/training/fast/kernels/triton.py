@@ -1,4 +1,4 @@
-"""`kernels.Kernels` in Triton, for NVIDIA GPUs: one launch and one pass over memory each, computed in fp32."""
+"""`interface.Kernels` in Triton, for NVIDIA GPUs: one launch and one pass over memory each, computed in fp32."""
 
 from __future__ import annotations
 

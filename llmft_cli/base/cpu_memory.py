@@ -21,8 +21,8 @@ def keep_freed_memory() -> None:
     """Let the process keep what it frees from now on, to allocate it again.
 
     glibc returns large tensors to the system, which has to clear every page of the next one: 37,000 to 61,000 pages in a
-    step of SmolLM2-135M, 5 and 19% of its time in two pairs of trainings (benchmarks/LOG.md). What is freed while a model is loaded is not
-    needed again, so this is for afterwards. Where the C library is another one, nothing is changed.
+    step of SmolLM2-135M, 5 and 19% of its time in two pairs of trainings (benchmarks/LOG.md). What is freed while a model
+    is loaded is not needed again, so this is for afterwards. Where the C library is another one, nothing is changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from llmft_cli.settings import compute_types
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from transformers import PreTrainedModel
 
@@ -118,7 +120,7 @@ def varlen_attention(
     batch, _heads, length, _dim = query.shape
     dtype = kernel_dtype(value)
     query, key, value = (states.transpose(1, 2).flatten(0, 1).to(dtype) for states in (query, key, value))
-    options: dict[str, Any] = {"enable_gqa": True} if needs_permission_to_share_heads() else {}
+    options: dict[str, Any] = {"enable_gqa": True} if needs_permission_to_share_heads(varlen_attn) else {}
     result: Any = varlen_attn(
         query,
         key,
@@ -208,8 +210,6 @@ def masked_attention(
 
 
 @cache
-def needs_permission_to_share_heads() -> bool:
-    """Whether torch wants to be told that key and value may have fewer heads; 2.11 takes them as they are."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters
+def needs_permission_to_share_heads(kernel: Callable[..., torch.Tensor]) -> bool:
+    """Whether torch's kernel wants to be told that key and value may have fewer heads; 2.11's takes them as they are."""
+    return "enable_gqa" in inspect.signature(kernel).parameters

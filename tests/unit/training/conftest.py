@@ -20,15 +20,10 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention by its definition in the place of torch's kernel."""
     from torch.nn.attention import varlen as torch_varlen
-
-    from llmft_cli.training.attention import varlen
 
     from .attention_by_definition import by_definition
 
     monkeypatch.setattr(torch_varlen, "varlen_attn", by_definition)
-    varlen.needs_permission_to_share_heads.cache_clear()
-    yield
-    varlen.needs_permission_to_share_heads.cache_clear()

@@ -6,6 +6,7 @@ What is installed is stood in for: the newer ones need a GPU of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,14 +90,17 @@ def register(name: str, kernel: Callable[..., torch.Tensor], monkeypatch: pytest
     register_flash_attention_impl(name, register_fn=register_kernels)
 
 
+@wraps(by_definition)
 def slightly_off(*args: Any, **options: Any) -> torch.Tensor:
     return by_definition(*args, **options) * 1.01
 
 
+@wraps(by_definition)
 def without_its_window(*args: Any, window_size: tuple[int, int], **options: Any) -> torch.Tensor:
     return by_definition(*args, window_size=(-1, 0), **options)
 
 
+@wraps(by_definition)
 def with_a_wider_window(*args: Any, window_size: tuple[int, int], **options: Any) -> torch.Tensor:
     before, after = window_size
     return by_definition(*args, window_size=(before + 1 if before > 0 else before, after), **options)
@@ -109,6 +113,7 @@ def across_rows(
     return by_definition(query, key, value, one_row, one_row, len(query), len(query), **options)
 
 
+@wraps(by_definition)
 def refuses(*args: Any, **options: Any) -> torch.Tensor:
     raise AssertionError("head_dim is not supported")
 
@@ -123,6 +128,7 @@ class HasNoGradient(torch.autograd.Function):
         raise RuntimeError("This flash attention build does not support backward.")
 
 
+@wraps(by_definition)
 def without_backward(*args: Any, **options: Any) -> torch.Tensor:
     return HasNoGradient.apply(by_definition(*args, **options))
 

@@ -17,7 +17,6 @@ from torch.nn.attention import varlen as torch_varlen
 
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.settings.compute_types import EVERYTHING, Abilities
-from llmft_cli.training.attention import varlen
 from llmft_cli.training.attention.varlen import (
     MASKED,
     NAME,
@@ -165,13 +164,22 @@ def test_a_torch_that_shares_heads_unasked_is_not_told_to(monkeypatch: pytest.Mo
         return query
 
     monkeypatch.setattr(torch_varlen, "varlen_attn", older)
-    varlen.needs_permission_to_share_heads.cache_clear()
-    try:
-        states, starts = torch.randn(1, 2, 4, 8), torch.tensor([0, 4], dtype=torch.int32)
-        varlen_attention(torch.nn.Identity(), states, states, states, None, cu_seq_lens_q=starts, max_length_q=4)
-    finally:
-        varlen.needs_permission_to_share_heads.cache_clear()
+    states, starts = torch.randn(1, 2, 4, 8), torch.tensor([0, 4], dtype=torch.int32)
+    varlen_attention(torch.nn.Identity(), states, states, states, None, cu_seq_lens_q=starts, max_length_q=4)
     assert asked == {"window": (-1, 0)}
+
+
+def test_what_one_kernel_takes_says_nothing_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first kernel asked about once answered for all after it: tests of fewer key heads failed or not by their order."""
+
+    def older(query: torch.Tensor, *_: Any, scale: Any = None, window_size: Any = None) -> torch.Tensor:
+        return query
+
+    states, starts = torch.randn(1, 2, 4, 8), torch.tensor([0, 4], dtype=torch.int32)
+    shared = states[:, :1]
+    for kernel in (older, by_definition):  # the second refuses fewer heads unless told
+        monkeypatch.setattr(torch_varlen, "varlen_attn", kernel)
+        varlen_attention(torch.nn.Identity(), states, shared, shared, None, cu_seq_lens_q=starts, max_length_q=4)
 
 
 def test_the_stand_in_takes_what_the_kernel_takes() -> None:

@@ -137,7 +137,7 @@ def attend(heads: int, key_value_heads: int, rows: int, length: int) -> Follower
 
     query, key, value = states(heads), states(key_value_heads), states(key_value_heads)
     starts = torch.empty(rows + 1, dtype=torch.int32, device="meta")
-    options: dict[str, Any] = {"enable_gqa": True} if needs_permission_to_share_heads() else {}
+    options: dict[str, Any] = {"enable_gqa": True} if needs_permission_to_share_heads(varlen_attn) else {}
     with Follower(VOCABULARY) as follower:
         out: Any = varlen_attn(query, key, value, starts, starts, length, length, window_size=(-1, 0), **options)
         out.sum().backward()

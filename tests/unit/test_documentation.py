@@ -18,6 +18,7 @@ import llmft_cli
 from llmft_cli.base import errors
 from llmft_cli.base.errors import LlmftError
 from llmft_cli.cli.app import app
+from llmft_cli.cli.views.fit import HEADER
 from llmft_cli.data.checks.findings import MEANINGS
 from llmft_cli.data.forms.columns import parse_columns
 from llmft_cli.data.forms.formats import PARSERS, parse
@@ -285,6 +286,12 @@ def test_every_check_is_told() -> None:
     text = (ROOT / "docs" / "data-formats.md").read_text(encoding="utf-8")
     for check, (level, _) in MEANINGS.items():
         assert f"| `{check}` | {level} |" in text
+
+
+def test_every_column_of_the_plans_is_told() -> None:
+    text = (ROOT / "docs" / "memory-planning.md").read_text(encoding="utf-8")
+    for column in filter(None, HEADER):
+        assert f"\n| {column} |" in text, column
 
 
 def test_every_part_of_a_run_is_told() -> None:

@@ -17,7 +17,7 @@ from llmft_cli.training.planning.speed import REFERENCE_RATES
 from llmft_cli.training.planning.step_costs import can_keep_dequantized, steps
 from llmft_cli.training.step.checkpointing import checkpoint_layers
 
-from .meta_models import on_meta, small_shape
+from ..meta_models import on_meta, small_shape
 
 PLAIN = "adamw_torch_fused"
 LAYERS, RANK = 5, 16

@@ -28,7 +28,7 @@ from llmft_cli.training.planning.options import (
 from llmft_cli.training.planning.simulation import full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES
 
-from .meta_models import fast_model, on_meta, recorded, recorded_fast, small_shape
+from ..meta_models import fast_model, on_meta, recorded, recorded_fast, small_shape
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)

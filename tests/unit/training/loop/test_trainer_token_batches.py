@@ -12,7 +12,7 @@ from llmft_cli.training.batches.token_batches import largest_batch, padded_lengt
 from llmft_cli.training.loop.callbacks import Rehearsal
 from llmft_cli.training.loop.trainer import QLoRATrainer
 
-from .tiny_training import OUT_OF_MEMORY, Told, adapter, losses, make_trainer
+from ..tiny_training import OUT_OF_MEMORY, Told, adapter, losses, make_trainer
 
 TOKENS = 64
 

@@ -5,6 +5,7 @@ torch and transformers are imported inside the fixtures: some unit tests run whe
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,6 +42,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         needs_run = "workspace" in getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("trained run" if needs_run else str(item.path)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def little_garbage() -> None:
+    """Leave what is alive by now out of garbage collection, which takes half a second each time otherwise.
+
+    Trainings collect often, and the libraries and collected tests are millions of objects.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TESTS = Path(__file__).parent
 SENTENCES = [
     "You are a helpful assistant, and you answer in one sentence.",
     "How do I mount the weather station in the garden?",
@@ -41,11 +42,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # read when torch is imported: several 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests of a file, and one all that need the run trained for real, so that fixtures are made once."""
+    """Mark each test with its tier, and with the group that one process runs, so that fixtures are made once."""
     for item in items:
-        needs_run = "workspace" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("trained run" if needs_run else str(item.path)))
+        item.add_marker(item.path.relative_to(TESTS).parts[0])
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group("trained run" if needs_trained_run(item) else str(item.path)))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # The longest first: a group that starts late keeps one process busy while the others have nothing left.
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(
+            key=lambda item: (not needs_trained_run(item), not item.get_closest_marker("integration"), item.path not in slow)
+        )
+
+
+def needs_trained_run(item: pytest.Item) -> bool:
+    """Whether it uses the run on the built-in model, which takes minutes to train."""
+    return "workspace" in getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -106,6 +106,7 @@ def test_a_gpu_that_is_not_here_has_bf16_and_everything() -> None:
             assert fit.for_card(small(compute_dtype=wanted), card, Silent()) == (small(compute_dtype=expected), None)
 
 
+@pytest.mark.slow
 def test_fp32_takes_more_and_fp16_as_much_as_bf16() -> None:
     peaks = {
         name: fit.fit(small(compute_dtype=name), on(80), None, Silent()).predicted_peak_bytes
@@ -141,6 +142,7 @@ def test_a_large_card_holds_it_and_the_pieces_add_up():
     assert [kind for option in found.options for kind in option.choices].count("frugal") == 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_a_length_that_does():
     demanding = small(max_seq_length=8192)
     least = min(option.required_bytes for option in fit.fit(demanding, None, None, Silent()).options)

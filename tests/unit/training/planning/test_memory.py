@@ -12,6 +12,7 @@ from llmft_cli.training.planning.simulation import full_batch, simulate
 
 from ..meta_models import on_meta, predicted, predicted_fast, recorded, recorded_fast, small_shape
 
+pytestmark = pytest.mark.xdist_group("recorded trainings")  # which are predicted once for all
 # Between them: no, some and all layers checkpointed; rank 16 to 128; 8-bit and paged optimizers; shared
 # key-value heads; 128,256 tokens; packed rows; 135 million to 70 billion weights.
 QUICK_CASES = (4, 10, 12, 18, 22, 25, 29)
@@ -36,6 +37,7 @@ def test_the_record_is_what_the_constants_were_fitted_to() -> None:
         assert case["tokens_per_second"] == pytest.approx(speed, abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_CASES)
 def test_plain_layers_hold_what_the_h100_measured(number: int) -> None:
     breakdown, _ = predicted(number)
@@ -51,6 +53,7 @@ def test_the_quick_cases_cover_what_a_training_can_be() -> None:
     assert len({case["shape"] for case in cases}) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_FAST_CASES)
 def test_fast_layers_hold_what_the_h100_measured(number: int) -> None:
     """Within half a percent where passes are recorded.
@@ -97,6 +100,7 @@ def test_recorded_passes_hold_cublas_workspaces_of_two_streams(
     assert assemble(model, step, "sgd", embeddings_on_cpu).workspace == step.workspace_bytes + workspaces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_CASES)
 def test_the_parts_add_up_to_the_total(number: int) -> None:
     breakdown, step = predicted(number)

@@ -14,6 +14,7 @@ from llmft_cli.training.planning.speed import LAUNCH_SECONDS, REFERENCE_RATES, R
 from ..meta_models import predicted, predicted_fast, recorded, recorded_fast
 from .test_memory import QUICK_CASES, QUICK_RECORDED_CASES
 
+pytestmark = pytest.mark.xdist_group("recorded trainings")  # which are predicted once for all
 WORK = ("product_flops", "attention_flops", "moved_bytes", "kernels")
 STEPS = st.builds(
     Step,
@@ -26,6 +27,7 @@ STEPS = st.builds(
 RATES = st.builds(Rates, st.floats(1e12, 1e16), st.floats(1e10, 1e13))
 
 
+@pytest.mark.slow
 def test_plain_steps_take_about_as_long_as_the_h100_needed() -> None:
     """Most within a tenth, and none so far off that another plan would be taken for faster by half."""
     ratios = []
@@ -37,6 +39,7 @@ def test_plain_steps_take_about_as_long_as_the_h100_needed() -> None:
     assert all(2 / 3 < ratio < 3 / 2 for ratio in ratios)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_RECORDED_CASES)
 def test_recorded_steps_take_as_long_as_the_h100_needed(number: int) -> None:
     """Within a tenth; what a paged optimizer takes of a step is not predicted."""

@@ -158,6 +158,7 @@ def written_plan(folder: Path, **changes: Any) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_training_evaluating_and_resuming_give_the_same_adapter(
     quantization: str, tmp_path: Path, tiny_model_dir: Path

@@ -10,7 +10,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TESTS = Path(__file__).parent
+# By file, what several have in common that takes minutes: a run on the built-in model, and predictions.
+TRAINED_RUN = "trained run"
+GROUPS = {f"test_{name}.py": TRAINED_RUN for name in ("workflow", "older_processor", "plain_libraries")}
+GROUPS |= {f"test_{name}.py": "recorded trainings" for name in ("memory", "speed", "required_memory")}
 SENTENCES = [
     "You are a helpful assistant, and you answer in one sentence.",
     "How do I mount the weather station in the garden?",
@@ -46,22 +50,38 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # read when torch is imported: several 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, and with the group that one process runs, so that fixtures are made once."""
+    """Mark each test with its tier; where several processes run them, put the longest first."""
     for item in items:
         item.add_marker(item.path.relative_to(TESTS).parts[0])
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("trained run" if needs_trained_run(item) else str(item.path)))
+        assert ("workspace" in getattr(item, "fixturenames", ())) <= (group_of(item.nodeid) == TRAINED_RUN), item.nodeid
     if "PYTEST_XDIST_WORKER" in os.environ:
-        # The longest first: a group that starts late keeps one process busy while the others have nothing left.
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(
-            key=lambda item: (not needs_trained_run(item), not item.get_closest_marker("integration"), item.path not in slow)
-        )
+
+        def place(item: pytest.Item) -> tuple[bool, bool, bool]:
+            return group_of(item.nodeid) != TRAINED_RUN, not item.get_closest_marker("integration"), item.path not in slow
+
+        items.sort(key=place)
 
 
-def needs_trained_run(item: pytest.Item) -> bool:
-    """Whether it uses the run on the built-in model, which takes minutes to train."""
-    return "workspace" in getattr(item, "fixturenames", ())
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist is not everywhere
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadgroup`, one process runs all tests of a group, so that fixtures are made once.
+
+    pytest-xdist 3.8 has marks for this, which do nothing in pytest 9.2: it writes groups into a field that is gone.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(nodeid)
+
+    return ByGroup(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+def group_of(nodeid: str) -> str:
+    """A test's group: its file, or what its file shares with others."""
+    file = nodeid.partition("::")[0]
+    return GROUPS.get(Path(file).name, file)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,7 +12,6 @@ from llmft_cli.training.planning.simulation import full_batch, simulate
 
 from ..meta_models import on_meta, predicted, predicted_fast, recorded, recorded_fast, small_shape
 
-pytestmark = pytest.mark.xdist_group("recorded trainings")  # which are predicted once for all
 # Between them: no, some and all layers checkpointed; rank 16 to 128; 8-bit and paged optimizers; shared
 # key-value heads; 128,256 tokens; packed rows; 135 million to 70 billion weights.
 QUICK_CASES = (4, 10, 12, 18, 22, 25, 29)

@@ -30,7 +30,6 @@ from llmft_cli.training.planning.speed import REFERENCE_RATES
 
 from ..meta_models import fast_model, on_meta, recorded, recorded_fast, small_shape
 
-pytestmark = pytest.mark.xdist_group("recorded trainings")  # which are predicted once for all
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
 

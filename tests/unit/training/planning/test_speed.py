@@ -14,7 +14,6 @@ from llmft_cli.training.planning.speed import LAUNCH_SECONDS, REFERENCE_RATES, R
 from ..meta_models import predicted, predicted_fast, recorded, recorded_fast
 from .test_memory import QUICK_CASES, QUICK_RECORDED_CASES
 
-pytestmark = pytest.mark.xdist_group("recorded trainings")  # which are predicted once for all
 WORK = ("product_flops", "attention_flops", "moved_bytes", "kernels")
 STEPS = st.builds(
     Step,

@@ -106,7 +106,7 @@ def keep_training_layout(model: torch.nn.Module) -> None:
     """Keep 4-bit weights in the layout that the backward pass reads; called before training.
 
     On processors with AVX512-BF16, bitsandbytes 0.50.2 repacks them in the first evaluation
-    forward, and every gradient after it is wrong (tests/unit/training/test_evaluation_repacking.py).
+    forward, and every gradient after it is wrong (tests/unit/models/test_evaluation_repacking.py).
     """
     bitsandbytes = import_bitsandbytes()
     for module in model.modules():

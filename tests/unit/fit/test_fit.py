@@ -21,8 +21,29 @@ from llmft_cli.settings.config import resolve
 from llmft_cli.training.fast.kernels import select
 from llmft_cli.training.planning.speed import Rates
 
+from ..followed_once import remember
+
 GIBIBYTE = 2**30
 H100 = Rates(790e12, 2.9e12)
+# Settings that say nothing of the model that is followed.
+OF_BATCHES = {"batch_size": 1, "gradient_accumulation_steps": 1, "max_seq_length": 64, "tokens_per_batch": None}
+OF_BATCHES |= {"plan": "fast", "max_vram": None, "gradient_checkpointing": None}
+MODELS: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def models_and_steps_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build each model once, and follow each of its steps once, for all tests."""
+    build = fit.trainable
+
+    def built(shape: Any, config: Any, device: str, plan: Any = None, able: Any = None) -> Any:
+        key = replace(config, **OF_BATCHES), device, plan, able
+        if key not in MODELS:
+            MODELS[key] = build(shape, *key)
+        return MODELS[key]
+
+    monkeypatch.setattr(fit, "trainable", built)
+    remember(monkeypatch)
 
 
 def gpu(index: int, free: int | None, device: str | None) -> Gpu:
@@ -85,6 +106,7 @@ def test_a_gpu_that_is_not_here_has_bf16_and_everything() -> None:
             assert fit.for_card(small(compute_dtype=wanted), card, Silent()) == (small(compute_dtype=expected), None)
 
 
+@pytest.mark.slow
 def test_fp32_takes_more_and_fp16_as_much_as_bf16() -> None:
     peaks = {
         name: fit.fit(small(compute_dtype=name), on(80), None, Silent()).predicted_peak_bytes
@@ -120,6 +142,7 @@ def test_a_large_card_holds_it_and_the_pieces_add_up():
     assert [kind for option in found.options for kind in option.choices].count("frugal") == 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_a_length_that_does():
     demanding = small(max_seq_length=8192)
     least = min(option.required_bytes for option in fit.fit(demanding, None, None, Silent()).options)

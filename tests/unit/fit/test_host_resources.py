@@ -64,6 +64,7 @@ def llama_2_7b() -> Any:
     return tuned(LLAMA_2_7B)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_and_what_is_downloaded(name: str) -> None:
     base = random_model.build(known_shape(name), torch.device("meta"), "nf4", torch.bfloat16)
@@ -114,6 +115,7 @@ def test_the_optimizer_state_is_stored_and_paged_state_may_come_to_the_host(
     assert more == 32 * 3 * 16 * 11_008 * ram_bytes
 
 
+@pytest.mark.slow
 def test_a_merge_on_a_gpu_holds_a_shard_of_the_model_at_a_time() -> None:
     base = random_model.build(known_shape("meta-llama/Llama-2-70b-hf"), torch.device("meta"), "nf4", torch.bfloat16)
     assert merging_ram(base, probe_tokens=0, on_gpu=True) == 1_700_000_000 + 50 * 10**9
@@ -151,6 +153,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.model}, {run.tokens} and {run.probe_tokens} tokens")
 def test_runs_measured_on_a_cpu(run: Run) -> None:
     model = tuned(run.model, 0, fast=False)  # layers were plain when it was measured

@@ -550,6 +550,7 @@ def long_file(path: Path, start: str, row: str, between: str, end: str, count: i
     return find_sources([str(path)])[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "start", "between", "end"),
     [

@@ -107,6 +107,7 @@ def test_on_a_gpu_with_room_everything_goes_through_at_once(tiny_model_dir: Path
     assert told.notes[1].endswith(" of 80.0 GiB")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card")
 def test_a_plan_in_fp16_is_that_in_bf16_and_one_in_fp32_holds_more(tiny_model_dir: Path) -> None:
     bf16, fp16, fp32 = (decided(tiny_model_dir, GPU, compute_dtype=name) for name in ("bf16", "fp16", "fp32"))
@@ -149,6 +150,7 @@ def test_a_budget_below_the_most_frugal_plan_is_told_before_anything_is_loaded(t
         decided(tiny_model_dir, GPU, max_vram="512MiB")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card")
 def test_a_resumed_training_keeps_its_optimizer(tiny_model_dir: Path) -> None:
     """The state in its checkpoint is of no use to another one, however much memory there is now."""

@@ -23,9 +23,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.libraries import calm, hardware, versions
+from llmft_cli.base.libraries import configure_libraries, hardware, versions
 
-calm()
+configure_libraries()
 
 import torch  # noqa: E402
 from transformers import AutoConfig, PreTrainedConfig  # noqa: E402

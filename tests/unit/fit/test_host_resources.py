@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from llmft_cli.base.libraries import calm
+from llmft_cli.base.libraries import configure_libraries
 from llmft_cli.base.reporter import Silent
 from llmft_cli.fit.host_resources import Footprint, checkpoint_bytes, footprint, merging_ram, most_checkpoints
 from llmft_cli.models import loading, model_source, random_model
@@ -40,7 +40,7 @@ LLAMA_2_7B_ADAPTER = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11_008))
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> None:
-    calm()
+    configure_libraries()
 
 
 def shape_named(name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import UsageError
 from llmft_cli.settings.config import Config
-from llmft_cli.settings.quantities import checked, format_size, parse_count, parse_size
+from llmft_cli.settings.quantities import format_size, parse_count, parse_flag, parse_size
 
 if TYPE_CHECKING:
     from llmft_cli.cli.console import Console
@@ -71,7 +71,7 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
     from llmft_cli.models.builtin import cache_dir
     from llmft_cli.run_dir import RUNS_ROOT
 
-    count = checked(parse_count, gpus, "--gpus", "2") if gpus else 1
+    count = parse_flag(parse_count, gpus, "--gpus", "2") if gpus else 1
     card = named_card(fitting.vram) if fitting and fitting.vram else None
     report = check.check(console, cache_dir(), RUNS_ROOT)
     if require_gpu:
@@ -99,5 +99,5 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
 def named_card(vram: str) -> Card:
     from llmft_cli.fit.fit import Card
 
-    size = checked(parse_size, vram, "--vram", "8GiB")
+    size = parse_flag(parse_size, vram, "--vram", "8GiB")
     return Card(f"a card with {format_size(size)}", size, None, None)

@@ -216,13 +216,14 @@ def trainable(
     """
     import torch
 
-    from llmft_cli.training.step.tuned_model import laid_out, make_trainable
+    from llmft_cli.training.step.tuned_model import apply_plan, make_trainable
 
     dtype = compute_types.torch_type(config.compute_dtype)
     base = random_model.build(shape, torch.device(device), config.quantization, dtype)
-    if plan is None:
-        return make_trainable(base, config, config.model, None, able=able)
-    return laid_out(base, config, config.model, plan)
+    model = make_trainable(base, config, config.model, able)
+    if plan is not None:
+        apply_plan(model, plan)
+    return model
 
 
 def training_sequences(run: RunDir) -> datasets.Dataset:
@@ -260,10 +261,10 @@ def measure_plan(shape: PreTrainedConfig, config: Config, option: Option, batch:
 
 
 def described(option: Option, found: Sequence[Option], available: int | None, measured_speed: bool) -> PlanOption:
-    from llmft_cli.training.planning.options import KINDS, choose
+    from llmft_cli.training.planning.options import PLAN_KINDS, choose
 
     return PlanOption(
-        choices=[kind for kind in KINDS if choose(found, available, kind) is option],
+        choices=[kind for kind in PLAN_KINDS if choose(found, available, kind) is option],
         plan=asdict(option.plan),
         predicted_peak_bytes=option.breakdown.total,
         required_bytes=option.required_bytes,

@@ -103,7 +103,7 @@ def test_train_between_steps(
     checkpoint = max((prepared_copy / "checkpoints").iterdir(), key=lambda folder: int(folder.name.partition("-")[2]))
     step = int(checkpoint.name.partition("-")[2])
     assert 1 <= step < 40
-    lines = [f"error: stopped after step {step} of 40", "hint: go on with: llmft train run --resume"]
+    lines = [f"error: stopped after step {step} of 40", "hint: resume with: llmft train run --resume"]
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-2:]) == (130, "", lines)
     assert "warning: stopping after this step, with a checkpoint" in done.stderr
     assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == step
@@ -115,7 +115,7 @@ def test_train_between_steps(
     assert refused.returncode == 2
     assert refused.stderr == (
         f"error: run has a training that stopped at step {step}\n"
-        "hint: go on with: llmft train run --resume, or start anew with --overwrite\n"
+        "hint: resume with: llmft train run --resume, or start anew with --overwrite\n"
     )
     resume(run, prepared_copy)
     check_same_training(prepared_copy, trained_run)

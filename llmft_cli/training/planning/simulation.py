@@ -65,6 +65,15 @@ class Step:
     moved_bytes: int
     kernels: int
 
+    def __add__(self, other: Step) -> Step:
+        return Step(**{name: mine + getattr(other, name) for name, mine in vars(self).items()})
+
+    def __sub__(self, other: Step) -> Step:
+        return self + -1 * other
+
+    def __rmul__(self, times: int) -> Step:
+        return Step(**{name: times * mine for name, mine in vars(self).items()})
+
 
 class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what is alive and what is done, from the moment it is entered."""

@@ -20,8 +20,9 @@ from llmft_cli.models import loading, model_source, random_model
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.models.known_configs import known_shape, llama
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.planning.memory import assemble
+from llmft_cli.training.planning.memory import breakdown_of, holdings
 from llmft_cli.training.planning.simulation import full_batch, simulate
+from llmft_cli.training.step.checkpointing import checkpoint_layers
 from llmft_cli.training.step.tuned_model import make_trainable
 
 RECORDED = Path(__file__).parents[3] / "benchmarks" / "results" / "workflow-llama-2-7b-h100.json"
@@ -53,7 +54,9 @@ def shape_named(name: str) -> Any:
 
 def tuned(name: str, checkpointed_layers: int | None = None, **settings: Any) -> Any:
     base = random_model.build(shape_named(name), torch.device("meta"), "nf4", torch.bfloat16)
-    return make_trainable(base, resolve(settings), name, checkpointed_layers)
+    model = make_trainable(base, resolve(settings), name)
+    checkpoint_layers(model, checkpointed_layers)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +154,7 @@ RUNS = [
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.model}, {run.tokens} and {run.probe_tokens} tokens")
 def test_runs_measured_on_a_cpu(run: Run) -> None:
     model = tuned(run.model, 0, fast=False)  # layers were plain when it was measured
-    step = assemble(model, simulate(model, full_batch(1, run.tokens)), "adamw_torch")
+    step = breakdown_of(holdings(model), simulate(model, full_batch(1, run.tokens)), "adamw_torch")
     found = footprint(model, resolve({"max_seq_length": run.tokens}), weights_here=True, cpu_step=step)
     training = found.training_ram_bytes + found.mapped_weights_bytes
     merging = merging_ram(model, run.probe_tokens, on_gpu=False) + found.mapped_weights_bytes

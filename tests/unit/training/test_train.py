@@ -116,7 +116,7 @@ def test_interrupted_training_resumes_to_the_same_adapter(tmp_path, data_file, t
     broken = prepared_run(tmp_path / "broken", data_file, tiny_model_dir)
     with pytest.raises(Interrupted, match=r"stopped after step 3 of 6") as raised:
         train_run(broken, eval_steps=2.0, lora_dropout=0.1, reporter=InterruptAt(2))
-    assert raised.value.hint == f"go on with: llmft train {broken.path} --resume"
+    assert raised.value.hint == f"resume with: llmft train {broken.path} --resume"
     assert broken.entry("train")["status"] == "interrupted"
     assert not broken.adapter.exists()
     moved = RunDir(tmp_path / "moved")

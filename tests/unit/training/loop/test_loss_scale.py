@@ -45,7 +45,7 @@ def trainer_in(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., QLoRATrain
         transformers.set_seed(1)
         quiet = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "log_level": "error", "seed": 1}
         taken = {"remove_unused_columns": False, "label_names": ["labels"], "logging_nan_inf_filter": False}
-        model = make_trainable(base, resolve({"lora_r": 4, "fast": fast}), "tiny", 0)
+        model = make_trainable(base, resolve({"lora_r": 4, "fast": fast}), "tiny")
         for name, weights in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weights, std=0.02)

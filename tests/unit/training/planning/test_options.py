@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -21,10 +21,10 @@ from llmft_cli.training.planning.options import (
     FRUGAL_OPTIM,
     MOST_TOKENS,
     Option,
+    Predictor,
     choose,
     fastest,
     fewest_checkpointed,
-    option_of,
     options,
     required_bytes,
     sizes,
@@ -32,7 +32,7 @@ from llmft_cli.training.planning.options import (
 from llmft_cli.training.planning.simulation import full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES
 
-from ..meta_models import on_meta, small_shape
+from ..meta_models import on_meta, option_with, small_shape
 
 PLAIN = "adamw_torch_fused"
 NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -137,12 +137,13 @@ def test_as_few_layers_are_checkpointed_as_fit(layers: int, standing: int, costs
     needed = [standing + sum(costs[checkpointed:layers]) for checkpointed in range(layers + 1)]
     asked = []
 
-    def made(checkpointed: int, optim: str, embeddings_on_cpu: bool = False, dequantized_weights: bool = False) -> Option:
-        asked.append(checkpointed)
-        return option(needed[checkpointed], 1, optim, checkpointed)
+    class Known:
+        def predict(self, plan: Plan) -> Option:
+            asked.append(plan.checkpointed_layers)
+            return option(needed[plan.checkpointed_layers], 1, plan.optim, plan.checkpointed_layers)
 
     fitting = [number for number in range(1, layers) if needed[number] <= available]
-    found = list(fewest_checkpointed(made, layers, PLAIN, available))
+    found = list(fewest_checkpointed(cast(Any, Known()), Plan(1, 1, layers, PLAIN), available))
     if needed[0] <= available:
         return
     assert [one.plan.checkpointed_layers for one in found] == fitting[:1]
@@ -219,8 +220,8 @@ def test_the_users_own_optimizer_in_8_bits_is_not_offered_twice(model: Any) -> N
 def test_a_plan_with_some_layers_checkpointed_is_the_one_with_the_fewest_that_fit(model: Any, size: int) -> None:
     """On a followed model, against every number of layers, with cards of every size between the least and the most."""
     config = resolve({"batch_size": 2, "gradient_accumulation_steps": 4})
-    of = option_of(model, config, full_batch(size, 256), REFERENCE_RATES)
-    needed = [of(checkpointed, PLAIN).required_bytes for checkpointed in range(LAYERS + 1)]
+    predictor = Predictor(model, config, full_batch(size, 256), REFERENCE_RATES)
+    needed = [option_with(predictor, checkpointed, PLAIN).required_bytes for checkpointed in range(LAYERS + 1)]
     assert needed[:LAYERS] == sorted(needed[:LAYERS], reverse=True)
     for checkpointed in range(1, LAYERS):
         found = found_options(model, needed[checkpointed])

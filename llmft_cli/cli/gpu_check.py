@@ -13,7 +13,7 @@ from llmft_cli.settings.quantities import format_size, parse_count, parse_flag, 
 
 if TYPE_CHECKING:
     from llmft_cli.cli.console import Console
-    from llmft_cli.fit.fit import Card
+    from llmft_cli.fit.fit import TargetGpu
     from llmft_cli.run_dir import RunDir
 
 
@@ -72,7 +72,7 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
     from llmft_cli.run_dir import RUNS_ROOT
 
     count = parse_flag(parse_count, gpus, "--gpus", "2") if gpus else 1
-    card = named_card(fitting.vram) if fitting and fitting.vram else None
+    card = named_gpu(fitting.vram) if fitting and fitting.vram else None
     report = check.check(console, cache_dir(), RUNS_ROOT)
     if require_gpu:
         check.require_gpu(report)
@@ -85,7 +85,7 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
 
     found = fit.fit(
         fitting.config(),
-        card or fit.freest_card(report.gpus, report.probes, count),
+        card or fit.freest_gpu(report.gpus, report.probes, count),
         fitting.run_dir(),
         console,
         measure=fitting.measure,
@@ -96,8 +96,8 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
     fit.require_fit(found)
 
 
-def named_card(vram: str) -> Card:
-    from llmft_cli.fit.fit import Card
+def named_gpu(vram: str) -> TargetGpu:
+    from llmft_cli.fit.fit import TargetGpu
 
     size = parse_flag(parse_size, vram, "--vram", "8GiB")
-    return Card(f"a card with {format_size(size)}", size, None, None)
+    return TargetGpu(f"a GPU with {format_size(size)}", size, None, None)

@@ -23,10 +23,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.libraries import calm, hardware, versions
+from llmft_cli.base.libraries import configure_libraries, hardware, versions
 from llmft_cli.training.step.checkpointing import checkpoint_layers
 
-calm()
+configure_libraries()
 
 import torch  # noqa: E402
 from transformers import AutoConfig, PreTrainedConfig  # noqa: E402

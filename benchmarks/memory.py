@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.libraries import calm, hardware, versions
+from llmft_cli.base.libraries import configure_libraries, hardware, versions
 
-calm()  # the allocator is set up as `llmft train` does it, before torch is there
+configure_libraries()  # the allocator is set up as `llmft train` does it, before torch is there
 
 import torch  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402

@@ -27,9 +27,9 @@ WANTED = Measurement(**json.loads(sys.argv[1]))
 if WANTED.side.startswith("unsloth"):
     import unsloth  # noqa: F401 - before the libraries that it patches
 
-from llmft_cli.base.libraries import calm, hardware, version_of, versions  # noqa: E402
+from llmft_cli.base.libraries import configure_libraries, hardware, version_of, versions  # noqa: E402
 
-calm()  # every side gets the allocator that `llmft train` and Unsloth set up
+configure_libraries()  # every side gets the allocator that `llmft train` and Unsloth set up
 
 import torch  # noqa: E402
 import train_step_peers as peers  # noqa: E402

@@ -205,5 +205,5 @@ def make_console(as_json: bool, quiet: bool) -> Console:
     from llmft_cli.base import libraries
     from llmft_cli.cli.console import Console
 
-    libraries.calm()
+    libraries.configure_libraries()
     return Console(as_json=as_json, quiet=quiet or as_json)

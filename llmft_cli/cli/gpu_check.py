@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import UsageError
 from llmft_cli.settings.config import Config
-from llmft_cli.settings.quantities import checked, format_size, parse_count, parse_size
+from llmft_cli.settings.quantities import format_size, parse_count, parse_flag, parse_size
 
 if TYPE_CHECKING:
     from llmft_cli.cli.console import Console
-    from llmft_cli.fit.fit import Card
+    from llmft_cli.fit.fit import TargetGpu
     from llmft_cli.run_dir import RunDir
 
 
@@ -71,8 +71,8 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
     from llmft_cli.models.builtin import cache_dir
     from llmft_cli.run_dir import RUNS_ROOT
 
-    count = checked(parse_count, gpus, "--gpus", "2") if gpus else 1
-    card = named_card(fitting.vram) if fitting and fitting.vram else None
+    count = parse_flag(parse_count, gpus, "--gpus", "2") if gpus else 1
+    card = named_gpu(fitting.vram) if fitting and fitting.vram else None
     report = check.check(console, cache_dir(), RUNS_ROOT)
     if require_gpu:
         check.require_gpu(report)
@@ -85,7 +85,7 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
 
     found = fit.fit(
         fitting.config(),
-        card or fit.freest_card(report.gpus, report.probes, count),
+        card or fit.freest_gpu(report.gpus, report.probes, count),
         fitting.run_dir(),
         console,
         measure=fitting.measure,
@@ -96,8 +96,8 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
     fit.require_fit(found)
 
 
-def named_card(vram: str) -> Card:
-    from llmft_cli.fit.fit import Card
+def named_gpu(vram: str) -> TargetGpu:
+    from llmft_cli.fit.fit import TargetGpu
 
-    size = checked(parse_size, vram, "--vram", "8GiB")
-    return Card(f"a card with {format_size(size)}", size, None, None)
+    size = parse_flag(parse_size, vram, "--vram", "8GiB")
+    return TargetGpu(f"a GPU with {format_size(size)}", size, None, None)

@@ -88,7 +88,7 @@ CASES = {
         2,
         "stage",
         "empty.jsonl cannot be a run directory: empty.jsonl is a file",
-        "name another",
+        "choose another directory",
     ),
     "no network": ("prepare rows.jsonl --model nobody/nothing", 3, "model", UNREACHABLE, CONNECT),
     "no such model": (

@@ -18,7 +18,7 @@ CAPS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE
 WITHOUT_AVX512 = """
 import sys
 from llmft_cli.base import libraries
-libraries.calm()
+libraries.configure_libraries()
 libraries.import_bitsandbytes().nn.modules.has_avx512bf16 = lambda: False
 from llmft_cli.cli.app import main
 main()

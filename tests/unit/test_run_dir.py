@@ -418,7 +418,7 @@ def test_a_file_in_the_place_of_the_run(tmp_path: Path) -> None:
     file.write_text("mine")
     for path in (file, file / "below"):
         message = f"{path} cannot be a run directory: {file} is a file"
-        assert complaint_of(lambda path=path: do(RunDir(path), "prepare", "data")) == (message, "name another")  # type: ignore[misc]
+        assert complaint_of(lambda path=path: do(RunDir(path), "prepare", "data")) == (message, "choose another directory")  # type: ignore[misc]
     assert file.read_text() == "mine"
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from llmft_cli.cli.views.sections import Section, gibibytes, named, share
-from llmft_cli.gpu.capabilities import FIRST_WITH, written
+from llmft_cli.gpu.capabilities import FIRST_WITH, format_version
 from llmft_cli.gpu.check import Report
-from llmft_cli.gpu.gpus import Gpu, described
+from llmft_cli.gpu.gpus import Gpu, format_process
 from llmft_cli.gpu.machine import Cpu, Hub
 from llmft_cli.gpu.probes import Probe
 from llmft_cli.gpu.problem import Problem
@@ -38,7 +38,7 @@ def gpu_section(gpu: Gpu) -> Section:
         f"GPU {gpu.index}: {gpu.name}",
         {
             "memory": f"{free} free of {total}" if free else total,
-            "used by": ", ".join(map(described, gpu.processes)) or None,
+            "used by": ", ".join(map(format_process, gpu.processes)) or None,
             "load": share(gpu.load),
             "temperature": None if gpu.temperature_celsius is None else f"{gpu.temperature_celsius:.0f} degrees Celsius",
             "driver": gpu.driver,
@@ -46,7 +46,7 @@ def gpu_section(gpu: Gpu) -> Section:
             "compute capability": gpu.compute_capability,
             "architecture": gpu.architecture,
             "supports": None if gpu.lacks is None else ", ".join(name for name in FIRST_WITH if name not in gpu.lacks) or None,
-            "lacks": ", ".join(f"{name} (from {written(FIRST_WITH[name])})" for name in gpu.lacks or []) or None,
+            "lacks": ", ".join(f"{name} (from {format_version(FIRST_WITH[name])})" for name in gpu.lacks or []) or None,
             "MIG": gpu.mig,
             "ECC": gpu.ecc,
         },

@@ -1,4 +1,4 @@
-"""Does a training fit: cards, plans, and what is told when it does not."""
+"""Whether a training fits: GPUs, plans, and the error when it does not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 from llmft_cli.base.errors import ConfigError, MachineError, OutOfMemory
 from llmft_cli.base.reporter import Silent
 from llmft_cli.fit import fit
-from llmft_cli.fit.fit import Card
+from llmft_cli.fit.fit import TargetGpu
 from llmft_cli.gpu.gpus import Gpu
 from llmft_cli.gpu.probes import Probe
 from llmft_cli.settings import compute_types
@@ -56,7 +56,7 @@ def probe(device: str, flops: float | None = 790e12, compute_dtype: str = "bf16"
 
 
 def small(**flags: Any) -> Any:
-    """The built-in model, whose shape needs no download, with short sequences."""
+    """The built-in model, whose config needs no download, with short sequences."""
     return resolve({"model": "smollm2-135m", "max_seq_length": 256, "batch_size": 2, "gradient_accumulation_steps": 2} | flags)
 
 
@@ -65,23 +65,23 @@ def by_tokens(tokens: int, **flags: Any) -> Any:
     return resolve(defaults | {"tokens_per_batch": tokens} | flags)
 
 
-def on(gibibytes: float, rates: Rates | None = None) -> Card:
-    return Card("a card", int(gibibytes * GIBIBYTE), None, rates)
+def on(gibibytes: float, rates: Rates | None = None) -> TargetGpu:
+    return TargetGpu("a card", int(gibibytes * GIBIBYTE), None, rates)
 
 
 def test_the_freest_card_is_taken_and_of_two_the_second_freest():
     cards = [gpu(0, 10 * GIBIBYTE, "cuda:0"), gpu(1, 70 * GIBIBYTE, "cuda:1"), gpu(2, 40 * GIBIBYTE, "cuda:2")]
     probes = [probe("cuda:0"), probe("cuda:1", flops=100e12), probe("cuda:2", flops=None)]
-    first = fit.freest_card(cards, probes, 1)
-    assert first == Card("GPU 1: card 1", 70 * GIBIBYTE, "cuda:1", Rates(100e12, 2.9e12))
-    second = fit.freest_card(cards, probes, 2)
-    assert second == Card("GPU 2: card 2", 40 * GIBIBYTE, "cuda:2", None)
-    assert fit.freest_card(cards, probes, 4) is None
+    first = fit.freest_gpu(cards, probes, 1)
+    assert first == TargetGpu("GPU 1: card 1", 70 * GIBIBYTE, "cuda:1", Rates(100e12, 2.9e12))
+    second = fit.freest_gpu(cards, probes, 2)
+    assert second == TargetGpu("GPU 2: card 2", 40 * GIBIBYTE, "cuda:2", None)
+    assert fit.freest_gpu(cards, probes, 4) is None
 
 
 def test_a_card_without_bf16_is_as_fast_as_it_is_in_fp16():
-    found = fit.freest_card([gpu(0, 10 * GIBIBYTE, "cuda:0")], [probe("cuda:0", flops=50e12, compute_dtype="fp16")], 1)
-    assert found == Card("GPU 0: card 0", 10 * GIBIBYTE, "cuda:0", Rates(50e12, 2.9e12))
+    found = fit.freest_gpu([gpu(0, 10 * GIBIBYTE, "cuda:0")], [probe("cuda:0", flops=50e12, compute_dtype="fp16")], 1)
+    assert found == TargetGpu("GPU 0: card 0", 10 * GIBIBYTE, "cuda:0", Rates(50e12, 2.9e12))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,8 @@ def test_the_type_and_what_a_gpu_can_are_those_of_the_one_that_is_here(
 ) -> None:
     monkeypatch.setattr(compute_types, "capability_of", lambda device: capability)
     monkeypatch.setattr(select, "has_triton", lambda device: True)
-    card = Card("a card", 16 * GIBIBYTE, "cuda:0", None)
-    config, able = fit.for_card(small(compute_dtype=wanted), card, Silent())
+    card = TargetGpu("a card", 16 * GIBIBYTE, "cuda:0", None)
+    config, able = fit.for_gpu(small(compute_dtype=wanted), card, Silent())
     assert config.compute_dtype == expected
     assert able is not None
     assert (able.flash_attention, able.triton) == (capability >= (8, 0), True)
@@ -103,7 +103,7 @@ def test_the_type_and_what_a_gpu_can_are_those_of_the_one_that_is_here(
 def test_a_gpu_that_is_not_here_has_bf16_and_everything() -> None:
     for card in (None, on(12)):
         for wanted, expected in (("auto", "bf16"), ("fp16", "fp16")):
-            assert fit.for_card(small(compute_dtype=wanted), card, Silent()) == (small(compute_dtype=expected), None)
+            assert fit.for_gpu(small(compute_dtype=wanted), card, Silent()) == (small(compute_dtype=expected), None)
 
 
 @pytest.mark.slow
@@ -118,7 +118,7 @@ def test_fp32_takes_more_and_fp16_as_much_as_bf16() -> None:
 
 
 def test_cards_that_torch_does_not_see_or_that_hide_their_memory_are_none():
-    assert fit.freest_card([gpu(0, 10 * GIBIBYTE, None), gpu(1, None, "cuda:0")], [], 1) is None
+    assert fit.freest_gpu([gpu(0, 10 * GIBIBYTE, None), gpu(1, None, "cuda:0")], [], 1) is None
 
 
 def test_without_a_card_it_is_neither_yes_nor_no():

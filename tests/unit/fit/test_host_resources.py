@@ -1,4 +1,4 @@
-"""Disk and RAM as reckoned by hand, as measured in whole runs, and as a small training leaves them."""
+"""Disk and RAM as computed by hand, as measured in whole runs, and in a small training."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from llmft_cli.base.libraries import calm
+from llmft_cli.base.libraries import configure_libraries
 from llmft_cli.base.reporter import Silent
-from llmft_cli.fit.host_resources import Footprint, checkpoint_bytes, footprint, merging_ram, most_checkpoints
+from llmft_cli.fit.host_resources import HostResources, checkpoint_bytes, host_resources, merging_ram, most_checkpoints
 from llmft_cli.models import loading, model_source, random_model
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.models.known_configs import known_shape, llama
@@ -41,7 +41,7 @@ LLAMA_2_7B_ADAPTER = 32 * 16 * (4 * (4096 + 4096) + 3 * (4096 + 11_008))
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet() -> None:
-    calm()
+    configure_libraries()
 
 
 def shape_named(name: str) -> Any:
@@ -68,16 +68,16 @@ def llama_2_7b() -> Any:
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_and_what_is_downloaded(name: str) -> None:
     base = random_model.build(known_shape(name), torch.device("meta"), "nf4", torch.bfloat16)
-    found = footprint(base, resolve({}), weights_here=False)
+    found = host_resources(base, resolve({}), weights_here=False)
     assert found.parameters == PARAMETERS[name]
     assert found.model_download_bytes == found.mapped_weights_bytes == pytest.approx(2 * PARAMETERS[name], rel=2e-4)
-    assert footprint(base, resolve({}), weights_here=True).model_download_bytes == 0
+    assert host_resources(base, resolve({}), weights_here=True).model_download_bytes == 0
 
 
 def test_llama_2_7b_with_the_defaults_on_a_gpu(llama_2_7b: Any) -> None:
-    found = footprint(llama_2_7b, resolve({}), weights_here=True)
+    found = host_resources(llama_2_7b, resolve({}), weights_here=True)
     checkpoint = LLAMA_2_7B_ADAPTER * (4 + 8)
-    assert found == Footprint(
+    assert found == HostResources(
         parameters=6_738_415_616,
         model_download_bytes=0,
         training_disk_bytes=pytest.approx(3 * checkpoint, rel=0.005),
@@ -91,7 +91,9 @@ def test_llama_2_7b_with_the_defaults_on_a_gpu(llama_2_7b: Any) -> None:
 
 
 def test_dense_weights_are_loaded_by_four_threads(llama_2_7b: Any) -> None:
-    quantized, dense = (footprint(llama_2_7b, resolve({"quantization": kind}), weights_here=True) for kind in ("nf4", "none"))
+    quantized, dense = (
+        host_resources(llama_2_7b, resolve({"quantization": kind}), weights_here=True) for kind in ("nf4", "none")
+    )
     assert dense.training_ram_bytes - quantized.training_ram_bytes == 3 * 32_000 * 4096 * 2
 
 
@@ -109,7 +111,7 @@ def test_the_optimizer_state_is_stored_and_paged_state_may_come_to_the_host(
     llama_2_7b: Any, optim: str, state_bytes: float, ram_bytes: float
 ) -> None:
     assert checkpoint_bytes(llama_2_7b, optim) == pytest.approx(LLAMA_2_7B_ADAPTER * (4 + state_bytes), rel=0.005)
-    plain, found = (footprint(llama_2_7b, resolve({"optim": name}), weights_here=True) for name in ("sgd", optim))
+    plain, found = (host_resources(llama_2_7b, resolve({"optim": name}), weights_here=True) for name in ("sgd", optim))
     more = found.training_ram_bytes - plain.training_ram_bytes
     # Only tensors of 100,000 values are paged: one of the two adapters of gate, up and down.
     assert more == 32 * 3 * 16 * 11_008 * ram_bytes
@@ -130,7 +132,7 @@ def test_the_recorded_merge_on_an_h100(llama_2_7b: Any) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """A whole `llmft train` and `llmft merge` on a CPU with batches of one sequence; peaks as the kernel counted them (VmHWM).
+    """A whole `llmft train` and `llmft merge` on a CPU with batches of one sequence; peaks are the kernel's VmHWM.
 
     Attributes:
         tokens: of a sequence, at most.
@@ -158,7 +160,7 @@ RUNS = [
 def test_runs_measured_on_a_cpu(run: Run) -> None:
     model = tuned(run.model, 0, fast=False)  # layers were plain when it was measured
     step = breakdown_of(holdings(model), simulate(model, full_batch(1, run.tokens)), "adamw_torch")
-    found = footprint(model, resolve({"max_seq_length": run.tokens}), weights_here=True, cpu_step=step)
+    found = host_resources(model, resolve({"max_seq_length": run.tokens}), weights_here=True, cpu_step=step)
     training = found.training_ram_bytes + found.mapped_weights_bytes
     merging = merging_ram(model, run.probe_tokens, on_gpu=False) + found.mapped_weights_bytes
     assert training == pytest.approx(run.training_mebibytes * MEBIBYTE, rel=0.15)
@@ -175,7 +177,7 @@ def bytes_in(folder: Path) -> int:
 
 
 def test_a_training_writes_as_much(tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rising held-out loss makes the first checkpoint the best, so that it is there beside the last one and the new one."""
+    """A rising held-out loss makes the first checkpoint the best, so it is kept next to the last and the new one."""
     import transformers
     from transformers import trainer as transformers_trainer
 
@@ -233,8 +235,8 @@ def make_trainer(model_dir: Path, folder: Path, config: Any, transformers: Any) 
 
 
 def test_offloaded_activations_are_in_the_host_memory(llama_2_7b: Any) -> None:
-    """64 MiB for each of 32 layers; three sequences take as much, since memory is pinned in powers of two."""
-    kept = footprint(llama_2_7b, resolve({}), weights_here=True).training_ram_bytes
+    """64 MiB for each of 32 layers; three sequences take as much as four, because memory is pinned in powers of two."""
+    kept = host_resources(llama_2_7b, resolve({}), weights_here=True).training_ram_bytes
     for tokens in (3 * 2048, 4 * 2048):
-        found = footprint(llama_2_7b, resolve({}), weights_here=True, offloaded_tokens=tokens)
+        found = host_resources(llama_2_7b, resolve({}), weights_here=True, offloaded_tokens=tokens)
         assert found.training_ram_bytes - kept == 32 * 64 * 2**20

@@ -15,7 +15,7 @@ from llmft_cli.base.errors import ConfigError, OutOfMemory
 from llmft_cli.base.reporter import Silent
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import model_source
-from llmft_cli.settings.compute_types import EVERYTHING, Abilities
+from llmft_cli.settings.compute_types import ALL_ABILITIES, Abilities
 from llmft_cli.settings.config import resolve
 from llmft_cli.training import result
 from llmft_cli.training.plan import Plan
@@ -54,7 +54,7 @@ def decided(
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU with plenty of memory, as far as planning is concerned."""
     monkeypatch.setattr(planning, "available_bytes", lambda device, max_vram: max_vram or 80 * GIBIBYTE)
-    monkeypatch.setattr(planning, "abilities_of", lambda device: EVERYTHING)
+    monkeypatch.setattr(planning, "abilities_of", lambda device: ALL_ABILITIES)
 
 
 @pytest.mark.parametrize("plan", ["fast", "balanced", "frugal", "given"])

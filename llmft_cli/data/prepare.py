@@ -21,7 +21,7 @@ from llmft_cli.data.intake import Intake, Rejections, take_in
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.output import write_data
 from llmft_cli.data.reading.rows import Source
-from llmft_cli.data.reading.sources import STDIN_SHOWN
+from llmft_cli.data.reading.sources import STDIN_NAME
 from llmft_cli.data.report.summary import PrepareResult, read_result
 from llmft_cli.data.store import REPORT_FILE, RowSpool
 from llmft_cli.models import loading, model_source
@@ -87,7 +87,7 @@ def hashes_of(inputs: Sequence[Input]) -> dict[str, str]:
 
 
 def place_of(source: Source) -> str:
-    return source.name if source.path is None or source.name == STDIN_SHOWN else str(source.path.resolve())
+    return source.name if source.path is None or source.name == STDIN_NAME else str(source.path.resolve())
 
 
 def key_of(

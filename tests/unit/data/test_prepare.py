@@ -126,13 +126,13 @@ def test_bad_long_and_repeated_rows_are_set_aside(run: RunDir, write: Any, do_pr
     assert result.rows == {"read": 6, "kept": 2, "rejected": 2, "duplicates": 1, "overlength": 1, "near_duplicates": 0}
     rejected = lines_of(run.data / "rejected.jsonl")
     assert [(row["line"], row["reason"]) for row in rejected if row["line"] != 4] == [
-        (2, "malformed JSON: it ends too early"),
+        (2, "malformed JSON: unexpected end"),
         (6, "text is empty"),
     ]
     assert {row["source"] for row in rejected} == {str(data)}
     assert rejected[1]["reason"].endswith(" tokens, more than --max-seq-length 100")
     assert result.rejected_reasons == [
-        {"reason": "malformed JSON: it ends too early", "count": 1, "first": [f"{data}:2"]},
+        {"reason": "malformed JSON: unexpected end", "count": 1, "first": [f"{data}:2"]},
         {"reason": "text is empty", "count": 1, "first": [f"{data}:6"]},
     ]
 

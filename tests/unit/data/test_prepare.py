@@ -174,7 +174,7 @@ def test_no_more_bad_rows_than_max_rejected(run: RunDir, write: Any, do_prepare:
     with pytest.raises(DataError) as caught:
         do_prepare(data)
     assert caught.value.message == (
-        f"1 of 10 rows are bad, more than --max-rejected 0.05; the first: {data} line 10: no known form has the keys 'a'"
+        f"1 of 10 rows are bad, more than --max-rejected 0.05; the first: {data} line 10: no known format has the keys 'a'"
     )
     assert caught.value.exit_code == 4
     assert not run.path.exists()

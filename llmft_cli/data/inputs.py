@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
-from llmft_cli.data.encoding.template_skeleton import Layout
+from llmft_cli.data.encoding.template_skeleton import RenderedRow
 from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow, Row, Source
@@ -53,7 +53,7 @@ class Parsed:
     line: int
     form: str = ""
     example: Example | None = None
-    layout: Layout | None = None
+    rendered: RenderedRow | None = None
     error: str = ""
 
 
@@ -66,15 +66,15 @@ class Chunk:
 
     def add(self, row: Parsed) -> None:
         self.rows.append(row)
-        self.characters += len(row.layout.text) if row.layout else 0
+        self.characters += len(row.rendered.text) if row.rendered else 0
 
     @property
     def is_full(self) -> bool:
         return len(self.rows) >= CHUNK_ROWS or self.characters >= CHUNK_CHARACTERS
 
     @property
-    def layouts(self) -> list[Layout]:
-        return [row.layout for row in self.rows if row.layout is not None]
+    def rendered_rows(self) -> list[RenderedRow]:
+        return [row.rendered for row in self.rows if row.rendered is not None]
 
 
 def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
@@ -141,7 +141,7 @@ def parsed(
         return Parsed(number, row.source, row.line, error=row.reason)
     try:
         name, example = parse(row.value, form, columns)
-        layout = None if isinstance(example, Tokenised) else encoder.lay_out(example)
+        rendered = None if isinstance(example, Tokenised) else encoder.render_row(example)
     except RowError as error:
         return Parsed(number, row.source, row.line, error=str(error))
-    return Parsed(number, row.source, row.line, name, example, layout)
+    return Parsed(number, row.source, row.line, name, example, rendered)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.checks import CheckedRow, Checks
 from llmft_cli.data.encoding.encoder import ConversationEncoder, Encoded
-from llmft_cli.data.encoding.overlength import Losses, cut, fitted, windows
+from llmft_cli.data.encoding.overlength import OverlengthLosses, apply_policy, slice_row, token_windows
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Tokens
 from llmft_cli.data.forms.formats import Conversation, Document, RowError, Tokenised
 from llmft_cli.data.inputs import Chunk, Input, Parsed, chunks
@@ -84,7 +84,7 @@ class Part(NamedTuple):
     Attributes:
         text: by which near-duplicates are found.
         number: from 0.
-        together: whether all stretches of the row belong on one side of the split.
+        together: whether all parts of the row belong on one side of the split.
     """
 
     encoded: Encoded
@@ -106,7 +106,7 @@ class Intake:
     rejections: Rejections
     checks: Checks
     near_duplicates: NearDuplicates | None
-    losses: Losses = field(default_factory=Losses)
+    losses: OverlengthLosses = field(default_factory=OverlengthLosses)
     forms: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     split_documents: int = 0
@@ -182,7 +182,7 @@ def take_in(intake: Intake, encoder: ConversationEncoder, config: Config, report
     ):
         waiting: deque[tuple[Chunk, Future[list[AnyTokens]]]] = deque()
         for chunk in chunks(intake.inputs, encoder, config, advance):
-            waiting.append((chunk, tokenizer.submit(encoder.tokenise, chunk.layouts)))
+            waiting.append((chunk, tokenizer.submit(encoder.tokenise, chunk.rendered_rows)))
             if len(waiting) > CHUNKS_AHEAD:
                 done, tokens = waiting.popleft()
                 finish_chunk(done, tokens.result(), intake, encoder, config)
@@ -213,7 +213,7 @@ def finish_chunk(
         try:
             if row.error:
                 raise RowError(row.error)
-            parts = parts_of(row, next(remaining) if row.layout else None, intake, encoder, config)
+            parts = parts_of(row, next(remaining) if row.rendered else None, intake, encoder, config)
         except RowError as error:
             intake.reject(row, str(error))
             continue
@@ -236,15 +236,15 @@ def parts_of(
         RowError: it cannot be used.
     """
     if isinstance(row.example, Tokenised):
-        encoded = encoder.given(row.example)
+        encoded = encoder.from_token_ids(row.example)
     else:
-        assert row.layout is not None
+        assert row.rendered is not None
         assert tokens is not None
         if isinstance(row.example, Document):
             parts = document_parts(row.example, tokens, encoder, config.max_seq_length)
             intake.split_documents += len(parts) > 1
             return parts
-        encoded = encoder.mask(row.layout, tokens)
+        encoded = encoder.mask(row.rendered, tokens)
     rows = fitting(row, encoded, intake, config)
     if len(rows) == 1 and isinstance(row.example, Conversation):
         # Without the system message, which many rows share.
@@ -263,7 +263,7 @@ def fitting(row: Parsed, encoded: Encoded, intake: Intake, config: Config) -> li
         raise DataError(
             f"{row.source} line {row.line}: {reason}", "raise --max-seq-length, or see --on-overlength drop, truncate and split"
         )
-    rows = fitted(encoded, config.max_seq_length, config.on_overlength, intake.losses)
+    rows = apply_policy(encoded, config.max_seq_length, config.on_overlength, intake.losses)
     if not rows:
         intake.rejections.add(BadRow(row.source, row.line, reason), bad=False)
     return rows
@@ -275,12 +275,13 @@ def document_parts(document: Document, tokens: AnyTokens, encoder: ConversationE
     Raises:
         RowError: there is nothing to learn.
     """
-    ids = encoder.framed(tokens.ids)
+    ids = encoder.with_bos_and_eos(tokens.ids)
     whole = Encoded(ids, [(1, len(ids))])
-    spans = windows(len(ids), capacity)
+    spans = token_windows(len(ids), capacity)
     if not spans:
         raise RowError("the text is a single token, with nothing to learn")
     if len(spans) == 1:
-        return [Part(cut(whole, spans[0]), document.text)]
+        return [Part(slice_row(whole, spans[0]), document.text)]
     size = -(-len(document.text) // len(spans))  # for the checks, about the text of each part is enough
-    return [Part(cut(whole, span), document.text[size * number : size * (number + 1)]) for number, span in enumerate(spans)]
+    texts = [document.text[size * number : size * (number + 1)] for number in range(len(spans))]
+    return [Part(slice_row(whole, span), text) for span, text in zip(spans, texts, strict=True)]

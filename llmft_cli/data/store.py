@@ -59,7 +59,7 @@ class RowSpool:
     def append(
         self, input: int, source: int, line: int, example: Example | None, input_ids: bytes, supervised: Sequence[Span]
     ) -> None:
-        """Add a row: its ids as int32 in bytes, and the stretches of supervised tokens; `example` may be asked as a prompt."""
+        """Add a row: its ids as int32 bytes, its supervised spans, and `example` if it can serve as a prompt."""
         length = len(input_ids) // BYTES_PER_TOKEN
         places = array("i", [edge for stretch in supervised for edge in stretch]).tobytes()
         self._tokens.write(input_ids + places)

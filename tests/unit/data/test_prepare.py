@@ -347,7 +347,7 @@ def test_token_rows_are_taken_as_they_are(run: RunDir, write: Any, do_prepare: P
     assert train is not None
     assert train[:] == {"input_ids": [[5, 6, 7]], "labels": [[-100, -100, 7]], "row_lengths": [[3]]}
     assert result.forms == {"tokens": 1}
-    assert lines_of(run.data / "rejected.jsonl")[0]["reason"].startswith("input_ids holds 9999, and the tokenizer has ")
+    assert lines_of(run.data / "rejected.jsonl")[0]["reason"].startswith("input_ids contains 9999, but the tokenizer has only ")
 
 
 def test_token_rows_are_compared_by_their_tokens(run: RunDir, write: Any, do_prepare: Prepare) -> None:

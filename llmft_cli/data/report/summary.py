@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmft_cli.data.checks import Finding
     from llmft_cli.data.encoding.encoder import ConversationEncoder
-    from llmft_cli.data.intake import Intake, Rejections
+    from llmft_cli.data.ingestion import IngestedRows, Rejections
     from llmft_cli.data.splitting import Split
     from llmft_cli.settings.config import Config
 
@@ -85,7 +85,7 @@ def reasons(rejections: Rejections) -> list[dict[str, Any]]:
 
 
 def summarise(
-    intake: Intake,
+    ingested: IngestedRows,
     encoder: ConversationEncoder,
     split: Split,
     train: Sequence[int],
@@ -99,29 +99,29 @@ def summarise(
         train: the training rows, each as often as it is used.
         sequences: the same rows as they are packed.
     """
-    spool = intake.spool
+    spool = ingested.spool
     near_duplicates = next((finding.count for finding in findings if finding.check == "near_duplicates"), 0)
     return PrepareResult(
         rows={
-            "read": intake.read,
+            "read": ingested.read,
             "kept": len(spool),
-            "rejected": intake.bad,
-            "duplicates": intake.duplicates,
-            "overlength": intake.losses.rows,
+            "rejected": ingested.bad,
+            "duplicates": ingested.duplicates,
+            "overlength": ingested.losses.rows,
             "near_duplicates": near_duplicates,
         },
         tokens={"total": sum(spool.lengths), "supervised": sum(spool.supervised)},
         splits={"train": len(split.train), "validation": len(split.validation)},
         packing=packing_figures([spool.lengths[row] for row in train], sequences, config.max_seq_length),
         lengths=length_figures(spool.lengths),
-        forms=dict(intake.forms),
-        documents_split=intake.split_documents,
-        rejected_reasons=reasons(intake.rejections),
+        forms=dict(ingested.forms),
+        documents_split=ingested.split_documents,
+        rejected_reasons=reasons(ingested.rejections),
         sources=[
             {"name": item.name, "read": item.read, "kept": item.kept, "rejected": item.rejected, "weight": item.weight}
-            for item in intake.inputs
+            for item in ingested.inputs
         ],
-        overlength={"policy": config.on_overlength, **asdict(intake.losses)},
+        overlength={"policy": config.on_overlength, **asdict(ingested.losses)},
         checks=[asdict(finding) for finding in findings],
         template=template_facts(encoder),
     )

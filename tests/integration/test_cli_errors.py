@@ -20,9 +20,9 @@ from .conftest import LLMFT, files_in
 UNREACHABLE = "the model nobody/nothing is not on this machine and the Hub cannot be reached"
 CONNECT = "connect to the Hub, give a local directory, or use the built-in model: --model smollm2-135m"
 READABLE = "supported types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also compressed (.gz, .zst)"
-NO_RUN = "name one, or make one with: llmft prepare DATA"
+NO_RUN = "name one, or create one with: llmft prepare DATA"
 
-UNTRAINED = (2, "stage", "prepared: the stage train has not been run", "first: llmft train prepared")
+UNTRAINED = (2, "stage", "prepared: the stage train has not been run", "run first: llmft train prepared")
 
 # arguments, exit code, kind, message, hint
 CASES = {
@@ -69,14 +69,14 @@ CASES = {
         2,
         "stage",
         "folder is not a run (it has no run.json)",
-        "make one with: llmft prepare DATA --run RUN",
+        "create one with: llmft prepare DATA --run RUN",
     ),
     "run without prepare": (
         "train prepared-not",
         2,
         "stage",
         "prepared-not: the stage prepare has not been run",
-        "first: llmft prepare DATA --run prepared-not",
+        "run first: llmft prepare DATA --run prepared-not",
     ),
     "chat untrained": ("chat prepared --prompt hi", *UNTRAINED),
     "merge untrained": ("merge prepared", *UNTRAINED),

@@ -238,7 +238,7 @@ def test_the_same_data_is_prepared_once(
             do_prepare(data, **settings)
     assert do_prepare(data) == first
     (run.data / "held_out.jsonl").write_text("")
-    with pytest.raises(StageError, match="is stale, data has changed since"):
+    with pytest.raises(StageError, match="is stale: data has changed since"):
         do_prepare(data)
 
 

@@ -71,7 +71,7 @@ def test_a_preview_shows_the_loss_mask(prepare: Any, folder: Path) -> None:
     assert header.startswith("=== rows.jsonl:")
     assert "<|im_start|>assistant\n⟦" in text
     assert "<|im_end|>⟧" in text
-    assert "what the model learns to write is between ⟦ and ⟧" in done.stderr
+    assert "supervised text is between ⟦ and ⟧" in done.stderr
     again = prepare("rows.jsonl", "--run", "run", "--preview", 2, "--json")
     samples = json.loads(again.stdout)["preview"]
     assert len(samples) == 2

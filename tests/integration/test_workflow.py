@@ -147,7 +147,7 @@ def test_finished_stages_are_not_redone(llmft, workspace, trained):
     done = llmft("train", "runs/brindle", folder=workspace)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: runs/brindle: train is done already\nhint: to do it again, add --overwrite\n"
+    assert done.stderr == "error: runs/brindle: train is already done\nhint: to redo it, add --overwrite\n"
 
 
 def test_changed_source_makes_the_run_stale(llmft, workspace, trained):

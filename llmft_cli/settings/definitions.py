@@ -36,7 +36,7 @@ class Config:
     trust_remote_code: bool = setting(False, "Run Python code from the model's repository.", "Model", "gpu-check prepare train")
     quantization: str = setting(
         "nf4",
-        "Weight format. Only of the base weights, which stay frozen.",
+        "Weight format. It applies to the base weights, which stay frozen.",
         "Model",
         FIT,
         primary=FIT,
@@ -75,14 +75,14 @@ class Config:
     )
     columns: str | None = data_setting(
         None,
-        "Your column names, as in prompt=q,completion=a. The name that llmft knows comes first.",
+        "Your column names, as in prompt=q,completion=a. The name that llmft expects comes first.",
         primary="prepare",
         metavar="<names>",
     )
     dataset_split: str = data_setting("train", "Split to read of a Hub dataset. Local files have no splits.")
     chat_template: str | None = data_setting(
         None,
-        "Chat template: a Jinja file, or plain. Needed for chat rows where the model has no template.",
+        "Chat template: a Jinja file, or plain. Needed for chat rows if the model has no template.",
         metavar="<file>",
         suggestions=("plain",),
     )
@@ -101,7 +101,7 @@ class Config:
     )
     train_on: str = data_setting(
         "assistant",
-        "Tokens to learn. assistant is every answer, last the last answer of each conversation, all is every token.",
+        "Tokens to learn. assistant: every answer; last: the last answer of each conversation; all: every token.",
         primary="prepare",
         choices=("assistant", "last", "all"),
     )
@@ -110,7 +110,7 @@ class Config:
     )
     val_size: float = data_setting(
         0.05,
-        "Rows held out: a share or number. A share is 0.05 or 5%.",
+        "Rows held out: a share or number. Write a share as 0.05 or 5%.",
         primary="prepare",
         metavar="<rows>",
         minimum=0,
@@ -146,7 +146,7 @@ class Config:
     )
     max_steps: int | None = setting(
         None,
-        "Stop after this many optimizer steps. --num-epochs is then not used.",
+        "Stop after this many optimizer steps. Replaces --num-epochs.",
         "Training",
         FIT,
         primary="train",
@@ -171,7 +171,7 @@ class Config:
     gradient_accumulation_steps: int = setting(4, "Forward passes per optimizer step.", "Training", FIT, minimum=1)
     warmup_ratio: float = setting(
         0.03,
-        "Share of the steps in which the learning rate rises. Not used with --lr-scheduler constant.",
+        "Share of the steps in which the learning rate rises. No effect with --lr-scheduler constant.",
         "Training",
         "train",
         minimum=0,
@@ -209,8 +209,8 @@ class Config:
     plan: str = setting(
         "fast",
         "How to use the GPU's memory. fast is the fastest plan that fits, balanced keeps to three quarters of the memory, "
-        "frugal uses the least, given takes --batch-size and --gradient-checkpointing as they are; or a file with a plan. "
-        "Not used on a CPU.",
+        "frugal uses the least, given applies --batch-size and --gradient-checkpointing unchanged. May also be a plan file. "
+        "No effect on a CPU.",
         "Training",
         FIT,
         metavar="<plan>",
@@ -218,7 +218,7 @@ class Config:
     )
     max_vram: int | None = setting(
         None,
-        "GPU memory limit, as in 12GiB. Not used on a CPU.",
+        "GPU memory limit, as in 12GiB. No effect on a CPU.",
         "Training",
         FIT,
         primary="train",
@@ -229,7 +229,7 @@ class Config:
     )
     seed: int = setting(
         42,
-        "Random seed. It decides the split, the order of the rows, the adapter's initial values and the samples in chat.",
+        "Random seed. It sets the split, the row order, the adapter's initial values, and sampling in chat.",
         "Training",
         "prepare train chat",
         minimum=0,
@@ -276,7 +276,11 @@ class Config:
     logging_steps: int = setting(1, "Optimizer steps between log entries.", EVALUATION, "train", minimum=1)
     report_to: str = setting("none", "Experiment tracker.", EVALUATION, "train", primary="train", choices=("none", "wandb"))
     wandb_project: str = setting(
-        "llm-fine-tuning", "Weights & Biases project. Used only with --report-to wandb.", EVALUATION, "train", metavar="<name>"
+        "llm-fine-tuning",
+        "Weights & Biases project. No effect without --report-to wandb.",
+        EVALUATION,
+        "train",
+        metavar="<name>",
     )
     eval_batch_size: int = setting(8, "Sequences evaluated at once.", EVALUATION, "train eval", primary="eval", minimum=1)
     # -- generation
@@ -284,7 +288,7 @@ class Config:
     temperature: float = setting(0.0, "Sampling temperature. 0 is greedy.", "Generation", "chat", primary="chat", minimum=0)
     top_p: float = setting(
         1.0,
-        "Probability mass to sample from. The likeliest tokens that hold it are used. Used only with --temperature above 0.",
+        "Probability mass to sample from. Only the likeliest tokens are used. No effect without a --temperature above 0.",
         "Generation",
         "chat",
         primary="chat",

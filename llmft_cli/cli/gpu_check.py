@@ -13,7 +13,7 @@ from llmft_cli.settings.quantities import format_size, parse_count, parse_flag, 
 
 if TYPE_CHECKING:
     from llmft_cli.cli.console import Console
-    from llmft_cli.fit.fit import TargetGpu
+    from llmft_cli.fit.target_gpu import TargetGpu
     from llmft_cli.run_dir import RunDir
 
 
@@ -82,10 +82,11 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
         return
     from llmft_cli.cli.views.fit import fit_sections
     from llmft_cli.fit import fit
+    from llmft_cli.fit.target_gpu import freest_gpu
 
     found = fit.fit(
         fitting.config(),
-        card or fit.freest_gpu(report.gpus, report.probes, count),
+        card or freest_gpu(report.gpus, report.probes, count),
         fitting.run_dir(),
         console,
         measure=fitting.measure,
@@ -97,7 +98,7 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
 
 
 def named_gpu(vram: str) -> TargetGpu:
-    from llmft_cli.fit.fit import TargetGpu
+    from llmft_cli.fit.target_gpu import TargetGpu
 
     size = parse_flag(parse_size, vram, "--vram", "8GiB")
     return TargetGpu(f"a GPU with {format_size(size)}", size, None, None)

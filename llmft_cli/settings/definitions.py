@@ -206,7 +206,7 @@ class Config:
         "fast",
         "How to use the GPU's memory. fast is the fastest plan that fits, balanced keeps to three quarters of the memory, "
         "frugal uses the least, given applies --batch-size and --gradient-checkpointing unchanged. May also be a plan file. "
-        "No effect on a CPU.",
+        "On a CPU, only a plan file has an effect.",
         "Training",
         FIT,
         metavar="<plan>",

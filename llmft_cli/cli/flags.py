@@ -88,7 +88,6 @@ def command(app: typer.Typer, name: Command) -> Callable[[Callable[..., None]], 
             if name in LOAD_A_MODEL or values.get("measure"):
                 check_one_process(name)
                 check_platform(name)
-            warn_of_unused(name, given, values)
             function(**values, given=given)
 
         run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
@@ -115,14 +114,6 @@ class Given:
 
     def config(self, saved: Mapping[str, Any] | None = None) -> settings.Config:
         return settings.resolve(self.flags, self.file, saved)
-
-
-def warn_of_unused(command: Command, given: Given, values: Mapping[str, Any]) -> None:
-    """Warn of flags that do nothing because another option is missing. A config file may hold settings of any command."""
-    for name, value in given.flags.items():
-        needed = settings.FIELDS[name].setting.only_with.get(command)
-        if value is not None and needed and not values[needed.removeprefix("--")]:
-            given.console.warn(f"{settings.flag_of(name)} has no effect without {needed}")
 
 
 def make_console(as_json: bool, quiet: bool) -> Console:

@@ -37,7 +37,7 @@ class CommandWithPages(TyperCommand):
         for parameter in shown:
             field = setting_of(parameter, self.name)
             heading = SETTINGS if field and len(fields) <= FEW_SETTINGS else panel_of(parameter)
-            text = short_text(field) if field else short_own_text(parameter.help)
+            text = short_text(field, self.name) if field else short_own_text(parameter.help)
             groups.setdefault(heading, []).append((short_name_of(parameter, ctx), text))
         formatter.write_paragraph()
         write_groups(groups, formatter, between="")
@@ -87,8 +87,8 @@ class GroupWithPages(TyperGroup):
         self.format_help(ctx, formatter)
         for name, command in self.commands.items():
             formatter.write(f"\n{'-' * formatter.width}\n\n")
-            with command.make_context(name, [], parent=ctx, resilient_parsing=True) as own:
-                command.write_full_help(own, formatter)  # type: ignore[attr-defined]
+            own = type(ctx)(command, info_name=name, parent=ctx)
+            command.write_full_help(own, formatter)  # type: ignore[attr-defined]
 
 
 def show_full_help(context: typer.Context, wanted: bool) -> None:
@@ -163,12 +163,13 @@ def full_text(field: settings.Field) -> str:
     return f"{field.setting.help}{choices}{default_of(field)}"
 
 
-def short_text(field: settings.Field) -> str:
-    """The first sentence, with the choices and the default."""
+def short_text(field: settings.Field, command: Any) -> str:
+    """The first sentence, with the choices, and the default or what else the command needs to use the setting."""
     sentence = first_sentence(field.setting.help)
     if field.setting.choices:
         sentence = f"{sentence[:-1]}: {', '.join(field.setting.choices)}."
-    return f"{sentence}{default_of(field)}"
+    needed = field.setting.only_with.get(command)
+    return f"{sentence} Only with {needed}." if needed else f"{sentence}{default_of(field)}"
 
 
 def default_of(field: settings.Field) -> str:

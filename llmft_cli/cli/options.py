@@ -168,7 +168,7 @@ DataOption = Annotated[
         "--data",
         metavar="<source>",
         help="Prepare this file, directory or Hub dataset first. May be repeated. RUN is then the directory to create, "
-        "by default a new one under runs/.",
+        "by default a new one under runs/. Without --data, the model and the data settings are those of the prepared run.",
         rich_help_panel=RUN,
         show_default=False,
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmft_cli.settings.quantities import SIZE_FORM, parse_size
-from llmft_cli.settings.setting import data_setting, rows_or_share, setting, share
+from llmft_cli.settings.setting import OF_PREPARED_DATA, data_setting, rows_or_share, setting, share
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
@@ -29,11 +29,16 @@ class Config:
         "Model",
         "gpu-check prepare train",
         primary="gpu-check prepare train",
+        only_with=OF_PREPARED_DATA,
         metavar="<name>",
         suggestions=("smollm2-135m", DEFAULT_MODEL),
     )
-    revision: str | None = setting(None, "Branch, tag or commit of a Hub model.", "Model", "gpu-check prepare train")
-    trust_remote_code: bool = setting(False, "Run Python code from the model's repository.", "Model", "gpu-check prepare train")
+    revision: str | None = setting(
+        None, "Branch, tag or commit of a Hub model.", "Model", "gpu-check prepare train", only_with=OF_PREPARED_DATA
+    )
+    trust_remote_code: bool = setting(
+        False, "Run Python code from the model's repository.", "Model", "gpu-check prepare train", only_with=OF_PREPARED_DATA
+    )
     quantization: str = setting(
         "nf4",
         "Weight format. It applies to the base weights, which stay frozen.",
@@ -62,16 +67,7 @@ class Config:
         "auto",
         "Format of the rows. auto detects it from their content.",
         primary="prepare",
-        choices=(
-            "auto",
-            "messages",
-            "sharegpt",
-            "alpaca",
-            "prompt-completion",
-            "question-answer",
-            "text",
-            "tokens",
-        ),
+        choices=("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "question-answer", "text", "tokens"),
     )
     columns: str | None = data_setting(
         None,
@@ -210,7 +206,7 @@ class Config:
         "fast",
         "How to use the GPU's memory. fast is the fastest plan that fits, balanced keeps to three quarters of the memory, "
         "frugal uses the least, given applies --batch-size and --gradient-checkpointing unchanged. May also be a plan file. "
-        "No effect on a CPU.",
+        "On a CPU, only a plan file has an effect.",
         "Training",
         FIT,
         metavar="<plan>",

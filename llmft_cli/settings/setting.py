@@ -18,7 +18,7 @@ class Setting:
         panel: heading of its group in the help.
         commands: the commands that have the flag.
         primary: those of them whose short help shows it.
-        only_with: by command, the option without which the setting does nothing there.
+        only_with: by command, the option without which the setting cannot be changed, or does nothing, there.
         metavar: what stands for the value in the help; by default the name of the type.
         suggestions: values that shell completion offers where others are allowed, too.
         minimum, above, maximum, below: the range, with and without its ends.
@@ -75,6 +75,9 @@ def setting(default: Any, help: str, panel: str, commands: str, *, primary: str 
     return field(default=default, metadata={"setting": rule})
 
 
+OF_PREPARED_DATA = {"train": "--data"}  # without it, train takes what the run was prepared with, and refuses anything else
+
+
 def data_setting(default: Any, help: str, commands: str = "prepare train", **rules: Any) -> Any:
-    """A setting of how data is prepared: `train` uses it only where it prepares data itself."""
-    return setting(default, help, "Data", commands, only_with={"train": "--data"}, **rules)
+    """A setting of how data is prepared."""
+    return setting(default, help, "Data", commands, only_with=OF_PREPARED_DATA, **rules)

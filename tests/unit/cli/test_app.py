@@ -243,25 +243,6 @@ def test_flags_and_file_reach_the_config(tmp_path: Path) -> None:
     assert given.config({"seed": 3}) == Config(lora_r=4, batch_size=2, packing=False, seed=3)
 
 
-@pytest.mark.parametrize(
-    ("line", "warnings"),
-    [
-        ("train none --val-size 0.1 --no-packing --lora-r 8", ["--packing", "--val-size"]),
-        ("train none --data none.jsonl --val-size 0.1", []),
-        ("gpu-check --vram 8GiB --num-epochs 2", ["--num-epochs"]),
-    ],
-)
-def test_flags_without_effect_are_warned_of(
-    line: str, warnings: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Captured, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    command_that(raising(DataError("looked at the machine")), monkeypatch)
-    assert run(*line.split(), monkeypatch=monkeypatch) in (2, 4)
-    needed = {"train": "--data", "gpu-check": "--run"}[line.split()[0]]
-    told = [text for text in capsys.readouterr().err.splitlines() if "has no effect" in text]
-    assert told == [f"warning: {name} has no effect without {needed}" for name in warnings]
-
-
 def test_a_new_run_is_named_after_its_data() -> None:
     assert re.fullmatch(r"runs/chat-\d{8}-\d{6}", str(run_to_prepare(None, ["sample_data/chat.jsonl", "b.csv"]).path))
     assert re.fullmatch(r"runs/data-\d{8}-\d{6}", str(run_to_prepare(None, ["."]).path))

@@ -14,7 +14,7 @@ from llmft_cli.cli import app
 from llmft_cli.models import builtin
 from llmft_cli.settings.config import FIELDS
 from llmft_cli.training.planning.decide import AS_GIVEN
-from llmft_cli.training.planning.options import KINDS
+from llmft_cli.training.planning.options import PLAN_KINDS
 
 COMMANDS = ["gpu-check", "prepare", "train", "merge", "eval", "chat"]
 Captured = pytest.CaptureFixture[str]
@@ -159,4 +159,4 @@ def test_bash_completes_with_the_installed_script(folder: Path, monkeypatch: pyt
 
 def test_what_is_suggested_exists() -> None:
     assert builtin.NAME in FIELDS["model"].setting.suggestions
-    assert FIELDS["plan"].setting.suggestions == (*KINDS, AS_GIVEN)
+    assert FIELDS["plan"].setting.suggestions == (*PLAN_KINDS, AS_GIVEN)

@@ -17,13 +17,10 @@ from llmft_cli.fit.target_gpu import TargetGpu
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.planning.speed import Rates
 
-from ..followed_once import remember
+from ..followed_once import of_the_model, remember
 
 GIBIBYTE = 2**30
 H100 = Rates(790e12, 2.9e12)
-# Settings that say nothing of the model that is followed.
-OF_BATCHES = {"batch_size": 1, "gradient_accumulation_steps": 1, "max_seq_length": 64, "tokens_per_batch": None}
-OF_BATCHES |= {"plan": "fast", "max_vram": None, "gradient_checkpointing": None}
 MODELS: dict[Any, Any] = {}
 
 
@@ -33,7 +30,7 @@ def models_and_steps_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     build = fit.trainable
 
     def built(shape: Any, config: Any, device: str, plan: Any = None, able: Any = None) -> Any:
-        key = replace(config, **OF_BATCHES), device, plan, able
+        key = of_the_model(config), device, plan, able
         if key not in MODELS:
             MODELS[key] = build(shape, *key)
         return MODELS[key]

@@ -177,7 +177,7 @@ def test_one_of_several_processes_is_refused_before_anything_is_loaded(
     monkeypatch.setenv("WORLD_SIZE", "2")
     command, *others = arguments.split()
     message = f"WORLD_SIZE is 2: `llmft {command}` supports one process only"
-    hint = f"start it without torchrun: `llmft {command} ...`; where the system sets WORLD_SIZE, unset it"
+    hint = f"start it without torchrun: `llmft {command} ...`; if the system sets WORLD_SIZE, unset it"
     check(folder, [command, *others], 2, "usage", message, hint)
 
 

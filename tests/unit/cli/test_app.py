@@ -85,7 +85,7 @@ def test_commands_that_load_a_model_run_in_one_process(line: str, monkeypatch: p
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(*line.split(), "--json", monkeypatch=monkeypatch) == 2
     message = f"WORLD_SIZE is 2: `llmft {line.split()[0]}` supports one process only"
-    hint = f"start it without torchrun: `llmft {line.split()[0]} ...`; where the system sets WORLD_SIZE, unset it"
+    hint = f"start it without torchrun: `llmft {line.split()[0]} ...`; if the system sets WORLD_SIZE, unset it"
     assert json.loads(capsys.readouterr().out)["error"] == {"kind": "usage", "message": message, "hint": hint}
 
 

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.libraries import calm, hardware, import_transformers, versions
+from llmft_cli.base.libraries import configure_libraries, hardware, import_transformers, versions
 
-calm()
+configure_libraries()
 
 import torch  # noqa: E402
 

@@ -23,9 +23,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.libraries import calm, hardware, versions
+from llmft_cli.base.libraries import configure_libraries, hardware, versions
+from llmft_cli.training.step.checkpointing import checkpoint_layers
 
-calm()
+configure_libraries()
 
 import torch  # noqa: E402
 from transformers import AutoConfig, PreTrainedConfig  # noqa: E402
@@ -128,7 +129,10 @@ def draw_adapters(model: Any, seed: int) -> None:
 def tuned(base: Any, fast: bool = True, checkpointed: int | None = 0, kept: bool = False) -> Any:
     """A model as `llmft train` makes it."""
     config = resolve({"lora_r": RANK, "fast": fast})
-    model = make_trainable(base, config, "random", checkpointed, dequantized_weights=kept)
+    model = make_trainable(base, config, "random")
+    if kept:
+        architectures.keep_dequantized(model, True)
+    checkpoint_layers(model, checkpointed)
     if bool(architectures.blocks_of(model)) != fast:
         raise RuntimeError(f"{base.config.model_type} has no fast layers")
     return model

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.libraries import calm, hardware, version_of, versions
+from llmft_cli.base.libraries import configure_libraries, hardware, version_of, versions
 
-calm()
+configure_libraries()
 
 import torch  # noqa: E402
 from liger_kernel import ops as liger  # noqa: E402

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from llmft_cli.base.libraries import calm, hardware, versions
+from llmft_cli.base.libraries import configure_libraries, hardware, versions
 
-calm()
+configure_libraries()
 
 
 from llmft_cli.base.reporter import Silent  # noqa: E402

@@ -12,13 +12,13 @@ import argparse
 import gc
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.libraries import calm, hardware, versions
+from llmft_cli.base.libraries import configure_libraries, hardware, versions
 
-calm()  # the allocator is set up as `llmft train` does it, before torch is there
+configure_libraries()  # the allocator is set up as `llmft train` does it, before torch is there
 
 import torch  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402
@@ -28,11 +28,11 @@ from llmft_cli.models.decoder_layers import decoder_layers  # noqa: E402
 from llmft_cli.settings.config import resolve  # noqa: E402
 from llmft_cli.training.device_memory import hold_to  # noqa: E402
 from llmft_cli.training.fast import architectures  # noqa: E402
-from llmft_cli.training.planning.options import option_of  # noqa: E402
+from llmft_cli.training.planning.options import Predictor  # noqa: E402
 from llmft_cli.training.planning.simulation import BatchShape  # noqa: E402
 from llmft_cli.training.planning.speed import REFERENCE_RATES  # noqa: E402
 from llmft_cli.training.profiling.measuring import measure  # noqa: E402
-from llmft_cli.training.step.tuned_model import make_trainable  # noqa: E402
+from llmft_cli.training.step.tuned_model import apply_plan, make_trainable  # noqa: E402
 
 GIBIBYTE = 2**30
 MOST_TIMED_TOKENS = 2**14  # with more, one step takes seconds
@@ -132,22 +132,23 @@ def run(case: Case, fast: bool) -> dict[str, Any]:
     rows = case.sequences * case.rows
     batch = BatchShape(case.sequences, case.length, case.sequences * (case.length - 1), rows, case.length // case.rows)
 
-    def model_on(device: str, **more: Any) -> Any:
+    def model_on(device: str) -> Any:
         base = random_model.build(config_of(case.shape), torch.device(device), "nf4", torch.bfloat16)
-        return make_trainable(base, config, case.shape, case.checkpointed, **more)
+        return make_trainable(base, config, case.shape)
 
     started = time.perf_counter()
     on_meta = model_on("meta")
     layers = len(decoder_layers(on_meta)) if case.checkpointed is None else case.checkpointed
-    option_with = option_of(on_meta, config, batch, REFERENCE_RATES)
+    predictor = Predictor(on_meta, config, batch, REFERENCE_RATES)
     switches = {name: getattr(case, name) for name in ("embeddings_on_cpu", "dequantized_weights", "activation_offloading")}
-    option = option_with(layers, case.optim, **switches)
+    option = predictor.predict(replace(predictor.checkpointed, checkpointed_layers=layers, optim=case.optim, **switches))
     predicting_seconds = time.perf_counter() - started
     gc.collect()
     torch.cuda.empty_cache()
     started = time.perf_counter()
     hold_to(case.max_vram_gibibytes * GIBIBYTE or option.required_bytes, torch.device("cuda", 0))
-    model = model_on("cuda:0", **switches)
+    model = model_on("cuda:0")
+    apply_plan(model, option.plan)
     building_seconds = time.perf_counter() - started
     measured = measure(model, batch, case.optim, steps=3 if batch.tokens <= MOST_TIMED_TOKENS else 1)
     return asdict(case) | {

@@ -27,9 +27,9 @@ WANTED = Measurement(**json.loads(sys.argv[1]))
 if WANTED.side.startswith("unsloth"):
     import unsloth  # noqa: F401 - before the libraries that it patches
 
-from llmft_cli.base.libraries import calm, hardware, version_of, versions  # noqa: E402
+from llmft_cli.base.libraries import configure_libraries, hardware, version_of, versions  # noqa: E402
 
-calm()  # every side gets the allocator that `llmft train` and Unsloth set up
+configure_libraries()  # every side gets the allocator that `llmft train` and Unsloth set up
 
 import torch  # noqa: E402
 import train_step_peers as peers  # noqa: E402
@@ -49,7 +49,7 @@ from llmft_cli.training.plan import Plan, given_plan  # noqa: E402
 from llmft_cli.training.planning import decide  # noqa: E402
 from llmft_cli.training.profiling.measuring import make_optimizer  # noqa: E402
 from llmft_cli.training.step.loss import loss_and_gradients  # noqa: E402
-from llmft_cli.training.step.tuned_model import laid_out  # noqa: E402
+from llmft_cli.training.step.tuned_model import apply_plan, make_trainable  # noqa: E402
 
 GIBIBYTE = 2**30
 # Of warm-up and counted, with some batches in each. What a library compiles for a shape it may compile again, for any
@@ -143,8 +143,10 @@ def plan_of(config: Config) -> Plan:
 
 
 def trainable(base: Any, config: Config, plan: Plan) -> Any:
-    """As `train.trainable_model` calls it."""
-    return laid_out(base, config, config.model, plan)
+    """As `train.build` makes it."""
+    model = make_trainable(base, config, config.model)
+    apply_plan(model, plan)
+    return model
 
 
 def llmft() -> Side:

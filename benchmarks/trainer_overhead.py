@@ -20,9 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.libraries import calm, hardware, import_transformers, versions
+from llmft_cli.base.libraries import configure_libraries, hardware, import_transformers, versions
 
-calm()
+configure_libraries()
 
 import torch  # noqa: E402
 
@@ -41,7 +41,7 @@ from llmft_cli.training.loop.trainer import QLoRATrainer  # noqa: E402
 from llmft_cli.training.planning import decide  # noqa: E402
 from llmft_cli.training.profiling.measuring import make_optimizer  # noqa: E402
 from llmft_cli.training.step.loss import loss_and_gradients  # noqa: E402
-from llmft_cli.training.train import train, trainable_model  # noqa: E402
+from llmft_cli.training.train import build, train  # noqa: E402
 
 EVERY_STEP, USUAL = 1, 10
 BARE = "bare loop"
@@ -61,18 +61,18 @@ def bare_loop(run: RunDir, config: Config) -> float:
     device = loading.pick_device(config.device)
     source = model_source.resolve(config.model, Silent())
     config = compute_types.settled(config, device, Silent())
-    layout = decide.decide(source, config, rows, device, Silent())
-    config = layout.applied_to(config)
+    chosen = decide.decide(source, config, rows, device, Silent())
+    config = chosen.applied_to(config)
     import_transformers().set_seed(config.seed)
     base = loading.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
-    loading.keep_training_layout(base)
-    model = trainable_model(base, source.name, config, layout.plan, Silent())
+    loading.keep_training_chosen(base)
+    model = build(base, source.name, config, chosen.plan, Silent())
     model.train()
     steps = steps_of_batches(run, model, config, rows)
     weights = [one for one in model.parameters() if one.requires_grad]
     work: Callable[..., torch.Tensor] = partial(loss_and_gradients, model)
     recorded = recorded_passes(model, device, work)
-    optimizer = make_optimizer(model, layout.plan.optim)
+    optimizer = make_optimizer(model, chosen.plan.optim)
     # The stage's first pass, which is never recorded, is that of the longest batch before the first step.
     (recorded.run if recorded else work)(steps[0][0], torch.tensor(1.0, device=device))
     optimizer.zero_grad()

@@ -1,1 +1,1 @@
-"""What every part of the package uses: errors, files, the reporter, the libraries' settings, the machine."""
+"""What every part of the package uses: errors, files, the reporter, library settings, CPU and network checks."""

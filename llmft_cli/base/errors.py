@@ -1,8 +1,8 @@
-"""Errors a user can act on: what is wrong, where, the offending value, and what mends it.
+"""Errors a user can act on: what is wrong, where, the offending value, and how to fix it.
 
-Each kind carries the exit code that job scripts rely on. They are raised where the fact is
-known and shown in one place, the error boundary of `cli/app.py`. Anything else that escapes is a
-bug of ours and exits 1.
+Each kind has an exit code that job scripts rely on. Errors are raised where the cause is known and
+shown in one place, the error boundary of `cli/app.py`. Any other exception is a bug in llmft and
+exits with 1.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
-# What libraries that have no error number say. torch.save on a full disk speaks of positions in its archive only.
+# Messages of library errors without an errno. On a full disk, torch.save only mentions positions in its archive.
 TEXTS = {
     errno.ENOSPC: ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos"),
     errno.EROFS: ("Read-only file system", "os error 30"),
@@ -28,9 +28,9 @@ class LlmftError(Exception):
     """An error with a `kind` and an `exit_code`.
 
     Args:
-        message: what is wrong, with the offending value and where it stands.
-        hint: the command or setting that mends it.
-        details: what was found all the same, for `--json`.
+        message: what is wrong, where, with the offending value.
+        hint: the command or setting that fixes it.
+        details: results that are available despite the error, for `--json`.
     """
 
     kind = "bug"
@@ -61,14 +61,14 @@ class StageError(LlmftError):
 
 
 class MachineError(LlmftError):
-    """The environment is not up to it: driver, library, network, token, disk."""
+    """The environment lacks something: driver, library, network, token, disk."""
 
     kind = "environment"
     exit_code = 3
 
 
 class ModelError(LlmftError):
-    """A base model cannot be had or cannot be used."""
+    """A base model cannot be obtained or used."""
 
     kind = "model"
     exit_code = 3
@@ -90,17 +90,16 @@ class VerificationError(LlmftError):
 
 
 class Interrupted(LlmftError):
-    """The user or the system asked to stop; what was done is saved."""
+    """The user or the system asked to stop; finished work is saved."""
 
     kind = "interrupted"
     exit_code = 130
 
 
 def from_os_error(error: OSError) -> LlmftError | None:
-    """The user's version of a failed file operation, or None where it is not a matter of the machine.
+    """The user-facing error for a failed file operation, or None if the machine is not the cause.
 
-    Full disks and read-only folders can strike at any write, so they are named here once
-    instead of at every call.
+    Any write can hit a full disk or a read-only folder, so they are handled here and not at every call.
     """
     where = f" at {error.filename}" if error.filename else ""
     if error.errno in DISK_FULL:
@@ -109,7 +108,7 @@ def from_os_error(error: OSError) -> LlmftError | None:
         named = f": {error.filename}" if error.filename else ""
         return MachineError(
             f"permission denied{named} ({error.strerror})",
-            "fix its permissions, or keep the run where you can write",
+            "fix its permissions, or keep the run elsewhere",
         )
     if error.errno == errno.ENOMEM:
         return OutOfMemory(f"out of memory: {error.strerror}", SMALLER)
@@ -117,15 +116,15 @@ def from_os_error(error: OSError) -> LlmftError | None:
 
 
 def from_library_error(error: BaseException) -> LlmftError | None:
-    """The user's version of an error that a library raised with its cause only in the text, or wrapped in its own.
+    """The user-facing error for a library error whose cause is only in its text or in its `__cause__`.
 
-    safetensors, tokenizers and torch report a full disk, and CUDA an exhausted card, in words.
+    safetensors, tokenizers and torch report a full disk only in the text, and so does CUDA with a full GPU.
     """
     text = str(error)
     for number, signs in TEXTS.items():
         if any(sign in text for sign in signs):
             return from_os_error(OSError(number, os.strerror(number)))
-    # torch's own class for an exhausted card or host is known by name, so that torch need not be imported.
+    # torch's out-of-memory class is recognised by name, which avoids importing torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemory(": ".join(["out of memory", *text.splitlines()[:1]]), SMALLER)
     cause = error.__cause__
@@ -135,13 +134,13 @@ def from_library_error(error: BaseException) -> LlmftError | None:
 
 
 def first_line(error: object) -> str:
-    """The first line of an error's text that says something, or else what kind of error it is."""
+    """The first non-blank line of an error's text, or the name of its class."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line for line in lines if line), type(error).__name__)
 
 
 def is_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: library code that it strikes, imports above all, may raise another one from it."""
+    """Whether Ctrl-C caused an error: library code, imports above all, may raise another one from KeyboardInterrupt."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

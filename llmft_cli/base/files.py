@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and their hashes."""
+"""Atomic writing of files and directories, and their hashes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from llmft_cli.base.errors import MachineError, StageError
 
 
 def check_place(directory: Path) -> None:
-    """Refuse early a place where no directory can be made or written to.
+    """Fail early if `directory` cannot be created or written.
 
     Raises:
-        StageError: there is a file in its place.
+        StageError: a file is in the way.
         MachineError: it is not writable.
     """
     nearest = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
     if not nearest.is_dir():
-        raise StageError(f"{directory} cannot be a run directory: {nearest} is a file", "name another")
+        raise StageError(f"{directory} cannot be a run directory: {nearest} is a file", "choose another directory")
     if not os.access(nearest, os.W_OK):
         raise MachineError(f"permission denied: {nearest}", "fix its permissions, or keep the run elsewhere")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it holds either its old content or the whole new one."""
+    """Write a text file; it has either its old content or all of the new, even after a crash."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
@@ -46,9 +46,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def replacing_directory(target: Path) -> Iterator[Path]:
-    """A fresh directory to fill; it takes the place of `target` when the block ends well, else it is gone.
+    """A new directory that replaces `target` if the block succeeds, and is deleted otherwise.
 
-    Callers hold a lock, so what an earlier process that was killed left behind beside `target` is cleared first.
+    Callers hold a lock, so leftovers of a killed process next to `target` are deleted first.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
@@ -59,7 +59,7 @@ def replacing_directory(target: Path) -> Iterator[Path]:
         fresh.mkdir()
         yield fresh
         for file in fresh.rglob("*"):
-            # safetensors writes for its owner alone; who may enter the run may read it.
+            # safetensors' files are readable by their owner only; everyone who can open the run may read it.
             file.chmod(0o755 if file.is_dir() else 0o644)
         if target.exists():
             target.rename(old)

@@ -1,4 +1,4 @@
-"""Pages that a browser shows as one file; what stands in them may be hostile and is only ever text."""
+"""Self-contained HTML pages; their content may be hostile and is always escaped."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jinja2 import Template
 
-# Embeddings, overrides and isolates that would reorder the text around them (CVE-2021-42574).
+# Unicode embeddings, overrides and isolates, which reorder the text around them (CVE-2021-42574).
 REORDERING = re.compile("[\u202a-\u202e\u2066-\u2069]")
 
 
@@ -18,15 +18,15 @@ def template(package: str, name: str, functions: list[Callable[..., Any]]) -> Te
     """A page's template, in which every value is escaped.
 
     Args:
-        package: where the template lies.
-        functions: what the template may call, by their names.
+        package: the package that contains the template.
+        functions: functions that the template may call by name.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     def finalized(value: Any) -> Any:
         return visible(value) if type(value) is str else value
 
-    # finalize sees every value that the template prints, so none can be forgotten.
+    # finalize runs on every value that the template prints, so none can be missed.
     environment = Environment(
         loader=PackageLoader(package, ""),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""The libraries underneath: kept quiet, kept off the network, and their versions."""
+"""The libraries that llmft uses: silencing them, keeping them off the network, and their versions."""
 
 from __future__ import annotations
 
@@ -15,11 +15,8 @@ from llmft_cli import __version__
 RECORDED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers", "safetensors")
 
 
-def calm() -> None:
-    """Make the libraries imported later narrate nothing of their own; users see our lines, once.
-
-    Called by a command before it imports any of them.
-    """
+def configure_libraries() -> None:
+    """Silence and configure the libraries. A command calls this before it imports any of them."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DATASETS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -27,14 +24,14 @@ def calm() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Threads of the CPU that wait for each other spin for 0.3 ms before they sleep, which is longer than from one operation
-    # to the next, and much shorter than a process that came in between keeps a core (benchmarks/LOG.md).
+    # OpenMP threads that wait for each other spin for 0.3 ms before they sleep: longer than the gap between two
+    # operations, and much shorter than another process keeps a core (benchmarks/LOG.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # Segments that grow leave next to no memory of the GPU reserved and unused (8 sequences of 8,192 tokens: 20% without).
+    # Expandable segments leave almost no GPU memory reserved but unused (8 sequences of 8,192 tokens: 20% without them).
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    # transformers would fetch and run compute kernels from the Hub where the package `kernels` is installed.
+    # With the package `kernels` installed, transformers would download and run compute kernels from the Hub.
     os.environ.setdefault("USE_HUB_KERNELS", "NO")
     warnings.filterwarnings("ignore", module=r"(torch|transformers|peft|bitsandbytes|accelerate|datasets)\b")
 
@@ -48,10 +45,10 @@ def import_transformers() -> ModuleType:
 
 
 def import_bitsandbytes() -> ModuleType:
-    """bitsandbytes, without the line it prints and the code it would load from the Hub on import.
+    """Import bitsandbytes without its messages, and without loading code from the Hub.
 
-    On processors with AVX512-BF16 it asks the package `kernels` for a kernel from the Hub, and
-    prints a complaint when that package is missing.
+    On CPUs with AVX512-BF16 it asks the package `kernels` for a kernel from the Hub, and warns if
+    that package is missing.
     """
     loaded = sys.modules.get("bitsandbytes")
     if loaded is not None:
@@ -80,7 +77,7 @@ def version_of(package: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what a stage's result depends on, for the ledger."""
+    """Versions of everything a stage's result depends on, for the ledger."""
     return {"python": platform.python_version(), "llmft": __version__, **{package: version_of(package) for package in RECORDED}}
 
 

@@ -1,4 +1,4 @@
-"""Whether a server answers, told quickly; clients' own retries take up to a minute."""
+"""A quick check whether a server answers; the client libraries' own retries take up to a minute."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ TIMEOUT_SECONDS = 2
 
 
 def is_reachable(url: str) -> bool:
-    """Whether anything answers an HTTP request to `url` within two seconds, proxies included."""
+    """Whether an HTTP request to `url` is answered within two seconds, by the server or a proxy."""
     import requests
 
     try:
@@ -17,7 +17,7 @@ def is_reachable(url: str) -> bool:
 
 
 def hub_is_reachable() -> bool:
-    """Whether the Hugging Face Hub may be asked (HF_HUB_OFFLINE) and answers."""
+    """Whether the Hugging Face Hub answers; False with HF_HUB_OFFLINE."""
     from huggingface_hub import constants
 
     return not constants.HF_HUB_OFFLINE and is_reachable(constants.ENDPOINT)

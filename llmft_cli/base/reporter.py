@@ -1,4 +1,4 @@
-"""How library code tells what it is doing, without knowing who shows it."""
+"""How library code reports what it is doing, independent of how it is shown."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ Unit = Literal["steps", "bytes"]
 
 class Advance(Protocol):
     def __call__(self, steps: int = 1, **fields: float | int | None) -> None:
-        """Move a task on by `steps`; `fields` are figures to show beside it (loss, tokens_per_second, ...)."""
+        """Advance a task by `steps`; `fields` are values to show with it (loss, tokens_per_second, ...)."""
 
 
 class Reporter(Protocol):
     def note(self, message: str) -> None:
-        """One line of narration."""
+        """Show one line of information."""
 
     def warn(self, message: str) -> None:
-        """One line that the user should not miss."""
+        """Show one line that the user should not miss."""
 
     def track(self, description: str, total: int, done: int = 0, unit: Unit = "steps") -> AbstractContextManager[Advance]:
-        """A task of `total` steps or bytes, `done` of them before it began, shown while the context is open."""
+        """Show the progress of a task of `total` steps or bytes, `done` of them finished before it started."""
 
 
 class Silent:

@@ -1,4 +1,4 @@
-"""Whether Weights & Biases can be used from here, told without importing wandb."""
+"""Whether Weights & Biases can be used here, found out without importing wandb."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Login = Literal["logged in", "no account", "offline"]
 
 
 def login() -> Login:
-    """Whether an account is set up here, as `wandb login` or WANDB_API_KEY leaves it; offline where WANDB_MODE says so."""
+    """Whether an account is set up, by `wandb login` or WANDB_API_KEY; "offline" if WANDB_MODE is not online."""
     if os.environ.get("WANDB_MODE", "online") != "online":
         return "offline"
     host = urlparse(server()).hostname or server()

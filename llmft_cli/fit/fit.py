@@ -1,14 +1,15 @@
-"""Does a training fit, with which plan, and how long will it take: told from the model's config alone, or measured."""
+"""Whether a training fits, with which plan, and how long it takes: predicted from the model's config, or measured."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import ConfigError, MachineError, OutOfMemory
 from llmft_cli.base.reporter import Reporter
-from llmft_cli.fit.host_resources import Footprint, footprint
+from llmft_cli.fit.host_resources import HostResources, host_resources
+from llmft_cli.fit.target_gpu import TargetGpu, for_gpu, limit
 from llmft_cli.models import random_model
 from llmft_cli.models.config_lookup import shape_of
 from llmft_cli.settings import compute_types
@@ -19,39 +20,26 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig
 
-    from llmft_cli.gpu.gpus import Gpu
-    from llmft_cli.gpu.probes import Probe
     from llmft_cli.run_dir import RunDir
     from llmft_cli.settings.compute_types import Abilities
     from llmft_cli.training.plan import Plan
     from llmft_cli.training.planning.options import Option
     from llmft_cli.training.planning.simulation import BatchShape
-    from llmft_cli.training.planning.speed import Rates
     from llmft_cli.training.profiling.measuring import Measured
 
 SHORTEST_LENGTH = 64
 
 
 @dataclass(frozen=True)
-class Card:
-    """A GPU to fit into: what it has to give, and what it was measured to do, None where it is not here."""
-
-    name: str
-    available_bytes: int
-    device: str | None
-    rates: Rates | None
-
-
-@dataclass(frozen=True)
 class PlanOption:
-    """A plan with what is predicted of it.
+    """A plan and its predicted memory and speed.
 
     Attributes:
-        choices: the kinds of plan (`fast`, `balanced`, `frugal`) that it is chosen for.
-        predicted_peak_bytes: most that torch allocates.
-        required_bytes: all that the process takes of the card.
-        fits: whether the card has that, None without a card.
-        tokens_per_second: None where no card was measured.
+        choices: the kinds of plan (`fast`, `balanced`, `frugal`) that select it.
+        predicted_peak_bytes: peak memory that torch allocates.
+        required_bytes: total GPU memory of the process.
+        fits: whether the GPU has that much memory; None without a GPU.
+        tokens_per_second: None if no GPU was measured.
     """
 
     choices: list[str]
@@ -64,20 +52,20 @@ class PlanOption:
 
 @dataclass(frozen=True)
 class Fit:
-    """What gpu-check says of a training.
+    """What gpu-check reports about a training.
 
     Attributes:
-        fits: whether the chosen plan fits on the card; None without a card.
-        fitting_length: a `--max-seq-length` with which it would fit, where it does not.
-        card: the GPU that it is about, None where there is none.
-        available_bytes: what the training may take of it.
+        fits: whether any plan fits on the GPU; None without a GPU.
+        fitting_length: if none fits, a `--max-seq-length` that does.
+        card: the GPU's name, None without one.
+        available_bytes: the GPU memory that the training may use.
         plan, predicted_peak_bytes, required_bytes, breakdown, tokens_per_second: of the chosen plan, or of the
-            most frugal one where none fits.
-        training_seconds: for all steps on the run's data; None without a run, or where no card was measured.
-        measured: the chosen plan with random weights on the card, with `--measure`.
+            most frugal one if none fits.
+        training_seconds: for all steps on the run's data; None without a run or a measured GPU.
+        measured: with `--measure`, the chosen plan with random weights on the GPU.
         footprint: disk and RAM for training and merging.
         options: all plans that were considered.
-        tokens_per_batch: what batches are filled with; None where they have a number of sequences.
+        tokens_per_batch: as in the settings; None if batches have a fixed number of sequences.
     """
 
     model: str
@@ -92,108 +80,103 @@ class Fit:
     tokens_per_second: float | None
     training_seconds: float | None
     measured: Measured | None
-    footprint: Footprint
+    footprint: HostResources
     options: list[PlanOption]
     tokens_per_batch: int | None = None
 
 
-def freest_card(gpus: Sequence[Gpu], probes: Sequence[Probe], count: int) -> Card | None:
-    """The card that a training on `count` GPUs has to fit into: the last of the freest that torch sees; None if too few."""
-    from llmft_cli.training.planning.speed import Rates
+@dataclass(frozen=True)
+class Plans:
+    """The plans that were considered for a training.
 
-    usable = [gpu for gpu in gpus if gpu.device is not None and gpu.memory_free_bytes is not None]
-    usable.sort(key=lambda gpu: -(gpu.memory_free_bytes or 0))
-    if len(usable) < count:
-        return None
-    gpu = usable[count - 1]
-    rates = None
-    for probe in probes:
-        if probe.device == gpu.device and probe.flops_per_second and probe.bandwidth_bytes_per_second:
-            rates = Rates(probe.flops_per_second, probe.bandwidth_bytes_per_second)
-    return Card(f"GPU {gpu.index}: {gpu.name}", gpu.memory_free_bytes or 0, gpu.device, rates)
+    Attributes:
+        model: on `meta`, without a plan.
+        batch_of: the largest batch of a number of sequences.
+        available_bytes: the GPU memory that the training may use; None without a limit.
+        chosen: None if no plan fits.
+    """
+
+    model: PeftModel
+    batch_of: Callable[[int], BatchShape]
+    available_bytes: int | None
+    options: list[Option]
+    chosen: Option | None
+
+    @property
+    def best(self) -> Option:
+        """The chosen plan, or the most frugal one if none fits."""
+        return self.chosen or min(self.options, key=lambda option: option.required_bytes)
 
 
-def fit(config: Config, card: Card | None, run: RunDir | None, reporter: Reporter, *, measure: bool = False) -> Fit:
+def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Reporter, *, measure: bool = False) -> Fit:
     """Predict the memory, speed and time of a training.
 
     Args:
-        card: what it has to fit into; None asks for no limit.
-        run: a prepared run, whose longest batch and number of tokens are taken; without one, batches are full.
-        measure: whether to try the chosen plan on the card, with random weights.
+        gpu: the GPU to fit; None means no limit.
+        run: a prepared run, for its longest batch and number of tokens; without one, full batches are assumed.
+        measure: whether to run the chosen plan on the GPU, with random weights.
 
     Raises:
-        ModelError: the model's config cannot be had.
-        ConfigError: what the settings ask for cannot be predicted.
-        MachineError: something is to be measured and there is no GPU.
+        ModelError: the model's config cannot be obtained.
+        ConfigError: these settings cannot be predicted.
+        MachineError: there is no GPU to measure on.
     """
     from llmft_cli.training.loop import schedule
-    from llmft_cli.training.planning.decide import considered, filled, longest_batches, worst_batches
-    from llmft_cli.training.planning.options import choose
-    from llmft_cli.training.planning.speed import REFERENCE_RATES
+    from llmft_cli.training.planning.decide import filled
 
     check_can_be_predicted(config)
-    if measure and (card is None or card.device is None):
-        raise MachineError("--measure needs a GPU, and there is none here", "leave --measure out, or run it where the GPU is")
+    if measure and (gpu is None or gpu.device is None):
+        raise MachineError("--measure needs a GPU, and there is none here", "omit --measure, or run it on a machine with a GPU")
     sequences = training_sequences(run) if run else None
-    config, able = for_card(filled(config, sequences), card, reporter)
+    config, able = for_gpu(filled(config, sequences), gpu, reporter)
     shape, weights_here = shape_of(config, reporter)
-    reporter.note(f"following training steps of {config.model}")
-    model = trainable(shape, config, "meta", able=able)
-    batch_of = longest_batches(config) if sequences is None else worst_batches(sequences, config.tokens_per_batch)
-    available = limit(card, config.max_vram)
-    rates = card.rates if card else None
-    found, kind = considered(model, config, batch_of, available, rates or REFERENCE_RATES)
-    chosen = choose(found, available, kind)
-    best = chosen or min(found, key=lambda option: option.required_bytes)
+    reporter.note(f"simulating training steps of {config.model}")
+    plans = consider_plans(config, trainable(shape, config, "meta", able=able), sequences, gpu)
     measured = None
-    if measure and chosen and card and card.device:
-        reporter.note(f"building {config.model} with random weights on {card.name}")
-        measured = measure_plan(shape, config, chosen, batch_of(chosen.plan.batch_size), card.device)
-    seconds = None
-    if rates and sequences:
-        seconds = schedule.training_tokens(sequences, config) / best.tokens_per_second
+    if measure and plans.chosen and gpu and gpu.device:
+        reporter.note(f"building {config.model} with random weights on {gpu.name}")
+        measured = measure_plan(shape, config, plans.chosen, plans.batch_of(plans.chosen.plan.batch_size), gpu.device)
+    best, available, rates = plans.best, plans.available_bytes, gpu.rates if gpu else None
+    tokens = schedule.training_tokens(sequences, config) if sequences and rates else None
     return Fit(
         model=config.model,
-        fitting_length=None if chosen or run else longest_that_fits(model, config, available),
-        fits=None if available is None else chosen is not None,
-        card=card.name if card else None,
+        fitting_length=None if plans.chosen or run else longest_that_fits(plans.model, config, available),
+        fits=None if available is None else plans.chosen is not None,
+        card=gpu.name if gpu else None,
         available_bytes=available,
         plan=asdict(best.plan),
         predicted_peak_bytes=best.breakdown.total,
         required_bytes=best.required_bytes,
         breakdown=asdict(best.breakdown),
         tokens_per_second=best.tokens_per_second if rates else None,
-        training_seconds=seconds,
+        training_seconds=None if tokens is None else tokens / best.tokens_per_second,
         measured=measured,
-        footprint=footprint(
-            model,
-            replace(config, optim=best.plan.optim),
-            weights_here=weights_here,
-            offloaded_tokens=batch_of(best.plan.batch_size).tokens if best.plan.activation_offloading else 0,
-        ),
-        options=[described(option, found, available, measured_speed=rates is not None) for option in found],
+        footprint=host_resources_of(plans, config, weights_here),
+        options=[plan_option(option, plans, measured_speed=rates is not None) for option in plans.options],
         tokens_per_batch=config.tokens_per_batch,
     )
 
 
-def for_card(config: Config, card: Card | None, reporter: Reporter) -> tuple[Config, Abilities | None]:
-    """The settings with the type to compute in in place of `auto`, and what the GPU can; bf16 and None if it is not here."""
-    import torch
+def consider_plans(config: Config, model: PeftModel, sequences: datasets.Dataset | None, gpu: TargetGpu | None) -> Plans:
+    from llmft_cli.training.planning.decide import considered, longest_batches, worst_batches
+    from llmft_cli.training.planning.options import choose
+    from llmft_cli.training.planning.speed import REFERENCE_RATES
 
-    from llmft_cli.training.fast.kernels.select import abilities_of
-
-    if card is not None and card.device is not None:
-        device = torch.device(card.device)
-        return compute_types.settled(config, device, reporter), abilities_of(device)
-    is_auto = config.compute_dtype == compute_types.AUTO
-    return replace(config, compute_dtype=compute_types.BF16) if is_auto else config, None
+    batch_of = longest_batches(config) if sequences is None else worst_batches(sequences, config.tokens_per_batch)
+    available = limit(gpu, config.max_vram)
+    rates = gpu.rates if gpu else None
+    options, kind = considered(model, config, batch_of, available, rates or REFERENCE_RATES)
+    return Plans(model, batch_of, available, options, choose(options, available, kind))
 
 
-def limit(card: Card | None, max_vram: int | None) -> int | None:
-    """Bytes that the training may take; None where nothing limits it."""
-    if card is None:
-        return max_vram
-    return card.available_bytes if max_vram is None else min(card.available_bytes, max_vram)
+def host_resources_of(plans: Plans, config: Config, weights_here: bool) -> HostResources:
+    plan = plans.best.plan
+    return host_resources(
+        plans.model,
+        replace(config, optim=plan.optim),
+        weights_here=weights_here,
+        offloaded_tokens=plans.batch_of(plan.batch_size).tokens if plan.activation_offloading else 0,
+    )
 
 
 def check_can_be_predicted(config: Config) -> None:
@@ -202,27 +185,28 @@ def check_can_be_predicted(config: Config) -> None:
     if not can_be_predicted(config):
         raise ConfigError(
             "the memory of --quantization int8, --use-dora and --trust-remote-code cannot be predicted",
-            "leave them out, or try: llmft train --max-steps 1, whose longest batch goes first",
+            "omit them, or test with: llmft train --max-steps 1, which tries the longest batch first",
         )
 
 
 def trainable(
     shape: PreTrainedConfig, config: Config, device: str, plan: Plan | None = None, able: Abilities | None = None
 ) -> PeftModel:
-    """A model of the shape with an adapter, with random weights and laid out by a plan or, on `meta`, with none.
+    """A model of the shape with an adapter: with random weights and a plan applied, or, on `meta`, without a plan.
 
     Args:
-        able: what the card can that `meta` stands for; None is all that there is.
+        able: the abilities of the GPU that `meta` stands for; None means all.
     """
     import torch
 
-    from llmft_cli.training.step.tuned_model import laid_out, make_trainable
+    from llmft_cli.training.step.tuned_model import apply_plan, make_trainable
 
     dtype = compute_types.torch_type(config.compute_dtype)
     base = random_model.build(shape, torch.device(device), config.quantization, dtype)
-    if plan is None:
-        return make_trainable(base, config, config.model, None, able=able)
-    return laid_out(base, config, config.model, plan)
+    model = make_trainable(base, config, config.model, able)
+    if plan is not None:
+        apply_plan(model, plan)
+    return model
 
 
 def training_sequences(run: RunDir) -> datasets.Dataset:
@@ -235,9 +219,9 @@ def training_sequences(run: RunDir) -> datasets.Dataset:
 
 
 def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | None) -> int | None:
-    """The longest sequence with which the most frugal plan fits, among halves of the wanted one; None if none does.
+    """Halve the sequence length until the most frugal plan fits, with one sequence per batch; None if none fits.
 
-    Where batches are filled by tokens, a single one at once may be enough of a change.
+    If batches are filled by tokens, the requested length itself is tried first.
     """
     from llmft_cli.training.planning.decide import considered, longest_batches
     from llmft_cli.training.planning.speed import REFERENCE_RATES
@@ -259,11 +243,12 @@ def measure_plan(shape: PreTrainedConfig, config: Config, option: Option, batch:
     return measuring.measure(trainable(shape, config, device, option.plan), batch, option.plan.optim)
 
 
-def described(option: Option, found: Sequence[Option], available: int | None, measured_speed: bool) -> PlanOption:
-    from llmft_cli.training.planning.options import KINDS, choose
+def plan_option(option: Option, plans: Plans, measured_speed: bool) -> PlanOption:
+    from llmft_cli.training.planning.options import PLAN_KINDS, choose
 
+    available = plans.available_bytes
     return PlanOption(
-        choices=[kind for kind in KINDS if choose(found, available, kind) is option],
+        choices=[kind for kind in PLAN_KINDS if choose(plans.options, available, kind) is option],
         plan=asdict(option.plan),
         predicted_peak_bytes=option.breakdown.total,
         required_bytes=option.required_bytes,
@@ -273,26 +258,26 @@ def described(option: Option, found: Sequence[Option], available: int | None, me
 
 
 def least_bytes(result: Fit) -> int:
-    """What the least demanding plan with the wanted optimizer takes of a card."""
+    """The GPU memory of the most frugal plan with the requested optimizer."""
     plain = [option for option in result.options if option.plan["optim"] == result.plan["optim"]]
     return min(option.required_bytes for option in plain)
 
 
 def require_fit(result: Fit) -> None:
-    """Hold that a plan fits.
+    """Check that a plan fits.
 
     Raises:
-        OutOfMemory: none does; with the fit itself as its details.
+        OutOfMemory: none does; its details contain the fit.
     """
     if result.fits is False:
         assert result.available_bytes is not None
         needed, available = (f"{size / 2**30:.2f} GiB" for size in (result.required_bytes, result.available_bytes))
-        mend = "use a smaller --lora-r or --model, or a larger card"
+        mend = "use a smaller --lora-r or --model, or a larger GPU"
         if length := result.fitting_length:
             batches = f" --tokens-per-batch {length}" if result.tokens_per_batch else ""
             mend = f"--max-seq-length {length}{batches} fits; or {mend}"
         raise OutOfMemory(
-            f"{result.model} does not fit: the most frugal plan needs {needed}, and {available} can be had",
+            f"{result.model} does not fit: the most frugal plan needs {needed}, available are {available}",
             mend,
             details={"fit": asdict(result)},
         )

@@ -1,8 +1,8 @@
-"""Disk and RAM that training and merging need, from a model that is not there.
+"""Disk and RAM that training and merging need, computed from the shapes of a model on `meta`.
 
-What a file holds follows from the shapes; what comes on top (headers, the process itself) was measured:
-files as `du` counts them, RAM as the peak of RssAnon and RssFile in /proc/PID/status, with torch 2.13,
-transformers 5.23, peft 0.21.2 and safetensors 0.8 on a CPU, on SmolLM2-135M and a Llama of 1.07 billion parameters.
+The contents of files follow from the shapes. The overhead (headers, the process itself) was measured: files by `du`, RAM
+as the peak of RssAnon and RssFile in /proc/PID/status, with torch 2.13, transformers 5.23, peft 0.21.2 and safetensors
+0.8 on a CPU, with SmolLM2-135M and a Llama of 1.07 billion parameters.
 """
 
 from __future__ import annotations
@@ -19,50 +19,42 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from llmft_cli.training.planning.memory import Breakdown
-
-STORED_BYTES = 2  # of a weight in a 16-bit safetensors file
+STORED_BYTES = 2  # per value in a 16-bit safetensors file
 FP32_BYTES = 4
-# Names, shapes and offsets: 112 to 132 bytes a tensor measured.
+# Names, shapes and offsets: 112 to 132 bytes per tensor measured.
 SAFETENSORS_HEADER_BYTES = 128
-# torch.save's archive has an entry for each of a parameter's tensors: 813 to 830 bytes a parameter measured with AdamW.
+# torch.save writes an archive entry for each state tensor: 813 to 830 bytes per parameter measured with AdamW.
 OPTIMIZER_ENTRY_BYTES = 820
-# README.md, adapter_config.json, scheduler.pt, rng_state.pth and 147 steps in trainer_state.json: 60 KiB on the disk.
+# README.md, adapter_config.json, scheduler.pt, rng_state.pth and 147 steps in trainer_state.json: 60 KiB on disk.
 CHECKPOINT_SMALL_FILES_BYTES = 60 * 1024
-# tokenizer.json: 72 bytes for each of SmolLM2's 49,152 tokens, 56 for each of 32,000 in a BPE made from Python sources.
+# tokenizer.json: 72 bytes per token for SmolLM2 (49,152 tokens), 56 for a BPE trained on Python sources (32,000 tokens).
 TOKENIZER_BYTES_PER_TOKEN = 75
-# `save_pretrained` writes a model in shards of this size, and copies each from the GPU as a whole.
+# `save_pretrained` writes shards of this size, and copies a whole shard from the GPU at a time.
 SHARD_BYTES = 50 * 10**9
-# Python with all libraries at work on a CPU: 430 MiB of its own and 155 MiB of mapped libraries, in merging as in training.
-CPU_PROCESS_BYTES = 585 * 2**20
-# The same with CUDA: what the merge of Llama-2-7B on an H100 held beside 13.48 GB of weights and 0.08 GB of logits
+# Python with all libraries and CUDA: the merge of Llama-2-7B on an H100, minus 13.48 GB of weights and 0.08 GB of logits
 # (benchmarks/results/workflow-llama-2-7b-h100.json: 15.23 GB).
 CUDA_PROCESS_BYTES = 1_700_000_000
-# Of a weight that bitsandbytes 0.50.2 quantises on a CPU: 600 MiB measured for one of 45 million values.
-QUANTIZING_BYTES = 14
 LOADING_THREADS = 4  # transformers' `GLOBAL_WORKERS`
-# PEFT computes what is added to a weight in fp32 and scales it into a second tensor.
-ADDEND_BYTES = 2 * FP32_BYTES
-# What glibc allocates in smaller pieces (M_MMAP_THRESHOLD_MAX) the process keeps when it is freed.
+# glibc keeps freed allocations below this size in the process (M_MMAP_THRESHOLD_MAX).
 KEPT_BELOW_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """What a model needs beside the memory of a GPU.
+class HostResources:
+    """The disk and RAM that a model needs.
 
-    RAM is what the kernel cannot take back. Weights are read from mapped files, whose pages count as the process's
-    as long as there is room for them, and are dropped when there is none (seen: all of them private and clean).
+    RAM means memory that the kernel cannot reclaim. Weights are read from mapped files: their pages count towards the
+    process while there is room, and are dropped when there is none (observed: all private and clean).
 
     Attributes:
-        parameters: of the base.
-        model_download_bytes: 16-bit safetensors of the base that are still to be downloaded or converted.
-        training_disk_bytes: of the run at its fullest moment, without its data: checkpoints and tokenizer.
-        training_ram_bytes: while the base is loaded and trained.
-        merging_disk_bytes: the merged model; with `--overwrite` the old one is there until the new one is whole.
-        merging_ram_bytes: while the adapter is merged, and the result is saved and verified.
-        mapped_weights_bytes: most pages of the base's files at a time; on a CPU they come on top of both figures in the
-            process's peak, on a GPU they are gone when training begins or the merged model is saved.
+        parameters: of the base model.
+        model_download_bytes: 16-bit safetensors of the base that must still be downloaded or converted.
+        training_disk_bytes: checkpoints and tokenizer at the run's peak, without its data.
+        training_ram_bytes: peak while the base is loaded and trained.
+        merging_disk_bytes: the merged model; with `--overwrite`, the old one stays until the new one is complete.
+        merging_ram_bytes: peak while the adapter is merged and the result is saved and verified.
+        mapped_weights_bytes: peak of mapped pages of the base's files; on a CPU they add to both RAM peaks, on a GPU
+            they are gone when training starts or the merged model is saved.
     """
 
     parameters: int
@@ -74,44 +66,38 @@ class Footprint:
     mapped_weights_bytes: int
 
 
-def footprint(
+def host_resources(
     model: PeftModel | PreTrainedModel,
     config: Config,
     *,
     weights_here: bool,
-    cpu_step: Breakdown | None = None,
     offloaded_tokens: int = 0,
-) -> Footprint:
-    """What training and merging need.
+) -> HostResources:
+    """Predict the disk and RAM for training and merging.
 
     Args:
-        model: as `tuned_model.make_trainable` leaves it, on the `meta` device; without an adapter, none is counted.
+        model: from `tuned_model.make_trainable`, on the `meta` device; may have no adapter.
         weights_here: whether the base's 16-bit weights are on this machine.
-        cpu_step: the predicted memory of a training step where everything runs on the CPU; None where it is a GPU.
-        offloaded_tokens: in a pass whose checkpointed layers keep their inputs in the host's memory; 0 where they do not.
+        offloaded_tokens: tokens in a pass whose checkpointed layers offload their inputs to the host; 0 without.
     """
     base = [count_values(weights) for weights in model.parameters() if not weights.requires_grad]
     weights_bytes = safetensors_bytes(base, STORED_BYTES)
     probe_tokens = PROBE_ROWS * min(PROBE_TOKENS, config.max_seq_length)
     vocabulary: int = model.config.get_text_config().vocab_size
     tokenizer_bytes = TOKENIZER_BYTES_PER_TOKEN * vocabulary
-    if cpu_step is None:
-        training_ram_bytes = training_ram_on_gpu(model, config, max(base)) + offloaded_bytes(model, offloaded_tokens)
-    else:
-        training_ram_bytes = training_ram_on_cpu(model, cpu_step)
-    return Footprint(
+    return HostResources(
         parameters=sum(base),
         model_download_bytes=0 if weights_here else weights_bytes,
         training_disk_bytes=most_checkpoints(config) * checkpoint_bytes(model, config.optim) + tokenizer_bytes,
-        training_ram_bytes=training_ram_bytes,
+        training_ram_bytes=training_ram_on_gpu(model, config, max(base)) + offloaded_bytes(model, offloaded_tokens),
         merging_disk_bytes=weights_bytes + tokenizer_bytes,
-        merging_ram_bytes=merging_ram(model, probe_tokens, on_gpu=cpu_step is None),
+        merging_ram_bytes=merging_ram(model, probe_tokens),
         mapped_weights_bytes=weights_bytes,
     )
 
 
 def count_values(weights: torch.Tensor) -> int:
-    """Of a weight as the base has it, packed into 4 bits or not."""
+    """The number of values in a weight, whether packed into 4 bits or not."""
     state: Any = getattr(weights, "quant_state", None)
     return weights.numel() if state is None else prod(state.shape)
 
@@ -125,7 +111,7 @@ def trained_values(model: torch.nn.Module) -> list[int]:
 
 
 def checkpoint_bytes(model: torch.nn.Module, optim: str) -> int:
-    """One `checkpoint-N`: adapter in fp32, optimizer state, and what is small."""
+    """One `checkpoint-N`: adapter in fp32, optimizer state, and small files."""
     from llmft_cli.training.planning.optimizer_state import whole_state
 
     values = trained_values(model)
@@ -134,20 +120,20 @@ def checkpoint_bytes(model: torch.nn.Module, optim: str) -> int:
 
 
 def most_checkpoints(config: Config) -> int:
-    """Checkpoints on the disk at one time: Trainer clears old ones after it has written a new one.
+    """The largest number of checkpoints on disk: Trainer deletes old ones only after writing a new one.
 
-    It never clears the best one, which there is where rows are held out. The adapter is written in
-    the end, when the place of one checkpoint is free again.
+    It never deletes the best one, which exists if rows are held out. The final adapter is written after
+    one checkpoint has been deleted.
     """
     return max(config.save_total_limit, 2 if config.val_size else 1) + 1
 
 
 def training_ram_on_gpu(model: torch.nn.Module, config: Config, largest: int) -> int:
-    """Beside the process, weights on their way to the GPU; the adapter when it is saved; state that the GPU has no room for.
+    """The process, paged optimizer state, and the larger of: weights on their way to the GPU, the adapter when saved.
 
-    Not measured but read in transformers 5.23 (`convert_and_load_state_dict_in_model`): weights are slices of mapped
-    files, which go to the GPU one after the other where they are quantised, and by four threads where not. torch
-    converts a weight that is stored in another type on the CPU, before it is copied.
+    Read from transformers 5.23 (`convert_and_load_state_dict_in_model`), not measured: weights are slices of mapped
+    files, which are copied to the GPU one at a time if quantised, and by four threads otherwise. torch converts a
+    weight that is stored in another type on the CPU, before copying it.
     """
     from llmft_cli.training.planning.optimizer_state import paged_state
 
@@ -158,42 +144,26 @@ def training_ram_on_gpu(model: torch.nn.Module, config: Config, largest: int) ->
 
 
 def offloaded_bytes(model: PeftModel | PreTrainedModel, tokens: int) -> int:
-    """One tensor of hidden states to a layer; torch pins memory in powers of two."""
+    """One tensor of hidden states per layer; torch pins memory in powers of two."""
     config: Any = model.config.get_text_config()
     size = tokens * config.hidden_size * computed_bytes(model)
     return config.num_hidden_layers * (1 << (size - 1).bit_length()) if size else 0
 
 
 def computed_bytes(model: torch.nn.Module) -> int:
-    """Of a value in the type that the base computes in."""
+    """Bytes per value of the base's compute type."""
     return next(weights.itemsize for weights in model.parameters() if not weights.requires_grad and weights.is_floating_point())
 
 
-def training_ram_on_cpu(model: torch.nn.Module, step: Breakdown) -> int:
-    """The step without dense weights, which stay in the mapped files, or the quantising of the last weight before it."""
-    from llmft_cli.training.planning.memory import holdings
+def merging_ram(model: PeftModel | PreTrainedModel, probe_tokens: int) -> int:
+    """The process, logits of the probes, and one shard of merged weights on its way to the disk.
 
-    training = step.total - step.dense_weights - holdings(model).cublas_bytes()
-    quantized = [count_values(weights) for weights in model.parameters() if hasattr(weights, "quant_state")]
-    loading = step.quantized_weights + max(quantized, default=0) * QUANTIZING_BYTES
-    return CPU_PROCESS_BYTES + max(training, loading)
-
-
-def merging_ram(model: PeftModel | PreTrainedModel, probe_tokens: int, on_gpu: bool) -> int:
-    """Logits of the probes, and the merged weights: those that the adapter changes on a CPU, a shard of all on a GPU.
-
-    Logits of base and base + adapter are there while the model is merged and saved, and those of the merged model
-    besides when it is compared row by row, in five more tensors (log-probabilities of both, and their divergence).
-    By then large weights have been given back to the system.
+    The logits of base and base + adapter exist while the model is merged and saved. The comparison adds the merged
+    model's logits and, row by row, five more tensors (log-probabilities of both, and their divergence). By then, large
+    weights have been returned to the system.
     """
-    if on_gpu:
-        process, addend_bytes = CUDA_PROCESS_BYTES, 0
-        merged = [count_values(weights) * STORED_BYTES for weights in model.parameters() if not weights.requires_grad]
-    else:
-        adapted: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
-        merged = [count_values(module.base_layer.weight) * STORED_BYTES for module in adapted]
-        process, addend_bytes = CPU_PROCESS_BYTES, max(merged, default=0) // STORED_BYTES * ADDEND_BYTES
+    merged = [count_values(weights) * STORED_BYTES for weights in model.parameters() if not weights.requires_grad]
     logits = probe_tokens * model.config.get_text_config().vocab_size * FP32_BYTES
-    merging = min(sum(merged), SHARD_BYTES) + addend_bytes + 2 * logits
+    merging = min(sum(merged), SHARD_BYTES) + 2 * logits
     comparing = sum(size for size in merged if size < KEPT_BELOW_BYTES) + 3 * logits + 5 * logits // PROBE_ROWS
-    return process + max(merging, comparing)
+    return CUDA_PROCESS_BYTES + max(merging, comparing)

@@ -1,4 +1,4 @@
-"""Work beside the main thread, which nobody has to wait for."""
+"""Work in a background thread that does not keep the program alive."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def beside(work: Callable[[], T]) -> Future[T]:
-    """Start `work` in a thread that does not keep the program from ending, as those of an executor would."""
+def run_in_background(work: Callable[[], T]) -> Future[T]:
+    """Start `work` in a daemon thread: unlike an executor's threads, it does not delay the program's exit."""
     future: Future[T] = Future()
 
     def run() -> None:

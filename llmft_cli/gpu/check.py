@@ -1,7 +1,7 @@
 """What this machine offers a fine-tuning job: GPUs, library versions, live probes, memory, disk and accounts.
 
-A machine without a GPU, with a broken driver or without torch is a finding in the report, with
-the line that mends it. Only `require_gpu` turns such a finding into an error.
+A missing GPU, a broken driver or a missing torch is a finding in the report, with the command that
+fixes it. Only `require_gpu` turns such a finding into an error.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from llmft_cli.base.libraries import version_of
 from llmft_cli.base.preconditions import missing_here
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.gpu import torch_builds
-from llmft_cli.gpu.background import beside
+from llmft_cli.gpu.background import run_in_background
 from llmft_cli.gpu.cuda_libraries import bitsandbytes_cuda
-from llmft_cli.gpu.gpus import HANGS, Gpu, Listing, can_be_opened, fullness, import_gputil, is_full, list_gpus
+from llmft_cli.gpu.gpus import DRIVER_HANGS, Gpu, Listing, can_be_opened, full_gpu_problem, import_gputil, is_full, list_gpus
 from llmft_cli.gpu.machine import (
     Cpu,
     Disk,
     Hub,
     Memory,
+    check_hub,
+    describe_cpu,
     disk_problem,
     downloads_dir,
-    look_at_cpu,
-    look_at_hub,
     measure_disk,
     measure_memory,
 )
-from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, untried
+from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, skipped_probe
 from llmft_cli.gpu.problem import Problem
-from llmft_cli.gpu.torch_view import import_torch, view_through_torch, why_unusable
+from llmft_cli.gpu.torch_view import import_torch, view_from_torch, why_unusable
 
 LIBRARIES = ("torch", "bitsandbytes", "transformers", "peft", "accelerate", "datasets", "GPUtil", "wandb", "triton")
 NO_GPU_MEND = "use a machine with an NVIDIA GPU and its driver; start a container with its GPUs (docker run --gpus all)"
@@ -44,9 +44,9 @@ NO_GPU_MEND = "use a machine with an NVIDIA GPU and its driver; start a containe
 
 @dataclass(frozen=True)
 class Nf4Probe:
-    """Whether 4-bit weights compute what they should on torch's first device: ||result - fp32 result|| / ||fp32 result||.
+    """Whether 4-bit weights give correct results on torch's first device.
 
-    `max_relative_error` is that of the 4-bit matrix product, the largest over the trials.
+    An error is ||result - fp32 result|| / ||fp32 result||; `max_relative_error` is the largest over the matrix products.
     """
 
     ok: bool
@@ -57,10 +57,11 @@ class Nf4Probe:
 
 
 @dataclass(frozen=True)
-class Computing:
-    """What the libraries make of the GPUs: `bf16` tells whether torch's first computes in it, None where it sees none.
+class ComputeFindings:
+    """What torch and bitsandbytes can do with the GPUs.
 
-    `probes` is empty where nothing could be tried, for the first of the problems.
+    `bf16` says whether torch's first GPU supports it, None if torch sees none. `probes` is empty if the first of the
+    problems prevented all of them.
     """
 
     gpus: list[Gpu]
@@ -76,10 +77,10 @@ class Computing:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings; those of `problems` want to be mended, those of `notes` work but could be better.
+    """All findings; `problems` need fixing, `notes` are optional improvements.
 
-    `cpu` is None without torch, which tells of it. `versions_match` tells whether driver, torch and bitsandbytes work
-    together, None where torch sees no GPU.
+    `cpu` is None without torch, which reports it. `versions_match` says whether driver, torch and bitsandbytes work
+    together, None if torch sees no GPU.
     """
 
     gpus: list[Gpu]
@@ -99,51 +100,50 @@ class Report:
 
 
 def check(reporter: Reporter, cache: Path, runs: Path) -> Report:
-    """Look at the machine. Whatever is missing or broken is a finding of the report, never an error.
+    """Inspect the machine. Whatever is missing or broken is a finding in the report, never an error.
 
     Args:
-        reporter: told of the steps that take time.
         cache: where converted models go; it need not exist.
         runs: where runs go; it need not exist.
     """
-    # Importing torch takes seconds, in which nvidia-smi and the Hub can answer.
+    # nvidia-smi and the Hub can answer during the seconds that importing torch takes.
     import_gputil()
-    looking, reaching = beside(list_gpus), beside(look_at_hub)
-    computing, listing = compute(reporter, looking)
+    pending_listing, pending_hub = run_in_background(list_gpus), run_in_background(check_hub)
+    computed, listing = probe_devices(reporter, pending_listing)
     disks = [measure_disk(cache, "cache"), measure_disk(downloads_dir(), "downloads"), measure_disk(runs, "runs")]
-    found = [listing.absence, *computing.problems, *map(disk_problem, disks), platform_problem()]
+    found = [listing.absence, *computed.problems, *map(disk_problem, disks), platform_problem()]
     return Report(
-        gpus=computing.gpus,
+        gpus=computed.gpus,
         gpu_problem=listing.absence.what if listing.absence else None,
-        nf4_probe=first_nf4(computing),
-        probes=computing.probes,
-        versions=versions(listing, computing),
-        versions_match=computing.versions_match,
-        bf16=computing.bf16,
-        cpu=computing.cpu,
+        nf4_probe=first_nf4(computed),
+        probes=computed.probes,
+        versions=versions(listing, computed),
+        versions_match=computed.versions_match,
+        bf16=computed.bf16,
+        cpu=computed.cpu,
         memory=measure_memory(),
         disks=disks,
-        hub=reaching.result(),
+        hub=pending_hub.result(),
         wandb=wandb_account.login(),
-        # Once: that a GPU is full is also why its probe fails.
+        # Without duplicates: a full GPU is also the reason why its probe fails.
         problems=list(dict.fromkeys(problem for problem in found if problem and problem.mend)),
-        notes=computing.notes,
+        notes=computed.notes,
     )
 
 
-def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Listing]:
-    """Import the libraries and try every device out that has room; also returns what was found by `looking` meanwhile."""
+def probe_devices(reporter: Reporter, pending_listing: Future[Listing]) -> tuple[ComputeFindings, Listing]:
+    """Import the libraries and probe every device with enough free memory; also returns the finished listing."""
     reporter.note("loading torch")
     torch = import_torch()
-    # Before torch opens a card, whose context takes several hundred MiB of the free memory.
-    listing = looking.result()
+    # Before torch opens a GPU: its context takes several hundred MiB of the free memory.
+    listing = pending_listing.result()
     if isinstance(torch, Problem):
-        return Computing(listing.gpus, [torch]), listing
+        return ComputeFindings(listing.gpus, [torch]), listing
     cuda = torch.version.cuda
-    if listing.absence is HANGS:
-        return Computing([], [HANGS], cuda=cuda, cpu=look_at_cpu(torch)), listing
-    view = view_through_torch(torch, listing)
-    problems = [fullness(gpu) for gpu in view.gpus if is_full(gpu) and (gpu.device or not view.devices)]
+    if listing.absence is DRIVER_HANGS:
+        return ComputeFindings([], [DRIVER_HANGS], cuda=cuda, cpu=describe_cpu(torch)), listing
+    view = view_from_torch(torch, listing)
+    problems = [full_gpu_problem(gpu) for gpu in view.gpus if is_full(gpu) and (gpu.device or not view.devices)]
     if view.problem and not (problems and "out of memory" in view.problem.what):
         problems.insert(0, view.problem)
     bitsandbytes, unusable = load_bitsandbytes(torch, on_gpu=bool(view.devices))
@@ -151,14 +151,14 @@ def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Li
     probes = []
     for device in view.devices or ["cpu"]:
         gpu = by_device.get(device)
-        if gpu and (reason := why_untried(torch, gpu, listing)):
-            tried, found = untried(torch, device, reason, unusable)
+        if gpu and (reason := why_skipped(torch, gpu, listing)):
+            result, found = skipped_probe(torch, device, reason, unusable)
         else:
-            reporter.note(f"trying {device}")
-            tried, found = probe(torch, device, bitsandbytes, unusable, gpu)
-        probes.append(tried)
+            reporter.note(f"testing {device}")
+            result, found = probe(torch, device, bitsandbytes, unusable, gpu)
+        probes.append(result)
         problems += found
-    found_out = Computing(
+    findings = ComputeFindings(
         gpus=view.gpus,
         problems=problems,
         probes=probes,
@@ -166,64 +166,64 @@ def compute(reporter: Reporter, looking: Future[Listing]) -> tuple[Computing, Li
         cuda=cuda,
         bitsandbytes_cuda=bitsandbytes_cuda(bitsandbytes) if bitsandbytes else None,
         versions_match=unusable is None if view.devices else None,
-        cpu=look_at_cpu(torch),
-        notes=[] if view.gpus or (listing.absence and listing.absence.mend) else needless_cuda(torch),
+        cpu=describe_cpu(torch),
+        notes=[] if view.gpus or (listing.absence and listing.absence.mend) else unneeded_cuda_build(torch),
     )
-    return found_out, listing
+    return findings, listing
 
 
-def why_untried(torch: Any, gpu: Gpu, listing: Listing) -> Problem | None:
-    """What keeps a device that torch sees from being tried out."""
+def why_skipped(torch: Any, gpu: Gpu, listing: Listing) -> Problem | None:
+    """Why a device that torch sees must not be probed, or None."""
     if not can_be_opened(gpu):
-        return fullness(gpu)
+        return full_gpu_problem(gpu)
     return why_unusable(torch, gpu, listing.newest_cuda)
 
 
-def needless_cuda(torch: Any) -> list[Problem]:
-    """Of a machine without a GPU: that its torch is a build for one, with CUDA's libraries."""
+def unneeded_cuda_build(torch: Any) -> list[Problem]:
+    """A note for machines without a GPU whose torch is a CUDA build."""
     if torch.version.cuda is None:
         return []
-    what = f"torch {torch.__version__} brings gigabytes of CUDA's libraries, and there is no NVIDIA GPU here"
-    # pip leaves the packages of a former build in place.
-    return [Problem(what, f"smaller, in a new environment: {torch_builds.cpu_line(torch.__version__)}")]
+    what = f"torch {torch.__version__} includes gigabytes of CUDA libraries, but this machine has no NVIDIA GPU"
+    # A new environment: pip would not remove the CUDA packages of the old build.
+    return [Problem(what, f"for a smaller install, in a new environment: {torch_builds.cpu_line(torch.__version__)}")]
 
 
 def platform_problem() -> Problem | None:
-    """What keeps trainings off this operating system."""
+    """Why this operating system cannot train, or None if it can."""
     missing = missing_here()
     return Problem(f"training needs Linux: {missing[0]}", missing[1]) if missing else None
 
 
-def first_nf4(computing: Computing) -> Nf4Probe:
-    if not computing.probes:
-        return Nf4Probe(False, None, None, None, computing.problems[0].what)
-    first = computing.probes[0]
+def first_nf4(computed: ComputeFindings) -> Nf4Probe:
+    if not computed.probes:
+        return Nf4Probe(False, None, None, None, computed.problems[0].what)
+    first = computed.probes[0]
     problem = None if first.nf4_ok else first.problem
     return Nf4Probe(first.nf4_ok, first.device, first.nf4_relative_error, first.nf4_round_trip_relative_error, problem)
 
 
-def versions(listing: Listing, computing: Computing) -> dict[str, str | None]:
-    """Versions of the libraries; `cuda` is torch's, `driver_cuda` the newest that the driver supports."""
+def versions(listing: Listing, computed: ComputeFindings) -> dict[str, str | None]:
+    """Library versions; `cuda` is torch's CUDA version, `driver_cuda` the newest that the driver supports."""
     return {
         "python": platform.python_version(),
         "llmft": __version__,
         **{library: version_of(library) for library in LIBRARIES},
         "driver": listing.gpus[0].driver if listing.gpus else None,
         "driver_cuda": listing.newest_cuda,
-        "cuda": computing.cuda,
-        "bitsandbytes_cuda": computing.bitsandbytes_cuda,
+        "cuda": computed.cuda,
+        "bitsandbytes_cuda": computed.bitsandbytes_cuda,
     }
 
 
 def require_gpu(report: Report) -> None:
-    """Hold that torch sees a GPU which is not fully used, and that 4-bit weights compute right on it.
+    """Check that torch's first device is a GPU with free memory on which 4-bit weights give correct results.
 
     Raises:
-        MachineError: it is otherwise; it says why and what mends it.
+        MachineError: it is not; with the reason and the fix.
     """
     probe = report.nf4_probe
     on_gpu = (probe.device or "").startswith("cuda")
-    full = [fullness(gpu) for gpu in report.gpus if on_gpu and gpu.device == probe.device and is_full(gpu)]
+    full = [full_gpu_problem(gpu) for gpu in report.gpus if on_gpu and gpu.device == probe.device and is_full(gpu)]
     if on_gpu and probe.ok and not full:
         return
     if full:

@@ -1,4 +1,4 @@
-"""How driver, torch and bitsandbytes match in their CUDA."""
+"""Whether torch and bitsandbytes use compatible versions of CUDA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmft_cli.gpu.torch_builds import reinstall_line
 
 
 def bitsandbytes_library(bitsandbytes: Any) -> str | None:
-    """The compiled library that bitsandbytes loaded ("libbitsandbytes_cuda130.so"), None where it could load none."""
+    """The compiled library that bitsandbytes loaded ("libbitsandbytes_cuda130.so"), or None if it loaded none."""
     library = bitsandbytes.cextension.lib
     if isinstance(library, bitsandbytes.cextension.ErrorHandlerMockBNBNativeLibrary):
         return None
@@ -22,16 +22,16 @@ def bitsandbytes_library(bitsandbytes: Any) -> str | None:
 
 
 def bitsandbytes_cuda(bitsandbytes: Any) -> str | None:
-    """The CUDA that bitsandbytes' library was built for ("13.0"), None for the CPU's."""
-    # The major version has two digits, as bitsandbytes reads it.
+    """The CUDA version that bitsandbytes' library was built for ("13.0"), or None for the CPU library."""
+    # bitsandbytes, too, takes the first two digits as the major version.
     built_for = re.search(r"_cuda(\d\d)(\d+)\.", bitsandbytes_library(bitsandbytes) or "")
     return f"{built_for[1]}.{built_for[2]}" if built_for else None
 
 
 def mismatch(torch: Any, bitsandbytes: Any) -> Problem | None:
-    """What keeps bitsandbytes from a GPU that torch uses.
+    """Why bitsandbytes cannot use torch's GPU, or None if it can.
 
-    Another minor version of the same CUDA is no problem: CUDA keeps them compatible.
+    The minor versions of CUDA may differ: they are compatible.
     """
     cuda, built_for = torch.version.cuda, bitsandbytes_cuda(bitsandbytes)
     if built_for and major(built_for) == major(cuda):
@@ -39,9 +39,9 @@ def mismatch(torch: Any, bitsandbytes: Any) -> Problem | None:
     who = f"bitsandbytes {version_of('bitsandbytes')}"
     override = os.environ.get("BNB_CUDA_VERSION")
     if built_for:
-        what = f"{who} uses its library for CUDA {built_for}, torch {torch.__version__} is built for CUDA {cuda}"
+        what = f"{who} uses its CUDA {built_for} library, but torch {torch.__version__} is built for CUDA {cuda}"
     elif bitsandbytes_library(bitsandbytes):
-        what = f"{who} uses its library for the CPU, though torch sees a GPU"
+        what = f"{who} uses its CPU library, although torch sees a GPU"
     else:
         what = f"{who} cannot load a library for CUDA {cuda}: {first_line(bitsandbytes.cextension.lib.error_msg)}"
     if override is not None:

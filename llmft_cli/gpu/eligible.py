@@ -1,4 +1,4 @@
-"""The GPUs that a job may wait for: those it may see, that are not split, and whose free memory is known."""
+"""The GPUs that a job can wait for: visible to it, not split by MIG, and with known free memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NO_GPU_MEND = "use a machine with an NVIDIA GPU and its driver; `llmft gpu-check
 
 
 def list_candidates(count: int) -> list[Gpu]:
-    """The cards that the job may have as a whole and whose free memory is known, `count` of them or more.
+    """The GPUs that a job can wait for, at least `count`.
 
     Raises:
         MachineError: there are fewer.
@@ -21,30 +21,32 @@ def list_candidates(count: int) -> list[Gpu]:
     if listing.absence:
         raise MachineError(f"no GPU to wait for: {listing.absence.what}", listing.absence.mend or NO_GPU_MEND)
     gpus = listing.gpus
-    asked = f"{count} GPU{'s' if count > 1 else ''} asked for"
+    asked = f"{count} GPU{'s' if count > 1 else ''} requested"
     if len(gpus) < count:
-        raise MachineError(f"{asked}, this machine has {len(gpus)}", f"ask for fewer: --gpus {len(gpus)}")
+        raise MachineError(f"{asked}, but this machine has {len(gpus)}", f"request fewer: --gpus {len(gpus)}")
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = visible_gpus(gpus, allowed)
     if len(visible) < count and "MIG-" not in str(allowed):
-        what = f"{asked}, CUDA_VISIBLE_DEVICES={allowed} leaves {len(visible)} of {len(gpus)}"
+        what = f"{asked}, but CUDA_VISIBLE_DEVICES={allowed} makes only {len(visible)} of {len(gpus)} visible"
         raise MachineError(what, "ask the scheduler for more GPUs, or: unset CUDA_VISIBLE_DEVICES")
     whole = [gpu for gpu in visible if gpu.mig != "enabled"]
     if len(whole) < count:
-        what = f"{asked}, {len(whole)} of {len(gpus)} are whole: the others are split into MIG slices, which cannot be watched"
-        raise MachineError(what, "a slice is its job's alone: start the job without --wait, or undo: nvidia-smi -mig 0")
-    telling = [gpu for gpu in whole if gpu.memory_free_bytes is not None]
-    if len(telling) < count:
-        mute = next(gpu for gpu in whole if gpu.memory_free_bytes is None)
-        what = f"nvidia-smi does not tell the free memory of GPU {mute.index} ({mute.name})"
-        raise MachineError(what, "look at it with: nvidia-smi; start the job without --wait")
-    return telling
+        what = f"{asked}, but only {len(whole)} of {len(gpus)} are not split into MIG slices, which --wait does not support"
+        raise MachineError(
+            what, "start the job without --wait (no other job uses its slice), or disable MIG: nvidia-smi -mig 0"
+        )
+    known = [gpu for gpu in whole if gpu.memory_free_bytes is not None]
+    if len(known) < count:
+        unknown = next(gpu for gpu in whole if gpu.memory_free_bytes is None)
+        what = f"nvidia-smi does not report the free memory of GPU {unknown.index} ({unknown.name})"
+        raise MachineError(what, "check it with: nvidia-smi; start the job without --wait")
+    return known
 
 
 def visible_gpus(gpus: Sequence[Gpu], allowed: str | None) -> list[Gpu]:
-    """The cards that CUDA_VISIBLE_DEVICES names by index or (the beginning of a) UUID; all where it is not set.
+    """The GPUs that CUDA_VISIBLE_DEVICES names by index or by (a prefix of) their UUID; all GPUs if it is not set.
 
-    As CUDA reads it, the list ends before the first entry that names no card.
+    As in CUDA, the first entry that matches no GPU ends the list.
     """
     if allowed is None:
         return list(gpus)

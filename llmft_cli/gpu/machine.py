@@ -1,4 +1,4 @@
-"""The machine around the GPUs: memory, disk space and accounts."""
+"""The rest of the machine: CPU, memory, disk space and the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -11,30 +11,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmft_cli.base.network import hub_is_reachable
-from llmft_cli.gpu.background import beside
+from llmft_cli.gpu.background import run_in_background
 from llmft_cli.gpu.problem import Problem
 from llmft_cli.settings.compute_types import cpu_has_bf16
 from llmft_cli.settings.quantities import format_size
 
 Purpose = Literal["cache", "downloads", "runs"]
 ELSEWHERE: dict[Purpose, str] = {
-    "cache": "set LLMFT_CACHE to a folder elsewhere",
-    "downloads": "set HF_HOME to a folder elsewhere",
+    "cache": "set LLMFT_CACHE to another folder",
+    "downloads": "set HF_HOME to another folder",
     "runs": "keep runs elsewhere (--run)",
 }
-# Less does not hold the adapter and the checkpoints of a small model.
+# Too little for the adapter and the checkpoints of a small model.
 NEARLY_FULL_BELOW_BYTES = 2**30
-# A server has two seconds to answer, but the look-up of its name may take far longer.
+# The request has a timeout of two seconds, but its DNS lookup may take far longer.
 HUB_SECONDS = 3
-
-
-# Of cgroups, version 2 and 1.
+# cgroup versions 2 and 1.
 LIMIT_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """The processor as torch uses it: its widest vector instructions ("AVX2"), and whether it has some for bf16."""
+    """The CPU as torch uses it: the widest vector instructions ("AVX2"), whether it has bf16 instructions, threads."""
 
     instruction_set: str
     bf16: bool
@@ -43,7 +41,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Memory:
-    """The machine's, or what a container may use of it."""
+    """The machine's memory, or the part that the container may use."""
 
     total_bytes: int
     available_bytes: int
@@ -51,9 +49,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Disk:
-    """The file system that holds `path`, or will hold it once it is made.
+    """The file system of `path`, which need not exist yet.
 
-    `cache` is for llmft's converted models, `downloads` for what comes from the Hub.
+    `cache` is for llmft's converted models, `downloads` for files from the Hub.
     """
 
     path: str
@@ -65,14 +63,14 @@ class Disk:
 
 @dataclass(frozen=True)
 class Hub:
-    """The Hugging Face Hub: whether a token is stored here (not which, nor whether it is valid), and whether it answers."""
+    """The Hugging Face Hub: whether a token is stored here (valid or not), and whether the Hub answers."""
 
     token: bool
     offline: bool
     reachable: bool
 
 
-def look_at_cpu(torch: Any) -> Cpu:
+def describe_cpu(torch: Any) -> Cpu:
     return Cpu(torch.backends.cpu.get_cpu_capability(), cpu_has_bf16(), torch.get_num_threads())
 
 
@@ -85,7 +83,7 @@ def measure_memory() -> Memory:
 
 
 def container_limit() -> float:
-    """The bytes of memory that this container may use, infinity where nothing limits it."""
+    """The container's memory limit in bytes; infinity if there is none."""
     for file in LIMIT_FILES:
         with suppress(OSError):
             text = file.read_text().strip()
@@ -101,11 +99,11 @@ def measure_disk(path: Path, purpose: Purpose) -> Disk:
 
 
 def disk_problem(disk: Disk) -> Problem | None:
-    where = f"where {'the cache' if disk.purpose == 'cache' else disk.purpose} will be ({disk.path})"
+    folder = f"the folder for {'the cache' if disk.purpose == 'cache' else disk.purpose} ({disk.path})"
     if not disk.writable:
-        return Problem(f"cannot write {where}", f"fix its permissions, or {ELSEWHERE[disk.purpose]}")
+        return Problem(f"{folder} is not writable", f"fix its permissions, or {ELSEWHERE[disk.purpose]}")
     if disk.free_bytes < NEARLY_FULL_BELOW_BYTES:
-        what = f"the disk has {format_size(disk.free_bytes)} free {where}"
+        what = f"{folder} has only {format_size(disk.free_bytes)} of free space"
         return Problem(what, f"free some space, or {ELSEWHERE[disk.purpose]}")
     return None
 
@@ -116,8 +114,8 @@ def downloads_dir() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def look_at_hub() -> Hub:
-    reaching = beside(hub_is_reachable)
+def check_hub() -> Hub:
+    reaching = run_in_background(hub_is_reachable)
     from huggingface_hub import constants, get_token
 
     token = get_token() is not None

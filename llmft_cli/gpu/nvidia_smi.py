@@ -1,4 +1,4 @@
-"""What `nvidia-smi -q -x` tells beyond GPUtil: processes, MIG, ECC, the architecture, and the newest CUDA of the driver."""
+"""What `nvidia-smi -q -x` reports and GPUtil does not: processes, MIG, ECC, architecture, the driver's newest CUDA."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from xml.etree import ElementTree
 
-# Cards that nobody holds awake take some seconds each to answer; one whose driver hangs never does.
+# GPUs without persistence mode take a few seconds each to answer; a driver that hangs never answers.
 TIME_LIMIT_SECONDS = 20
 BYTES_PER_MIB = 2**20
 
 
 class NoAnswer(Exception):
-    """nvidia-smi did not end within its time."""
+    """nvidia-smi did not finish in time."""
 
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process that holds memory of a GPU; None where the driver does not tell."""
+    """A process that uses GPU memory; None for what the driver does not report."""
 
     pid: int
     name: str | None
@@ -28,9 +28,9 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class Details:
-    """One card: MIG and ECC are "enabled" or "disabled", None on cards that have neither.
+    """Details of one GPU: MIG and ECC are "enabled" or "disabled", None if not supported.
 
-    `architecture` is NVIDIA's name ("Turing"), None where the driver (before 495) does not tell.
+    `architecture` is NVIDIA's name ("Turing"), None with drivers before 495.
     """
 
     processes: list[GpuProcess]
@@ -40,42 +40,42 @@ class Details:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """`newest_cuda` is the newest CUDA that the driver supports ("13.0"); `cards` go by UUID."""
+class SmiReport:
+    """`newest_cuda` is the newest CUDA version that the driver supports ("13.0"); `details` is by UUID."""
 
     newest_cuda: str | None = None
-    cards: dict[str, Details] = field(default_factory=dict)
+    details: dict[str, Details] = field(default_factory=dict)
 
 
-def survey() -> Survey:
-    """Ask nvidia-smi for everything. Where it cannot be started or prints no XML, that is nothing: GPUtil tells why.
+def query_nvidia_smi() -> SmiReport:
+    """Query everything. An empty report if nvidia-smi cannot be started or prints no XML: GPUtil reports the reason.
 
     Raises:
-        NoAnswer: it did not end within TIME_LIMIT_SECONDS.
+        NoAnswer: it did not finish within TIME_LIMIT_SECONDS.
     """
     try:
         process = subprocess.Popen(["nvidia-smi", "-q", "-x"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     except OSError:
-        return Survey()
+        return SmiReport()
     try:
         output, _ = process.communicate(timeout=TIME_LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
-        # It is not waited for: a process that hangs in the driver does not end when it is killed.
+        # Do not wait for it: a process that hangs in the driver survives SIGKILL.
         process.kill()
         raise NoAnswer from None
     return parse(output)
 
 
-def parse(output: bytes) -> Survey:
-    # A process names itself, and nvidia-smi passes on what XML does not allow.
+def parse(output: bytes) -> SmiReport:
+    # Process names may contain characters that XML forbids, and nvidia-smi does not escape them.
     text = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", "?", output.decode(errors="replace"))
     try:
         log = ElementTree.fromstring(text)
     except ElementTree.ParseError:
-        return Survey()
-    cards = {gpu.findtext("uuid", "").strip(): details_of(gpu) for gpu in log.iter("gpu")}
+        return SmiReport()
+    details = {gpu.findtext("uuid", "").strip(): details_of(gpu) for gpu in log.iter("gpu")}
     newest = log.findtext("cuda_version", "").strip()
-    return Survey(newest if re.fullmatch(r"\d+\.\d+", newest) else None, cards)
+    return SmiReport(newest if re.fullmatch(r"\d+\.\d+", newest) else None, details)
 
 
 def details_of(gpu: ElementTree.Element) -> Details:

@@ -1,4 +1,4 @@
-"""Whether and how fast a device computes what training needs, tried out."""
+"""Live tests of a device: are quantised results correct, and how fast does it compute."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 from llmft_cli.base.errors import first_line
 from llmft_cli.base.libraries import import_bitsandbytes, version_of
 from llmft_cli.gpu.cuda_libraries import mismatch
-from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, fullness, is_full
+from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, full_gpu_problem, is_full
 from llmft_cli.gpu.problem import Problem
 from llmft_cli.gpu.rates import bandwidth_bytes_per_second, flops_per_second
-from llmft_cli.settings.compute_types import BF16, FP16, FP32, TORCH_NAMES, best_type, why_not
+from llmft_cli.settings.compute_types import BF16, FP16, FP32, TORCH_NAMES, best_type, why_unsupported
 
 SEED = 0
 SIZE = 512
-# bitsandbytes takes another kernel for one row (generation), few rows and many (training).
+# bitsandbytes uses different kernels for one row (generation), a few rows, and many rows (training).
 ROWS = (1, 16, 512)
-# NF4 in blocks of 64 costs a normal weight 9.2% in the round trip, and 8.7% to 10.0% in its products (16 seeds on
-# an H100). The same with FP4's code book is 12.2%; scales or a layout gone wrong are far above that.
+# NF4 in blocks of 64 has a relative error of 9.2% in the round trip of a normal weight, and of 8.7% to 10.0% in its
+# products (16 seeds on an H100). With FP4's code book it is 12.2%; wrong scales or a wrong layout give far more.
 HIGHEST_HEALTHY_NF4_ERROR = 0.11
-# int8 with a scale for each row costs 1.05% to 1.23% on a GPU, where both factors are int8 (16 seeds on an H100, 32
-# worked out in fp32), and 0.70% to 0.81% on the CPU, where only the weight is. Half the levels in one factor cost 1.65%.
+# int8 with one scale per row has an error of 1.05% to 1.23% on a GPU, where both factors are int8 (16 seeds on an H100,
+# 32 computed in fp32), and 0.70% to 0.81% on the CPU, where only the weight is. Half the levels in one factor: 1.65%.
 HIGHEST_HEALTHY_INT8_ERROR = 0.015
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What one device computed; None for what failed or what it cannot do, and `problem` is the first reason.
+    """The results of one device; None for what failed or is not supported, and `problem` is the first reason.
 
-    Errors are ||result - fp32 result|| / ||fp32 result||, of products the largest over the trials. Rates are those of
-    matrix products. `compute_dtype` is the type that a training computes in there unless told otherwise.
+    Errors are ||result - fp32 result|| / ||fp32 result||, for products the largest over ROWS. Rates are those of
+    matrix products. `compute_dtype` is the type that training uses there by default.
     """
 
     device: str
@@ -50,47 +50,47 @@ class Probe:
 
     @property
     def flops_per_second(self) -> float | None:
-        """The rate in the type that a training computes in."""
+        """The rate in `compute_dtype`."""
         rates = {BF16: self.bf16_flops_per_second, FP16: self.fp16_flops_per_second, FP32: self.fp32_flops_per_second}
         return rates[self.compute_dtype]
 
 
 def load_bitsandbytes(torch: Any, on_gpu: bool) -> tuple[Any, Problem | None]:
-    """bitsandbytes, None where it cannot be imported, and what keeps it from computing."""
+    """bitsandbytes, or None if it cannot be imported, and why it cannot be used."""
     try:
         bitsandbytes = import_bitsandbytes()
     except ModuleNotFoundError as error:
         return None, Problem(f"{error.name} is not installed", f"pip install {error.name}")
-    # On import it loads compiled libraries and the backends that are installed, which raise what they like.
+    # Importing it loads compiled libraries and installed backends, which may raise anything.
     except Exception as error:
         return None, Problem(f"bitsandbytes cannot be imported: {first_line(error)}", reinstall(torch))
     return bitsandbytes, mismatch(torch, bitsandbytes) if on_gpu else None
 
 
 class Trials:
-    """Trials on one device: one that fails hides none of the others."""
+    """Trials on one device, each independent of the others' failures."""
 
     def __init__(self, torch: Any, device: str, gpu: Gpu | None) -> None:
         self._torch, self._device, self._gpu = torch, device, gpu
         self._failures: dict[str, tuple[Exception, list[str]]] = {}
 
     def attempt(self, name: str, measure: Callable[..., Any], *arguments: Any) -> Any:
-        """The measured value, None where the trial failed."""
+        """The measured value, or None if the trial failed."""
         try:
             return measure(self._torch, self._device, *arguments)
-        # The libraries raise whatever they like where they do not fit each other; the probe is there to find it.
+        # Mismatched libraries may raise anything, and finding that is the purpose of the probe.
         except Exception as error:
             self._failures.setdefault(first_line(error), (error, []))[1].append(name)
             return None
 
     def problems(self) -> list[Problem]:
-        """What failed, once for each reason."""
+        """One problem per distinct error message."""
         return [self._problem(said, error, names) for said, (error, names) in self._failures.items()]
 
     def _problem(self, said: str, error: Exception, names: list[str]) -> Problem:
-        # Libraries that find no memory for their own handles say so in other words.
+        # Not every library says "out of memory": cuBLAS, for one, reports a failed handle.
         if self._gpu and (is_full(self._gpu) or "out of memory" in said):
-            return fullness(self._gpu)
+            return full_gpu_problem(self._gpu)
         what = f"on {self._device} {', '.join(names)} failed: {said}"
         if "out of memory" in said:
             return Problem(what, MEMORY_MEND)
@@ -98,11 +98,11 @@ class Trials:
 
 
 def probe(torch: Any, device: str, bitsandbytes: Any, unusable: Problem | None, gpu: Gpu | None) -> tuple[Probe, list[Problem]]:
-    """Try a device out: NF4 and int8 weights, then the rates, all as far as the device can.
+    """Test a device: NF4 and int8 weights, then the rates, as far as the device supports them.
 
     Args:
-        unusable: what keeps bitsandbytes from computing there.
-        gpu: the device as nvidia-smi shows it; where its memory is too little, its processes are named.
+        unusable: why bitsandbytes cannot be used there, or None.
+        gpu: the device as nvidia-smi shows it; if it is out of memory, the problem names its processes.
     """
     trials = Trials(torch, device, gpu)
     place = torch.device(device)
@@ -112,7 +112,7 @@ def probe(torch: Any, device: str, bitsandbytes: Any, unusable: Problem | None, 
         nf4 = trials.attempt("NF4", nf4_errors, bitsandbytes, compute_dtype)
     if not unusable and not (gpu and "int8" in (gpu.lacks or [])):
         int8 = trials.attempt("int8", int8_error, bitsandbytes)
-    possible = [name for name in TORCH_NAMES if why_not(place, name) is None]
+    possible = [name for name in TORCH_NAMES if why_unsupported(place, name) is None]
     flops = {name: trials.attempt(f"{name} products", flops_per_second, name) for name in possible}
     bandwidth = trials.attempt("copying", bandwidth_bytes_per_second)
     problems = [unusable] if unusable else []
@@ -139,23 +139,23 @@ def probe(torch: Any, device: str, bitsandbytes: Any, unusable: Problem | None, 
 
 
 def wrong_results(torch: Any, device: str, name: str, errors: Sequence[float], highest: float, healthy: str) -> list[Problem]:
-    # Not >, so that what is no number is wrong.
+    # Written with <= so that NaN counts as wrong.
     if all(error <= highest for error in errors):
         return []
-    told = f"relative error{'s' if len(errors) > 1 else ''} {' and '.join(f'{error:.3f}' for error in errors)}"
-    what = f"{name} computes wrong results on {device} ({told}, healthy is {healthy})"
+    shown = f"relative error{'s' if len(errors) > 1 else ''} {' and '.join(f'{error:.3f}' for error in errors)}"
+    what = f"{name} gives wrong results on {device} ({shown}, normal is {healthy})"
     return [Problem(what, reinstall(torch))]
 
 
-def untried(torch: Any, device: str, reason: Problem, unusable: Problem | None) -> tuple[Probe, list[Problem]]:
-    """What there is to say, without a try, of a device that must not or cannot be opened."""
+def skipped_probe(torch: Any, device: str, reason: Problem, unusable: Problem | None) -> tuple[Probe, list[Problem]]:
+    """The probe of a device that was not opened, and its problems."""
     found = Probe(device, best_type(torch.device(device)), ok=False, nf4_ok=False, problem=reason.what)
     return found, [reason, unusable] if unusable else [reason]
 
 
 def nf4_errors(torch: Any, device: str, bitsandbytes: Any, name: str) -> tuple[float, float]:
-    """Relative errors of the round trip, and of the worst product in a type, of a seeded weight held in NF4."""
-    generator, weight = drawn(torch)
+    """Relative errors of a seeded NF4 weight: of its round trip, and of its worst product in the named type."""
+    generator, weight = random_weight(torch)
     kind = getattr(torch, TORCH_NAMES[name])
     held = weight.to(device, kind)
     packed, state = bitsandbytes.functional.quantize_4bit(held, quant_type="nf4", compress_statistics=True)
@@ -168,16 +168,16 @@ def nf4_errors(torch: Any, device: str, bitsandbytes: Any, name: str) -> tuple[f
 
 
 def int8_error(torch: Any, device: str, bitsandbytes: Any) -> float:
-    """Relative error of the worst product of a seeded weight held in int8, as transformers loads it."""
-    generator, weight = drawn(torch)
+    """Relative error of the worst product of a seeded int8 weight, set up as transformers does."""
+    generator, weight = random_weight(torch)
     layer = bitsandbytes.nn.Linear8bitLt(SIZE, SIZE, bias=False, has_fp16_weights=False, threshold=6.0)
     layer.weight = bitsandbytes.nn.Int8Params(weight.clone(), requires_grad=False, has_fp16_weights=False)
     layer.to(device)
     return worst_product(torch, generator, weight, lambda inputs: layer(inputs.to(device, torch.float16)))
 
 
-def drawn(torch: Any) -> tuple[Any, Any]:
-    """A random weight, and the generator to draw inputs from: on the CPU, so that every device gets the same."""
+def random_weight(torch: Any) -> tuple[Any, Any]:
+    """A generator for inputs, and a random weight: both on the CPU, so that every device gets the same values."""
     generator = torch.Generator().manual_seed(SEED)
     return generator, torch.randn(SIZE, SIZE, generator=generator)
 
@@ -187,7 +187,7 @@ def worst_product(torch: Any, generator: Any, weight: Any, multiply: Callable[[A
     for rows in ROWS:
         inputs = torch.randn(rows, SIZE, generator=generator)
         errors.append(relative_error(multiply(inputs), inputs @ weight.t()))
-    # torch's maximum, unlike Python's, keeps a NaN.
+    # torch's maximum propagates NaN; Python's does not.
     return float(torch.tensor(errors).max())
 
 

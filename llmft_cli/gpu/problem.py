@@ -1,4 +1,4 @@
-"""What gpu-check tells of whatever is wrong."""
+"""A problem that gpu-check reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, and the command or setting that mends it."""
+    """What is wrong, and the command or setting that fixes it (`mend`; empty if there is nothing to fix)."""
 
     what: str
     mend: str

@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices in each type, and moves its memory."""
+"""A device's measured matrix product rate in each type, and its memory bandwidth."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from llmft_cli.settings.compute_types import BF16, FP32, TORCH_NAMES, is_slow
 
 TIMED_SECONDS = 0.1
 MOST_REPEATS = 50
-# Large enough for the full rate of the largest cards, beyond their caches; a few hundred MB of memory in all.
+# Large enough to reach the full rate of the largest GPUs and to exceed their caches; a few hundred MB in total.
 MATRIX_SIZE = {"cuda": 8192, "cpu": 512}
-# In fp32, at a tenth of 16 bits' rate.
+# fp32 runs at about a tenth of the 16-bit rate.
 FP32_MATRIX_SIZE = {"cuda": 4096, "cpu": 512}
-# In a type that the processor has no instructions for, where a product of 512 takes a second: it shows the same rate.
+# For a type without CPU instructions: a product of size 512 would take a second, and this size shows the same rate.
 SLOW_MATRIX_SIZE = 256
 COPY_BYTES = {"cuda": 2**28, "cpu": 2**26}
 
 
 def flops_per_second(torch: Any, device: str, name: str) -> float:
-    """Floating point operations per second of a square matrix product of random numbers in a type ("bf16")."""
+    """Floating point operations per second of a square matrix product in the named type ("bf16")."""
     size = matrix_size(torch.device(device), name)
     kind = getattr(torch, TORCH_NAMES[name])
     left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
@@ -41,7 +41,7 @@ def bf16_flops_per_second(torch: Any, device: str) -> float:
 
 
 def bandwidth_bytes_per_second(torch: Any, device: str) -> float:
-    """Bytes per second that a copy within the device's memory moves, read and written bytes both counted."""
+    """Bytes per second of a copy within the device's memory, counting both reads and writes."""
     count = COPY_BYTES[torch.device(device).type]
     source = torch.zeros(count, device=device, dtype=torch.uint8)
     target = torch.zeros_like(source)
@@ -49,9 +49,9 @@ def bandwidth_bytes_per_second(torch: Any, device: str) -> float:
 
 
 def median_seconds(torch: Any, device: str, action: Callable[[], object]) -> float:
-    """The median duration of `action` on the device, over as many repeats as fit into TIMED_SECONDS."""
+    """The median duration of `action`, over as many repeats as fit into TIMED_SECONDS."""
     timed = cuda_seconds if device.startswith("cuda") else cpu_seconds
-    # The first builds handles and loads kernels.
+    # The first call creates handles and loads kernels.
     timed(torch, device, action, 1)
     once = timed(torch, device, action, 1)[0]
     return median(timed(torch, device, action, max(1, min(MOST_REPEATS, int(TIMED_SECONDS / once)))))

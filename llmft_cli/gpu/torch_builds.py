@@ -1,20 +1,20 @@
-"""Which builds of torch there are, and the line that installs the one for a driver and a GPU."""
+"""torch's builds, and the pip command that installs the right one for a driver and a GPU."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection
 
-from llmft_cli.gpu.capabilities import Capability, read
+from llmft_cli.gpu.capabilities import Capability, parse_version
 
 GET_STARTED = "https://pytorch.org/get-started"
 INDEX = "https://download.pytorch.org/whl"
-# What constraints.txt pins; named where the installed torch is not one of RELEASES.
+# The version in constraints.txt; suggested if the installed torch is not in RELEASES.
 TESTED = "2.13.0"
-# The CUDA versions that each release is built for, the oldest first, and the GPUs that each build has kernels for: from
-# a compute capability on, to a major number. From "Release Compatibility Matrix" and "PyTorch CUDA Support Matrix" in
+# RELEASES: the CUDA versions that each release is built for, oldest first. KERNELS: the GPUs that each build supports,
+# from a compute capability to a major version. From "Release Compatibility Matrix" and "PyTorch CUDA Support Matrix" in
 # RELEASE.md of github.com/pytorch/pytorch (2.11: pull requests 175253 and 172352; 2.12 to 2.14: 182849 and 197555).
-# CUDA 13.2, built for since 2.12, is left out: it serves no GPU that 13.0 does not, and asks for a newer driver.
+# CUDA 13.2, available since 2.12, is left out: it supports no more GPUs than 13.0 and needs a newer driver.
 RELEASES = {
     "2.11": ("12.6", "12.8", "13.0"),
     "2.12": ("12.6", "13.0"),
@@ -25,32 +25,32 @@ KERNELS: dict[str, tuple[Capability, int]] = {"12.6": ((5, 0), 9), "12.8": ((7, 
 
 
 def mend(torch_version: str, newest_cuda: str, capability: Capability | None) -> str:
-    """What brings a torch that computes on the GPU: the right build, or first a newer driver."""
+    """How to get a torch that supports the GPU: install the right build, or update the driver first."""
     if line := install_line(torch_version, newest_cuda, capability):
         return line
     _release, suited = suited_builds(torch_version, capability)
     if suited:
         return f"update the NVIDIA driver to one that supports CUDA {suited[0]}"
-    return f"look for a torch with kernels for this GPU: {GET_STARTED}"
+    return f"find a torch build that supports this GPU: {GET_STARTED}"
 
 
 def install_line(torch_version: str, newest_cuda: str, capability: Capability | None) -> str | None:
-    """What installs a CUDA build for a driver and a GPU; None where the driver is too old for all that suit the GPU.
+    """The pip command for a CUDA build that suits driver and GPU; None if the driver is too old for all of them.
 
     Args:
-        newest_cuda: that the driver supports.
-        capability: of the GPU, None if unknown.
+        newest_cuda: the newest version that the driver supports.
+        capability: the GPU's compute capability, None if unknown.
     """
     release, suited = suited_builds(torch_version, capability)
-    known = [cuda for cuda in suited if read(cuda) <= read(newest_cuda)]
-    # Drivers run later minor versions of their own CUDA too (NVIDIA's "minor version compatibility").
-    later = [cuda for cuda in suited if read(cuda)[0] == read(newest_cuda)[0]]
+    known = [cuda for cuda in suited if parse_version(cuda) <= parse_version(newest_cuda)]
+    # Drivers also run later minor versions of the same CUDA (NVIDIA's "minor version compatibility").
+    later = [cuda for cuda in suited if parse_version(cuda)[0] == parse_version(newest_cuda)[0]]
     chosen = known[-1:] or later[:1]
     return pip_line(release, f"cu{chosen[0].replace('.', '')}") if chosen else None
 
 
 def suited_builds(torch_version: str, capability: Capability | None) -> tuple[str, list[str]]:
-    """The version of torch to install, and the CUDA versions whose builds have kernels for the GPU."""
+    """The torch version to install, and the CUDA versions whose builds support the GPU."""
     release = release_of(torch_version)
     builds = RELEASES[minor_release(release)]
     return release, [cuda for cuda in builds if capability is None or has_build(cuda, capability)]
@@ -66,19 +66,19 @@ def cpu_line(torch_version: str) -> str:
 
 
 def reinstall_line(torch_version: str) -> str:
-    """What installs the same torch again, with the libraries that it needs."""
+    """The pip command that reinstalls the same torch with its dependencies."""
     build = torch_version.partition("+")[2]
-    # PyPI has no versions with a build in them.
+    # PyPI has no versions with a build suffix.
     return f"pip install --force-reinstall torch=={torch_version}" + (f" --index-url {INDEX}/{build}" if build else "")
 
 
 def pip_line(release: str, build: str) -> str:
-    # With the build in the version: pip takes an installed 2.13.0+cpu for 2.13.0, and would leave it in place.
+    # The build suffix is needed: for 2.13.0 alone, pip would keep an installed 2.13.0+cpu.
     return f"pip install torch=={release}+{build} --index-url {INDEX}/{build}"
 
 
 def release_of(torch_version: str) -> str:
-    """2.11.0 of "2.11.0+cpu", where it is a release whose builds are known, else the tested one."""
+    """ "2.11.0" of "2.11.0+cpu" if its builds are known, else the tested release."""
     release = torch_version.partition("+")[0]
     return release if re.fullmatch(r"\d+\.\d+\.\d+", release) and minor_release(release) in RELEASES else TESTED
 
@@ -88,9 +88,9 @@ def minor_release(release: str) -> str:
 
 
 def has_kernels(architectures: Collection[str], capability: Capability) -> bool:
-    """Whether a torch that was built for these ("sm_75", "compute_120") runs on a GPU.
+    """Whether a torch built for these architectures ("sm_75", "compute_120") runs on a GPU.
 
-    Machine code (sm) runs on later GPUs of the same major number, PTX (compute) on all later ones.
+    Machine code (sm) runs on later GPUs of the same major version, PTX (compute) on all later GPUs.
     """
     for architecture in architectures:
         kind, major, minor = re.match(r"(sm|compute)_(\d+)(\d)", architecture).groups()  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
-"""Waiting until GPUs are free, for job scripts.
+"""Wait until GPUs are free, for job scripts.
 
-A card is free by its figures of one moment, as nvidia-smi shows them. Nothing is reserved: of two
-jobs that wait for the same card, both can get it.
+"Free" is a snapshot of what nvidia-smi shows. Nothing is reserved: two jobs that wait for the same
+GPU can both get it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from llmft_cli.gpu.eligible import list_candidates
 from llmft_cli.gpu.gpus import Gpu
 from llmft_cli.gpu.nvidia_smi import BYTES_PER_MIB
 from llmft_cli.settings.quantities import (
-    checked,
     format_duration,
     format_size,
     parse_count,
     parse_duration,
+    parse_flag,
     parse_fraction,
     parse_size,
 )
@@ -30,7 +30,7 @@ FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 5.0
 SECONDS_BETWEEN_LINES = 60.0
 FAILURES_TOLERATED = 5
-# Where no size is asked for: what a desktop or an idle driver takes leaves a card free.
+# Default if no size is requested: a GPU still counts as free with what a desktop or an idle driver uses.
 HIGHEST_SHARE_USED = 0.1
 HIGHEST_LOAD = 0.1
 
@@ -40,10 +40,10 @@ class Wanted:
     """What to wait for.
 
     Attributes:
-        count: so many cards, each as follows.
-        min_free_bytes: free memory; None for nine tenths of the card's own.
-        max_load: highest share of the time that the card may compute; one that does not tell its load passes.
-        timeout_seconds: how long to wait; 0 asks once.
+        count: number of GPUs, each as follows.
+        min_free_bytes: minimum free memory; None for 90% of the GPU's total.
+        max_load: maximum utilisation, a fraction; a GPU whose load is unknown passes.
+        timeout_seconds: how long to wait; 0 checks once.
     """
 
     count: int = 1
@@ -55,14 +55,14 @@ class Wanted:
         memory = f"{1 - HIGHEST_SHARE_USED:.0%} of its memory"
         if self.min_free_bytes is not None:
             memory = format_size(self.min_free_bytes, round_up=True)
-        cards = "1 GPU with" if self.count == 1 else f"{self.count} GPUs, each with"
+        gpus = "1 GPU with" if self.count == 1 else f"{self.count} GPUs, each with"
         load = f" and a load of at most {self.max_load * 100:g}%" if self.max_load < 1 else ""
-        return f"{cards} {memory} free{load}"
+        return f"{gpus} {memory} free{load}"
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The cards that are free, by index as nvidia-smi counts."""
+    """The GPUs that are free; indices are nvidia-smi's."""
 
     gpu_indices: list[int]
     gpu_uuids: list[str]
@@ -70,30 +70,30 @@ class Ready:
 
 
 def read_wanted(wait: str | None, min_free: str | None, max_load: str | None, gpus: str | None) -> Wanted:
-    """What the flags of those names ask for; None for one that was not given.
+    """Parse the flags of these names; None if a flag was not given.
 
     Raises:
         ConfigError: a flag is malformed.
     """
     return Wanted(
-        count=checked(parse_count, gpus, "--gpus", "2") if gpus is not None else 1,
-        min_free_bytes=checked(parse_size, min_free, "--min-free", "20GiB") if min_free is not None else None,
-        max_load=checked(parse_fraction, max_load, "--max-load", "0.1") if max_load is not None else HIGHEST_LOAD,
-        timeout_seconds=checked(parse_duration, wait, "--wait", "2h") if wait is not None else 0.0,
+        count=parse_flag(parse_count, gpus, "--gpus", "2") if gpus is not None else 1,
+        min_free_bytes=parse_flag(parse_size, min_free, "--min-free", "20GiB") if min_free is not None else None,
+        max_load=parse_flag(parse_fraction, max_load, "--max-load", "0.1") if max_load is not None else HIGHEST_LOAD,
+        timeout_seconds=parse_flag(parse_duration, wait, "--wait", "2h") if wait is not None else 0.0,
     )
 
 
 def wait_for_gpus(wanted: Wanted, reporter: Reporter) -> Ready:
-    """Ask nvidia-smi again and again until enough cards are free, those with the most free memory first.
+    """Poll nvidia-smi until enough GPUs are free; of these, take those with the most free memory.
 
     Raises:
-        MachineError: there is no driver, or there are too few cards, at the start or several times in a row.
-        OutOfMemory: they did not come free in time, or have too little memory in all.
+        MachineError: no driver or too few GPUs, at the start or several times in a row.
+        OutOfMemory: too few GPUs became free in time, or their total memory is too small.
     """
     started = time.monotonic()
     deadline = started + wanted.timeout_seconds
-    narration = Narration(wanted, reporter)
-    # A machine that cannot be waited on is told at once; later, a poll may fail and the wait goes on.
+    messages = WaitMessages(wanted, reporter)
+    # A failure of the first poll is reported immediately; later, a few failures in a row are tolerated.
     tolerated = 0
     pause = FIRST_PAUSE_SECONDS
     while True:
@@ -103,7 +103,7 @@ def wait_for_gpus(wanted: Wanted, reporter: Reporter) -> Ready:
             if tolerated == 0 or time.monotonic() >= deadline:
                 raise
             tolerated -= 1
-            reporter.note(f"{error.message}; asking again")
+            reporter.note(f"{error.message}; retrying")
         else:
             tolerated = FAILURES_TOLERATED
             check_sizes(gpus, wanted)
@@ -114,36 +114,38 @@ def wait_for_gpus(wanted: Wanted, reporter: Reporter) -> Ready:
                 return Ready([gpu.index for gpu in chosen], [gpu.uuid for gpu in chosen], round(waited, 3))
             if time.monotonic() >= deadline:
                 raise not_free(gpus, wanted)
-            narration.tell(gpus)
+            messages.update(gpus)
         time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
         pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
 
 def check_sizes(gpus: Sequence[Gpu], wanted: Wanted) -> None:
-    """Hold that enough cards have the memory at all, whoever uses it now.
+    """Check that enough GPUs have the wanted memory in total, free or not.
 
     Raises:
-        OutOfMemory: they have not, and waiting would be in vain.
+        OutOfMemory: they do not, so waiting is useless.
     """
     sizes = [gpu.memory_total_bytes or math.inf for gpu in gpus]
     fitting = sum(size >= (wanted.min_free_bytes or 0) for size in sizes)
     if fitting >= wanted.count:
         return
     if fitting == 0:
-        fact = f"the largest card has {format_size(int(max(sizes)))} in all"
+        fact = f"the largest GPU has {format_size(int(max(sizes)))} in total"
     else:
-        fact = f"only {fitting} of {len(gpus)} cards {'has' if fitting == 1 else 'have'} so much in all"
-    raise OutOfMemory(f"no use waiting for {wanted}: {fact}", "ask for less: --min-free; or use a machine with larger cards")
+        fact = f"only {fitting} of {len(gpus)} GPUs {'has' if fitting == 1 else 'have'} that much in total"
+    raise OutOfMemory(
+        f"cannot wait for {wanted}: {fact}", "request less memory with --min-free, or use a machine with larger GPUs"
+    )
 
 
 def free_gpus(gpus: Sequence[Gpu], wanted: Wanted) -> list[Gpu]:
-    """The cards that are as wanted now, those with the most free memory first."""
+    """The GPUs that meet the request now, most free memory first."""
     import GPUtil
 
     any_size = wanted.min_free_bytes is None
     flags = GPUtil.getAvailability(
         [gputil_entry(gpu) for gpu in gpus],
-        # GPUtil asks for less than this, where "at most" was promised.
+        # GPUtil's limit is exclusive, ours is inclusive.
         maxLoad=math.nextafter(wanted.max_load, math.inf),
         maxMemory=HIGHEST_SHARE_USED if any_size else math.inf,
         memoryFree=(wanted.min_free_bytes or 0) / BYTES_PER_MIB,
@@ -154,7 +156,7 @@ def free_gpus(gpus: Sequence[Gpu], wanted: Wanted) -> list[Gpu]:
 
 
 def gputil_entry(gpu: Gpu) -> object:
-    """The `GPUtil.GPU` of a card, which counts in MiB and has NaN for what is not known."""
+    """The `GPUtil.GPU` of a GPU: memory in MiB, NaN for unknown values."""
     import GPUtil
 
     total, free = (
@@ -164,7 +166,7 @@ def gputil_entry(gpu: Gpu) -> object:
     return GPUtil.GPU(gpu.index, gpu.uuid, load, total, total - free, free, gpu.driver, gpu.name, "", "", "", math.nan)
 
 
-def described(gpus: Sequence[Gpu]) -> str:
+def format_gpu_states(gpus: Sequence[Gpu]) -> str:
     """`GPU 0 has 3.1 GiB free, load 97%; GPU 1 has ...`"""
     return "; ".join(
         f"GPU {gpu.index} has {format_size(gpu.memory_free_bytes or 0)} free, "
@@ -175,26 +177,26 @@ def described(gpus: Sequence[Gpu]) -> str:
 
 def not_free(gpus: Sequence[Gpu], wanted: Wanted) -> OutOfMemory:
     if wanted.timeout_seconds == 0:
-        return OutOfMemory(f"not free now: {wanted}: {described(gpus)}", "wait for it: --wait 2h")
+        return OutOfMemory(f"not free now: {wanted}: {format_gpu_states(gpus)}", "to wait for it: --wait 2h")
     waited = format_duration(wanted.timeout_seconds)
-    holders = "`nvidia-smi` shows which processes hold the memory"
-    mend = f"{holders}; wait longer (--wait) or ask for less (--min-free, --max-load)"
-    return OutOfMemory(f"not free within {waited}: {wanted}: {described(gpus)}", mend)
+    holders = "`nvidia-smi` shows which processes use the memory"
+    mend = f"{holders}; wait longer (--wait) or request less (--min-free, --max-load)"
+    return OutOfMemory(f"not free within {waited}: {wanted}: {format_gpu_states(gpus)}", mend)
 
 
-class Narration:
-    """What is waited for: said once, when a card becomes or ceases to be large or idle enough, and every minute."""
+class WaitMessages:
+    """Notes what is waited for: at first, whenever a GPU starts or stops meeting the request, and every minute."""
 
     def __init__(self, wanted: Wanted, reporter: Reporter) -> None:
         self._wanted = wanted
         self._reporter = reporter
-        self._told: object = None
-        self._told_at = -math.inf
+        self._shown: object = None
+        self._shown_at = -math.inf
 
-    def tell(self, gpus: Sequence[Gpu]) -> None:
+    def update(self, gpus: Sequence[Gpu]) -> None:
         large_enough = free_gpus(gpus, replace(self._wanted, max_load=1.0))
-        state = [{gpu.uuid for gpu in cards} for cards in (large_enough, free_gpus(gpus, self._wanted))]
+        state = [{gpu.uuid for gpu in matching} for matching in (large_enough, free_gpus(gpus, self._wanted))]
         now = time.monotonic()
-        if state != self._told or now - self._told_at >= SECONDS_BETWEEN_LINES:
-            self._told, self._told_at = state, now
-            self._reporter.note(f"waiting for {self._wanted}: {described(gpus)}")
+        if state != self._shown or now - self._shown_at >= SECONDS_BETWEEN_LINES:
+            self._shown, self._shown_at = state, now
+            self._reporter.note(f"waiting for {self._wanted}: {format_gpu_states(gpus)}")

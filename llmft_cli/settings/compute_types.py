@@ -1,7 +1,7 @@
-"""The type that a model computes in, decided by what the device is good at.
+"""The compute type of a model, chosen by what the device supports.
 
-Without bf16 instructions a CPU multiplies bf16 matrices at about a thirtieth of fp32's rate, and GPUs older than Ampere
-have no bf16 at all. The processor's flags decide, not a measurement, so that the same machine always decides alike.
+Without bf16 instructions, a CPU multiplies bf16 matrices at about 1/30 of the fp32 rate, and GPUs older than Ampere have
+no bf16 at all. The choice follows the processor's flags and not a measurement, so it is always the same on a machine.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ TORCH_NAMES = {BF16: "bfloat16", FP16: "float16", FP32: "float32"}
 ARM_MACHINES = ("aarch64", "arm64")
 # Compute capabilities: Ampere is 8.0, Turing (T4, RTX 20) 7.5, Volta (V100) 7.0.
 FIRST_WITH_BF16 = (8, 0)
-FIRST_WITH_FLASH_ATTENTION = (8, 0)  # torch's `varlen_attn` too, which is FlashAttention
-# Triton 3.6 names 8.0 as its first, and takes 8.0's asynchronous copies and tensor cores only from there on. The programs in
-# `training/fast` use neither: it compiles each of them to machine code for 6.0, 7.0 and 7.5 as well.
+FIRST_WITH_FLASH_ATTENTION = (8, 0)  # includes torch's `varlen_attn`, which is FlashAttention
+# Triton 3.6 officially requires 8.0 for asynchronous copies and tensor cores. The kernels in `training/fast` use neither,
+# and Triton compiles each of them for 6.0, 7.0 and 7.5 as well.
 FIRST_WITH_TRITON = (6, 0)
 
 
 @dataclass(frozen=True)
 class Abilities:
-    """What training uses of a GPU, where the GPU has it.
+    """The GPU features that training uses and not every GPU has.
 
-    fp16 and fp32 products, CUDA graphs, segments that grow and memory-efficient attention are there on all that torch supports.
+    All GPUs that torch supports have fp16 and fp32 products, CUDA graphs, expandable segments and memory-efficient
+    attention.
 
     Attributes:
         flash_attention: FlashAttention, in 16-bit types.
-        triton: the programs of the fast layers.
+        triton: the kernels of the fast layers.
     """
 
     bf16: bool
@@ -44,11 +45,11 @@ class Abilities:
     triton: bool
 
 
-EVERYTHING = Abilities(bf16=True, flash_attention=True, triton=True)
+ALL_ABILITIES = Abilities(bf16=True, flash_attention=True, triton=True)
 
 
 def abilities(capability: tuple[int, int]) -> Abilities:
-    """Of a GPU of this compute capability, where Triton is installed."""
+    """The abilities of a GPU of this compute capability, if Triton is installed."""
     return Abilities(
         bf16=capability >= FIRST_WITH_BF16,
         flash_attention=capability >= FIRST_WITH_FLASH_ATTENTION,
@@ -57,69 +58,69 @@ def abilities(capability: tuple[int, int]) -> Abilities:
 
 
 def settled(config: Config, device: torch.device, reporter: Reporter, recorded: str | None = None) -> Config:
-    """The settings with the type that is computed in on this device in place of `auto`.
+    """The settings with `compute_dtype` resolved from `auto` to this device's type.
 
     Args:
-        recorded: the type of the training that is resumed, which stays.
+        recorded: the compute type of the run to resume, which must stay the same.
 
     Raises:
-        ConfigError: the device cannot compute in the wanted type, or a resumed training is asked to change its own.
-        MachineError: the device lacks the type of the training that is resumed.
+        ConfigError: the device does not support the requested type, or it differs from `recorded`.
+        MachineError: the device does not support `recorded`.
     """
     wanted = config.compute_dtype
     if recorded is not None and wanted not in (AUTO, recorded):
         raise ConfigError(
             f"--compute-dtype was {recorded} before the interruption and is {wanted} now",
-            "leave --compute-dtype out, or start anew with --overwrite",
+            "omit --compute-dtype, or start over with --overwrite",
         )
     name = recorded or (best_type(device) if wanted == AUTO else wanted)
-    lack = why_not(device, name)
+    lack = why_unsupported(device, name)
     if lack is None and is_slow(device, name):
         if recorded is not None and wanted == AUTO:
             raise MachineError(
-                f"the training was begun in {name}, and this CPU has no instructions for it",
-                f"resume it on a machine that has, or add --compute-dtype {name} to go on at about a thirtieth of the speed",
+                f"the training was started in {name}, and this CPU has no {name} instructions",
+                f"resume on a machine that has them, or add --compute-dtype {name} to continue at about 1/30 of the speed",
             )
-        reporter.warn(f"this CPU has no {name} instructions: expect about a thirtieth of the speed of --compute-dtype fp32")
+        reporter.warn(f"this CPU has no {name} instructions: expect about 1/30 of the speed of --compute-dtype fp32")
     if lack is not None and recorded is not None:
-        raise MachineError(f"the training was begun in {name}: {lack}", "resume it on a machine that has it")
+        raise MachineError(f"the training was started in {name}: {lack}", f"resume on a machine that supports {name}")
     if lack is not None:
-        raise ConfigError(f"--compute-dtype {name}: {lack}", "use --compute-dtype auto: the best type of the device")
+        raise ConfigError(f"--compute-dtype {name}: {lack}", "use --compute-dtype auto for the best type of the device")
     return replace(config, compute_dtype=name)
 
 
 def best_type(device: torch.device) -> str:
-    """bf16 where the device has instructions for it, else fp16 on a GPU and fp32 on a CPU."""
+    """bf16 if the device has instructions for it, else fp16 on a GPU and fp32 on a CPU."""
     if device.type == "cpu":
         return BF16 if cpu_has_bf16() else FP32
     return BF16 if capability_of(device) >= FIRST_WITH_BF16 else FP16
 
 
-def why_not(device: torch.device, name: str) -> str | None:
-    """Why the device cannot compute in a type, or None where it can."""
+def why_unsupported(device: torch.device, name: str) -> str | None:
+    """Why the device cannot compute in a type, or None if it can."""
     if device.type == "cpu":
-        return "fp16 is for GPUs" if name == FP16 else None
+        return "fp16 needs a GPU" if name == FP16 else None
     if name == BF16 and (capability := capability_of(device)) < FIRST_WITH_BF16:
-        return f"a GPU of compute capability {capability[0]}.{capability[1]} has no bf16, which needs 8.0"
+        return f"bf16 needs compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
     return None
 
 
 def is_slow(device: torch.device, name: str) -> bool:
-    """Whether a CPU can compute in a type but has no instructions for it."""
+    """Whether the CPU has no instructions for a type and must emulate it."""
     return device.type == "cpu" and name == BF16 and not cpu_has_bf16()
 
 
 def cpu_has_bf16() -> bool:
-    """Whether torch multiplies bf16 matrices with instructions made for it: AVX512-BF16, AMX, or those of Arm.
+    """Whether torch uses bf16 instructions for matrix products: AVX512-BF16, AMX, or Arm's.
 
-    `ATEN_CPU_CAPABILITY`, which keeps torch from using newer instructions, counts.
+    `ATEN_CPU_CAPABILITY`, which restricts torch to older instructions, is taken into account.
     """
     import torch
 
     if platform.machine().lower() in ARM_MACHINES:
         has_mkldnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         return has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    # Every x86 processor with AMX has AVX512-BF16 as well.
+    # Every x86 CPU with AMX also has AVX512-BF16.
     return torch.backends.cpu.get_cpu_capability() == "AVX512" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
@@ -130,7 +131,7 @@ def capability_of(device: torch.device) -> tuple[int, int]:
 
 
 def torch_type(name: str) -> torch.dtype:
-    """`torch.bfloat16` of `bf16`, and so on."""
+    """The torch dtype of a type's name: `torch.bfloat16` for "bf16"."""
     import torch
 
     kind: Any = getattr(torch, TORCH_NAMES[name])
@@ -138,5 +139,5 @@ def torch_type(name: str) -> torch.dtype:
 
 
 def written_type(name: str) -> torch.dtype:
-    """The 16-bit type that models are written in where they are computed in `name`."""
+    """The 16-bit type in which a model is saved whose compute type is `name`."""
     return torch_type(FP16 if name == FP16 else BF16)

@@ -1,7 +1,7 @@
-"""The one config, from its layers: flags, a file, and what the run was made with.
+"""The config of a command, merged from flags, a config file and the run's saved settings.
 
-The flags, the YAML keys and the file saved in the run all come from the fields of `Config`. Precedence:
-flag, then `--config FILE`, then what the run was prepared or trained with, then the default.
+The flags, the YAML keys and the settings saved in the run all come from the fields of `Config`.
+Precedence: flag, then `--config FILE`, then the run's saved settings, then the default.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llmft_cli.base.errors import ConfigError
 from llmft_cli.settings.definitions import Config as Config
 from llmft_cli.settings.setting import Command, Setting
 
-# Names that users of transformers' Trainer know, accepted in a config file.
+# Names in transformers' Trainer, accepted in a config file.
 ALIASES = {
     "num_train_epochs": "num_epochs",
     "per_device_train_batch_size": "batch_size",
@@ -27,7 +27,7 @@ ALIASES = {
     "lr_scheduler_type": "lr_scheduler",
     "model_name_or_path": "model",
 }
-# Two ways to say how large a batch is.
+# Two ways to set the size of a batch.
 BATCH_SIZES = ("batch_size", "tokens_per_batch")
 
 
@@ -55,40 +55,40 @@ FIELDS = {item.name: item for item in fields()}
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, saved: Mapping[str, Any] | None = None) -> Config:
-    """One checked config from its layers.
+    """Merge and validate all settings.
 
     Args:
-        flags: what was given on the command line, by field name; None means not given.
+        flags: values from the command line, by field name; None means not given.
         file: a YAML file of settings, or None.
         saved: the settings that the run was prepared or trained with, or None.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type or out of range, two settings that exclude each other, an
-            unreadable file.
+        ConfigError: an unknown key, a value of the wrong type or out of range, two settings that exclude each other, or
+            an unreadable file.
     """
     values = {name: value for name, value in (saved or {}).items() if name in FIELDS}
     if file is not None:
-        from_file = {name: checked(name, value, f"{name} in {file}") for name, value in read_file(file).items()}
-        values = laid_over(values, from_file, lambda name: f"{name} in {file}")
-    from_flags = {name: checked(name, value, flag_of(name)) for name, value in flags.items() if value is not None}
-    return Config(**laid_over(values, from_flags, flag_of))
+        from_file = {name: validated(name, value, f"{name} in {file}") for name, value in read_file(file).items()}
+        values = override(values, from_file, lambda name: f"{name} in {file}")
+    from_flags = {name: validated(name, value, flag_of(name)) for name, value in flags.items() if value is not None}
+    return Config(**override(values, from_flags, flag_of))
 
 
-def laid_over(values: Mapping[str, Any], layer: Mapping[str, Any], called: Callable[[str], str]) -> dict[str, Any]:
-    """Settings with those of a layer in their place; one that says how large a batch is takes the place of the other, too.
+def override(values: Mapping[str, Any], layer: Mapping[str, Any], label: Callable[[str], str]) -> dict[str, Any]:
+    """`values` overridden by those of `layer`; a batch size of either kind replaces one of the other kind, too.
 
     Args:
-        called: what the user knows a setting of the layer as.
+        label: how error messages name a setting of the layer.
 
     Raises:
-        ConfigError: the layer gives the size of a batch both ways.
+        ConfigError: the layer sets the size of a batch both ways.
     """
     given = [name for name in BATCH_SIZES if layer.get(name) is not None]
     if len(given) > 1:
-        rows, tokens = (f"{called(name)} ({layer[name]})" for name in BATCH_SIZES)
+        rows, tokens = (f"{label(name)} ({layer[name]})" for name in BATCH_SIZES)
         raise ConfigError(
             f"{rows} and {tokens} exclude each other",
-            f"leave {called('batch_size')} out to fill batches by tokens, or {called('tokens_per_batch')} to count sequences",
+            f"remove {label('batch_size')} to fill batches by tokens, or {label('tokens_per_batch')} to count sequences",
         )
     kept = {name: value for name, value in values.items() if not given or name not in BATCH_SIZES}
     return kept | dict(layer)
@@ -99,10 +99,10 @@ def flag_of(name: str) -> str:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Settings from a flat YAML file, by field name; dashes and transformers' long names are accepted.
+    """Settings from a flat YAML file, by field name; dashes and transformers' names are accepted.
 
     Raises:
-        ConfigError: it cannot be read, is no flat YAML, or has an unknown or repeated setting.
+        ConfigError: it cannot be read, is not a flat mapping, or has an unknown or repeated setting.
     """
     import yaml
 
@@ -115,12 +115,12 @@ def read_file(path: Path) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold settings as `key: value` lines, not a {type(content).__name__}")
+        raise ConfigError(f"{path} must contain `key: value` lines, not a {type(content).__name__}")
     values: dict[str, Any] = {}
     for key, value in content.items():
         name = known_name(str(key), path)
         if name in values:
-            raise ConfigError(f"{name} is set twice in {path}, the second time as {key}", "keep one of them")
+            raise ConfigError(f"{name} is set twice in {path}, the second time as {key}", "remove one of them")
         values[name] = value
     return values
 
@@ -130,13 +130,13 @@ def known_name(key: str, path: Path) -> str:
     name = ALIASES.get(name, name)
     if name not in FIELDS:
         near = difflib.get_close_matches(name, [*FIELDS, *ALIASES], n=1)
-        hint = f"did you mean {near[0]}?" if near else "`llmft train --help` lists the settings"
+        hint = f"did you mean {near[0]}?" if near else "`llmft train --help-all` lists the settings"
         raise ConfigError(f"unknown setting {key} in {path}", hint)
     return name
 
 
-def checked(name: str, value: Any, origin: str) -> Any:
-    """`value` in the field's type and within its range; `origin` says where it stands."""
+def validated(name: str, value: Any, origin: str) -> Any:
+    """`value` converted to the field's type and checked against its range; `origin` names its flag or file."""
     item = FIELDS[name]
     if value is None:
         if item.optional:
@@ -145,7 +145,7 @@ def checked(name: str, value: Any, origin: str) -> Any:
     try:
         typed = convert(item, value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{origin}: {value!r} is not {described(item)}") from None
+        raise ConfigError(f"{origin}: {value!r} is not {expected_form(item)}") from None
     complaint = item.setting.complaint(typed)
     if complaint:
         raise ConfigError(f"{origin}: {typed!r} {complaint}")
@@ -163,27 +163,27 @@ def convert(item: Field, value: Any) -> Any:
         if not isinstance(value, str):
             raise TypeError
         return value
-    # YAML 1.1 reads 2e-4 as text, so text that is a number is taken as one.
+    # YAML 1.1 reads 2e-4 as a string, so numeric strings are converted.
     number = (item.setting.parse or float)(str(value))
     if not math.isfinite(number) or (item.type is int and number != int(number)):
         raise ValueError
     return int(number) if item.type is int else number
 
 
-def described(item: Field) -> str:
+def expected_form(item: Field) -> str:
     """What a value of this field must be."""
     return item.setting.form or {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[item.type]
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """Settings as YAML text in ASCII, spelled as `read_file` takes them; PyYAML loses U+0085 when it writes Unicode."""
+    """Settings as YAML that `read_file` accepts; in ASCII, because PyYAML loses U+0085 when it writes Unicode."""
     import yaml
 
     return yaml.safe_dump(dict(values), sort_keys=False)
 
 
 def of_command(config: Config, command: Command) -> dict[str, Any]:
-    """The settings that `command` uses, by field name; without the number of sequences where batches are filled by tokens."""
+    """The settings that `command` uses, by field name; without `batch_size` if `tokens_per_batch` is set."""
     used = {name: getattr(config, name) for name, item in FIELDS.items() if command in item.setting.commands}
     if used.get("tokens_per_batch") is not None:
         del used["batch_size"]

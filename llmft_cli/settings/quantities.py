@@ -1,4 +1,4 @@
-"""Sizes, durations and shares as people write them, `20GiB`, `1h30m` and `10%`, and back."""
+"""Parsing and formatting of sizes, durations and fractions such as `20GiB`, `1h30m` and `10%`."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ DURATION = re.compile(r"\s*".join(rf"(?:({NUMBER})\s*{unit})?" for unit in SECON
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size, rounded up: `20GiB`, `20 GB` (a thousand million each), `20G` (as GiB), `512MiB`, `0`.
+    """Bytes of a size, rounded up: `20GiB`, `20 GB` (10^9 bytes each), `20G` (the same as GiB), `512MiB`, `0`.
 
     Raises:
-        ValueError: it is none; the text says what is wrong with it.
+        ValueError: it is not a size; the message says why.
     """
     plain = text.strip().lower()
     if ZERO.fullmatch(plain):
@@ -53,7 +53,7 @@ def parse_duration(text: str) -> float:
     """Seconds of a duration: `2h`, `90m`, `1h30m`, `1d 12h`, `45s`, `0`.
 
     Raises:
-        ValueError: it is none; the text says what is wrong with it.
+        ValueError: it is not a duration; the message says why.
     """
     plain = text.strip().lower()
     if ZERO.fullmatch(plain):
@@ -72,7 +72,7 @@ def parse_count(text: str) -> int:
     """A whole number of 1 or more.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not.
     """
     if not re.fullmatch(r"[0-9]{1,9}", text.strip()) or not int(text):
         raise ValueError(f"{text!r} is not a whole number of 1 or more")
@@ -94,22 +94,26 @@ def parse_fraction(text: str) -> float:
     return value
 
 
-def checked(parse: Callable[[str], Number], text: str, origin: str, example: str) -> Number:
-    """What `parse` makes of `text`; `origin` is the flag or key that it stands at, `example` a value that works.
+def parse_flag(parse: Callable[[str], Number], text: str, origin: str, example: str) -> Number:
+    """`parse(text)`, with a user-facing error.
+
+    Args:
+        origin: the flag or key that the text was given for.
+        example: a valid value, for the hint.
 
     Raises:
-        ConfigError: it is malformed.
+        ConfigError: the text is malformed.
     """
     try:
         return parse(text)
     except ValueError as error:
-        raise ConfigError(f"{origin}: {error}", f"write it as in {origin} {example}") from None
+        raise ConfigError(f"{origin}: {error}", f"for example: {origin} {example}") from None
 
 
 def format_size(count: int, round_up: bool = False) -> str:
-    """Bytes with at most one decimal, never more than there are: `20 GiB`, `3.1 GiB`, `512 MiB`.
+    """Format bytes with at most one decimal, rounded down: `20 GiB`, `3.1 GiB`, `512 MiB`.
 
-    With `round_up`, never less: what is wanted then always reads as more than what falls short of it.
+    Use `round_up` for requirements: a required size then never reads the same as a smaller available one.
     """
     unit, size = next(((unit, size) for unit, size in BINARY_UNITS.items() if count >= size), ("B", 1))
     tenths = -(-count * 10 // size) if round_up else count * 10 // size
@@ -117,7 +121,7 @@ def format_size(count: int, round_up: bool = False) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """As `parse_duration` takes it, to the second: `2h`, `1h30m`, `45s`, `0s`."""
+    """Format a duration in whole seconds, as `parse_duration` reads it: `2h`, `1h30m`, `45s`, `0s`."""
     rest = round(seconds)
     parts = []
     for unit, size in SECONDS_PER_UNIT.items():

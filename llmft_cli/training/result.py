@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmft_cli.run_dir import RunDir
 from llmft_cli.settings.compute_types import TORCH_NAMES
 from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
     import torch
 
-    from llmft_cli.training.planning.decide import Layout
+    from llmft_cli.training.loop.trainer import QLoRATrainer
+    from llmft_cli.training.planning.decide import ChosenPlan
     from llmft_cli.training.profiling.profiling import Profile
 
 
@@ -43,9 +45,48 @@ class TrainResult:
     profile: Profile | None = None
 
 
-def describe(config: Config, device: torch.device, layout: Layout) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Outcome:
+    """How a training went; attributes as in `TrainResult`."""
+
+    seconds: float
+    rehearsal_peak_bytes: int | None
+    profile: Profile | None
+
+
+def result_of(run: RunDir, trainer: QLoRATrainer, config: Config, chosen: ChosenPlan, outcome: Outcome) -> TrainResult:
+    """What a finished training reports.
+
+    Raises:
+        VerificationError: the loss is not a number.
+    """
+    from llmft_cli.training.fast.architectures import blocks_of, keeps_dequantized
+    from llmft_cli.training.loop.callbacks import peak_memory_bytes
+
+    model, device = trainer.model, trainer.args.device
+    plan = describe(config, device, chosen)
+    return TrainResult(
+        steps=trainer.state.global_step,
+        train_loss=trainer.mean_loss(),
+        eval_loss=trainer.final_eval_loss(),
+        best_step=trainer.state.best_global_step,
+        tokens_per_second=trainer.clock.tokens_per_second,
+        peak_memory_bytes=peak_memory_bytes(device),
+        plan=plan | {"fast": bool(blocks_of(model)), "dequantized_weights": keeps_dequantized(model)},
+        adapter=str(run.adapter),
+        trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
+        seconds=outcome.seconds,
+        out_of_memory_retries=trainer.passes.retries + trainer.evaluation_passes.retries,
+        largest_pass_tokens=trainer.passes.largest,
+        rehearsal_peak_bytes=outcome.rehearsal_peak_bytes,
+        skipped_steps=None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps,
+        profile=outcome.profile,
+    )
+
+
+def describe(config: Config, device: torch.device, chosen: ChosenPlan) -> dict[str, Any]:
     """How the training ran, and what was predicted of it, for the result and the ledger."""
-    predicted = layout.option
+    predicted = chosen.predicted
     return {
         "device": str(device),
         "quantization": config.quantization,
@@ -55,12 +96,12 @@ def describe(config: Config, device: torch.device, layout: Layout) -> dict[str, 
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "max_seq_length": config.max_seq_length,
         "packing": config.packing,
-        "gradient_checkpointing": layout.plan.checkpointed_layers > 0,
-        "checkpointed_layers": layout.plan.checkpointed_layers,
+        "gradient_checkpointing": chosen.plan.checkpointed_layers > 0,
+        "checkpointed_layers": chosen.plan.checkpointed_layers,
         "optim": config.optim,
-        "embeddings_on_cpu": layout.plan.embeddings_on_cpu,
-        "dequantized_weights": layout.plan.dequantized_weights,
-        "activation_offloading": layout.plan.activation_offloading,
+        "embeddings_on_cpu": chosen.plan.embeddings_on_cpu,
+        "dequantized_weights": chosen.plan.dequantized_weights,
+        "activation_offloading": chosen.plan.activation_offloading,
         "predicted_peak_bytes": predicted and predicted.breakdown.total,
         "required_bytes": predicted and predicted.required_bytes,
     }

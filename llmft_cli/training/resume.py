@@ -68,5 +68,5 @@ def refuse_to_forget_checkpoints(run: RunDir) -> None:
     if entry is not None and entry["status"] != "done" and checkpoint is not None:
         raise StageError(
             f"{run.path} has a training that stopped at step {checkpoints.step_of(checkpoint)}",
-            f"go on with: llmft train {run.path} --resume, or start anew with --overwrite",
+            f"resume with: llmft train {run.path} --resume, or start anew with --overwrite",
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,17 +20,15 @@ from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import check_changes_something, save_adapter
 from llmft_cli.models.expected_time import TRAINING, warn_if_long
 from llmft_cli.models.model_source import ModelSource
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir import RunDir, StageRecord
 from llmft_cli.settings import compute_types
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
-from llmft_cli.training import result
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.batches.token_batches import sequence_lengths
 from llmft_cli.training.loop import checkpoints, loss_chart, schedule
-from llmft_cli.training.loop.schedule import Schedule
 from llmft_cli.training.loop.tracking import wandb_run
-from llmft_cli.training.result import TrainResult
+from llmft_cli.training.result import Outcome, TrainResult, result_of
 from llmft_cli.training.resume import check_same_data_settings, checkpoint_to_resume, refuse_to_forget_checkpoints
 
 if TYPE_CHECKING:
@@ -39,10 +37,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from llmft_cli.base.reporter import Advance
+    from llmft_cli.training.loop.callbacks import StopRequest
     from llmft_cli.training.loop.trainer import QLoRATrainer
     from llmft_cli.training.plan import Plan
-    from llmft_cli.training.planning.decide import Layout
-    from llmft_cli.training.profiling.profiling import Profile
 
 
 def train(
@@ -55,191 +53,168 @@ def train(
     allow_stale: bool = False,
     profile: bool = False,
 ) -> TrainResult:
-    """Train an adapter on the run's prepared data.
+    """Train an adapter on the run's prepared data: load, plan, build, train, save.
 
     Args:
         resume: continue an interrupted training from its last complete checkpoint.
-        profile: leave in `profile/` where the time of a step goes.
+        profile: write to `profile/` where the time of a step goes.
 
     Raises:
         StageError: the run is not prepared, was prepared with other settings, or is trained already.
-        Interrupted: asked to stop; the checkpoint can be resumed from.
+        Interrupted: the user asked to stop; the training can be resumed from its checkpoint.
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
-    from llmft_cli.training.device_memory import hold_to
     from llmft_cli.training.planning.decide import decide
 
-    prepared = run.require("prepare", allow_stale)
-    check_same_data_settings(run, prepared["config"], config)
+    check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
     checkpoint = checkpoint_to_resume(run, config) if resume else None
     recorded = (run.entry("train") or {}) if resume else {}
-    if not resume and not overwrite:
+    if not (resume or overwrite):
         refuse_to_forget_checkpoints(run)
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
-        device = loading.pick_device(config.device)
-        config = compute_types.settled(config, device, reporter, recorded.get("compute_dtype"))
-        use_free_cores(device, reporter)
+        device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
         source = base_model(recorded.get("model"), config, reporter)
-        record.facts |= {"model": source.facts(), "seed": config.seed, "versions": versions(), "hardware": hardware()}
-        record.facts["compute_dtype"] = config.compute_dtype
-        train_rows = load_split(run.data, TRAIN)
-        assert train_rows is not None
-        layout = decide(source, config, train_rows, device, reporter, recorded.get("plan"))
-        record.facts["plan"] = asdict(layout.plan)
+        rows = train_split(run)
+        record.facts |= facts_of(source, config)
+        chosen = decide(source, config, rows, device, reporter, recorded.get("plan"))
+        record.facts["plan"] = asdict(chosen.plan)
         record.save_facts()
-        if config.max_vram is not None and device.type == "cuda":
-            hold_to(config.max_vram, device)
-        reporter.note(f"loading {source.name} ({config.quantization}) on {device}")
-        base = loading.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
-        loading.keep_training_layout(base)
-        if config.quantization != "none" and (notice := loading.dense_experts_notice(base)):
-            reporter.warn(notice)
-        checkpoints.forget_steps_after(run, checkpoint)
-        try:
-            result = fit(run, base, source.name, config, layout, checkpoint, reporter, profile)
-        finally:
-            checkpoints.remove_incomplete(run.checkpoints)
-            record.resumable = checkpoints.last_complete(run.checkpoints) is not None
+        config = chosen.applied_to(config)
+        base = load(source, config, device, reporter)
+        with complete_checkpoints(run, checkpoint, record):
+            model = build(base, source.name, config, chosen.plan, reporter)
+            trainer = trainer_of(run, model, rows, config, reporter)
+            outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
+            save(run, model)
+            result = result_of(run, trainer, config, chosen, outcome)
         record.outputs += ["adapter", "metrics.jsonl", "loss.svg"]
         record.facts["headline"] = asdict(result)
     return result
 
 
+def settle_device(config: Config, recorded_type: str | None, reporter: Reporter) -> tuple[torch.device, Config]:
+    """The device to train on, and the settings with the type to compute in on it."""
+    device = loading.pick_device(config.device)
+    config = compute_types.settled(config, device, reporter, recorded_type)
+    use_free_cores(device, reporter)
+    return device, config
+
+
 def base_model(recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
-    """The model that the settings name, or the very one that an interrupted training has recorded."""
+    """The model that the settings name, or the one that an interrupted training has recorded."""
     if recorded:
         return model_source.resolve_recorded(recorded, reporter)
     return model_source.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 
-def fit(
-    run: RunDir,
-    base: PreTrainedModel,
-    base_name: str,
-    config: Config,
-    layout: Layout,
-    checkpoint: Path | None,
-    reporter: Reporter,
-    profile: bool = False,
-) -> TrainResult:
-    """Run the Trainer and leave adapter, figures and chart in the run."""
-    from llmft_cli.training.loop.callbacks import Rehearsal
-    from llmft_cli.training.profiling.profiling import profiled
-
-    train_rows = load_split(run.data, TRAIN)
-    assert train_rows is not None
-    import_transformers().set_seed(config.seed)
-    config = layout.applied_to(config)
-    model = trainable_model(base, base_name, config, layout.plan, reporter)
-    steps = schedule.plan(train_rows, config)
-    trainer = trainer_of(run, model, train_rows, config, steps, reporter)
-    rehearsal = Rehearsal(trainer, reporter)
-    if base.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
-        trainer.add_callback(rehearsal)
-    else:
-        keep_freed_memory()
-    warn_if_long_on_cpu(model, train_rows, config, steps, base.device, reporter)
-    started = time.perf_counter()
-    with profiled(profile, trainer, config, layout.plan, run.path / "profile", reporter) as found_profile:
-        run_trainer(trainer, run, config, checkpoint, reporter)
-    seconds = time.perf_counter() - started
-    check_changes_something(model)
-    with replacing_directory(run.adapter) as folder:
-        save_adapter(model, folder)
-    loss_chart.draw(run.metrics, run.loss_chart)
-    plan = result.describe(config, base.device, layout)
-    return result_of(run, trainer, plan, seconds, rehearsal.peak_bytes, found_profile())
+def train_split(run: RunDir) -> datasets.Dataset:
+    rows = load_split(run.data, TRAIN)
+    assert rows is not None  # `prepare` refuses data without training rows
+    return rows
 
 
-def trainer_of(
-    run: RunDir, model: PeftModel, train_rows: datasets.Dataset, config: Config, steps: Schedule, reporter: Reporter
-) -> QLoRATrainer:
-    from llmft_cli.training.loop.trainer import QLoRATrainer
-
-    validation_rows = load_split(run.data, VALIDATION)
-    arguments = schedule.training_arguments(run.checkpoints, steps, config, model.device, evaluate=validation_rows is not None)
-    trainer = QLoRATrainer(
-        group_by_length=not config.packing,
-        tokens_per_batch=config.tokens_per_batch,
-        reporter=reporter,
-        model=model,
-        args=arguments,
-        train_dataset=train_rows,
-        eval_dataset=validation_rows,
-        data_collator=collate,
-    )
-    trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
-    return trainer
+def facts_of(source: ModelSource, config: Config) -> dict[str, Any]:
+    """What the ledger records of a training before it begins."""
+    facts = {"model": source.facts(), "seed": config.seed, "compute_dtype": config.compute_dtype}
+    return facts | {"versions": versions(), "hardware": hardware()}
 
 
-def result_of(
-    run: RunDir,
-    trainer: QLoRATrainer,
-    plan: dict[str, Any],
-    seconds: float,
-    rehearsal_peak_bytes: int | None,
-    profile: Profile | None,
-) -> TrainResult:
-    from llmft_cli.training.fast.architectures import blocks_of, keeps_dequantized
-    from llmft_cli.training.loop.callbacks import peak_memory_bytes
+def load(source: ModelSource, config: Config, device: torch.device, reporter: Reporter) -> PreTrainedModel:
+    """The quantised base on the device, within `--max-vram`."""
+    from llmft_cli.training.device_memory import hold_to
 
-    model = trainer.model
-    return TrainResult(
-        steps=trainer.state.global_step,
-        train_loss=trainer.mean_loss(),
-        eval_loss=trainer.final_eval_loss(),
-        best_step=trainer.state.best_global_step,
-        tokens_per_second=trainer.clock.tokens_per_second,
-        peak_memory_bytes=peak_memory_bytes(trainer.args.device),
-        plan=plan | {"fast": bool(blocks_of(model)), "dequantized_weights": keeps_dequantized(model)},
-        adapter=str(run.adapter),
-        trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
-        seconds=seconds,
-        out_of_memory_retries=trainer.passes.retries + trainer.evaluation_passes.retries,
-        largest_pass_tokens=trainer.passes.largest,
-        rehearsal_peak_bytes=rehearsal_peak_bytes,
-        skipped_steps=None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps,
-        profile=profile,
-    )
+    if config.max_vram is not None and device.type == "cuda":
+        hold_to(config.max_vram, device)
+    reporter.note(f"loading {source.name} ({config.quantization}) on {device}")
+    base = loading.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
+    loading.keep_training_layout(base)
+    if config.quantization != "none" and (notice := loading.dense_experts_notice(base)):
+        reporter.warn(notice)
+    return base
 
 
-def trainable_model(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, reporter: Reporter) -> PeftModel:
-    """The base with a fresh adapter, laid out by the plan."""
+def build(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, reporter: Reporter) -> PeftModel:
+    """The base with a fresh adapter, drawn from the seed, and laid out by the plan."""
     from llmft_cli.training.step.row_separation import settle_attention, settle_rows
-    from llmft_cli.training.step.tuned_model import has_room_for_dequantized_weights, laid_out, why_plain_layers
+    from llmft_cli.training.step.tuned_model import (
+        apply_plan,
+        has_room_for_dequantized_weights,
+        make_trainable,
+        why_plain_layers,
+    )
 
+    import_transformers().set_seed(config.seed)
     own_attention = base.config._attn_implementation
     kept = plan.dequantized_weights or has_room_for_dequantized_weights(base)
-    model = laid_out(base, config, base_name, replace(plan, dequantized_weights=kept))
-    plain = why_plain_layers(model, config)
-    if plain is not None:
-        reporter.note(f"layers are computed by PEFT's own modules, not the fast ones: {plain}")
+    model = make_trainable(base, config, base_name)
+    apply_plan(model, replace(plan, dequantized_weights=kept))
+    if plain := why_plain_layers(model, config):
+        reporter.note(f"no fused layers for this training, PEFT's own modules are used: {plain}")
     settle_attention(model, own_attention)
     if not settle_rows(model):
         reporter.note("this model mixes packed rows: running each row separately")
     return model
 
 
-def warn_if_long_on_cpu(
-    model: PeftModel, rows: datasets.Dataset, config: Config, steps: Schedule, device: torch.device, reporter: Reporter
-) -> None:
-    tokens = schedule.training_tokens(rows, config)
-    less = f"use a GPU, a smaller --model, or fewer steps than {steps.total:,} (--max-steps)"
-    warn_if_long("training", model, tokens, TRAINING, device, config.compute_dtype, less, reporter)
+def trainer_of(run: RunDir, model: PeftModel, rows: datasets.Dataset, config: Config, reporter: Reporter) -> QLoRATrainer:
+    from llmft_cli.training.loop.trainer import QLoRATrainer
+
+    held_out = load_split(run.data, VALIDATION)
+    steps = schedule.plan(rows, config)
+    trainer = QLoRATrainer(
+        group_by_length=not config.packing,
+        tokens_per_batch=config.tokens_per_batch,
+        reporter=reporter,
+        model=model,
+        args=schedule.training_arguments(run.checkpoints, steps, config, model.device, evaluate=held_out is not None),
+        train_dataset=rows,
+        eval_dataset=held_out,
+        data_collator=collate,
+    )
+    trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
+    return trainer
 
 
-def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: Path | None, reporter: Reporter) -> None:
-    """Train with our callbacks, stopping with a checkpoint when asked to.
+def run_training(
+    trainer: QLoRATrainer,
+    run: RunDir,
+    config: Config,
+    plan: Plan,
+    checkpoint: Path | None,
+    reporter: Reporter,
+    profile: bool,
+) -> Outcome:
+    """Train until the last step, the longest batch first on a GPU.
 
     Raises:
         Interrupted: the user or the system asked to stop.
         OutOfMemory: a single row takes too much.
     """
-    from transformers import EarlyStoppingCallback, PrinterCallback
+    from llmft_cli.training.loop.callbacks import Rehearsal
+    from llmft_cli.training.profiling.profiling import profiled
 
-    from llmft_cli.training.loop.callbacks import Figures, StopRequest, StopWhenAsked
-    from llmft_cli.training.loop.expected_end import ExpectedEnd
+    rehearsal = Rehearsal(trainer, reporter)
+    if trainer.args.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
+        trainer.add_callback(rehearsal)
+    else:
+        keep_freed_memory()
+    warn_if_long_on_cpu(trainer, config, reporter)
+    started = time.perf_counter()
+    with profiled(profile, trainer, config, plan, run.path / "profile", reporter) as found_profile:
+        run_trainer(trainer, run, config, checkpoint, reporter)
+    return Outcome(time.perf_counter() - started, rehearsal.peak_bytes, found_profile())
+
+
+def warn_if_long_on_cpu(trainer: QLoRATrainer, config: Config, reporter: Reporter) -> None:
+    tokens = schedule.training_tokens(trainer.train_dataset, config)
+    less = f"use a GPU, a smaller --model, or fewer steps than {trainer.args.max_steps:,} (--max-steps)"
+    warn_if_long("training", trainer.model, tokens, TRAINING, trainer.args.device, config.compute_dtype, less, reporter)
+
+
+def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: Path | None, reporter: Reporter) -> None:
+    """Train with our callbacks; see `run_training`."""
+    from llmft_cli.training.loop.callbacks import StopRequest
     from llmft_cli.training.loop.out_of_memory import leaving_a_checkpoint
 
     stop = StopRequest(reporter)
@@ -249,13 +224,7 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
     if config.report_to == "wandb":
         tracked = wandb_run(run.path, config.wandb_project, run.path.name, settings.of_command(config, "train"), reporter)
     with tracked, stop.listening(), reporter.track("training", total=total, done=done) as advance:
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance, trainer.loss_scale))
-        held_out_tokens = sum(sequence_lengths(trainer.eval_dataset)) if trainer.eval_dataset is not None else 0
-        trainer.add_callback(ExpectedEnd(trainer.clock, held_out_tokens, reporter))
-        trainer.add_callback(StopWhenAsked(stop))
-        if config.early_stopping_patience and trainer.eval_dataset is not None:
-            trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+        add_callbacks(trainer, run, config, stop, advance, reporter)
         if checkpoint and done >= total:
             trainer.restore_end(checkpoint)
         else:
@@ -265,5 +234,46 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
         reporter.note(f"{skipped} steps were skipped, as their gradients overflowed fp16; the loss scale was lowered for each")
     if stop.made and trainer.state.global_step < total:
         raise Interrupted(
-            f"stopped after step {trainer.state.global_step} of {total}", f"go on with: llmft train {run.path} --resume"
+            f"stopped after step {trainer.state.global_step} of {total}", f"resume with: llmft train {run.path} --resume"
         )
+
+
+def add_callbacks(
+    trainer: QLoRATrainer, run: RunDir, config: Config, stop: StopRequest, advance: Advance, reporter: Reporter
+) -> None:
+    """Figures instead of prints, the expected end, stopping when asked to, and early stopping."""
+    from transformers import EarlyStoppingCallback, PrinterCallback
+
+    from llmft_cli.training.loop.callbacks import Figures, StopWhenAsked
+    from llmft_cli.training.loop.expected_end import ExpectedEnd
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance, trainer.loss_scale))
+    held_out_tokens = sum(sequence_lengths(trainer.eval_dataset)) if trainer.eval_dataset is not None else 0
+    trainer.add_callback(ExpectedEnd(trainer.clock, held_out_tokens, reporter))
+    trainer.add_callback(StopWhenAsked(stop))
+    if config.early_stopping_patience and trainer.eval_dataset is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+
+
+def save(run: RunDir, model: PeftModel) -> None:
+    """Leave the adapter and the loss chart in the run.
+
+    Raises:
+        VerificationError: the adapter changes nothing.
+    """
+    check_changes_something(model)
+    with replacing_directory(run.adapter) as folder:
+        save_adapter(model, folder)
+    loss_chart.draw(run.metrics, run.loss_chart)
+
+
+@contextmanager
+def complete_checkpoints(run: RunDir, checkpoint: Path | None, record: StageRecord) -> Iterator[None]:
+    """Begin after the given checkpoint, and leave complete ones only, however the training ends."""
+    checkpoints.forget_steps_after(run, checkpoint)
+    try:
+        yield
+    finally:
+        checkpoints.remove_incomplete(run.checkpoints)
+        record.resumable = checkpoints.last_complete(run.checkpoints) is not None

@@ -35,7 +35,7 @@ def gpu_check(start: Start) -> GpuCheck:
 
 @pytest.fixture(scope="module")
 def segments_that_grow() -> Iterator[None]:
-    """As `libraries.calm` sets torch's allocator up, whatever other tests have started it with."""
+    """As `libraries.configure_libraries` sets torch's allocator up, whatever other tests have started it with."""
     import torch
 
     torch.cuda.memory._set_allocator_settings("expandable_segments:True")

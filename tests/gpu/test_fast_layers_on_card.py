@@ -14,11 +14,12 @@ from llmft_cli.models import random_model
 from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.attention import varlen
-from llmft_cli.training.fast import cuda_graphs
+from llmft_cli.training.fast import architectures, cuda_graphs
 from llmft_cli.training.fast.cuda_graphs import recorded_passes
 from llmft_cli.training.fast.kernels import plain
 from llmft_cli.training.planning.simulation import BatchShape, full_batch
 from llmft_cli.training.profiling.measuring import random_batch
+from llmft_cli.training.step.checkpointing import checkpoint_layers
 from llmft_cli.training.step.loss import loss_and_gradients
 from llmft_cli.training.step.tuned_model import make_trainable
 
@@ -122,7 +123,9 @@ def small_model(layers: int, checkpointed: int | None, activation_offloading: bo
         vocab_size=VOCABULARY, hidden_size=512, intermediate_size=1408, num_hidden_layers=layers, num_attention_heads=8
     )
     base = random_model.build(shape, CARD, "nf4", torch.bfloat16)
-    model = make_trainable(base, resolve({}), "random", checkpointed, activation_offloading=activation_offloading).train()
+    model = make_trainable(base, resolve({}), "random").train()
+    architectures.offload_activations(model, activation_offloading)
+    checkpoint_layers(model, checkpointed)
     for name, weights in model.named_parameters():
         if "lora_B" in name:
             weights.data.normal_(std=0.02)
@@ -241,7 +244,7 @@ def test_heads_of_a_size_that_flash_attention_does_not_take() -> None:
     for fast in (True, False):
         torch.manual_seed(0)
         model = make_trainable(
-            random_model.build(shape, CARD, "nf4", torch.bfloat16), resolve({"fast": fast}), "random", 0
+            random_model.build(shape, CARD, "nf4", torch.bfloat16), resolve({"fast": fast}), "random"
         ).train()
         torch.manual_seed(1)
         batch = random_batch(BatchShape(2, 512, 1000, 8, 128), VOCABULARY, CARD)

@@ -33,7 +33,7 @@ from llmft_cli.training.planning.simulation import BatchShape, full_batch
 from llmft_cli.training.profiling.measuring import measure, random_batch
 from llmft_cli.training.result import TrainResult
 from llmft_cli.training.step.loss import loss_and_gradients
-from llmft_cli.training.step.tuned_model import laid_out, make_trainable
+from llmft_cli.training.step.tuned_model import apply_plan, make_trainable
 from llmft_cli.training.train import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("segments_that_grow")]
@@ -118,7 +118,7 @@ def dense_model(dtype: torch.dtype, **flags: Any) -> Any:
     base = random_model.build(shape, CARD, "none", torch.float32)
     for weights in base.parameters():
         weights.data = weights.data.bfloat16().to(dtype)
-    model = make_trainable(base, resolve(flags), "random", 0).train()
+    model = make_trainable(base, resolve(flags), "random").train()
     generator = torch.Generator(CARD).manual_seed(1)
     for name, weights in model.named_parameters():
         if weights.requires_grad:
@@ -195,7 +195,8 @@ def peaks(dtype: str, **flags: Any) -> tuple[int, int]:
     found = predicted_options(seven_b_wide(), config, kind, longest_batches(config), None, able=able)
     option = choose([one for one in found if one.plan.batch_size == config.batch_size], None, "fast")
     assert option is not None
-    model = laid_out(random_model.build(seven_b_wide(), CARD, "nf4", kind), config, "random", option.plan)
+    model = make_trainable(random_model.build(seven_b_wide(), CARD, "nf4", kind), config, "random")
+    apply_plan(model, option.plan)
     measured = measure(model, full_batch(config.batch_size, TOKENS), option.plan.optim).peak_bytes
     print(f"{dtype} {flags}: predicted {option.breakdown.total / 2**30:.3f}, measured {measured / 2**30:.3f} GiB")
     return option.breakdown.total, measured

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from llmft_cli.training.planning.options import FRUGAL_OPTIM, Option, choose
 from llmft_cli.training.planning.simulation import full_batch
 from llmft_cli.training.profiling.measuring import Measured, measure
 from llmft_cli.training.result import TrainResult
-from llmft_cli.training.step.tuned_model import make_trainable
+from llmft_cli.training.step.tuned_model import apply_plan, make_trainable
 from llmft_cli.training.train import train
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("segments_that_grow")]
@@ -78,7 +79,8 @@ def measured_within(budget_bytes: int, config: Config, plan: Plan) -> Measured:
     """Steps of the plan, held to the budget from before the weights are made."""
     hold_to(budget_bytes, DEVICE)
     base = random_model.build(seven_b_wide(), DEVICE, "nf4", torch.bfloat16)
-    model = make_trainable(base, config, "random", plan.checkpointed_layers, plan.embeddings_on_cpu, plan.dequantized_weights)
+    model = make_trainable(base, config, "random")
+    apply_plan(model, replace(plan, activation_offloading=False))
     return measure(model, full_batch(plan.batch_size, TOKENS), plan.optim)
 
 

@@ -37,7 +37,7 @@ def tuned(kind: str, sizes: dict[str, Any], **flags: Any) -> tuple[Any, str]:
     torch.manual_seed(0)
     base = random_model.build(AutoConfig.for_model(kind, **SHAPE, **sizes), CARD, "nf4", torch.bfloat16)
     own = base.config._attn_implementation
-    model = make_trainable(base, resolve(flags), "random", 0).train()
+    model = make_trainable(base, resolve(flags), "random").train()
     for name, weights in model.named_parameters():
         if "lora_B" in name:
             weights.data.normal_(std=0.02)

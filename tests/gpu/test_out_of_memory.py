@@ -18,9 +18,11 @@ from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.fast.architectures import offload_activations
 from llmft_cli.training.loop.callbacks import Rehearsal
 from llmft_cli.training.loop.smaller_passes import DoesNotFit
 from llmft_cli.training.loop.trainer import QLoRATrainer
+from llmft_cli.training.step.checkpointing import checkpoint_layers
 from llmft_cli.training.step.tuned_model import make_trainable
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("segments_that_grow")]
@@ -92,8 +94,10 @@ def make_trainer(folder: Path, reporter: Silent, steps: str = AUTOCAST) -> QLoRA
     if steps == AUTOCAST:
         model = add_adapter(base, adapter, "random")
     else:
-        checkpointed = None if steps == OFFLOADED else 0
-        model = make_trainable(base, adapter, "random", checkpointed, activation_offloading=steps == OFFLOADED)
+        model = make_trainable(base, adapter, "random")
+        if steps == OFFLOADED:
+            offload_activations(model, True)
+            checkpoint_layers(model, None)
     return QLoRATrainer(
         reporter=reporter,
         model=model,

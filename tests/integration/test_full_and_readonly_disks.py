@@ -122,7 +122,7 @@ def test_a_read_only_run(mounted: Callable[[str], Path], trained_run: Path, run:
     saving = run("chat", "run", folder=disk, stdin="What is 4 and 4?\n/save talk\n")
     lines = [
         "error: permission denied: run/chat (Read-only file system)",
-        "hint: fix its permissions, or keep the run where you can write",
+        "hint: fix its permissions, or keep the run elsewhere",
     ]
     assert (saving.returncode, saving.stdout[:5], saving.stderr.splitlines()[-2:]) == (3, "It is", lines)
     assert files_in(disk) == before

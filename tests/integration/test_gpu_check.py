@@ -109,14 +109,14 @@ def with_torch(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 
 
 def found(done: subprocess.CompletedProcess[str]) -> dict:
-    """What gpu-check --json said, which ended well."""
+    """The JSON of a gpu-check --json that succeeded."""
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("\n") == 1
     return json.loads(done.stdout)
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """The two lines with which --require-gpu ended."""
+    """The error and the hint of a --require-gpu that failed."""
     assert (done.returncode, done.stdout) == (3, "")
     return done.stderr.splitlines()[-2:]
 
@@ -155,7 +155,7 @@ class TestDriver:
     def test_that_hangs(
         self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
     ) -> None:
-        """CUDA would hang as well, where no Ctrl-C can reach it."""
+        """CUDA would hang as well, and could not be interrupted by Ctrl-C."""
         patch = """
 import llmft_cli.gpu.nvidia_smi
 llmft_cli.gpu.nvidia_smi.TIME_LIMIT_SECONDS = 1
@@ -177,7 +177,8 @@ torch.cuda.is_available = torch.cuda.device_count = torch._C._cuda_init = hang
         )
         assert "nvidia-smi shows 1 GPU(s), torch sees none: driver 570.86.15 supports CUDA 12.8 at most, torch " in error
         line = "pip install torch==2.11.0+cu128 --index-url https://download.pytorch.org/whl/cu128"
-        assert hint == f"hint: update the NVIDIA driver, or install a torch for it: {line}"
+        assert hint.startswith("hint: update the NVIDIA driver")
+        assert hint.endswith(line)
 
     def test_a_torch_without_cuda(
         self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
@@ -192,12 +193,9 @@ torch.cuda.is_available = torch.cuda.device_count = torch._C._cuda_init = hang
     ) -> None:
         report = found(with_torch('torch.__version__ = TorchVersion("2.13.0+cu130")', "--json", **machine()))
         assert (report["problems"], report["nf4_probe"]["ok"]) == ([], True)
-        assert [note["what"] for note in report["notes"]] == [
-            "torch 2.13.0+cu130 brings gigabytes of CUDA's libraries, and there is no NVIDIA GPU here"
-        ]
-        assert report["notes"][0]["mend"].endswith(
-            "pip install torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu"
-        )
+        (note,) = report["notes"]
+        assert note["what"].startswith("torch 2.13.0+cu130 ")
+        assert note["mend"].endswith("pip install torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu")
 
     @pytest.mark.parametrize("visible", ["", "7"])
     def test_cards_that_are_hidden(
@@ -210,7 +208,7 @@ torch.cuda.is_available = torch.cuda.device_count = torch._C._cuda_init = hang
 
 
 class TestOldCard:
-    """A V100, which a torch for CUDA 13.0 has no kernels for."""
+    """A V100, for which torch's CUDA 13.0 build has no kernels."""
 
     SEEN = f"""{SEEN}
 card.major, card.minor = 7, 0
@@ -250,7 +248,7 @@ class TestFullCard:
         assert lines["used by"] == "python3 ?]0;x? (pid 4711, 79 GiB)"
         assert (lines["load"], lines["temperature"], lines["ECC"]) == ("97.0%", "61 degrees Celsius", "enabled")
         assert "MIG" not in lines
-        assert lines[HELD].startswith("wait until they end")
+        assert "CUDA_VISIBLE_DEVICES" in lines[HELD]
 
     def test_refuses_the_probe(
         self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
@@ -263,7 +261,7 @@ class TestFullCard:
 
 
 class TestBitsandbytes:
-    """Its CUDA libraries are in the package, and CUDA's own may be or not."""
+    """Its own libraries come with the package; CUDA's may be missing."""
 
     def test_without_the_libraries_of_cuda(
         self, with_torch: Callable[..., subprocess.CompletedProcess[str]], machine: Callable[..., dict[str, str]]
@@ -303,26 +301,24 @@ def test_no_network_and_secrets_that_stay_secret(llmft: Run, tmp_path: Path) -> 
     assert not [secret for secret in secrets.values() if secret in done.stdout + done.stderr]
 
 
-PLACES = (("the cache will be", ".cache/llmft"), ("runs will be", "runs"))
-
-
 def test_no_disk(run: Run, machine: Callable[..., dict[str, str]], mounted: Callable[[str], Path]) -> None:
     disk = mounted("64k")
     facts = os.statvfs(disk)
     (disk / "filler").write_bytes(b"x" * (facts.f_bavail * facts.f_bsize))
     report = found(run("gpu-check", "--json", folder=disk, HOME=str(disk), TMPDIR=str(disk), **machine()))
     assert report["nf4_probe"]["ok"]
-    told = {problem["what"]: problem["mend"] for problem in report["problems"]}
-    cache, runs = (f"the disk has 0 B free where {what} ({disk}/{path})" for what, path in PLACES)
-    assert told[cache] == "free some space, or set LLMFT_CACHE to a folder elsewhere"
-    assert told[runs] == "free some space, or keep runs elsewhere (--run)"
+    for folder, mend in ((".cache/llmft", "LLMFT_CACHE"), ("runs", "--run")):
+        (problem,) = (problem for problem in report["problems"] if f"({disk}/{folder})" in problem["what"])
+        assert "0 B" in problem["what"]
+        assert mend in problem["mend"]
 
 
 def test_a_disk_that_may_only_be_read(run: Run, machine: Callable[..., dict[str, str]], mounted: Callable[[str], Path]) -> None:
     disk = mounted("64k")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     report = found(run("gpu-check", "--json", folder=disk, **machine()))
-    assert f"cannot write where runs will be ({disk}/runs)" in [problem["what"] for problem in report["problems"]]
+    (problem,) = (problem for problem in report["problems"] if f"({disk}/runs)" in problem["what"])
+    assert "not writable" in problem["what"]
 
 
 def test_only_what_is_needed_is_imported(with_torch: Callable[..., subprocess.CompletedProcess[str]]) -> None:

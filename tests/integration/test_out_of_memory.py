@@ -105,7 +105,7 @@ def test_a_row_that_does_not_fit_ends_it_and_the_hint_goes_on(
     place = r"row 1 of sequence \d+ in run/data/train.arrow \(\d\d tokens, its target begins 'It is \d+\.<\|im_end\|>'\)"
     reason = r"does not fit: CUDA out of memory\. Tried to allocate 2\.00 GiB\."
     assert re.fullmatch(rf"error: out of memory after step 6 of 8: {place} {reason}", message)
-    assert hint == "hint: go on with: llmft train run --resume --gradient-checkpointing"
+    assert hint == "hint: resume with: llmft train run --resume --gradient-checkpointing"
     assert "Traceback" not in done.stderr
     entry = RunDir(prepared_copy).entry("train")
     assert entry is not None

@@ -17,7 +17,7 @@ FP16_FACTOR = 2**10
 
 
 class OutputLoss(torch.autograd.Function):
-    """Summed negative log-likelihood in nats of targets at some of the hidden states' rows."""
+    """Summed negative log-likelihood, in nats, of the targets at the predicting rows; see `output_loss`."""
 
     @staticmethod
     def forward(
@@ -27,12 +27,12 @@ class OutputLoss(torch.autograd.Function):
         rows = max(1, LOGITS_PER_CHUNK // len(weight))
         ctx.factor = gradient_factor(hidden.dtype)
         losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
-        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        gradient = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None  # (tokens, hidden)
         for start in range(0, len(targets), rows):
             chunk = slice(start, start + rows)
-            inputs = hidden[predicting[chunk]]
-            logits = multiply(inputs, weight.t(), inputs.new_empty(len(inputs), len(weight)))
-            kernels.cross_entropy(logits, targets[chunk], losses[chunk], ctx.factor)
+            inputs = hidden[predicting[chunk]]  # (rows, hidden)
+            logits = multiply(inputs, weight.t(), inputs.new_empty(len(inputs), len(weight)))  # (rows, vocabulary)
+            kernels.cross_entropy(logits, targets[chunk], losses[chunk], ctx.factor)  # logits become their gradient
             if gradient is not None:
                 gradient[predicting[chunk]] = logits @ weight
             del logits

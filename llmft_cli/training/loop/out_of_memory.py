@@ -70,7 +70,7 @@ def way_on(run: RunDir, config: Config, model: Any) -> str:
     path = shlex.quote(str(run.path))
     settings = f"--config {shlex.quote(str(run.config_file))}"
     resumable = checkpoints.last_complete(run.checkpoints) is not None
-    again = f"go on with: llmft train {path} --resume" if resumable else f"start again with: llmft train {path} {settings}"
+    again = f"resume with: llmft train {path} --resume" if resumable else f"start again with: llmft train {path} {settings}"
     if not all(map(is_checkpointed, decoder_layers(model))):
         return f"{again} --gradient-checkpointing"
     sources = " ".join(shlex.quote(source) for source in (run.entry("prepare") or {})["sources"])

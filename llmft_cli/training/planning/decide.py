@@ -18,7 +18,7 @@ from llmft_cli.training.batches.token_batches import largest_batch, sequence_len
 from llmft_cli.training.device_memory import available_bytes
 from llmft_cli.training.fast.kernels.select import abilities_of
 from llmft_cli.training.plan import Plan, given_plan
-from llmft_cli.training.planning.options import KINDS, Option, choose, option_of, options
+from llmft_cli.training.planning.options import PLAN_KINDS, Option, Predictor, choose, options
 from llmft_cli.training.planning.plan_files import read_plan
 from llmft_cli.training.planning.simulation import BatchShape, CannotBeFollowed, full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES, Rates
@@ -35,11 +35,11 @@ GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The plan of a training, and what is predicted of it where it is a GPU's and can be predicted."""
+class ChosenPlan:
+    """The plan of a training, and what is predicted of it; None where it is not for a GPU or cannot be predicted."""
 
     plan: Plan
-    option: Option | None = None
+    predicted: Option | None = None
 
     def applied_to(self, config: Config) -> Config:
         """The settings with the plan's in place of the user's."""
@@ -50,7 +50,7 @@ class Layout:
             gradient_accumulation_steps=plan.gradient_accumulation_steps,
             optim=plan.optim,
             # What fits in training fits in evaluation.
-            eval_batch_size=min(config.eval_batch_size, plan.batch_size) if self.option else config.eval_batch_size,
+            eval_batch_size=min(config.eval_batch_size, plan.batch_size) if self.predicted else config.eval_batch_size,
         )
 
 
@@ -61,7 +61,7 @@ def decide(
     device: torch.device,
     reporter: Reporter,
     recorded: Mapping[str, Any] | None = None,
-) -> Layout:
+) -> ChosenPlan:
     """How a training is laid out on the device.
 
     To be asked before anything is on the GPU.
@@ -80,11 +80,11 @@ def decide(
     if recorded:
         config = replace(config, optim=recorded["optim"])
     shape = AutoConfig.from_pretrained(source.path, trust_remote_code=config.trust_remote_code)
-    if config.plan not in (*KINDS, AS_GIVEN):
-        return Layout(plan_in_file(config, resumed=bool(recorded)))
+    if config.plan not in (*PLAN_KINDS, AS_GIVEN):
+        return ChosenPlan(plan_in_file(config, resumed=bool(recorded)))
     on_gpu = device.type == "cuda"
     if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config):
-        return Layout(unplanned(config, shape, on_gpu))
+        return ChosenPlan(unplanned(config, shape, on_gpu))
     reporter.note("planning the memory of the GPU")
     available = available_bytes(device, config.max_vram)
     batch_of = worst_batches(sequences, config.tokens_per_batch)
@@ -93,12 +93,12 @@ def decide(
         found = predicted_options(shape, config, dtype, batch_of, available, able=abilities_of(device))
     except CannotBeFollowed as error:
         reporter.note(f"memory is not planned, batches are as given: {error}")
-        return Layout(unplanned(config, shape, on_gpu))
+        return ChosenPlan(unplanned(config, shape, on_gpu))
     if recorded:
         found = [option for option in found if option.plan.optim == recorded["optim"]]
     chosen = choose_plan(found, available, config)
-    reporter.note(described(chosen, available, config.tokens_per_batch))
-    return Layout(chosen.plan, chosen)
+    reporter.note(plan_notice(chosen, available, config.tokens_per_batch))
+    return ChosenPlan(chosen.plan, chosen)
 
 
 def unplanned(config: Config, shape: PreTrainedConfig, on_gpu: bool) -> Plan:
@@ -122,7 +122,7 @@ def filled(config: Config, sequences: datasets.Dataset | None = None) -> Config:
     return replace(config, batch_size=sequences_that_fill(config.tokens_per_batch, longest))
 
 
-def described(option: Option, available_bytes: int, tokens_per_batch: int | None = None) -> str:
+def plan_notice(option: Option, available_bytes: int, tokens_per_batch: int | None = None) -> str:
     """One line about a chosen plan."""
     plan = option.plan
     at_once = f"{plan.batch_size} sequences" if tokens_per_batch is None else f"{tokens_per_batch:,} tokens"
@@ -156,7 +156,7 @@ def predicted_options(
     import torch
 
     base = random_model.build(shape, torch.device("meta"), config.quantization, dtype)
-    model = make_trainable(base, config, config.model, None, able=able)
+    model = make_trainable(base, config, config.model, able)
     return options_of(model, config, batch_of, available_bytes, rates)
 
 
@@ -185,7 +185,7 @@ def considered(
     model: PeftModel, config: Config, batch_of: Callable[[int], BatchShape], available_bytes: int | None, rates: Rates
 ) -> tuple[list[Option], str]:
     """Plans, and the kind that is wanted of them; a plan that is spelled out is the only one."""
-    if config.plan in KINDS:
+    if config.plan in PLAN_KINDS:
         return options_of(model, config, batch_of, available_bytes, rates), config.plan
     if config.plan == AS_GIVEN:
         plan = given_plan(config, len(decoder_layers(model)), config.gradient_checkpointing is not False)
@@ -194,11 +194,8 @@ def considered(
     spelled = replace(
         config, batch_size=plan.batch_size, gradient_accumulation_steps=plan.gradient_accumulation_steps, optim=plan.optim
     )
-    option = option_of(model, spelled, batch_of(plan.batch_size), rates)
-    only = option(
-        plan.checkpointed_layers, plan.optim, plan.embeddings_on_cpu, plan.dequantized_weights, plan.activation_offloading
-    )
-    return [as_filled(only, spelled)], KINDS[0]
+    only = Predictor(model, spelled, batch_of(plan.batch_size), rates).predict(plan)
+    return [as_filled(only, spelled)], PLAN_KINDS[0]
 
 
 def can_be_predicted(config: Config) -> bool:

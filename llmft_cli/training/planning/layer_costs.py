@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,31 +42,36 @@ class LayerCosts:
     mixed: Step
 
     def step(self, checkpointed_layers: int) -> Step:
-        """The step of the whole model with so many layers checkpointed, the first ones."""
-        all_checkpointed = extended(self.checkpointed[0], (difference(self.checkpointed), checkpointed_layers - FEW))
+        """The step of the whole model with its first `checkpointed_layers` layers checkpointed."""
+        all_checkpointed = deepened(self.checkpointed, checkpointed_layers)
         free = self.layers - checkpointed_layers
         if free == 0:
             return all_checkpointed
         if checkpointed_layers == 0:
-            return extended(self.free[0], (difference(self.free), free - FEW))
+            return deepened(self.free, free)
         # The backward pass goes through the free layers first, with everything kept, then through the others.
-        more_checkpointed = difference(self.checkpointed), checkpointed_layers - 1
-        in_free = extended(self.mixed, (difference(self.free), free - FEW), more_checkpointed)
+        more_free = (free - FEW) * one_layer(self.free)
+        in_free = self.mixed + more_free + (checkpointed_layers - 1) * one_layer(self.checkpointed)
         if checkpointed_layers <= FEW or in_free.peak_bytes >= all_checkpointed.peak_bytes:
             return in_free
-        work = astuple(in_free)[4:]
-        return Step(*astuple(all_checkpointed)[:4], *work)
+        return replace(
+            in_free,
+            peak_bytes=all_checkpointed.peak_bytes,
+            activation_bytes=all_checkpointed.activation_bytes,
+            logits_bytes=all_checkpointed.logits_bytes,
+            workspace_bytes=all_checkpointed.workspace_bytes,
+        )
 
 
-def difference(steps: tuple[Step, Step]) -> tuple[int, ...]:
-    return tuple(more - less for less, more in zip(astuple(steps[0]), astuple(steps[1]), strict=True))
+def one_layer(steps: tuple[Step, Step]) -> Step:
+    """What one layer more holds and does."""
+    fewer, more = steps
+    return more - fewer
 
 
-def extended(step: Step, *additions: tuple[tuple[int, ...], int]) -> Step:
-    values = list(astuple(step))
-    for amounts, times in additions:
-        values = [value + times * amount for value, amount in zip(values, amounts, strict=True)]
-    return Step(*values)
+def deepened(steps: tuple[Step, Step], layers: int) -> Step:
+    """The step of a model with `layers` layers, from the steps with `FEW` and with one more."""
+    return steps[0] + (layers - FEW) * one_layer(steps)
 
 
 def layer_costs(model: PeftModel, batch: BatchShape) -> LayerCosts | None:
@@ -84,7 +89,7 @@ def checkpointed_step(model: PeftModel, batch: BatchShape) -> Step:
     if not layers_are_alike(model):
         return whole_step(model, batch, None)
     steps = pair_of_steps(model, batch, None)
-    return extended(steps[0], (difference(steps), len(decoder_layers(model)) - FEW))
+    return deepened(steps, len(decoder_layers(model)))
 
 
 def layers_are_alike(model: PeftModel) -> bool:

@@ -99,7 +99,7 @@ def holdings(model: PeftModel) -> Holdings:
     )
 
 
-def assembled(held: Holdings, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:
+def breakdown_of(held: Holdings, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:
     """The breakdown of a step of a model that holds so much.
 
     Args:
@@ -116,11 +116,6 @@ def assembled(held: Holdings, step: Step, optim: str, embeddings_on_cpu: bool = 
         logits=step.logits_bytes,
         workspace=step.workspace_bytes + held.cublas_bytes(embeddings_on_cpu),
     )
-
-
-def assemble(model: PeftModel, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:
-    """The breakdown of a step of a model on the `meta` device; see `holdings` and `assembled`."""
-    return assembled(holdings(model), step, optim, embeddings_on_cpu)
 
 
 def dequantized_tensors(model: PeftModel) -> Iterator[torch.Tensor]:

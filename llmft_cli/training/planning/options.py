@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.settings.config import Config
 from llmft_cli.training.device_memory import CONTEXT_BYTES
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.plan import Plan
-from llmft_cli.training.planning.memory import Breakdown, assembled
+from llmft_cli.training.planning.memory import Breakdown, breakdown_of
 from llmft_cli.training.planning.simulation import BatchShape
 from llmft_cli.training.planning.speed import Rates, step_seconds
-from llmft_cli.training.planning.step_costs import can_keep_dequantized, holdings_of, steps
+from llmft_cli.training.planning.step_costs import StepCosts, can_keep_dequantized, holdings_of
 from llmft_cli.training.step.cpu_embeddings import movable_embeddings
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-KINDS = ("fast", "balanced", "frugal")
+PLAN_KINDS = ("fast", "balanced", "frugal")
 # What torch's allocator, with expandable segments, takes from an H100 beyond the peak of what it gives out: 0.19 GiB
 # for Llama-2-7B with 512 tokens at once, 0.21 with 2,048, 0.44 with 8,192, 0.72 with 16,384, and holes besides
 # where fewer layers are checkpointed. So it goes with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
@@ -79,110 +79,94 @@ def options(
         batch_of: the largest micro-batch of so many sequences.
         available_bytes: of the card; None asks for no limit.
     """
-    layers = len(decoder_layers(model))
-    fast_layers = bool(architectures.blocks_of(model))
-    can = Can(movable_embeddings(model) is not None, can_keep_dequantized(model), fast_layers)
     for size in sizes(config.batch_size * config.gradient_accumulation_steps):
         batch = batch_of(size)
         if size > 1 and batch.tokens > MOST_TOKENS:
             return
-        found = list(of_one_size(option_of(model, config, batch, rates), layers, config, available_bytes, can))
+        found = list(of_one_size(Predictor(model, config, batch, rates), config.gradient_checkpointing, available_bytes))
         yield from found
         if not any(one.fits(available_bytes) for one in found):
             return
 
 
-@dataclass(frozen=True)
-class Can:
-    """Whether a model's embeddings can be on the CPU, its weights kept dequantised, and layers' inputs offloaded."""
+class Predictor:
+    """Predicts what plans with one micro-batch need and how fast they are.
 
-    move_embeddings: bool
-    keep_dequantized: bool
-    offload_activations: bool
+    Attributes:
+        checkpointed: the plan with every layer checkpointed, and nothing moved, kept dequantised or offloaded.
+        moves_embeddings: whether the model's embeddings can be on the CPU,
+        keeps_dequantized: its weights kept dequantised, and
+        offloads: the inputs of its layers offloaded.
+    """
 
+    def __init__(self, model: PeftModel, config: Config, batch: BatchShape, rates: Rates) -> None:
+        self._costs = StepCosts(model, batch)
+        self._batch, self._rates = batch, rates
+        passes = config.batch_size * config.gradient_accumulation_steps // batch.sequences
+        self.checkpointed = Plan(batch.sequences, passes, len(decoder_layers(model)), config.optim)
+        self.moves_embeddings = movable_embeddings(model) is not None
+        self.keeps_dequantized = can_keep_dequantized(model)
+        self.offloads = bool(architectures.blocks_of(model))
+        self._held = {kept: holdings_of(model, kept) for kept in {False, self.keeps_dequantized}}
 
-class OptionOf(Protocol):
-    """The plan with so many checkpointed layers, an optimizer, and the switches of `Plan`."""
-
-    def __call__(
-        self,
-        checkpointed: int,
-        optim: str,
-        embeddings_on_cpu: bool = False,
-        dequantized_weights: bool = False,
-        activation_offloading: bool = False,
-    ) -> Option: ...
-
-
-def option_of(model: PeftModel, config: Config, batch: BatchShape, rates: Rates) -> OptionOf:
-    """Plans with this micro-batch."""
-    step_of = steps(model, batch)
-    passes = config.batch_size * config.gradient_accumulation_steps // batch.sequences
-    layers = len(decoder_layers(model))
-    fast_layers, keepable = bool(architectures.blocks_of(model)), can_keep_dequantized(model)
-    held = {kept: holdings_of(model, kept) for kept in (False, True) if keepable or not kept}
-
-    def option(
-        checkpointed: int,
-        optim: str,
-        embeddings_on_cpu: bool = False,
-        dequantized_weights: bool = False,
-        activation_offloading: bool = False,
-    ) -> Option:
-        kept = dequantized_weights and keepable
-        offloading = activation_offloading and fast_layers and checkpointed == layers and not kept
-        step = step_of(checkpointed, kept, offloading)
-        breakdown = assembled(held[kept], step, optim, embeddings_on_cpu)
-        recorded = held[kept].is_recorded(embeddings_on_cpu)
-        required = required_bytes(breakdown, step_of(layers).activation_bytes, fast_layers, recorded)
-        seconds = step_seconds(step, rates, packed=batch.rows > batch.sequences, recorded=recorded)
+    def predict(self, plan: Plan) -> Option:
+        """A plan, without what this model cannot do, and what is predicted of it."""
+        layers = self.checkpointed.checkpointed_layers
+        kept = plan.dequantized_weights and self.keeps_dequantized
+        offloading = plan.activation_offloading and self.offloads and plan.checkpointed_layers == layers and not kept
+        plan = replace(plan, dequantized_weights=kept, activation_offloading=offloading)
+        step, held = self._costs.step(plan), self._held[kept]
+        breakdown = breakdown_of(held, step, plan.optim, plan.embeddings_on_cpu)
+        recorded = held.is_recorded(plan.embeddings_on_cpu)
+        least_kept = self._costs.as_it_is(layers).activation_bytes
+        required = required_bytes(breakdown, least_kept, held.fast_layers, recorded)
+        seconds = step_seconds(step, self._rates, packed=self._batch.rows > self._batch.sequences, recorded=recorded)
         if offloading:
             seconds *= OFFLOADING_TIME
-        plan = Plan(batch.sequences, passes, checkpointed, optim, embeddings_on_cpu, kept, offloading)
-        return Option(plan, breakdown, required, batch.tokens / seconds)
-
-    return option
+        return Option(plan, breakdown, required, self._batch.tokens / seconds)
 
 
-def of_one_size(option: OptionOf, layers: int, config: Config, available_bytes: int | None, can: Can) -> Iterator[Option]:
+def of_one_size(predictor: Predictor, checkpointing: bool | None, available_bytes: int | None) -> Iterator[Option]:
     """Without checkpointing, with as little as fits, with all of it, with its activations offloaded, and at the least.
 
     The first two with weights kept dequantised before, and as they are.
+
+    Args:
+        checkpointing: what the settings ask for; None is as little as possible.
     """
-    if config.gradient_checkpointing is not True:
-        for kept in (True, False) if can.keep_dequantized else (False,):
-            free = option(0, config.optim, dequantized_weights=kept)
+    whole = predictor.checkpointed
+    if checkpointing is not True:
+        for kept in (True, False) if predictor.keeps_dequantized else (False,):
+            free = predictor.predict(replace(whole, checkpointed_layers=0, dequantized_weights=kept))
             yield free
-            if config.gradient_checkpointing is None and not free.fits(available_bytes):
-                yield from fewest_checkpointed(option, layers, config.optim, available_bytes, kept)
-        if config.gradient_checkpointing is False:
-            yield from frugal(option, 0, config, replace(can, offload_activations=False))
+            if checkpointing is None and not free.fits(available_bytes):
+                yield from fewest_checkpointed(predictor, replace(whole, dequantized_weights=kept), available_bytes)
+        if checkpointing is False:
+            yield from frugal(predictor, replace(whole, checkpointed_layers=0))
             return
-    yield option(layers, config.optim)
-    if can.offload_activations:
-        yield option(layers, config.optim, activation_offloading=True)
-    yield from frugal(option, layers, config, can)
+    yield predictor.predict(whole)
+    if predictor.offloads:
+        yield predictor.predict(replace(whole, activation_offloading=True))
+    yield from frugal(predictor, replace(whole, activation_offloading=predictor.offloads))
 
 
-def frugal(option: OptionOf, checkpointed: int, config: Config, can: Can) -> Iterator[Option]:
-    """With all that can be offloaded and an optimizer in 8 bits, and with the embeddings on the CPU besides."""
-    if config.optim != FRUGAL_OPTIM:
-        yield option(checkpointed, FRUGAL_OPTIM, activation_offloading=can.offload_activations)
-    if can.move_embeddings:
-        yield option(checkpointed, FRUGAL_OPTIM, embeddings_on_cpu=True, activation_offloading=can.offload_activations)
+def frugal(predictor: Predictor, plan: Plan) -> Iterator[Option]:
+    """The plan with an optimizer in 8 bits, and with the embeddings on the CPU besides."""
+    if plan.optim != FRUGAL_OPTIM:
+        yield predictor.predict(replace(plan, optim=FRUGAL_OPTIM))
+    if predictor.moves_embeddings:
+        yield predictor.predict(replace(plan, optim=FRUGAL_OPTIM, embeddings_on_cpu=True))
 
 
-def fewest_checkpointed(
-    option: OptionOf, layers: int, optim: str, available_bytes: int | None, dequantized_weights: bool = False
-) -> Iterator[Option]:
+def fewest_checkpointed(predictor: Predictor, plan: Plan, available_bytes: int | None) -> Iterator[Option]:
     """The plan with the fewest checkpointed layers that fits, if one does with less than all of them."""
-    low, high = 0, layers
+    low, high = 0, plan.checkpointed_layers
     while high - low > 1:
         middle = (low + high) // 2
-        fits = option(middle, optim, dequantized_weights=dequantized_weights).fits(available_bytes)
+        fits = predictor.predict(replace(plan, checkpointed_layers=middle)).fits(available_bytes)
         low, high = (low, middle) if fits else (middle, high)
-    if high < layers:
-        yield option(high, optim, dequantized_weights=dequantized_weights)
+    if high < plan.checkpointed_layers:
+        yield predictor.predict(replace(plan, checkpointed_layers=high))
 
 
 def sizes(effective_batch: int) -> list[int]:

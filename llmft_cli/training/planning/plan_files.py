@@ -9,7 +9,7 @@ from typing import Any
 
 from llmft_cli.base.errors import ConfigError
 from llmft_cli.training.plan import Plan
-from llmft_cli.training.planning.options import KINDS
+from llmft_cli.training.planning.options import PLAN_KINDS
 
 
 def read_plan(path: Path) -> Plan:
@@ -25,7 +25,7 @@ def read_plan(path: Path) -> Plan:
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the plan {path}: {error}", f"--plan takes {', '.join(KINDS)} or a file") from error
+        raise ConfigError(f"cannot read the plan {path}: {error}", f"--plan takes {', '.join(PLAN_KINDS)} or a file") from error
     if not isinstance(content, Mapping) or set(content) - set(switches) != set(needed):
         raise ConfigError(
             f"{path} is not a plan: it must have {', '.join(needed)}, may have {', '.join(switches)}, and nothing else"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Protocol
+from functools import cache, cached_property, lru_cache, partial
+from typing import TYPE_CHECKING
 
 from llmft_cli.training.fast import architectures
+from llmft_cli.training.plan import Plan
 from llmft_cli.training.planning.layer_costs import LayerCosts, checkpointed_step, layer_costs, whole_step
 from llmft_cli.training.planning.memory import Holdings, holdings
 from llmft_cli.training.planning.simulation import BatchShape, Step, full_batch
@@ -53,58 +54,52 @@ def activations_offloaded(model: PeftModel) -> Iterator[None]:
         architectures.offload_activations(model, False)
 
 
-class StepOf(Protocol):
-    """The step with so many checkpointed layers, weights kept dequantised, and activations offloaded, or not.
+class StepCosts:
+    """Steps of one micro-batch by plan, for a trainable model on the `meta` device; each is followed once."""
 
-    Activations are offloaded where all layers are checkpointed and weights are dequantised at each use.
-    """
+    def __init__(self, model: PeftModel, batch: BatchShape) -> None:
+        self._model, self._batch = model, batch
+        self._by_layers: LayerCosts | None = layer_costs(model, batch)
+        self._of_whole_model = cache(partial(whole_step, model, batch))
 
-    def __call__(self, checkpointed: int, dequantized_weights: bool = False, activation_offloading: bool = False) -> Step: ...
-
-
-def steps(model: PeftModel, batch: BatchShape) -> StepOf:
-    """Steps of this micro-batch. Where weights are kept, a step does less and holds the same beside them."""
-    dequantizing_step = steps_as_it_is(model, batch)
-
-    @cache
-    def offloading_step() -> Step:
-        with activations_offloaded(model):
-            return checkpointed_step(model, batch)
-
-    def step(checkpointed: int, dequantized_weights: bool = False, activation_offloading: bool = False) -> Step:
-        if activation_offloading:
-            return offloading_step()
-        found = dequantizing_step(checkpointed)
-        if not dequantized_weights:
+    def step(self, plan: Plan) -> Step:
+        """The step that a plan lays out. Where 4-bit weights are kept, it does less and holds the same beside them."""
+        if plan.activation_offloading:
+            return self._offloading
+        found = self.as_it_is(plan.checkpointed_layers)
+        if not plan.dequantized_weights:
             return found
-        moved_bytes, kernels = dequantizing(model)(checkpointed)
-        return replace(found, moved_bytes=found.moved_bytes - moved_bytes, kernels=found.kernels - kernels)
+        saved = dequantizing_costs(self._model).saved(plan.checkpointed_layers)
+        return replace(found, moved_bytes=found.moved_bytes - saved.moved_bytes, kernels=found.kernels - saved.kernels)
 
-    return step
+    def as_it_is(self, checkpointed_layers: int) -> Step:
+        """The step with so many checkpointed layers, and weights as the model has them."""
+        return self._by_layers.step(checkpointed_layers) if self._by_layers else self._of_whole_model(checkpointed_layers)
+
+    @cached_property
+    def _offloading(self) -> Step:
+        """With every layer checkpointed and weights dequantised at each use."""
+        with activations_offloaded(self._model):
+            return checkpointed_step(self._model, self._batch)
+
+
+class DequantizingCosts:
+    """What dequantising the weights at each use adds to a step, of a batch of any size."""
+
+    def __init__(self, model: PeftModel) -> None:
+        batch = full_batch(1, 64)
+        self._model = model
+        self._at_each_use = StepCosts(model, batch)
+        with weights_kept(model, True):
+            self._kept = StepCosts(model, batch)
+
+    def saved(self, checkpointed_layers: int) -> Step:
+        at_each_use = self._at_each_use.as_it_is(checkpointed_layers)
+        with weights_kept(self._model, True):
+            return at_each_use - self._kept.as_it_is(checkpointed_layers)
 
 
 # One model at a time is asked about, with many micro-batches.
 @lru_cache(maxsize=1)
-def dequantizing(model: PeftModel) -> Callable[[int], tuple[int, int]]:
-    """Bytes moved and kernels launched to dequantise weights in a step with so many checkpointed layers, of any size."""
-    batch = full_batch(1, 64)
-    at_each_use = steps_as_it_is(model, batch)
-    with weights_kept(model, True):
-        kept = steps_as_it_is(model, batch)
-
-    def saved(checkpointed: int) -> tuple[int, int]:
-        more = at_each_use(checkpointed)
-        with weights_kept(model, True):
-            less = kept(checkpointed)
-        return more.moved_bytes - less.moved_bytes, more.kernels - less.kernels
-
-    return saved
-
-
-def steps_as_it_is(model: PeftModel, batch: BatchShape) -> Callable[[int], Step]:
-    """The step with so many checkpointed layers, and weights as the model has them."""
-    costs: LayerCosts | None = layer_costs(model, batch)
-    if costs is not None:
-        return costs.step
-
-    return cache(lambda checkpointed: whole_step(model, batch, checkpointed))
+def dequantizing_costs(model: PeftModel) -> DequantizingCosts:
+    return DequantizingCosts(model)

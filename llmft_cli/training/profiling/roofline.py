@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +18,7 @@ from llmft_cli.training.loop.smaller_passes import random_state, set_random_stat
 from llmft_cli.training.planning.decide import can_be_predicted
 from llmft_cli.training.planning.simulation import BatchShape, Step
 from llmft_cli.training.planning.speed import Rates
-from llmft_cli.training.planning.step_costs import can_keep_dequantized, steps
+from llmft_cli.training.planning.step_costs import StepCosts, can_keep_dequantized
 from llmft_cli.training.step.tuned_model import make_trainable
 
 if TYPE_CHECKING:
@@ -91,8 +91,9 @@ def follow(model_folder: str, config: Config, plan: Plan, batch: BatchShape, dev
     try:
         shape = AutoConfig.from_pretrained(model_folder)
         base = random_model.build(shape, torch.device("meta"), config.quantization, torch_type(config.compute_dtype))
-        model = make_trainable(base, config, config.model, None, able=abilities_of(device))
-        return steps(model, batch)(plan.checkpointed_layers, plan.dequantized_weights and can_keep_dequantized(model))
+        model = make_trainable(base, config, config.model, abilities_of(device))
+        kept = plan.dequantized_weights and can_keep_dequantized(model)
+        return StepCosts(model, batch).step(replace(plan, dequantized_weights=kept, activation_offloading=False))
     finally:
         set_random_state(state, device)
 

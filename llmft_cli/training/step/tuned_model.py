@@ -24,28 +24,16 @@ if TYPE_CHECKING:
     from llmft_cli.training.plan import Plan
 
 
-def make_trainable(
-    base: PreTrainedModel,
-    config: Config,
-    base_name: str,
-    checkpointed_layers: int | None,
-    embeddings_on_cpu: bool = False,
-    dequantized_weights: bool = False,
-    activation_offloading: bool = False,
-    able: Abilities | None = None,
-) -> PeftModel:
+def make_trainable(base: PreTrainedModel, config: Config, base_name: str, able: Abilities | None = None) -> PeftModel:
     """The base with a fresh adapter, set up for training steps; also for a base on the `meta` device.
 
+    Everything is kept for the backward pass and stands on the base's device, until `apply_plan`.
+
     Args:
-        checkpointed_layers: how many layers, the first ones, keep only their input and are computed
-            again in the backward pass; None is all of them.
-        embeddings_on_cpu: look the input embeddings up in the host's memory; not for a base on the `meta` device.
-        dequantized_weights: keep the 16-bit values of 4-bit weights, where the layers are fast ones.
-        activation_offloading: keep what checkpointed layers keep in the host's memory, where they are fast ones.
         able: what the GPU can that a base on the `meta` device stands for; None is all that there is.
 
     Raises:
-        ConfigError: no module of the model matches the target modules, or the embeddings are needed on the GPU.
+        ConfigError: no module of the model matches the target modules.
     """
     import torch
 
@@ -59,14 +47,23 @@ def make_trainable(
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     if why_plain_layers(model, config, able) is None:
         architectures.use_fast_layers(model)
-        architectures.keep_dequantized(model, dequantized_weights)
-        architectures.offload_activations(model, activation_offloading)
     elif computes_in_base_type(config):
         lora_product.use_fused_products(model, base_type(model))
-    checkpoint_layers(model, checkpointed_layers)
-    if embeddings_on_cpu:
-        keep_embeddings_on_cpu(model)
     return model
+
+
+def apply_plan(model: PeftModel, plan: Plan) -> None:
+    """Checkpoint, keep, offload and move what a plan says; only fast layers keep dequantised weights and offload.
+
+    Raises:
+        ConfigError: the embeddings are to be on the CPU, and are needed on the GPU.
+    """
+    if architectures.blocks_of(model):
+        architectures.keep_dequantized(model, plan.dequantized_weights)
+        architectures.offload_activations(model, plan.activation_offloading)
+    checkpoint_layers(model, plan.checkpointed_layers)
+    if plan.embeddings_on_cpu:
+        keep_embeddings_on_cpu(model)
 
 
 def set_attention(base: PreTrainedModel, able: Abilities | None) -> None:
@@ -77,19 +74,6 @@ def set_attention(base: PreTrainedModel, able: Abilities | None) -> None:
         varlen.use_varlen_attention(base)
         if base.device.type == "cuda":
             flash_kernels.use_newer_kernels(base)
-
-
-def laid_out(base: PreTrainedModel, config: Config, base_name: str, plan: Plan) -> PeftModel:
-    """As `make_trainable`, by a plan."""
-    return make_trainable(
-        base,
-        config,
-        base_name,
-        plan.checkpointed_layers,
-        plan.embeddings_on_cpu,
-        plan.dequantized_weights,
-        plan.activation_offloading,
-    )
 
 
 def why_plain_layers(model: PeftModel, config: Config, able: Abilities | None = None) -> str | None:

@@ -1,4 +1,4 @@
-"""What the CPU's memory has room for, and that freed memory is allocated again."""
+"""How much host memory may be used, and reusing freed memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_quarter_of_the_free_ram_is_room(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
 def test_memory_that_was_freed_is_not_cleared_again() -> None:
-    """The system clears pages of 4 KiB when a process touches them first; with huge ones there are fewer of them."""
+    """The system clears each 4 KiB page on first access; with huge pages there are fewer of them."""
     done = subprocess.run([sys.executable, "-c", ALLOCATE_AND_FREE], check=True, capture_output=True, text=True)
     first, then = map(int, done.stdout.split())
     assert first >= 10

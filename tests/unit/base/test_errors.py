@@ -1,4 +1,4 @@
-"""Which errors of the system and of libraries a user is told of, and how."""
+"""System and library errors that become errors for the user."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_full_disk(number: int) -> None:
     known = from_os_error(OSError(number, os.strerror(number), "/runs/x/run.json"))
     assert isinstance(known, MachineError)
     assert known.message == "no space left on the disk at /runs/x/run.json"
-    assert known.hint == "free some space, or keep the run on another disk"
+    assert "another disk" in known.hint
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_forbidden_files(number: int, reason: str) -> None:
     known = from_os_error(OSError(number, reason, "/runs"))
     assert isinstance(known, MachineError)
     assert known.message == f"permission denied: /runs ({reason})"
-    assert known.hint == "fix its permissions, or keep the run where you can write"
+    assert "permissions" in known.hint
 
 
 def test_other_file_errors_are_not_the_machines() -> None:

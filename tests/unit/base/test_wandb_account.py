@@ -1,4 +1,4 @@
-"""Whether W&B can be used is told by what `wandb login` leaves behind."""
+"""Whether W&B can be used follows from what `wandb login` stores."""
 
 from __future__ import annotations
 

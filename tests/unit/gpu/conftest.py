@@ -1,4 +1,4 @@
-"""Machines with other cards or none, and the helper module beside this file made importable."""
+"""Fake machines with other GPUs or none; also makes the helper module in this folder importable."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fake_gputil(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """A function that puts a program `nvidia-smi` before the real GPUtil; it prints `output`, or `xml` where asked for that."""
+    """A function that installs an `nvidia-smi` for the real GPUtil; it prints `output`, or `xml` when called with -q -x."""
     pytest.importorskip("GPUtil")
     monkeypatch.setenv("PATH", str(tmp_path))
 

@@ -1,4 +1,4 @@
-"""A card, and what GPUtil and torch say of it."""
+"""A GPU as nvidia-smi, GPUtil and torch describe it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CARD = Gpu(
     temperature_celsius=41.0,
     driver="570.86.15",
 )
-# As nvidia-smi 570 prints it, less what is not read.
+# As nvidia-smi 570 prints it, without what we do not read.
 XML = f"""<?xml version="1.0" ?>
 <!DOCTYPE nvidia_smi_log SYSTEM "nvsmi_device_v12.dtd">
 <nvidia_smi_log>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmft_cli.gpu.capabilities import FIRST_OF, lacking, read, written
+from llmft_cli.gpu.capabilities import FIRST_OF, format_version, lacking, parse_version
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ def test_what_a_gpu_is_too_old_for(capability: tuple[int, int], lacks: list[str]
 
 
 def test_versions_are_compared_as_numbers() -> None:
-    assert read("13.10") > read("13.9") > read("12.8")
-    assert written(read("12.0")) == "12.0"
+    assert parse_version("13.10") > parse_version("13.9") > parse_version("12.8")
+    assert format_version(parse_version("12.0")) == "12.0"
 
 
 def test_architectures_are_told_apart_by_their_age() -> None:

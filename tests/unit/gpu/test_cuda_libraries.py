@@ -58,13 +58,13 @@ NO_RUNTIME = "libcudart.so.13: cannot open shared object file: No such file or d
         (
             fake_bitsandbytes("libbitsandbytes_cuda128.so"),
             "128",
-            "uses its library for CUDA 12.8, torch 2.13.0 is built for CUDA 13.0 (BNB_CUDA_VERSION is '128')",
+            "uses its CUDA 12.8 library, but torch 2.13.0 is built for CUDA 13.0 (BNB_CUDA_VERSION is '128')",
             "unset BNB_CUDA_VERSION",
         ),
         (
             fake_bitsandbytes("libbitsandbytes_cpu.so"),
             None,
-            "uses its library for the CPU, though torch sees a GPU",
+            "uses its CPU library, although torch sees a GPU",
             "pip install --upgrade --force-reinstall --no-deps bitsandbytes",
         ),
         (

@@ -78,11 +78,11 @@ class TestThroughNvidiaSmi:
 
 
 class TestListing:
-    def test_gputil_is_completed_by_nvidia_smi(self, nvidia_smi: Any) -> None:
+    def test_nvidia_smi_adds_to_gputils_list(self, nvidia_smi: Any) -> None:
         nvidia_smi(LINE, xml=XML)
         assert gpu.list_gpus() == Listing([WHOLE], None, "12.8")
 
-    def test_a_card_that_the_survey_does_not_have(self, nvidia_smi: Any) -> None:
+    def test_a_card_that_the_xml_does_not_have(self, nvidia_smi: Any) -> None:
         nvidia_smi(LINE.replace(UUID, "GPU-other"), xml=XML)
         assert gpu.list_gpus() == Listing([replace(CARD, uuid="GPU-other")], None, "12.8")
 
@@ -90,14 +90,14 @@ class TestListing:
         nvidia_smi(LINE, xml="unknown option -x")
         assert gpu.list_gpus() == Listing([CARD])
 
-    def test_a_driver_that_hangs_is_told_in_time(self, nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        """GPUtil itself waits for nvidia-smi without end."""
+    def test_a_driver_that_hangs_is_reported_in_time(self, nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GPUtil itself waits for nvidia-smi forever."""
         monkeypatch.setattr(gpu, "TIME_LIMIT_SECONDS", 0.2)
         monkeypatch.setattr("llmft_cli.gpu.nvidia_smi.TIME_LIMIT_SECONDS", 0.2)
         nvidia_smi(LINE, xml=XML, before="exec /bin/sleep 60")
         started = time.monotonic()
-        assert gpu.list_gpus() == Listing([], gpu.HANGS)
-        assert gpu.gputil_gpus() == ([], gpu.HANGS)
+        assert gpu.list_gpus() == Listing([], gpu.DRIVER_HANGS)
+        assert gpu.gputil_gpus() == ([], gpu.DRIVER_HANGS)
         assert time.monotonic() - started < 30
 
 
@@ -114,15 +114,15 @@ class TestFullness:
 
     def test_the_largest_processes_are_named(self) -> None:
         holders = [GpuProcess(pid, name, size and size * 2**30) for pid, name, size in HOLDERS]
-        assert gpu.fullness(replace(CARD, processes=holders)).what == (
+        assert gpu.full_gpu_problem(replace(CARD, processes=holders)).what == (
             "GPU 0 is fully used by: trainer (pid 3, 40 GiB), python (pid 1, 20 GiB), a process (pid 4, 10 GiB) and 2 more"
         )
-        assert gpu.fullness(replace(CARD, processes=holders[:1])).what == "GPU 0 is fully used by: python (pid 1, 20 GiB)"
-        assert gpu.fullness(replace(CARD, processes=holders[4:])).what == "GPU 0 is fully used by: Xorg (pid 5)"
+        for processes, shown in ((holders[:1], "python (pid 1, 20 GiB)"), (holders[4:], "Xorg (pid 5)")):
+            assert gpu.full_gpu_problem(replace(CARD, processes=processes)).what == f"GPU 0 is fully used by: {shown}"
 
     def test_processes_of_other_containers_are_not_shown(self) -> None:
-        problem = gpu.fullness(replace(CARD, memory_free_bytes=300 * 2**20))
-        assert problem.what == "GPU 0 has 300 MiB of 79.6 GiB free, and shows no process that holds the rest"
+        problem = gpu.full_gpu_problem(replace(CARD, memory_free_bytes=300 * 2**20))
+        assert problem.what.startswith("GPU 0 has only 300 MiB of 79.6 GiB free")
         assert "CUDA_VISIBLE_DEVICES" in problem.mend
 
 

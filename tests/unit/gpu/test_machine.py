@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from llmft_cli.gpu import machine
-from llmft_cli.gpu.machine import Disk, Hub, disk_problem, look_at_hub, measure_disk
-from llmft_cli.gpu.problem import Problem
+from llmft_cli.gpu.machine import Disk, Hub, check_hub, disk_problem, measure_disk
 
 Usage = namedtuple("Usage", "total used free")
 DISK = Disk("/data/runs", "runs", 2**30, 2**40, True)
@@ -47,34 +46,26 @@ def test_a_place_that_is_not_writable(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("disk", "problem"),
+    ("disk", "what", "mend"),
     [
-        (DISK, None),
-        (
-            Disk("/data/runs", "runs", 2**30 - 1, 2**40, True),
-            Problem(
-                "the disk has 1023.9 MiB free where runs will be (/data/runs)",
-                "free some space, or keep runs elsewhere (--run)",
-            ),
-        ),
+        (Disk("/data/runs", "runs", 2**30 - 1, 2**40, True), ("runs", "/data/runs", "1023.9 MiB"), ("space", "--run")),
         (
             Disk("/home/me/.cache/llmft", "cache", 0, 2**40, True),
-            Problem(
-                "the disk has 0 B free where the cache will be (/home/me/.cache/llmft)",
-                "free some space, or set LLMFT_CACHE to a folder elsewhere",
-            ),
+            ("cache", "/home/me/.cache/llmft", "0 B"),
+            ("space", "LLMFT_CACHE"),
         ),
-        (
-            Disk("/mnt/hub", "downloads", 0, 0, False),
-            Problem(
-                "cannot write where downloads will be (/mnt/hub)",
-                "fix its permissions, or set HF_HOME to a folder elsewhere",
-            ),
-        ),
+        (Disk("/mnt/hub", "downloads", 0, 0, False), ("downloads", "/mnt/hub", "writable"), ("permissions", "HF_HOME")),
     ],
 )
-def test_what_is_a_problem(disk: Disk, problem: Problem | None) -> None:
-    assert disk_problem(disk) == problem
+def test_a_disk_that_is_a_problem(disk: Disk, what: tuple[str, ...], mend: tuple[str, ...]) -> None:
+    problem = disk_problem(disk)
+    assert problem is not None
+    assert [part for part in what if part not in problem.what] == []
+    assert [part for part in mend if part not in problem.mend] == []
+
+
+def test_a_disk_that_is_no_problem() -> None:
+    assert disk_problem(DISK) is None
 
 
 @pytest.fixture
@@ -82,23 +73,23 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
-def test_the_hub_where_it_may_not_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert look_at_hub() == Hub(token=True, offline=True, reachable=False)
-    assert "secret" not in repr(look_at_hub())
+    assert check_hub() == Hub(token=True, offline=True, reachable=False)
+    assert "secret" not in repr(check_hub())
 
 
 def test_the_hub_without_an_account(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
     monkeypatch.setattr(machine, "hub_is_reachable", lambda: True)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert look_at_hub() == Hub(token=False, offline=False, reachable=True)
+    assert check_hub() == Hub(token=False, offline=False, reachable=True)
 
 
-def test_a_look_up_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
-    """A name server that does not answer holds the look-up for up to a minute, whatever the time limit of the request."""
+def test_a_dns_lookup_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, online: None) -> None:
+    """A name server that does not answer blocks the lookup for up to a minute, whatever the request's timeout."""
     monkeypatch.setattr(machine, "HUB_SECONDS", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **more: time.sleep(20))
     started = time.monotonic()
-    assert not look_at_hub().reachable
+    assert not check_hub().reachable
     assert time.monotonic() - started < 10

@@ -1,4 +1,4 @@
-"""The probe finds a device that computes wrong, or not at all."""
+"""The probe detects a device with wrong results or none."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from machines import CARD, card, fake_torch
 
 from llmft_cli.base.libraries import import_bitsandbytes
 from llmft_cli.gpu import probes
-from llmft_cli.gpu.gpus import DRIVER_MEND, fullness
+from llmft_cli.gpu.gpus import DRIVER_MEND, full_gpu_problem
 from llmft_cli.gpu.nvidia_smi import GpuProcess
-from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, untried
+from llmft_cli.gpu.probes import Probe, load_bitsandbytes, probe, skipped_probe
 from llmft_cli.gpu.problem import Problem
 from llmft_cli.settings.compute_types import cpu_has_bf16
 
@@ -38,7 +38,7 @@ class TestOnTheCpu:
         round_trip, product = nf4_errors_in_numpy(torch)
         assert problems == []
         assert (tried.device, tried.ok, tried.nf4_ok, tried.problem) == ("cpu", True, True, None)
-        # Double quantisation, and bf16 where it is computed in, are all that sets bitsandbytes apart from the reference.
+        # Only double quantisation, and bf16 where it is the compute type, separate bitsandbytes from the reference.
         assert tried.nf4_round_trip_relative_error == pytest.approx(round_trip, abs=5e-4)
         assert tried.nf4_relative_error == pytest.approx(product, abs=2e-3)
         assert 0.085 < product < probes.HIGHEST_HEALTHY_NF4_ERROR
@@ -79,12 +79,12 @@ class TestOnTheCpu:
         assert (tried.ok, tried.nf4_ok) == (False, True)
         assert tried.int8_relative_error is not None
         assert tried.int8_relative_error > probes.HIGHEST_HEALTHY_INT8_ERROR
-        assert problems[0].what.startswith("int8 computes wrong results on cpu (relative error 0.0")
+        assert problems[0].what.startswith("int8 gives wrong results on cpu (relative error 0.0")
 
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch, seen: Any) -> Any:
-    """A function that lets the trials measure other values, or raise errors."""
+    """A function that makes the trials return other values or raise errors."""
 
     def measure(**values: Any) -> None:
         for name, value in (MEASURED | values).items():
@@ -102,7 +102,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, seen: Any) -> Any:
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function that has torch see one GPU of a compute capability; returns that torch."""
+    """A function that makes torch see one GPU of a compute capability; returns that torch."""
 
     def see(major: int, minor: int) -> Any:
         monkeypatch.setitem(sys.modules, "torch", fake_torch(card(major=major, minor=minor)))
@@ -128,7 +128,7 @@ class TestVerdict:
         found, problems = tried()
         assert (found.ok, found.nf4_ok) == (False, False)
         assert {found.nf4_round_trip_relative_error, found.nf4_relative_error} <= {0.09, 0.2, None}
-        assert problems[0].what.startswith("NF4 computes wrong results on cuda:0 (relative errors ")
+        assert problems[0].what.startswith("NF4 gives wrong results on cuda:0 (relative errors ")
         assert found.problem == problems[0].what
 
     @pytest.mark.parametrize("error", [0.017, float("nan")])
@@ -136,7 +136,7 @@ class TestVerdict:
         measured(int8_error=error)
         found, problems = tried()
         assert (found.ok, found.nf4_ok) == (False, True)
-        assert found.problem == f"int8 computes wrong results on cuda:0 (relative error {error:.3f}, healthy is 0.01)"
+        assert found.problem == f"int8 gives wrong results on cuda:0 (relative error {error:.3f}, normal is 0.01)"
         assert problems[0].mend.startswith("reinstall bitsandbytes for CUDA 13.0: pip install ")
 
     def test_a_failure_hides_nothing_else(self, measured: Any) -> None:
@@ -161,8 +161,8 @@ class TestVerdict:
         found, problems = tried(gpu=replace(CARD, lacks=["int8", "bf16", "FlashAttention"]))
         assert (found.ok, found.int8_relative_error, problems) == (True, None, [])
 
-    def test_one_cause_is_told_once(self, measured: Any) -> None:
-        """After a fault in one kernel CUDA refuses all that follow with the same message."""
+    def test_one_cause_is_reported_once(self, measured: Any) -> None:
+        """After a fault in one kernel, CUDA rejects all later ones with the same message."""
         measured(**dict.fromkeys(MEASURED, RuntimeError("CUDA error: an illegal memory access was encountered\nmore")))
         found, problems = tried()
         trials = "NF4, int8, bf16 products, fp16 products, fp32 products, copying"
@@ -191,7 +191,7 @@ class TestOutOfMemory:
     def test_who_holds_the_memory_is_named(self, measured: Any, said: str) -> None:
         measured(**dict.fromkeys(MEASURED, RuntimeError(said)))
         found, problems = tried(gpu=FULL)
-        assert problems == [fullness(FULL)]
+        assert problems == [full_gpu_problem(FULL)]
         assert found.problem == "GPU 0 is fully used by: python (pid 4711, 79 GiB)"
 
     def test_on_a_card_that_nvidia_smi_does_not_list(self, measured: Any) -> None:
@@ -201,21 +201,21 @@ class TestOutOfMemory:
         assert problems[0].mend.startswith("free memory on the GPU")
 
 
-class TestUntried:
-    def test_the_reason_is_told(self, seen: Any) -> None:
-        reason = fullness(FULL)
+class TestSkipped:
+    def test_the_reason_is_reported(self, seen: Any) -> None:
+        reason = full_gpu_problem(FULL)
         assert reason.what == "GPU 0 is fully used by: python (pid 4711, 79 GiB)"
-        assert untried(seen(9, 0), "cuda:0", reason, None) == (replace(NOTHING, problem=reason.what), [reason])
+        assert skipped_probe(seen(9, 0), "cuda:0", reason, None) == (replace(NOTHING, problem=reason.what), [reason])
 
-    def test_a_bitsandbytes_that_cannot_be_used_is_told_as_well(self, seen: Any) -> None:
+    def test_a_bitsandbytes_that_cannot_be_used_is_reported_as_well(self, seen: Any) -> None:
         unusable = Problem("bitsandbytes is not installed", "pip install bitsandbytes")
-        found, problems = untried(seen(7, 5), "cuda:0", fullness(FULL), unusable)
-        assert (found.problem, problems) == (fullness(FULL).what, [fullness(FULL), unusable])
+        found, problems = skipped_probe(seen(7, 5), "cuda:0", full_gpu_problem(FULL), unusable)
+        assert (found.problem, problems) == (full_gpu_problem(FULL).what, [full_gpu_problem(FULL), unusable])
         assert found.compute_dtype == "fp16"
 
 
 class TestLoading:
-    def test_on_the_cpu_any_library_will_do(self) -> None:
+    def test_on_the_cpu_any_library_is_accepted(self) -> None:
         torch = pytest.importorskip("torch")
         assert load_bitsandbytes(torch, on_gpu=False) == (import_bitsandbytes(), None)
 
@@ -242,8 +242,8 @@ class TestLoading:
 
 
 def int8_error_by_hand(torch: Any) -> float:
-    """The worst product with a weight of 255 levels, a scale for each row; on the CPU the inputs keep theirs."""
-    generator, weight = probes.drawn(torch)
+    """The worst product of a weight with 255 levels and one scale per row; on the CPU, the inputs are not quantised."""
+    generator, weight = probes.random_weight(torch)
     scales = weight.abs().amax(dim=1, keepdim=True) / 127
     held = (weight / scales).round() * scales
     return probes.worst_product(torch, generator, weight, lambda inputs: inputs @ held.t())

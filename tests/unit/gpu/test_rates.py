@@ -11,7 +11,7 @@ from llmft_cli.gpu import rates
 
 
 def seconds(*durations: float) -> Any:
-    """A clock that finds these durations, one after the other."""
+    """A fake clock that measures these durations, one after the other."""
     left = list(durations)
 
     def timed(torch: Any, device: str, action: Any, repeats: int) -> list[float]:
@@ -37,7 +37,7 @@ def test_repeats_are_bounded(monkeypatch: pytest.MonkeyPatch, once: float, repea
 
 @pytest.mark.parametrize(("has_bf16", "bf16_size"), [(True, 512), (False, 256)])
 def test_what_is_counted(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, bf16_size: int) -> None:
-    """A product that the processor has no instructions for is smaller: one of 512 takes up to a second."""
+    """The product is smaller in a type without CPU instructions: size 512 would take up to a second."""
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(rates, "is_slow", lambda device, name: name == "bf16" and not has_bf16)
     monkeypatch.setattr(rates, "median_seconds", lambda torch, device, action: (action(), 0.5)[1])

@@ -49,10 +49,10 @@ def test_the_newest_build_that_driver_and_gpu_run(
     [
         ("11.8", None, "update the NVIDIA driver to one that supports CUDA 12.6"),
         ("12.9", (12, 0), "update the NVIDIA driver to one that supports CUDA 13.0"),
-        ("13.0", (3, 5), "look for a torch with kernels for this GPU: https://pytorch.org/get-started"),
+        ("13.0", (3, 5), "find a torch build that supports this GPU: https://pytorch.org/get-started"),
     ],
 )
-def test_where_no_build_will_do(driver: str, capability: tuple[int, int] | None, expected: str) -> None:
+def test_without_a_suitable_build(driver: str, capability: tuple[int, int] | None, expected: str) -> None:
     assert install_line("2.13.0", driver, capability) is None
     assert mend("2.13.0", driver, capability) == expected
 

@@ -13,7 +13,7 @@ from machines import CARD, card, fake_torch
 from llmft_cli.gpu import torch_view
 from llmft_cli.gpu.gpus import DRIVER_MEND, MEMORY_MEND, Gpu, Listing
 from llmft_cli.gpu.problem import Problem
-from llmft_cli.gpu.torch_view import View, view_through_torch, why_unusable
+from llmft_cli.gpu.torch_view import View, view_from_torch, why_unusable
 
 ONE = Listing([CARD])
 
@@ -24,9 +24,9 @@ def all_visible(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cards_are_matched_by_uuid() -> None:
-    """torch numbers the fastest card first, and does not see what CUDA_VISIBLE_DEVICES hides."""
+    """torch numbers the fastest GPU first, and does not see what CUDA_VISIBLE_DEVICES hides."""
     hidden, old = replace(CARD, index=0, uuid="GPU-hidden"), replace(CARD, index=2, uuid="GPU-old")
-    view = view_through_torch(fake_torch(card(uuid="old", major=7, minor=5), card()), Listing([hidden, CARD, old]))
+    view = view_from_torch(fake_torch(card(uuid="old", major=7, minor=5), card()), Listing([hidden, CARD, old]))
     fields = [(gpu.device, gpu.compute_capability, gpu.bf16, gpu.lacks) for gpu in view.gpus]
     lacks = ["bf16", "FlashAttention"]
     assert fields == [(None, None, None, None), ("cuda:1", "9.0", True, []), ("cuda:0", "7.5", False, lacks)]
@@ -34,14 +34,14 @@ def test_cards_are_matched_by_uuid() -> None:
 
 
 def test_a_card_that_only_torch_sees() -> None:
-    """A container may lack nvidia-smi, and a slice of a card has a UUID of its own."""
-    view = view_through_torch(fake_torch(card(uuid="alone")), Listing([], Problem("nvidia-smi was not found on the PATH", "")))
+    """A container may lack nvidia-smi, and a MIG slice has its own UUID."""
+    view = view_from_torch(fake_torch(card(uuid="alone")), Listing([], Problem("nvidia-smi was not found on the PATH", "")))
     gpu = Gpu(0, CARD.name, "GPU-alone", 80 * 2**30, None, None, None, None, "cuda:0", "9.0", True, lacks=[])
     assert view == View([gpu], ["cuda:0"], True, None)
 
 
 def test_no_gpu_is_no_problem() -> None:
-    assert view_through_torch(fake_torch(cuda=None), Listing([])) == View([], [], None, None)
+    assert view_from_torch(fake_torch(cuda=None), Listing([])) == View([], [], None, None)
 
 
 CU126 = "pip install torch==2.13.0+cu126 --index-url https://download.pytorch.org/whl/cu126"
@@ -59,7 +59,7 @@ TOO_OLD = "CUDA initialization: The NVIDIA driver on your system is too old"
             fake_torch(complaint=TOO_OLD),
             "12.8",
             "driver 570.86.15 supports CUDA 12.8 at most, torch 2.13.0 needs 13.0",
-            f"update the NVIDIA driver, or install a torch for it: {CU126}",
+            f"update the NVIDIA driver, or install a matching torch: {CU126}",
         ),
         (
             fake_torch(complaint=TOO_OLD),
@@ -71,13 +71,13 @@ TOO_OLD = "CUDA initialization: The NVIDIA driver on your system is too old"
             fake_torch(complaint=TOO_OLD),
             None,
             TOO_OLD,
-            "update the NVIDIA driver (570.86.15), or install a torch for an older ",
+            "update the NVIDIA driver (570.86.15), or install torch for a CUDA version older than 13.0: https://",
         ),
         (fake_torch(complaint="CUDA unknown error"), "13.0", "CUDA unknown error", DRIVER_MEND),
     ],
 )
-def test_blind(torch: Any, newest: str | None, what: str, mend: str) -> None:
-    view = view_through_torch(torch, Listing([CARD], None, newest))
+def test_torch_sees_no_gpu(torch: Any, newest: str | None, what: str, mend: str) -> None:
+    view = view_from_torch(torch, Listing([CARD], None, newest))
     assert (view.gpus, view.devices, view.bf16) == ([CARD], [], None)
     assert view.problem is not None
     assert view.problem.what == f"nvidia-smi shows 1 GPU(s), torch sees none: {what}"
@@ -94,8 +94,8 @@ def test_blind(torch: Any, newest: str | None, what: str, mend: str) -> None:
     ],
 )
 def test_the_build_for_a_gpu_that_torch_does_not_see(architecture: str, newest: str, mend: str) -> None:
-    """nvidia-smi tells the architecture, hence which builds have kernels."""
-    view = view_through_torch(fake_torch(cuda=None), Listing([replace(CARD, architecture=architecture)], None, newest))
+    """nvidia-smi reports the architecture, which decides which builds have kernels."""
+    view = view_from_torch(fake_torch(cuda=None), Listing([replace(CARD, architecture=architecture)], None, newest))
     assert view.problem is not None
     assert view.problem.mend == mend
 
@@ -117,24 +117,28 @@ def test_a_gpu_that_torch_has_no_kernels_for(newest: str | None) -> None:
 
 def test_a_gpu_that_is_too_old_for_any_training() -> None:
     what = "GPU 0 (NVIDIA H100 80GB HBM3) is too old: NF4 needs compute capability 6.0"
-    mend = "choose another GPU with CUDA_VISIBLE_DEVICES, or the CPU: export CUDA_VISIBLE_DEVICES="
-    assert unusable(fake_torch(architectures=["sm_50"]), "5.2") == Problem(what, mend)
-    # Nor is a torch installed for it.
-    blind = view_through_torch(fake_torch(cuda=None), Listing([replace(CARD, architecture="Maxwell")], None, "12.8"))
-    assert blind.problem == Problem(what, mend)
+    problem = unusable(fake_torch(architectures=["sm_50"]), "5.2")
+    assert problem is not None
+    assert problem.what == what
+    assert problem.mend.endswith("export CUDA_VISIBLE_DEVICES=")
+    # Without CUDA in torch, no other build is suggested for it.
+    assert (
+        view_from_torch(fake_torch(cuda=None), Listing([replace(CARD, architecture="Maxwell")], None, "12.8")).problem
+        == problem
+    )
 
 
 @pytest.mark.parametrize("visible", ["", "-1", "7"])
-def test_blind_by_the_environment(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
+def test_gpus_hidden_by_the_environment(monkeypatch: pytest.MonkeyPatch, visible: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     what = f"nvidia-smi shows 1 GPU(s), torch sees none: CUDA_VISIBLE_DEVICES is '{visible}'"
-    # Newer than the driver's is no obstacle by itself: CUDA has compatibility packages.
-    view = view_through_torch(fake_torch(cuda="13.0"), Listing([CARD], None, "12.8"))
+    # A CUDA version newer than the driver's is no problem by itself: CUDA has compatibility packages.
+    view = view_from_torch(fake_torch(cuda="13.0"), Listing([CARD], None, "12.8"))
     assert view.problem == Problem(what, "unset CUDA_VISIBLE_DEVICES")
 
 
-def test_blind_without_a_reason() -> None:
-    view = view_through_torch(fake_torch(), Listing([CARD], None, "13.1"))
+def test_torch_sees_no_gpu_without_a_reason() -> None:
+    view = view_from_torch(fake_torch(), Listing([CARD], None, "13.1"))
     assert view.problem == Problem("nvidia-smi shows 1 GPU(s), torch sees none", DRIVER_MEND)
 
 
@@ -146,7 +150,7 @@ def test_card_that_cannot_be_opened(said: str, mend: str) -> None:
     torch = fake_torch(card())
     torch.cuda.get_device_properties = busy
     problem = Problem(f"torch cannot open the GPU: CUDA error: {said}", mend)
-    assert view_through_torch(torch, ONE) == View([CARD], [], None, problem)
+    assert view_from_torch(torch, ONE) == View([CARD], [], None, problem)
 
 
 def test_torch_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

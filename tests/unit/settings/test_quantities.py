@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from llmft_cli.base.errors import ConfigError
 from llmft_cli.settings.quantities import (
     BINARY_UNITS,
-    checked,
     format_duration,
     format_size,
     parse_count,
     parse_duration,
+    parse_flag,
     parse_fraction,
     parse_size,
 )
@@ -113,9 +113,9 @@ def test_what_is_no_fraction(text: str) -> None:
 
 def test_a_complaint_says_where_it_stands_and_what_works() -> None:
     with pytest.raises(ConfigError) as caught:
-        checked(parse_size, "20", "--min-free", "20GiB")
-    assert (caught.value.message, caught.value.hint) == ("--min-free: '20' has no unit", "write it as in --min-free 20GiB")
-    assert checked(parse_size, "20GiB", "--min-free", "20GiB") == 20 * 2**30
+        parse_flag(parse_size, "20", "--min-free", "20GiB")
+    assert (caught.value.message, caught.value.hint) == ("--min-free: '20' has no unit", "for example: --min-free 20GiB")
+    assert parse_flag(parse_size, "20GiB", "--min-free", "20GiB") == 20 * 2**30
 
 
 @pytest.mark.parametrize(
@@ -185,4 +185,4 @@ def test_what_is_wanted_reads_as_more_than_what_falls_short_of_it(one: int, othe
 def test_any_text_is_read_or_refused(text: str) -> None:
     for parse in (parse_size, parse_duration, parse_fraction, parse_count):
         with contextlib.suppress(ConfigError):
-            assert checked(parse, text, "--flag", "1") >= 0
+            assert parse_flag(parse, text, "--flag", "1") >= 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from llmft_cli.models import known_configs, random_model
 from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.planning.layer_costs import layer_costs
-from llmft_cli.training.planning.memory import Breakdown, assemble
-from llmft_cli.training.planning.options import Option, option_of
+from llmft_cli.training.planning.memory import Breakdown, breakdown_of, holdings
+from llmft_cli.training.planning.options import Option, Predictor
 from llmft_cli.training.planning.simulation import BatchShape, Step
 from llmft_cli.training.planning.speed import REFERENCE_RATES
+from llmft_cli.training.step.checkpointing import checkpoint_layers
 from llmft_cli.training.step.tuned_model import make_trainable
 
 META = torch.device("meta")
@@ -46,7 +48,14 @@ def on_meta(shape: transformers.PreTrainedConfig, checkpointed: int | None = 0, 
     """A trainable model on the `meta` device, with so many checkpointed layers; None is all of them."""
     base = random_model.build(shape, META, quantization, torch.bfloat16)
     with META:  # PEFT draws an adapter's weights on the CPU otherwise, which takes longer than following a step
-        return make_trainable(base, resolve(flags), "a model", checkpointed)
+        model = make_trainable(base, resolve(flags), "a model")
+    checkpoint_layers(model, checkpointed)
+    return model
+
+
+def option_with(predictor: Predictor, checkpointed: int, optim: str, **switches: bool) -> Option:
+    """What is predicted of the plan with so many checkpointed layers, this optimizer, and the switches of `Plan`."""
+    return predictor.predict(replace(predictor.checkpointed, checkpointed_layers=checkpointed, optim=optim, **switches))
 
 
 @cache
@@ -76,7 +85,7 @@ def predicted(number: int) -> tuple[Breakdown, Step]:
     costs = layer_costs(model, batch_of(case))
     assert costs is not None
     step = costs.step(costs.layers if case["checkpointed"] is None else case["checkpointed"])
-    return assemble(model, step, case["optim"]), step
+    return breakdown_of(holdings(model), step, case["optim"]), step
 
 
 @cache
@@ -89,7 +98,7 @@ def predicted_fast(number: int) -> Option:
     """What today's code predicts of the recorded training with fast layers."""
     case = recorded_fast()[number]
     model = fast_model(case["shape"], case["lora_r"])
-    option = option_of(model, resolve({"batch_size": case["sequences"]}), batch_of(case), REFERENCE_RATES)
+    predictor = Predictor(model, resolve({"batch_size": case["sequences"]}), batch_of(case), REFERENCE_RATES)
     layers = len(decoder_layers(model)) if case["checkpointed"] is None else case["checkpointed"]
     switches = {name: case[name] for name in ("embeddings_on_cpu", "dequantized_weights", "activation_offloading")}
-    return option(layers, case["optim"], **switches)
+    return option_with(predictor, layers, case["optim"], **switches)

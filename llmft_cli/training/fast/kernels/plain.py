@@ -25,7 +25,7 @@ CACHED_VALUES = 2**19  # of a matrix; 2 MiB in fp32
 
 
 def rms_norm(inputs: torch.Tensor, weight: torch.Tensor, epsilon: float, outputs: torch.Tensor, scales: torch.Tensor) -> None:
-    normalised, inverses = normal(inputs, epsilon)
+    normalised, inverses = normal(inputs, epsilon)  # (tokens, hidden), (tokens, 1)
     torch.mul(normalised.to(weight.dtype), weight, out=outputs)
     scales.copy_(inverses[:, 0])
 
@@ -57,7 +57,7 @@ def rms_norm_backward(
     residual: torch.Tensor,
     outputs: torch.Tensor,
 ) -> None:
-    inverses = scales[:, None]
+    inverses = scales[:, None]  # (tokens, 1)
     torch.add(norm_gradient(gradients, weight, inputs * inverses, inverses).to(outputs.dtype), residual, out=outputs)
 
 
@@ -71,13 +71,13 @@ def norm_gradient(
 
 
 def gated(gate_up: torch.Tensor, activation: Activation, outputs: torch.Tensor) -> None:
-    gate, up = gate_up.chunk(2, -1)
+    gate, up = gate_up.chunk(2, -1)  # (tokens, intermediate) each
     torch.mul(ACTIVATIONS[activation](gate), up, out=outputs)
 
 
 def gated_backward(gate_up: torch.Tensor, activation: Activation, gradients: torch.Tensor) -> None:
     for rows in parts(gradients):
-        gate, up = gate_up[rows].chunk(2, -1)
+        gate, up = gate_up[rows].chunk(2, -1)  # (rows, intermediate) each
         gradient = gradients[rows]
         activated = ACTIVATIONS[activation](gate)
         for_activated = gradient.float() * up
@@ -94,9 +94,9 @@ def parts(matrix: torch.Tensor) -> list[slice]:
 
 
 def rotate(source: torch.Tensor, target: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, backward: bool) -> None:
-    heads, into = by_head(source, cosines), by_head(target, cosines)
-    first, second = heads.chunk(2, -1)
-    signed = sines.clone()
+    heads, into = by_head(source, cosines), by_head(target, cosines)  # (tokens, heads, head_dim)
+    first, second = heads.chunk(2, -1)  # (tokens, heads, head_dim / 2)
+    signed = sines.clone()  # (tokens, head_dim)
     signed.chunk(2, -1)[1 if backward else 0].neg_()
     turned = torch.cat((second, first), -1)
     turned *= signed[:, None]
@@ -126,7 +126,7 @@ def norm_rotate_backward(
 ) -> None:
     back = torch.empty_like(gradients, dtype=torch.float32)
     rotate(gradients.float(), back, cosines, sines, backward=True)
-    heads = by_head(inputs, cosines)
+    heads = by_head(inputs, cosines)  # (tokens, heads, head_dim)
     heads.copy_(norm_gradient(by_head(back, cosines), weights, *normal(heads, epsilon)))
 
 
@@ -152,7 +152,7 @@ def fill_adapter(
 def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Tensor, factor: int = 1) -> None:
     known, columns = targets >= 0, targets.clamp(min=0)[:, None]
     for rows in parts(logits):
-        values = logits[rows].float()
+        values = logits[rows].float()  # (rows, vocabulary)
         likelihoods = torch.softmax(values, -1)
         # The greatest likelihood is never too small for its logarithm, as the target's may be.
         behind = values.amax(-1) - values.gather(1, columns[rows])[:, 0]

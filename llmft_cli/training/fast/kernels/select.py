@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from llmft_cli.settings import compute_types
-from llmft_cli.settings.compute_types import EVERYTHING, Abilities
+from llmft_cli.settings.compute_types import ALL_ABILITIES, Abilities
 from llmft_cli.training.fast.kernels.interface import Kernels
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def programs_run(device: torch.device) -> bool:
 def abilities_of(device: torch.device) -> Abilities | None:
     """Of a GPU, for which `meta` stands; None of a CPU."""
     if device.type == "meta":
-        return EVERYTHING
+        return ALL_ABILITIES
     if device.type != "cuda":
         return None
     return replace(compute_types.abilities(compute_types.capability_of(device)), triton=has_triton(device))

@@ -1,4 +1,8 @@
-"""What `triton_kernels` launches: programs in Triton's language, whose arguments have no types."""
+"""What `triton` launches: programs in Triton's language, whose arguments have no types.
+
+Pointers are to matrices whose rows are tokens; a stride is the distance between two rows, in values. Comments give the
+shape of a block of values within one program.
+"""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
@@ -26,8 +30,9 @@ def rms_norm_kernel(
     ADD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """One token; `interface.Kernels.rms_norm`, or with `ADD` `add_rms_norm`."""
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, BLOCK)
+    columns = tl.arange(0, BLOCK)  # (hidden, padded to a power of two)
     inside = columns < size
     place = inputs + row * input_stride + columns
     x = tl.load(place, mask=inside, other=0.0)
@@ -60,7 +65,7 @@ def rms_norm_backward_kernel(
     size,
     BLOCK: tl.constexpr,
 ):
-    """dx = s (w dy - n mean(n w dy)) with s = 1 / rms(x) and n = s x."""
+    """One token: dx = s (w dy - n mean(n w dy)) with s = 1 / rms(x) and n = s x."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
@@ -79,7 +84,7 @@ def rms_norm_backward_kernel(
 
 @triton.jit
 def sigmoid_of_gate(gate, GELU: tl.constexpr):
-    """The sigmoid s(v) of the activation x s(v), and v's slope.
+    """The sigmoid s(v) of the activation x s(v), and v's slope, of the gate's shape.
 
     It is silu with v = x, and tanh's approximation of gelu with v = 2 sqrt(2 / pi) (x + 0.044715 x^3).
     """
@@ -95,8 +100,9 @@ def sigmoid_of_gate(gate, GELU: tl.constexpr):
 
 @triton.jit
 def gated_kernel(gate_up, outputs, gate_up_stride, output_stride, size, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    """`BLOCK` columns of one token."""
     row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # (BLOCK,), of the gate; up stands `size` columns behind
     inside = columns < size
     place = gate_up + row * gate_up_stride + columns
     gate = tl.load(place, mask=inside, other=0.0)
@@ -130,7 +136,7 @@ def gated_backward_kernel(gate_up, gradients, gate_up_stride, gradient_stride, s
 
 @triton.jit
 def angles_at(cosines, sines, places, inside):
-    """Of one token, as rows; the halves of a head have the same."""
+    """Of one token, of shape (1, half of head_dim); both halves of a head have the same."""
     cosine = tl.load(cosines + places, mask=inside, other=0.0).to(tl.float32)[None, :]
     sine = tl.load(sines + places, mask=inside, other=0.0).to(tl.float32)[None, :]
     return cosine, sine
@@ -157,11 +163,11 @@ def rotate_kernel(
     """All heads of one token, each normalised before where `NORM` says so."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
-    head = tl.arange(0, HEADS)
+    head = tl.arange(0, HEADS)  # (heads, padded to a power of two)
     inside = columns < HALF
     cosine, sine = angles_at(cosines, sines, token * angle_stride + columns, inside)
     sine *= SIGN
-    places = head[:, None] * (2 * HALF) + columns[None, :]
+    places = head[:, None] * (2 * HALF) + columns[None, :]  # (heads, half of head_dim): the first half of each head
     mask = (head < heads)[:, None] & inside[None, :]
     read = source + token * source_stride + places
     first = tl.load(read, mask=mask, other=0.0).to(tl.float32)
@@ -198,10 +204,10 @@ def norm_rotate_backward_kernel(
     """All heads of one token: the rotation back, then dx of `rms_norm_backward_kernel`."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
-    head = tl.arange(0, HEADS)
+    head = tl.arange(0, HEADS)  # (heads, padded to a power of two)
     inside = columns < HALF
     cosine, sine = angles_at(cosines, sines, token * angle_stride + columns, inside)
-    places = head[:, None] * (2 * HALF) + columns[None, :]
+    places = head[:, None] * (2 * HALF) + columns[None, :]  # (heads, half of head_dim): the first half of each head
     mask = (head < heads)[:, None] & inside[None, :]
     read = gradients + token * gradient_stride + places
     first = tl.load(read, mask=mask, other=0.0).to(tl.float32)

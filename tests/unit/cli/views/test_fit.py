@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 from llmft_cli.cli.views.fit import duration, fit_sections
 from llmft_cli.fit.fit import Fit, PlanOption
-from llmft_cli.fit.host_resources import Footprint
+from llmft_cli.fit.host_resources import HostResources
 from llmft_cli.training.profiling.measuring import Measured
 
 GIBIBYTE = 2**30
@@ -31,7 +31,7 @@ FIT = Fit(
     tokens_per_second=9876.5,
     training_seconds=7260.0,
     measured=None,
-    footprint=Footprint(7_000_000_000, 0, GIBIBYTE, 2 * GIBIBYTE, 13 * GIBIBYTE, 15 * GIBIBYTE, 13 * GIBIBYTE),
+    footprint=HostResources(7_000_000_000, 0, GIBIBYTE, 2 * GIBIBYTE, 13 * GIBIBYTE, 15 * GIBIBYTE, 13 * GIBIBYTE),
     options=OPTIONS,
 )
 
@@ -63,7 +63,7 @@ def test_plans_say_that_weights_are_kept() -> None:
 def test_measured_stands_against_predicted():
     measured = Measured(int(10.1 * GIBIBYTE), int(10.5 * GIBIBYTE), GIBIBYTE, 0.5)
     summary = dict(fit_sections(replace(FIT, measured=measured))[0].rows)
-    assert summary["measured"] == "10.10 GiB (-1.0% predicted), 10.50 GiB reserved, 1.00 GiB beside"
+    assert summary["measured"] == "10.10 GiB (-1.0% predicted), 10.50 GiB reserved, 1.00 GiB outside torch"
 
 
 def test_without_a_card_nothing_is_claimed():

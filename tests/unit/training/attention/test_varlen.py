@@ -16,7 +16,7 @@ import torch
 from torch.nn.attention import varlen as torch_varlen
 
 from llmft_cli.data.forms.examples import IGNORED
-from llmft_cli.settings.compute_types import EVERYTHING, Abilities
+from llmft_cli.settings.compute_types import ALL_ABILITIES, Abilities
 from llmft_cli.training.attention.varlen import (
     MASKED,
     NAME,
@@ -209,9 +209,9 @@ OLDER = Abilities(bf16=False, flash_attention=False, triton=True)
 @pytest.mark.parametrize(
     ("able", "dtype", "expected"),
     [
-        (EVERYTHING, torch.bfloat16, NAME),
-        (EVERYTHING, torch.float16, NAME),
-        (EVERYTHING, torch.float32, MASKED),  # FlashAttention knows 16-bit types alone
+        (ALL_ABILITIES, torch.bfloat16, NAME),
+        (ALL_ABILITIES, torch.float16, NAME),
+        (ALL_ABILITIES, torch.float32, MASKED),  # FlashAttention knows 16-bit types alone
         (OLDER, torch.float16, MASKED),
         (OLDER, torch.float32, MASKED),
         (None, torch.float32, None),  # a CPU

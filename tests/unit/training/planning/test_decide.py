@@ -15,26 +15,28 @@ from llmft_cli.base.errors import ConfigError, OutOfMemory
 from llmft_cli.base.reporter import Silent
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import model_source
-from llmft_cli.settings.compute_types import EVERYTHING, Abilities
-from llmft_cli.settings.config import resolve
+from llmft_cli.settings.compute_types import ALL_ABILITIES, Abilities
+from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training import result
 from llmft_cli.training.plan import Plan
 from llmft_cli.training.planning import decide as planning
 from llmft_cli.training.planning.decide import (
     GIBIBYTE,
-    Layout,
+    ChosenPlan,
     can_be_predicted,
     choose_plan,
     decide,
-    described,
     filled,
     longest_batches,
+    plan_notice,
     worst_batches,
 )
 from llmft_cli.training.planning.memory import Breakdown
 from llmft_cli.training.planning.options import Option
 from llmft_cli.training.planning.simulation import BatchShape, full_batch
+from llmft_cli.training.step.tuned_model import make_trainable
 
+from ...followed_once import of_the_model
 from ..tiny_training import Told, sequences
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -44,17 +46,33 @@ NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 def decided(
     model_dir: Path, device: torch.device, reporter: Silent | None = None, recorded: dict[str, Any] | None = None, **flags: Any
-) -> Layout:
+) -> ChosenPlan:
     source = model_source.resolve(str(model_dir), Silent())
     config = resolve({"batch_size": 2, "gradient_accumulation_steps": 3, "lora_r": 4, "compute_dtype": "bf16", **flags})
     return decide(source, config, sequences(12, packing=True), device, reporter or Silent(), recorded)
+
+
+MODELS: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def models_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build each model once, so that each of its steps is followed once."""
+
+    def made(base: Any, config: Config, *more: Any, able: Abilities | None = None) -> Any:
+        key = base.config.to_json_string(), of_the_model(config), able, *more
+        if key not in MODELS:
+            MODELS[key] = make_trainable(base, config, *more, able=able)
+        return MODELS[key]
+
+    monkeypatch.setattr(planning, "make_trainable", made)
 
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU with plenty of memory, as far as planning is concerned."""
     monkeypatch.setattr(planning, "available_bytes", lambda device, max_vram: max_vram or 80 * GIBIBYTE)
-    monkeypatch.setattr(planning, "abilities_of", lambda device: EVERYTHING)
+    monkeypatch.setattr(planning, "abilities_of", lambda device: ALL_ABILITIES)
 
 
 @pytest.mark.parametrize("plan", ["fast", "balanced", "frugal", "given"])
@@ -62,10 +80,10 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_on_a_cpu_the_settings_stay_as_they_are(
     tiny_model_dir: Path, plan: str, checkpointing: bool | None, layers: int
 ) -> None:
-    layout = decided(tiny_model_dir, CPU, plan=plan, gradient_checkpointing=checkpointing, optim="sgd")
-    assert layout == Layout(Plan(2, 3, layers, "sgd"))
+    chosen = decided(tiny_model_dir, CPU, plan=plan, gradient_checkpointing=checkpointing, optim="sgd")
+    assert chosen == ChosenPlan(Plan(2, 3, layers, "sgd"))
     config = resolve({"batch_size": 2, "gradient_accumulation_steps": 3, "optim": "sgd"})
-    assert layout.applied_to(config) == config
+    assert chosen.applied_to(config) == config
 
 
 @pytest.mark.usefixtures("card")
@@ -74,8 +92,8 @@ def test_on_a_cpu_the_settings_stay_as_they_are(
 def test_what_is_not_predicted_is_checkpointed_on_a_gpu_unless_told_otherwise(
     tiny_model_dir: Path, checkpointing: bool | None, layers: int, flags: dict[str, Any]
 ) -> None:
-    layout = decided(tiny_model_dir, GPU, gradient_checkpointing=checkpointing, **flags)
-    assert layout == Layout(Plan(2, 3, layers, "adamw_torch_fused"))
+    chosen = decided(tiny_model_dir, GPU, gradient_checkpointing=checkpointing, **flags)
+    assert chosen == ChosenPlan(Plan(2, 3, layers, "adamw_torch_fused"))
 
 
 @pytest.mark.usefixtures("card")
@@ -85,7 +103,7 @@ def test_a_model_that_cannot_be_followed_is_trained_as_the_settings_say(tmp_path
     shape = AutoConfig.for_model("mixtral", vocab_size=128, num_key_value_heads=2, num_local_experts=2, **sizes)
     AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path)
     told = Told()
-    assert decided(tmp_path, GPU, told) == Layout(Plan(2, 3, 2, "adamw_torch_fused"))
+    assert decided(tmp_path, GPU, told) == ChosenPlan(Plan(2, 3, 2, "adamw_torch_fused"))
     assert told.notes[0] == "planning the memory of the GPU"
     assert told.notes[1].startswith("memory is not planned, batches are as given: steps of models of type mixtral cannot be")
 
@@ -93,20 +111,21 @@ def test_a_model_that_cannot_be_followed_is_trained_as_the_settings_say(tmp_path
 @pytest.mark.usefixtures("card")
 def test_on_a_gpu_with_room_everything_goes_through_at_once(tiny_model_dir: Path) -> None:
     told = Told()
-    layout = decided(tiny_model_dir, GPU, told, optim="lion_32bit")
-    assert layout.option is not None
-    assert layout.option.plan == layout.plan
+    chosen = decided(tiny_model_dir, GPU, told, optim="lion_32bit")
+    assert chosen.predicted is not None
+    assert chosen.predicted.plan == chosen.plan
     # A step this small takes as long as its launches do, however many sequences it has.
-    assert layout.plan == Plan(6, 1, 0, "lion_32bit", dequantized_weights=True)
-    applied = layout.applied_to(resolve({"batch_size": 2, "gradient_accumulation_steps": 3}))
+    assert chosen.plan == Plan(6, 1, 0, "lion_32bit", dequantized_weights=True)
+    applied = chosen.applied_to(resolve({"batch_size": 2, "gradient_accumulation_steps": 3}))
     assert (applied.batch_size, applied.gradient_accumulation_steps, applied.optim) == (6, 1, "lion_32bit")
-    assert told.notes == ["planning the memory of the GPU", described(layout.option, 80 * GIBIBYTE)]
+    assert told.notes == ["planning the memory of the GPU", plan_notice(chosen.predicted, 80 * GIBIBYTE)]
     assert told.notes[1].startswith(
         "plan: 6 sequences at once, 1 times a step, 0 layers checkpointed, lion_32bit, weights kept dequantised; needs about "
     )
     assert told.notes[1].endswith(" of 80.0 GiB")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card")
 def test_a_plan_in_fp16_is_that_in_bf16_and_one_in_fp32_holds_more(tiny_model_dir: Path) -> None:
     bf16, fp16, fp32 = (decided(tiny_model_dir, GPU, compute_dtype=name) for name in ("bf16", "fp16", "fp32"))
@@ -126,9 +145,9 @@ def test_the_plan_of_an_older_gpu_is_that_of_what_it_can(tiny_model_dir: Path, m
     for triton in (True, False):
         able = Abilities(bf16=False, flash_attention=False, triton=triton)
         monkeypatch.setattr(planning, "abilities_of", lambda device, able=able: able)
-        layout = decided(tiny_model_dir, GPU, compute_dtype="fp16")
-        assert layout.option is not None
-        assert layout.plan.dequantized_weights is triton
+        chosen = decided(tiny_model_dir, GPU, compute_dtype="fp16")
+        assert chosen.predicted is not None
+        assert chosen.plan.dequantized_weights is triton
 
 
 @pytest.mark.usefixtures("card")
@@ -149,6 +168,7 @@ def test_a_budget_below_the_most_frugal_plan_is_told_before_anything_is_loaded(t
         decided(tiny_model_dir, GPU, max_vram="512MiB")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card")
 def test_a_resumed_training_keeps_its_optimizer(tiny_model_dir: Path) -> None:
     """The state in its checkpoint is of no use to another one, however much memory there is now."""
@@ -171,9 +191,9 @@ def test_a_resumed_training_that_is_not_planned_keeps_its_optimizer(tiny_model_d
 
 @pytest.mark.usefixtures("card")
 def test_evaluation_takes_no_more_at_once_than_training(tiny_model_dir: Path) -> None:
-    layout = decided(tiny_model_dir, GPU, plan="frugal")
-    assert layout.applied_to(resolve({"eval_batch_size": 8})).eval_batch_size == layout.plan.batch_size == 1
-    assert layout.applied_to(resolve({"eval_batch_size": 8})).optim == layout.plan.optim
+    chosen = decided(tiny_model_dir, GPU, plan="frugal")
+    assert chosen.applied_to(resolve({"eval_batch_size": 8})).eval_batch_size == chosen.plan.batch_size == 1
+    assert chosen.applied_to(resolve({"eval_batch_size": 8})).optim == chosen.plan.optim
 
 
 @pytest.mark.usefixtures("card")
@@ -188,8 +208,8 @@ def test_a_training_that_is_resumed_may_keep_its_weights_as_it_likes(tiny_model_
 @pytest.mark.parametrize(("kept", "end"), [(False, "sgd; needs about"), (True, "sgd, weights kept dequantised; needs about")])
 def test_kept_weights_are_told_and_recorded(kept: bool, end: str) -> None:
     plan = Plan(2, 8, 0, "sgd", dequantized_weights=kept)
-    assert f"0 layers checkpointed, {end} 3.0 of 4.0 GiB" in described(Option(plan, NOTHING, 3 * GIBIBYTE, 1.0), 4 * GIBIBYTE)
-    assert result.describe(resolve({"compute_dtype": "bf16"}), CPU, Layout(plan))["dequantized_weights"] is kept
+    assert f"0 layers checkpointed, {end} 3.0 of 4.0 GiB" in plan_notice(Option(plan, NOTHING, 3 * GIBIBYTE, 1.0), 4 * GIBIBYTE)
+    assert result.describe(resolve({"compute_dtype": "bf16"}), CPU, ChosenPlan(plan))["dequantized_weights"] is kept
 
 
 def option(required: int, optim: str = "adamw_torch_fused") -> Option:
@@ -212,7 +232,7 @@ def test_where_no_plan_fits_the_least_that_is_needed_is_told() -> None:
 def test_a_plan_is_read_from_a_file(tiny_model_dir: Path, tmp_path: Path, device: torch.device) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(PLAIN))
-    assert decided(tiny_model_dir, device, plan=str(path)) == Layout(Plan(**PLAIN))
+    assert decided(tiny_model_dir, device, plan=str(path)) == ChosenPlan(Plan(**PLAIN))
 
 
 def test_a_kind_that_does_not_exist_is_told_what_there_is(tiny_model_dir: Path) -> None:
@@ -267,7 +287,7 @@ def test_without_data_batches_are_as_full_as_the_settings_allow() -> None:
 TOKENS = {"tokens_per_batch": 170, "gradient_accumulation_steps": 3, "lora_r": 4}
 
 
-def decided_by_tokens(model_dir: Path, device: torch.device, reporter: Told | None = None, **flags: Any) -> Layout:
+def decided_by_tokens(model_dir: Path, device: torch.device, reporter: Told | None = None, **flags: Any) -> ChosenPlan:
     source = model_source.resolve(str(model_dir), Silent())
     return decide(
         source, resolve(TOKENS | {"compute_dtype": "bf16"} | flags), sequences(12, packing=True), device, reporter or Silent()
@@ -276,9 +296,9 @@ def decided_by_tokens(model_dir: Path, device: torch.device, reporter: Told | No
 
 @pytest.mark.parametrize("plan", ["fast", "given"])
 def test_a_batch_of_tokens_is_planned_as_the_longest_sequences_that_fill_it(tiny_model_dir: Path, plan: str) -> None:
-    layout = decided_by_tokens(tiny_model_dir, CPU, plan=plan)
-    assert layout == Layout(Plan(2, 3, 0, "adamw_torch_fused"))
-    applied = layout.applied_to(resolve(TOKENS))
+    chosen = decided_by_tokens(tiny_model_dir, CPU, plan=plan)
+    assert chosen == ChosenPlan(Plan(2, 3, 0, "adamw_torch_fused"))
+    applied = chosen.applied_to(resolve(TOKENS))
     assert (applied.batch_size, applied.gradient_accumulation_steps, applied.tokens_per_batch) == (2, 3, 170)
 
 
@@ -286,10 +306,10 @@ def test_a_batch_of_tokens_is_planned_as_the_longest_sequences_that_fill_it(tiny
 def test_on_a_gpu_a_batch_of_tokens_stays_the_users(tiny_model_dir: Path) -> None:
     """However much room there is; all else is planned as ever."""
     told = Told()
-    layout = decided_by_tokens(tiny_model_dir, GPU, told)
-    assert layout.plan == Plan(2, 3, 0, "adamw_torch_fused", dequantized_weights=True)
-    assert layout.option is not None
-    assert layout.option.plan == layout.plan
+    chosen = decided_by_tokens(tiny_model_dir, GPU, told)
+    assert chosen.plan == Plan(2, 3, 0, "adamw_torch_fused", dequantized_weights=True)
+    assert chosen.predicted is not None
+    assert chosen.predicted.plan == chosen.plan
     assert told.notes[1].startswith("plan: 170 tokens at once, 3 times a step, 0 layers checkpointed, ")
     frugal = decided_by_tokens(tiny_model_dir, GPU, plan="frugal").plan
     assert frugal.optim == "paged_adamw_8bit"

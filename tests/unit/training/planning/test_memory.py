@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from llmft_cli.training.planning.memory import CUBLAS_BYTES, assemble, holdings
+from llmft_cli.training.planning.memory import CUBLAS_BYTES, breakdown_of, holdings
 from llmft_cli.training.planning.simulation import full_batch, simulate
 
 from ..meta_models import on_meta, predicted, predicted_fast, recorded, recorded_fast, small_shape
@@ -36,6 +36,7 @@ def test_the_record_is_what_the_constants_were_fitted_to() -> None:
         assert case["tokens_per_second"] == pytest.approx(speed, abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_CASES)
 def test_plain_layers_hold_what_the_h100_measured(number: int) -> None:
     breakdown, _ = predicted(number)
@@ -51,6 +52,7 @@ def test_the_quick_cases_cover_what_a_training_can_be() -> None:
     assert len({case["shape"] for case in cases}) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_FAST_CASES)
 def test_fast_layers_hold_what_the_h100_measured(number: int) -> None:
     """Within half a percent where passes are recorded.
@@ -94,9 +96,10 @@ def test_recorded_passes_hold_cublas_workspaces_of_two_streams(
     workspaces = (4 if expected else 2) * 32 * 2**20
     assert holdings(model).cublas_bytes(embeddings_on_cpu) == workspaces
     step = simulate(model, full_batch(1, 64))
-    assert assemble(model, step, "sgd", embeddings_on_cpu).workspace == step.workspace_bytes + workspaces
+    assert breakdown_of(holdings(model), step, "sgd", embeddings_on_cpu).workspace == step.workspace_bytes + workspaces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_CASES)
 def test_the_parts_add_up_to_the_total(number: int) -> None:
     breakdown, step = predicted(number)
@@ -142,10 +145,10 @@ def test_the_weights_of_llama_2_7b_by_arithmetic() -> None:
 def test_gradients_are_counted_once_whether_they_are_there_or_not() -> None:
     model = on_meta(small_shape())
     step = simulate(model, full_batch(1, 64))
-    breakdown = assemble(model, step, "sgd")
+    breakdown = breakdown_of(holdings(model), step, "sgd")
     for weights in model.parameters():
         weights.grad = torch.empty_like(weights) if weights.requires_grad else None
-    assert assemble(model, step, "sgd") == breakdown
+    assert breakdown_of(holdings(model), step, "sgd") == breakdown
 
 
 def test_a_base_in_16_bits_is_counted_as_dense_weights() -> None:
@@ -154,7 +157,7 @@ def test_a_base_in_16_bits_is_counted_as_dense_weights() -> None:
     shapes = [(128, 128)] * 2 + [(64, 128)] * 2 + [(256, 128)] * 2 + [(128, 256)]
     linear = 2 * sum((outputs + 64) * (inputs + 64) for outputs, inputs in shapes)
     models = (on_meta(small_shape(), quantization="none", fast=False), on_meta(small_shape(), fast=False))
-    dense, nf4 = (assemble(model, simulate(model, batch), "sgd") for model in models)
+    dense, nf4 = (breakdown_of(holdings(model), simulate(model, batch), "sgd") for model in models)
     assert dense.quantized_weights == 0
     assert dense.dense_weights - nf4.dense_weights == 2 * linear
     assert dense.adapters == nf4.adapters

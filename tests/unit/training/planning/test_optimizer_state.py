@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmft_cli.training.planning.memory import assemble
+from llmft_cli.training.planning.memory import breakdown_of, holdings
 from llmft_cli.training.planning.optimizer_state import paged_state, rounded_up, state_on_card, whole_state
 from llmft_cli.training.planning.simulation import full_batch, simulate
 from llmft_cli.training.profiling.measuring import make_optimizer
@@ -53,6 +53,7 @@ def test_what_is_paged_is_in_the_hosts_memory_when_the_card_is_full() -> None:
     assert paged_state(LLAMA_2_7B, "adamw_8bit") == 0
 
 
+@pytest.mark.slow
 def test_a_paged_optimizer_holds_what_an_h100_measured() -> None:
     """Llama-2-7B, one sequence of 2,048 tokens, rank 16, all layers checkpointed, embeddings on the CPU.
 
@@ -62,7 +63,7 @@ def test_a_paged_optimizer_holds_what_an_h100_measured() -> None:
     state = state_on_card(LLAMA_2_7B, "paged_adamw_8bit")
     assert state == 5_078_217_728 - 5_030_734_848 - 24 * 2048 + 16 * 1024
     model = on_meta(shape_of(SHAPES["llama-2-7b"]), None, fast=False)
-    breakdown = assemble(model, simulate(model, full_batch(1, 2048)), "paged_adamw_8bit", embeddings_on_cpu=True)
+    breakdown = breakdown_of(holdings(model), simulate(model, full_batch(1, 2048)), "paged_adamw_8bit", embeddings_on_cpu=True)
     assert breakdown.optimizer == state
 
 
@@ -81,6 +82,6 @@ def test_known_states_are_those_that_the_optimizers_make(optim: str, values: int
 
 def test_a_models_adapters_are_what_the_state_is_of() -> None:
     model = on_meta(small_shape(), lora_r=8)
-    breakdown = assemble(model, simulate(model, full_batch(1, 64)), "adamw_torch")
+    breakdown = breakdown_of(holdings(model), simulate(model, full_batch(1, 64)), "adamw_torch")
     # Inputs and outputs of a layer: query and output 128 and 128, key and value 128 and 64, three of 128 and 256.
     assert breakdown.optimizer == 2 * 4 * 2 * 8 * (2 * 256 + 2 * 192 + 3 * 384)

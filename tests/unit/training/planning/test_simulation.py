@@ -194,6 +194,7 @@ PLAIN_LAYER = 128 * (6 * 64) + 256 * 64 + 2 * (128 + 64 + 256) * (128 + 64) + 12
 FAST_LAYER = (128 * 64 + 192 * 256) + (128 * 64 + 192 * 128) + (128 * 64 + 192 * 512) + 256 * 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fast", "recomputed"), [(False, PLAIN_LAYER), (True, FAST_LAYER)])
 def test_checkpointing_trades_computation_for_memory(fast: bool, recomputed: int) -> None:
     """Each checkpointed layer is computed once more, and keeps its input alone; the last layer's peak is always there."""
@@ -245,7 +246,7 @@ def unique_bytes(tensors: Iterable[torch.Tensor]) -> int:
 def test_what_is_alive_after_a_forward_pass_is_what_autograd_keeps(quantization: str, flags: dict[str, Any]) -> None:
     """A real model on the CPU: the storages that autograd saves for the backward pass, and the loss."""
     base = random_model.build(small_shape(), CPU, quantization, torch.bfloat16)
-    model = make_trainable(base, resolve(flags), "a model", 0)
+    model = make_trainable(base, resolve(flags), "a model")
     model.train()
     batch = random_batch(BatchShape(2, 48, 60, 6, 16), VOCABULARY, CPU)
     standing = [*standing_tensors(model), *(value for value in batch.values() if isinstance(value, torch.Tensor))]
@@ -302,7 +303,8 @@ def test_a_layer_of_lora_keeps_its_input_and_the_product_of_the_rank() -> None:
 
 def test_following_on_the_cpu_does_not_change_what_is_computed() -> None:
     base = random_model.build(small_shape(), CPU, "nf4", torch.bfloat16)
-    model = make_trainable(base, resolve({}), "a model", None)
+    model = make_trainable(base, resolve({}), "a model")
+    checkpoint_layers(model, None)
     model.train()
     batch = random_batch(full_batch(1, 32), VOCABULARY, CPU) | {"longest_row": 32}
     expected = summed_loss(model, batch)
@@ -323,7 +325,7 @@ def test_a_step_in_fp16_is_one_in_bf16(fast: bool) -> None:
 
 def in_type(dtype: torch.dtype, fast: bool = True, able: Abilities | None = None, **flags: Any) -> Any:
     base = random_model.build(small_shape(), META, "nf4", dtype)
-    return make_trainable(base, resolve({"fast": fast, **flags}), "a model", 0, able=able)
+    return make_trainable(base, resolve({"fast": fast, **flags}), "a model", able)
 
 
 def test_fp32_holds_twice_as_much_and_attends_by_a_mask() -> None:
@@ -415,7 +417,8 @@ def test_a_model_whose_attention_knows_no_row_boundaries_is_followed_with_its_ma
     )  # fmt: skip
     base = random_model.build(shape, torch.device("meta"), "nf4", torch.bfloat16)
     assert base.config._attn_implementation == "eager"
-    model = make_trainable(base, resolve({}), "gemma", None)
+    model = make_trainable(base, resolve({}), "gemma")
+    checkpoint_layers(model, None)
     short, long = (simulate(model, full_batch(1, length)) for length in (512, 2048))
     scores = 2 * 2048**2 * torch.float32.itemsize  # of both heads, in the softmax
     assert long.peak_bytes > max(scores, 6 * short.peak_bytes)

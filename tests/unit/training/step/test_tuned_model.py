@@ -13,8 +13,9 @@ from llmft_cli.models import random_model
 from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.fast.architectures import keeps_dequantized
+from llmft_cli.training.plan import Plan
 from llmft_cli.training.step.checkpointing import checkpoint_layers, is_checkpointed
-from llmft_cli.training.step.tuned_model import has_room_for_dequantized_weights, make_trainable, why_plain_layers
+from llmft_cli.training.step.tuned_model import apply_plan, has_room_for_dequantized_weights, make_trainable, why_plain_layers
 
 from ..meta_models import on_meta, small_shape
 
@@ -33,7 +34,7 @@ LINEAR_WEIGHTS = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256)
     ],
 )
 def test_the_reason_for_plain_layers(flags: dict[str, Any], reason: str | None) -> None:
-    model = make_trainable(random_model.build(small_shape(), CPU, "nf4", torch.bfloat16), resolve(flags), "a model", 0)
+    model = make_trainable(random_model.build(small_shape(), CPU, "nf4", torch.bfloat16), resolve(flags), "a model")
     assert why_plain_layers(model, resolve(flags)) == reason
 
 
@@ -62,5 +63,6 @@ def test_there_is_no_such_room_where_memory_is_planned() -> None:
 def test_weights_that_are_kept_dequantised_are_told() -> None:
     for quantization, wanted, kept in (("nf4", True, True), ("nf4", False, False), ("none", True, False)):
         base = random_model.build(small_shape(), CPU, quantization, torch.bfloat16)
-        model = make_trainable(base, resolve({}), "a model", 0, dequantized_weights=wanted)
+        model = make_trainable(base, resolve({}), "a model")
+        apply_plan(model, Plan(1, 1, 0, "adamw_torch", dequantized_weights=wanted))
         assert keeps_dequantized(model) is kept

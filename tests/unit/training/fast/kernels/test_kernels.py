@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from llmft_cli.base.libraries import import_bitsandbytes
-from llmft_cli.settings.compute_types import EVERYTHING
+from llmft_cli.settings.compute_types import ALL_ABILITIES
 from llmft_cli.training.fast.kernels import counted, interface, plain, select
 from llmft_cli.training.fast.output_loss import FP16_FACTOR
 from llmft_cli.training.planning.simulation import Follower
@@ -320,7 +320,7 @@ def test_tritons_programs_are_used_where_they_run(triton_of, capability, install
 
 def test_a_cpu_has_no_abilities_of_a_gpu_and_meta_stands_for_one_that_has_all():
     assert select.abilities_of(torch.device("cpu")) is None
-    assert select.abilities_of(torch.device("meta")) == EVERYTHING
+    assert select.abilities_of(torch.device("meta")) == ALL_ABILITIES
 
 
 def test_programs_that_fail_are_no_reason_to_end():

@@ -15,7 +15,7 @@ from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training.batches.collate import collate
-from llmft_cli.training.fast.architectures import blocks_of
+from llmft_cli.training.fast.architectures import blocks_of, keep_dequantized
 from llmft_cli.training.step.loss import loss_and_gradients
 from llmft_cli.training.step.tuned_model import make_trainable
 
@@ -69,7 +69,9 @@ def of_peft(model_dir: Path, config: Config, sequences: list[dict[str, Any]]) ->
 def test_every_lora_matrix_has_the_gradient_of_pefts_layers(tiny_model_dir: Path, fast: bool) -> None:
     config, sequences = resolve({"lora_r": 4, "fast": fast}), packed_rows()
     expected = of_peft(tiny_model_dir, config, sequences)
-    model = with_updates(make_trainable(base_of(tiny_model_dir), config, "tiny", 0, dequantized_weights=fast))
+    model = with_updates(make_trainable(base_of(tiny_model_dir), config, "tiny"))
+    if fast:
+        keep_dequantized(model, True)
     assert bool(blocks_of(model)) is fast
     batch = collate(sequences)
     loss_and_gradients(model, batch, torch.tensor(float(len(batch["predicting"]))))

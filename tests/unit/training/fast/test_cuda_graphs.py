@@ -22,8 +22,8 @@ from llmft_cli.training.loop import trainer as trainer_module
 from llmft_cli.training.step.loss import loss_and_gradients
 from llmft_cli.training.step.tuned_model import make_trainable
 
-from .meta_models import small_shape
-from .tiny_training import make_trainer
+from ..meta_models import small_shape
+from ..tiny_training import make_trainer
 
 CPU = torch.device("cpu")
 
@@ -83,7 +83,7 @@ def test_rows_need_not_be_told_apart_where_only_first_ones_have_targets(sequence
 
 
 def test_a_padded_batch_has_the_same_loss_and_gradients() -> None:
-    model = make_trainable(random_model.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model", 0)
+    model = make_trainable(random_model.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model")
     model.train()
     batch = two_sequences()
     results = []
@@ -96,7 +96,7 @@ def test_a_padded_batch_has_the_same_loss_and_gradients() -> None:
 
 
 def test_nothing_is_recorded_without_a_gpu() -> None:
-    model = make_trainable(random_model.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model", 0)
+    model = make_trainable(random_model.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model")
     assert recorded_passes(model, CPU, lambda batch, divisor: divisor) is None
 
 
@@ -106,7 +106,7 @@ def broken_graph() -> None:
 
 def test_what_cannot_be_recorded_is_computed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", broken_graph)
-    model = make_trainable(random_model.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model", 0)
+    model = make_trainable(random_model.build(small_shape(), CPU, "nf4", torch.float32), resolve({}), "a model")
     model.train()
     weights = [weights for weights in model.parameters() if weights.requires_grad]
     batch, divisor = two_sequences(), torch.tensor(38.0)

@@ -10,14 +10,14 @@ import pytest
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.fast.architectures import blocks_of, keep_dequantized
 from llmft_cli.training.plan import Plan
-from llmft_cli.training.planning.memory import Breakdown, assemble
-from llmft_cli.training.planning.options import FRUGAL_OPTIM, Option, choose, fastest, option_of, options
+from llmft_cli.training.planning.memory import Breakdown, breakdown_of, holdings
+from llmft_cli.training.planning.options import FRUGAL_OPTIM, Option, Predictor, choose, fastest, options
 from llmft_cli.training.planning.simulation import Step, full_batch, simulate
 from llmft_cli.training.planning.speed import REFERENCE_RATES
-from llmft_cli.training.planning.step_costs import can_keep_dequantized, steps
+from llmft_cli.training.planning.step_costs import StepCosts, can_keep_dequantized
 from llmft_cli.training.step.checkpointing import checkpoint_layers
 
-from .meta_models import on_meta, small_shape
+from ..meta_models import on_meta, option_with, small_shape
 
 PLAIN = "adamw_torch_fused"
 LAYERS, RANK = 5, 16
@@ -56,6 +56,7 @@ def test_what_saves_memory_is_not_given_up_for_kept_weights(flags: dict[str, Any
     assert {plan.checkpointed_layers for plan in kept} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "flags"),
     [
@@ -73,21 +74,21 @@ def test_weights_are_not_kept_where_that_has_no_use_or_is_not_wanted(model: dict
 
 def test_a_plan_that_cannot_keep_weights_does_not_say_that_it_does() -> None:
     config = resolve({"batch_size": 2, "gradient_accumulation_steps": 1})
-    option = option_of(model_of(fast=False), config, full_batch(2, 64), REFERENCE_RATES)
-    assert option(0, PLAIN, dequantized_weights=True) == option(0, PLAIN)
+    predictor = Predictor(model_of(fast=False), config, full_batch(2, 64), REFERENCE_RATES)
+    assert option_with(predictor, 0, PLAIN, dequantized_weights=True) == option_with(predictor, 0, PLAIN)
 
 
 def test_what_is_kept_by_arithmetic() -> None:
     config = resolve({"batch_size": 2, "gradient_accumulation_steps": 1})
-    option = option_of(model_of(), config, full_batch(2, 64), REFERENCE_RATES)
-    plain, kept = option(0, PLAIN), option(0, PLAIN, dequantized_weights=True)
+    predictor = Predictor(model_of(), config, full_batch(2, 64), REFERENCE_RATES)
+    plain, kept = (option_with(predictor, 0, PLAIN, dequantized_weights=whether) for whether in (False, True))
     assert plain.breakdown.dequantized_weights == max(matrix_bytes(*product) for product in PRODUCTS)
     assert kept.breakdown.dequantized_weights == LAYERS * sum(matrix_bytes(*product) for product in PRODUCTS)
     more = kept.breakdown.dequantized_weights - plain.breakdown.dequantized_weights
     assert kept.breakdown.total - plain.breakdown.total == kept.required_bytes - plain.required_bytes == more
     assert kept.breakdown.dense_weights == plain.breakdown.dense_weights
     assert kept.tokens_per_second > plain.tokens_per_second
-    assert assemble(model_of(), simulate(model_of(), full_batch(2, 64)), PLAIN).dequantized_weights == (
+    assert breakdown_of(holdings(model_of()), simulate(model_of(), full_batch(2, 64)), PLAIN).dequantized_weights == (
         plain.breakdown.dequantized_weights
     )  # the model is as it was
 
@@ -95,17 +96,18 @@ def test_what_is_kept_by_arithmetic() -> None:
 def test_dense_weights_in_fast_layers_are_no_dequantised_ones() -> None:
     model = model_of(quantization="none")
     assert len(blocks_of(model)) == LAYERS
-    breakdown = assemble(model, simulate(model, full_batch(1, 64)), PLAIN)
+    breakdown = breakdown_of(holdings(model), simulate(model, full_batch(1, 64)), PLAIN)
     assert breakdown.dequantized_weights == 0
     assert breakdown.dense_weights > LAYERS * sum(matrix_bytes(*product) for product in PRODUCTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, LAYERS])
 @pytest.mark.parametrize("checkpointed", [0, 1, 2])
 def test_steps_with_kept_weights_are_those_of_a_model_that_keeps_them(layers: int, checkpointed: int) -> None:
     """At another size than the one that what is saved was followed at; with few layers, and with enough to reckon."""
     model, batch = model_of(layers), full_batch(3, 192)
-    found = steps(model, batch)(checkpointed, dequantized_weights=True)
+    found = StepCosts(model, batch).step(Plan(3, 1, checkpointed, PLAIN, dequantized_weights=True))
     checkpoint_layers(model, checkpointed)
     keep_dequantized(model, True)
     try:
@@ -122,10 +124,12 @@ def held(step: Step) -> tuple[int, ...]:
     return step.peak_bytes, step.activation_bytes, step.logits_bytes, step.workspace_bytes
 
 
+@pytest.mark.slow
 def test_as_few_layers_are_checkpointed_as_fit_beside_kept_weights() -> None:
     config = resolve({"batch_size": 1, "gradient_accumulation_steps": 1})
-    option = option_of(model_of(), config, full_batch(1, 4096), REFERENCE_RATES)
-    needed = [option(checkpointed, PLAIN, dequantized_weights=True).required_bytes for checkpointed in range(LAYERS)]
+    predictor = Predictor(model_of(), config, full_batch(1, 4096), REFERENCE_RATES)
+    plans = [option_with(predictor, checkpointed, PLAIN, dequantized_weights=True) for checkpointed in range(LAYERS)]
+    needed = [one.required_bytes for one in plans]
     for checkpointed in range(1, LAYERS):
         flags = {"batch_size": 1, "gradient_accumulation_steps": 1}
         found = found_options(model_of(), needed[checkpointed], length=4096, **flags)

@@ -11,7 +11,7 @@ import torch
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.device_memory import CONTEXT_BYTES, hold_to
 from llmft_cli.training.plan import Plan
-from llmft_cli.training.planning.decide import described
+from llmft_cli.training.planning.decide import plan_notice
 from llmft_cli.training.planning.memory import Breakdown
 from llmft_cli.training.planning.options import (
     FRUGAL_OPTIM,
@@ -19,16 +19,16 @@ from llmft_cli.training.planning.options import (
     RESERVE_BYTES,
     RESERVE_SHARE,
     Option,
+    Predictor,
     choose,
     fastest,
-    option_of,
     options,
     required_bytes,
 )
 from llmft_cli.training.planning.simulation import full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES
 
-from .meta_models import fast_model, on_meta, recorded, recorded_fast, small_shape
+from ..meta_models import fast_model, on_meta, option_with, recorded, recorded_fast, small_shape
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -143,13 +143,13 @@ def test_the_reserve_by_arithmetic() -> None:
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_plan_requires_what_its_kind_of_layers_does(fast: bool) -> None:
     model = on_meta(small_shape(5), None, fast=fast)
-    option = option_of(model, resolve({"batch_size": 8}), full_batch(8, 4096), REFERENCE_RATES)
-    free, checkpointed = option(0, "sgd"), option(5, "sgd")
+    predictor = Predictor(model, resolve({"batch_size": 8}), full_batch(8, 4096), REFERENCE_RATES)
+    free, checkpointed = (option_with(predictor, layers, "sgd") for layers in (0, 5))
     kept = checkpointed.breakdown.activations
     assert free.required_bytes == required_bytes(free.breakdown, kept, fast_layers=fast, recorded=fast)
     plain, unrecorded = required_bytes(free.breakdown, kept), required_bytes(free.breakdown, kept, fast_layers=fast)
     assert (unrecorded < plain) == (unrecorded < free.required_bytes) == fast
-    moved = option(0, "sgd", embeddings_on_cpu=True)
+    moved = option_with(predictor, 0, "sgd", embeddings_on_cpu=True)
     assert moved.required_bytes == required_bytes(moved.breakdown, kept, fast_layers=fast, recorded=False)
 
 
@@ -162,6 +162,7 @@ def under(gibibytes: int) -> tuple[Option, ...]:
     return tuple(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "on_cpu"), [("fast", False), ("balanced", True), ("frugal", True)])
 def test_llama_2_7b_trains_in_6_gibibytes_with_activations_offloaded(kind: str, on_cpu: bool) -> None:
     """With the embeddings on the CPU too where as little as can be is wanted; that needs 5.4 GiB."""
@@ -170,20 +171,22 @@ def test_llama_2_7b_trains_in_6_gibibytes_with_activations_offloaded(kind: str, 
     assert option.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=on_cpu, activation_offloading=True)
     assert option.required_bytes < (5.4 if on_cpu else 5.9) * GIBIBYTE
     what = f"{FRUGAL_OPTIM}{', embeddings on the CPU' if on_cpu else ''}, activations offloaded"
-    assert described(option, 6 * GIBIBYTE).endswith(f"{what}; needs about {5.4 if on_cpu else 5.8} of 6.0 GiB")
+    assert plan_notice(option, 6 * GIBIBYTE).endswith(f"{what}; needs about {5.4 if on_cpu else 5.8} of 6.0 GiB")
 
 
+@pytest.mark.slow
 def test_embeddings_stay_on_the_card_as_long_as_a_plan_fits_so() -> None:
     for available in (6, 7, 8):
         chosen = choose(under(available), available * GIBIBYTE, "fast")
         assert chosen is not None
         assert not chosen.plan.embeddings_on_cpu
-        assert "embeddings" not in described(chosen, available * GIBIBYTE)
+        assert "embeddings" not in plan_notice(chosen, available * GIBIBYTE)
     frugal = choose(under(8), 8 * GIBIBYTE, "frugal")
     assert frugal is not None
     assert frugal.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=True, activation_offloading=True)
 
 
+@pytest.mark.slow
 def test_activations_are_offloaded_where_more_goes_through_at_once_then() -> None:
     """Four sequences of 2,048 are 1.9 GiB less, and faster than two that keep everything on the card."""
     chosen = choose(under(8), 8 * GIBIBYTE, "fast")
@@ -201,6 +204,7 @@ def test_activations_are_offloaded_where_more_goes_through_at_once_then() -> Non
     assert 0.98 * kept.tokens_per_second < offloaded.tokens_per_second < 0.99 * kept.tokens_per_second
 
 
+@pytest.mark.slow
 def test_a_card_with_room_computes_nothing_twice_and_keeps_weights() -> None:
     chosen = choose(under(80), 80 * GIBIBYTE, "fast")
     assert chosen is not None

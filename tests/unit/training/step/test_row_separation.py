@@ -57,7 +57,7 @@ def tiny(kind: str) -> Any:
         config.layer_types = config.layer_types[: config.num_hidden_layers]
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config, dtype=torch.float32).requires_grad_(False)
-    model = make_trainable(base, resolve({}), "tiny", 0)
+    model = make_trainable(base, resolve({}), "tiny")
     for weights in model.parameters():
         if weights.ndim > 1:
             torch.nn.init.normal_(weights, std=0.1)
@@ -91,6 +91,7 @@ def gradients(model: Any) -> torch.Tensor:
     return torch.cat(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "kept_apart"), [*((kind, True) for kind in KEPT_APART), *((kind, False) for kind in SEE_OTHERS)]
 )

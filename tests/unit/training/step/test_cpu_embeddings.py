@@ -19,17 +19,17 @@ from llmft_cli.run_dir import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.plan import Plan
-from llmft_cli.training.planning.memory import CUBLAS_BYTES, assemble
+from llmft_cli.training.planning.memory import CUBLAS_BYTES, breakdown_of, holdings
 from llmft_cli.training.planning.plan_files import read_plan
 from llmft_cli.training.planning.simulation import full_batch, simulate
 from llmft_cli.training.result import TrainResult
 from llmft_cli.training.step.cpu_embeddings import keep_embeddings_on_cpu, movable_embeddings
 from llmft_cli.training.step.loss import summed_loss
-from llmft_cli.training.step.tuned_model import make_trainable
+from llmft_cli.training.step.tuned_model import apply_plan, make_trainable
 from llmft_cli.training.train import train
 
-from .meta_models import on_meta, shape_of, small_shape
-from .tiny_training import sequences
+from ..meta_models import on_meta, shape_of, small_shape
+from ..tiny_training import sequences
 
 CPU = torch.device("cpu")
 PLAN = {"batch_size": 2, "gradient_accumulation_steps": 2, "checkpointed_layers": 0, "optim": "adamw_torch"}
@@ -39,7 +39,9 @@ def tiny(tiny_model_dir: Path, embeddings_on_cpu: bool, quantization: str = "nf4
     base = loading.load_base(model_source.resolve(str(tiny_model_dir), Silent()), CPU, torch.bfloat16, quantization)
     loading.keep_training_layout(base)
     torch.manual_seed(1)
-    return make_trainable(base, resolve({"lora_r": 4, **flags}), "tiny", 0, embeddings_on_cpu)
+    model = make_trainable(base, resolve({"lora_r": 4, **flags}), "tiny")
+    apply_plan(model, Plan(**PLAN | {"embeddings_on_cpu": embeddings_on_cpu}))
+    return model
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -158,6 +160,7 @@ def written_plan(folder: Path, **changes: Any) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_training_evaluating_and_resuming_give_the_same_adapter(
     quantization: str, tmp_path: Path, tiny_model_dir: Path
@@ -204,8 +207,8 @@ def test_trained_embeddings_stay() -> None:
 def test_the_prediction_is_less_by_the_embeddings_alone(values: dict[str, Any], bytes_less: int) -> None:
     model = on_meta(shape_of(values | {"num_hidden_layers": 2}))
     step = simulate(model, full_batch(1, 64))
-    with_them = assemble(model, step, "sgd")
-    without = assemble(model, step, "sgd", embeddings_on_cpu=True)
+    with_them = breakdown_of(holdings(model), step, "sgd")
+    without = breakdown_of(holdings(model), step, "sgd", embeddings_on_cpu=True)
     assert with_them.dense_weights - without.dense_weights == bytes_less
     workspaces = CUBLAS_BYTES if bytes_less else 0  # passes are recorded only with the embeddings on the card
     assert with_them.total - without.total == bytes_less + workspaces

@@ -162,7 +162,7 @@ def trainer_of(run: RunDir, model: PeftModel, rows: datasets.Dataset, config: Co
 
     held_out = load_split(run.data, VALIDATION)
     steps = schedule.plan(rows, config)
-    trainer = QLoRATrainer(
+    return QLoRATrainer(
         group_by_length=not config.packing,
         tokens_per_batch=config.tokens_per_batch,
         reporter=reporter,
@@ -172,8 +172,6 @@ def trainer_of(run: RunDir, model: PeftModel, rows: datasets.Dataset, config: Co
         eval_dataset=held_out,
         data_collator=collate,
     )
-    trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
-    return trainer
 
 
 def run_training(
@@ -194,6 +192,8 @@ def run_training(
     from llmft_cli.training.loop.callbacks import Rehearsal
     from llmft_cli.training.profiling.profiling import profiled
 
+    if checkpoint:
+        trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
     rehearsal = Rehearsal(trainer, reporter)
     if trainer.args.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
         trainer.add_callback(rehearsal)

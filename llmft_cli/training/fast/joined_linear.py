@@ -66,6 +66,7 @@ class JoinedLinear:
     Attributes:
         inputs, outputs: columns of the base's weights, and rows of all of them.
         ranks: columns for the adapters, padded; 0 without adapters.
+        size: values of the matrix.
         dtype: of the matrix, and of inputs and outputs.
         kept: the matrix, where the base's values stay in it instead of being dequantised at each use.
     """
@@ -77,6 +78,7 @@ class JoinedLinear:
         ranks = sum(member.rank for member in members)
         aligned = ALIGNED_VALUES_IN_16_BITS if dtype.itemsize == 2 else ALIGNED_VALUES
         self.ranks = ranks and -(-(self.inputs + ranks) // aligned) * aligned - self.inputs
+        self.size = (self.outputs + self.ranks) * (self.inputs + self.ranks)
         self.kept: torch.Tensor | None = None
         self.dtype = dtype
         self._row_ends = list(accumulate(member.base.out_features for member in members))
@@ -90,11 +92,6 @@ class JoinedLinear:
     def device(self) -> torch.device:
         weight: torch.Tensor = self.members[0].base.weight
         return weight.device
-
-    @property
-    def size(self) -> int:
-        """Values of the matrix."""
-        return (self.outputs + self.ranks) * (self.inputs + self.ranks)
 
     @property
     def is_quantized(self) -> bool:
@@ -166,7 +163,7 @@ class JoinedLinear:
 
     def widened(self, tokens: int, columns: int) -> torch.Tensor:
         """An uninitialised matrix of shape (tokens, columns + ranks)."""
-        return self._empty(tokens, columns + self.ranks)
+        return torch.empty(tokens, columns + self.ranks, dtype=self.dtype, device=self.device)
 
     def with_room(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows of shape (tokens, columns) within (tokens, columns + ranks).
@@ -181,9 +178,6 @@ class JoinedLinear:
         wide = self.widened(tokens, columns)
         wide[:, :columns] = rows
         return wide
-
-    def _empty(self, rows: int, columns: int) -> torch.Tensor:
-        return torch.empty(rows, columns, dtype=self.dtype, device=self.device)
 
     def project(self, matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:
         """x A^T of shape (tokens, ranks) for rows of shape (tokens, inputs); None without adapters."""
@@ -273,5 +267,5 @@ class JoinedLinear:
         Args:
             room: columns left free behind each row, for `with_room` of another layer.
         """
-        gradients = self._empty(len(wide_gradients), self.inputs + room)[:, : self.inputs]
-        return torch.mm(wide_gradients, matrix[:, : self.inputs], out=gradients)
+        wide = torch.empty(len(wide_gradients), self.inputs + room, dtype=self.dtype, device=self.device)
+        return torch.mm(wide_gradients, matrix[:, : self.inputs], out=wide[:, : self.inputs])

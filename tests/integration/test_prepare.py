@@ -87,7 +87,7 @@ def test_data_that_has_not_changed_is_not_prepared_again(prepare: Any, folder: P
     assert (folder / "run/run.json").stat().st_mtime_ns == written
     (folder / "rows.jsonl").write_text(rows(9))
     refused = prepare("rows.jsonl", "--run", "run")
-    lines = ["error: run: is already prepared from other data or settings", "hint: to redo it, add --overwrite"]
+    lines = ["error: run is already prepared from other data or settings", "hint: to redo it, add --overwrite"]
     assert (refused.returncode, refused.stderr.splitlines()) == (2, lines)
     assert prepare("rows.jsonl", "--run", "run", "--overwrite").returncode == 0
 

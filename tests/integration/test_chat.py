@@ -1,4 +1,4 @@
-"""chat on a tiny model: sampling obeys the seed, and at a terminal one failure does not end the talk."""
+"""chat on a tiny model: sampling depends on the seed, and at a terminal one failure does not end the conversation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters and base models that are not what training left: refused with a clear line, never used."""
+"""Adapters and base models that changed after training are rejected with a clear error."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_damaged_adapter(damage: Callable[[Path], None], code: int, message: s
         refused = run(*arguments, folder=trained_copy.parent)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert refused.stderr.startswith("error: run: the stage train is stale: adapter has changed since\nhint: ")
-    # As if it had been so when the training ended.
+    # As if the training had ended like this.
     ledger = RunDir(trained_copy).ledger()
     ledger["stages"]["train"]["outputs"]["adapter"] = hash_path(trained_copy / "adapter")
     (trained_copy / "run.json").write_text(json.dumps(ledger))
@@ -111,7 +111,7 @@ def test_another_base_model_under_the_same_path(
 
 
 def test_a_training_that_breaks_down(prepared_copy: Path, run: Run) -> None:
-    """A loss that is no number ends it at once; it is not logged as 0, and no adapter is left."""
+    """A non-finite loss ends the training immediately; it is not logged as 0, and no adapter is written."""
     flags = ("--learning-rate", 0.99, "--max-grad-norm", 0, "--lora-alpha", 1e30, "--max-steps", 20, "--batch-size", 1)
     done = run("train", "run", *flags, folder=prepared_copy.parent)
     assert (done.returncode, done.stdout) == (6, "")

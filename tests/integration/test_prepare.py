@@ -1,4 +1,4 @@
-"""`llmft prepare` as users type it: pipes, compressed files, several sources, the gate, and a look at the rows."""
+"""`llmft prepare` as users type it: pipes, compressed files, several sources, --max-rejected, and --preview."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prepare(run: Run, folder: Path) -> Callable[..., Any]:
 
 
 def data_of(run: Path) -> dict[str, str]:
-    """Content hashes of all that prepare wrote but the report, which names the sources."""
+    """Content hashes of everything prepare wrote, except the report, which names the sources."""
     files = {file.name: file for file in (run / "data").iterdir() if not file.name.startswith(("report", "samples"))}
     return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
 
@@ -87,7 +87,7 @@ def test_data_that_has_not_changed_is_not_prepared_again(prepare: Any, folder: P
     assert (folder / "run/run.json").stat().st_mtime_ns == written
     (folder / "rows.jsonl").write_text(rows(9))
     refused = prepare("rows.jsonl", "--run", "run")
-    lines = ["error: run: is already prepared from other data or settings", "hint: to redo it, add --overwrite"]
+    lines = ["error: run is already prepared from other data or settings", "hint: to redo it, add --overwrite"]
     assert (refused.returncode, refused.stderr.splitlines()) == (2, lines)
     assert prepare("rows.jsonl", "--run", "run", "--overwrite").returncode == 0
 

@@ -1,4 +1,4 @@
-"""The data report in a real browser: its controls work, nothing in a row runs, and it fits narrow and wide screens."""
+"""The data report in a real browser: its controls work, row contents never run, and it fits narrow and wide screens."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is install
 
 
 class Browser:
-    """A headless Chromium with one page, spoken to through its debugging pipe."""
+    """A headless Chromium with one page, controlled through its debugging pipe."""
 
     def __init__(self, profile: Path) -> None:
         assert CHROMIUM is not None
-        # Away from 3 and 4, which they become in the browser.
+        # Not 3 and 4, which they become in the browser.
         commands, self._commands = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in os.pipe())
         self._answers, answers = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in os.pipe())
 
@@ -93,7 +93,7 @@ class Browser:
         return answer
 
     def _watch(self, event: dict[str, Any]) -> None:
-        """Keep what the browser complains of, and any request beside those for the page."""
+        """Record the browser's errors, and any request other than those for the page."""
         method, facts = event.get("method"), event.get("params", {})
         if method == "Runtime.exceptionThrown":
             self.complaints.append(facts["exceptionDetails"].get("exception", {}).get("description", "exception"))
@@ -107,14 +107,14 @@ class Browser:
         self.ask("Emulation.setScriptExecutionDisabled", value=not scripts)
         self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        # From elsewhere, for a change of the fragment alone does not load a page anew.
+        # Via another page, since a change of only the fragment does not reload a page.
         self.ask("Page.navigate", url="about:blank")
         self.ask("Page.navigate", url=page.as_uri() + fragment)
         while self.run("document.readyState") != "complete":
             pass
 
     def run(self, expression: str) -> Any:
-        """The value of an expression in the page, which its content security policy does not bind."""
+        """The value of an expression in the page; exempt from its content security policy."""
         answer = self.ask("Runtime.evaluate", expression=expression, returnByValue=True)
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
@@ -125,7 +125,7 @@ class Browser:
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, **text)
 
     def click(self, selector: str) -> None:
-        """A click of the mouse, where the element is."""
+        """Click the mouse on an element."""
         self.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
         box = self.run(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
         where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "button": "left", "clickCount": 1}
@@ -203,7 +203,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shown(browser: Browser) -> list[str]:
-    """The samples that can be seen."""
+    """The visible samples."""
     found: list[str] = browser.run(
         "[...document.querySelectorAll('.sample')].filter((each) => each.checkVisibility()).map((each) => each.id)"
     )
@@ -337,7 +337,7 @@ def test_the_page_fits_the_screen(width: int, scheme: str, browser: Browser, pag
     assert browser.run(LEAST_CONTRAST) >= 4.5
 
 
-# Of all text that can be seen, against the nearest background behind it, as WCAG 2 reckons it.
+# Contrast of all visible text with the nearest background behind it, as defined by WCAG 2.
 LEAST_CONTRAST = """
 (() => {
   const colour = (text) => text.match(/[\\d.]+/g).map(Number);

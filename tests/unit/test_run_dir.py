@@ -1,4 +1,4 @@
-"""The run directory: whole or not at all, a ledger that tells the truth, and one writer at a time."""
+"""The run directory: atomic writes, a truthful ledger, and one writer at a time."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def set_status(run: RunDir, stage: str, status: str) -> None:
     run.ledger_file.write_text(json.dumps(ledger))
 
 
-# -- files that appear whole or not at all
+# -- files that appear complete or not at all
 
 
 def test_write_atomically_replaces_the_content(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_the_hash_of_a_directory_covers_names_and_contents(tmp_path: Path) -> No
     assert hash_path(tmp_path / "a") != first
 
 
-# -- the ledger through a stage's life
+# -- the ledger during a stage
 
 
 def test_a_stage_that_ends_well_is_done(run: RunDir, source: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_stage_that_ends_well_is_done(run: RunDir, source: Path) -> None:
 
 
 def test_facts_that_were_saved_outlast_a_kill(run: RunDir, source: Path) -> None:
-    """A training that is killed leaves no ending; what it is resumed with must be in the ledger before."""
+    """A killed training records no end, so what it needs to resume must already be in the ledger."""
     with run.stage("prepare", {"seed": 1}, {str(source): "f00"}, overwrite=False) as record:
         record.facts["plan"] = {"batch_size": 2}
         assert "plan" not in (run.entry("prepare") or {})
@@ -291,7 +291,7 @@ def test_an_interrupted_overwrite_that_can_be_resumed_is_interrupted(run: RunDir
     assert entry["status"] == "interrupted"
 
 
-# -- what a command that needs a stage is told
+# -- errors for a command that needs a stage
 
 
 def test_require_of_what_is_no_run(run: RunDir, tmp_path: Path) -> None:
@@ -459,7 +459,7 @@ def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(run: RunDir, source: 
 
 
 def test_a_refused_writer_does_not_take_the_run_away(run: RunDir) -> None:
-    """Two processes may start on one new run at the same time."""
+    """Two processes may start on the same new run at the same time."""
     with run.stage("prepare", {}, {}, overwrite=False) as record:
         assert complaint_of(lambda: train(run))[0] == f"another llmft is writing to {run.path}"
         run.data.mkdir()

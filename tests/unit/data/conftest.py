@@ -1,4 +1,4 @@
-"""The chat templates that the tests here try, and the helper modules beside them made importable."""
+"""The chat templates under test; makes the helper modules in this folder importable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well-known chat templates behave, in small templates of our own wording."""
+"""Small templates that behave like well-known chat templates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Style:
-    """A chat template, the special tokens it needs, and what of it the model has to write.
+    """A chat template, its special tokens, and what the model has to write.
 
     Attributes:
         specials: special tokens to add to the tokenizer.
@@ -83,7 +83,7 @@ LLAMA_3 = Style(
 )
 
 MISTRAL = Style(
-    # The system message goes into the last user turn, so messages do not stand in their own order.
+    # The system message goes into the last user turn, so the messages are reordered.
     "mistral",
     """{% set system = messages[0].content if messages[0].role == 'system' else none %}{{ bos_token }}
 {%- set turns = messages[1:] if system is not none else messages %}
@@ -111,7 +111,7 @@ GEMMA = Style(
 )
 
 QWEN3 = Style(
-    # Thinking is taken out of earlier turns, and the last one always has some, if only empty.
+    # Thinking is removed from earlier turns; the last one always has some, even if empty.
     "qwen3",
     """{% set last = messages | length - 1 %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}
 {%- if m.role == 'assistant' %}{% set thought = '' %}{% set answer = m.content %}
@@ -134,7 +134,7 @@ PHI_3 = Style(
 {%- if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ '<|endoftext|>' }}{% endif %}""",
     ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"],
     "<|end|>",
-    prompt_is_prefix=False,  # its special tokens swallow the spaces an answer begins with
+    prompt_is_prefix=False,  # its special tokens absorb the spaces at the start of an answer
     rstrip=True,
 )
 
@@ -150,7 +150,7 @@ DEEPSEEK = Style(
 )
 
 ZEPHYR = Style(
-    # Role marks are plain text, and the prompt ends before the line end that follows them.
+    # Role markers are plain text, and the prompt ends before the line feed after them.
     "zephyr",
     """{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + eos_token + '\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}""",
@@ -158,7 +158,7 @@ ZEPHYR = Style(
     "</s>",
     bos="<s>",
     lead="\n",
-    prompt_is_prefix=False,  # the line end may share a token with those that an answer begins with
+    prompt_is_prefix=False,  # the line feed may share a token with those at the start of an answer
 )
 
 STYLES = [CHATML, LLAMA_2, LLAMA_3, MISTRAL, GEMMA, QWEN3, PHI_3, DEEPSEEK, ZEPHYR]
@@ -177,7 +177,7 @@ def tokenizer_for(style: Style, tiny: Any) -> Any:
 
 
 def metaspace_tokenizer(style: Style, sentences: Sequence[str]) -> Any:
-    """A tokenizer like Llama-2's: SentencePiece's spaces, one put before the first word of a text, and byte fallback."""
+    """A tokenizer like Llama-2's: SentencePiece with a space prepended to the text, and byte fallback."""
     import json
 
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers

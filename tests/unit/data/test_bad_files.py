@@ -1,4 +1,4 @@
-"""Malformed input: every documented error by its file in sample_data/bad/, and many more kinds."""
+"""Malformed input: every documented error with its file in sample_data/bad/, and many more."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llmft_cli.settings import config
 
 BAD = Path(__file__).parents[3] / "sample_data" / "bad"
 
-# The bad row's line and reason; the two good rows beside it are kept.
+# The bad row's line and reason; the two good rows are kept.
 BAD_ROWS = {
     "byte-0.jsonl": (2, "NUL byte in column 21"),
     "carriage-return.jsonl": (2, "a carriage return instead of a line feed ends the row before column 48"),
@@ -56,7 +56,7 @@ BAD_ROWS = {
     "wrong-types.jsonl": (2, "messages[1].content is a number, not text"),
 }
 
-# What is said of a file that is refused as a whole; {file} is its path.
+# The error for a file that is rejected as a whole; {file} is its path.
 BAD_FILES = {
     "binary.jsonl": "{file} is a binary file, not text (NUL byte at offset 8)",
     "broken-object.json": "{file} line 3: malformed JSON: Expecting ',' delimiter in column 21",
@@ -81,7 +81,7 @@ BAD_FILES = {
     "utf16.jsonl": "{file} is UTF-16, not UTF-8",
 }
 
-# Of these no row is left.
+# Files without a usable row.
 NO_ROWS: dict[str, list[tuple[int, str]]] = {
     "blank-text.txt": [(1, "text is empty")],
     "no-rows.json": [],
@@ -89,7 +89,7 @@ NO_ROWS: dict[str, list[tuple[int, str]]] = {
 
 
 def outcome(path: Path) -> tuple[list[int], list[tuple[int, str]]]:
-    """The lines of the good rows of a file, and those of the bad ones with the reasons."""
+    """The line numbers of a file's good rows, and of its bad ones with the reasons."""
     kept, rejected = [], []
     (source,) = find_sources([str(path)])
     for row in read(source, "train"):
@@ -304,7 +304,7 @@ def test_good_and_bad_rows_of_a_file(kind: str, tmp_path: Path) -> None:
     assert outcome(path) == (kept, rejected)
 
 
-# A file that is refused as a whole, what is said of it behind its path, and what mends it.
+# A file that is rejected as a whole, the error after its path, and the hint.
 REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
     "gzip under another name": (
         "rows.jsonl",
@@ -472,7 +472,7 @@ def test_arrow_files_that_are_refused(tmp_path: Path) -> None:
 
 
 def rejected_by_prepare(run: RunDir, file: Path, tokenizer_dir: Path) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """The counts of the rows of a file, and what rejected.jsonl holds of it."""
+    """The row counts of a file, and its rows in rejected.jsonl."""
     settings = config.resolve({"model": str(tokenizer_dir), "max_rejected": 1.0})
     result = prepare(run, [str(file)], settings, Silent())
     lines = (run.data / REJECTED_FILE).read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""What prepare is told to read: weights, caps, and rows in chunks."""
+"""The inputs of prepare: weights, row limits, and rows in chunks."""
 
 from __future__ import annotations
 

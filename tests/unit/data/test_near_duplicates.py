@@ -37,7 +37,7 @@ def jaccard(first: set[tuple[str, ...]], second: set[tuple[str, ...]]) -> float:
 
 
 def varied_rows(chance: random.Random) -> list[str]:
-    """Plain words, every row three times over, with none to many of its words exchanged."""
+    """Rows of plain words, each in three copies with none to many of its words replaced."""
     vocabulary = [f"w{number}" for number in range(5000)]
     rows = []
     for _ in range(120):

@@ -321,7 +321,7 @@ def test_over_long_rows(policy: str, rows: int, losses: dict[str, int], run: Run
 
 
 def test_the_parts_of_a_row_stay_together_and_are_asked_once(run: RunDir, write: Any, do_prepare: Prepare) -> None:
-    """They used to count as near-duplicates of each other, and their prompt stood in the held-out file once for each."""
+    """They used to count as near-duplicates of each other, and repeated their prompt in the held-out file."""
     rows = [
         {"prompt": f"List {topic}.", "completion": "".join(f"{topic} {number * step} " for number in range(60))}
         for step, topic in enumerate(["sun", "rain", "wind", "snow", "frost", "mist"], 2)
@@ -351,7 +351,7 @@ def test_token_rows_are_taken_as_they_are(run: RunDir, write: Any, do_prepare: P
 
 
 def test_token_rows_are_compared_by_their_tokens(run: RunDir, write: Any, do_prepare: Prepare) -> None:
-    """They have no text, and were all taken for near-duplicates of each other."""
+    """They have no text, and all used to count as near-duplicates of each other."""
     rows = [{"input_ids": [(start * 7 + step * step) % 300 for step in range(40)]} for start in range(20)]
     alike = {"input_ids": [*rows[3]["input_ids"], 5]}
     result = do_prepare(write([*rows, alike]), val_size=4)

@@ -47,7 +47,7 @@ def test_data_of_a_single_group_is_split_all_the_same_and_says_so() -> None:
 
 
 def test_groupings_are_merged() -> None:
-    """Rows 0 and 1 share a prompt, rows 1 and 3 are nearly the same."""
+    """Rows 0 and 1 share a prompt, rows 1 and 3 are near-duplicates."""
     prompts = numpy.array([7, 7, -1, -2, -3])
     near = numpy.array([0, 1, 2, 1, 4])
     merged = merged_groups(prompts, near)

@@ -1,4 +1,4 @@
-"""Turns of conversations, plain ones and such with tools, and rows of them."""
+"""Conversation turns, with and without tools, and rows made of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of a base model is known without its weights, and without a network where it is published."""
+"""Config lookup needs no weights, and no network for models with a published config."""
 
 from __future__ import annotations
 

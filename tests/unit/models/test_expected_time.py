@@ -29,7 +29,7 @@ class Warnings(Silent):
 
 
 def said(tokens: int, operations: int, rate: float, monkeypatch: pytest.MonkeyPatch, device: str = "cpu") -> list[str]:
-    """What is warned of on a CPU that does so many operations a second in a training step."""
+    """The warnings on a CPU with this many operations per second in a training step."""
     asked = []
 
     def flops_per_second(torch: object, device: str, name: str) -> float:

@@ -1,4 +1,4 @@
-"""Models made from a shape alone: the right weights, of the right kinds, and as transformers would begin with them."""
+"""Models built from a config: weights of the right shapes and types, initialised like transformers'."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build(shape: transformers.PreTrainedConfig, device: torch.device, quantizati
 
 
 def parameters_of(model: Any) -> int:
-    """Those of 4-bit weights are counted before they were packed, shared ones once."""
+    """The number of parameters: 4-bit weights count unpacked, shared ones once."""
     total = 0
     for weights in model.parameters():
         state = getattr(weights, "quant_state", None)
@@ -69,7 +69,7 @@ def test_a_built_model_computes(quantization: str) -> None:
 
 
 def test_what_is_not_random_is_as_transformers_begins_with_it() -> None:
-    """Frequencies of the rotary embedding and norms: with wrong ones nothing fails, and everything is wrong."""
+    """Rotary frequencies and norms: wrong values raise no error but make every result wrong."""
     scaled = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0}
     scaled |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 128}
     for shape in (small(), small(rope_parameters=scaled), small(model_type="qwen2"), small(model_type="gemma", head_dim=32)):
@@ -104,13 +104,13 @@ def test_random_weights_have_the_spread_of_a_fresh_model(quantization: str) -> N
         ("nf4", bitsandbytes.nn.Linear4bit, META),
         ("nf4", bitsandbytes.nn.Linear4bit, CPU),
         ("fp4", bitsandbytes.nn.Linear4bit, CPU),
-        ("int8", bitsandbytes.nn.Linear8bitLt, CPU),  # without memory it is not followed, and stays in 16 bits
+        ("int8", bitsandbytes.nn.Linear8bitLt, CPU),  # on `meta` int8 is not traced, and stays in 16 bits
     ],
 )
 def test_the_layers_that_are_quantised_are_those_of_a_loaded_model(
     quantization: str, kind: type, device: torch.device, tmp_path: Any
 ) -> None:
-    """All linear layers but the output layer, and with the very settings."""
+    """All linear layers except the output layer, with the same settings."""
     shape = small()
     transformers.LlamaForCausalLM(shape).to(torch.bfloat16).save_pretrained(tmp_path)
     source = model_source.ModelSource("small", tmp_path, None, "")
@@ -146,7 +146,7 @@ def test_tied_embeddings_stay_tied(device: torch.device, quantization: str) -> N
 
 
 def test_building_on_meta_first_does_not_spoil_what_is_quantised_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """bitsandbytes keeps its table of 8-bit values on the first device that it quantises on."""
+    """bitsandbytes caches its table of 8-bit values on the first device that it quantises on."""
     monkeypatch.setattr(bitsandbytes.functional, "name2qmap", {})
     build(small(), META, "nf4", torch.bfloat16)
     model = build(small(), CPU, "nf4", torch.bfloat16)
@@ -159,7 +159,7 @@ def test_building_on_meta_first_does_not_spoil_what_is_quantised_afterwards(monk
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_biases_of_quantised_layers_have_values(quantization: str) -> None:
-    """They stayed on the `meta` device, and a product with one gave whatever lay in memory: Qwen2's attention has them."""
+    """Biases (as in Qwen2's attention) used to stay on `meta`, and products with them gave random memory contents."""
     shape = transformers.Qwen2Config(
         vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
     )

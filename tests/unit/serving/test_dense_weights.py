@@ -1,4 +1,4 @@
-"""Answers from weights that are dequantised once, against those of bitsandbytes' and PEFT's own layers."""
+"""Layers with weights dequantised once, compared with those of bitsandbytes and PEFT."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from llmft_cli.serving.dense_weights import DenseLinear, use_dense_weights
 from llmft_cli.settings.config import resolve
 
 CPU = torch.device("cpu")
-# fp16 holds a value to 2^-11; two layers round their weights, inputs and outputs.
+# fp16 is accurate to 2^-11; two layers round their weights, inputs and outputs.
 ROUNDING = 2e-3
 
 
 def tuned(model_dir: Path, quantization: str = "nf4", **flags: Any) -> Any:
-    """A model with an adapter that changes something."""
+    """A model with a non-zero adapter."""
     base = loading.load_base(model_source.resolve(str(model_dir), Silent()), CPU, torch.float32, quantization)
     torch.manual_seed(0)
     model = add_adapter(base, resolve({"lora_r": 4, **flags}), "tiny").eval()

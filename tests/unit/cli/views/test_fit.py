@@ -1,4 +1,4 @@
-"""Whether a training fits, as a person reads it."""
+"""The text of the fit report."""
 
 from dataclasses import replace
 

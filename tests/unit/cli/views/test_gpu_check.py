@@ -1,4 +1,4 @@
-"""What gpu-check's report looks like to a person."""
+"""The text of gpu-check's report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the results of the commands look like to a person."""
+"""The texts of the commands' results."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from llmft_cli.data.checks.findings import MEANINGS
 from llmft_cli.data.checks.secrets import masked
 
 PROSE = "The lamp on the hill turns all night, and the keeper counts the ships that answer."
-# Made of random characters for these tests; put together here so that no scanner takes this file for a leak.
+# Random characters made for these tests, joined here so that no secret scanner flags this file.
 SECRETS = {
     "aws": "AKIA" + "Z7QK4MXN2WVB9TRC",
     "github": "ghp_" + "a8Kd93jfLq02Mz7Xw5Tn1Vb6Rc4Ys0HgPe2U",
@@ -221,7 +221,7 @@ def test_byte_tokens() -> None:
     assert found_in("今天天气很好", [3] * 2 + [4] * 2 + [9] * 16) == [(2, 1)]
     assert found_in("今天天气很好", numpy.array([3] * 4 + [9] * 16, numpy.int32)) == [(2, 1)]
     assert found_in("今天天气很好", [3] * 3 + [9] * 17) == []
-    # More ids than the table has entries, and ASCII text, which holds no such bytes.
+    # Ids beyond the table, and ASCII text, which has no such bytes.
     assert found_in("今天天气很好", [5, 100_000] * 10) == []
     assert found_in("plain ascii text", [3] * 20) == []
 

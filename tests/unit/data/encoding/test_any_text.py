@@ -68,7 +68,7 @@ def test_any_text_is_masked_exactly(style: Style, system: str | None, texts: Any
 @settings(max_examples=100, deadline=None)
 @given(question=TEXTS, answer=TEXTS)
 def test_thinking_templates_supervise_all_that_follows_the_prompt(question: str, answer: str, encoders: Any) -> None:
-    # Thinking beside a spelled special token may be refused.
+    # Thinking together with the text of a special token may be rejected.
     encoder = encoders["qwen3"]
     messages = talk([("user", "q" + question), ("assistant", answer + "z")])
     if "</think>" in answer and any(special in question + answer for special in QWEN3.specials):

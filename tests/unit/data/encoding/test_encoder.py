@@ -35,7 +35,7 @@ SENTENCES = ["Fix the bracket to a post with two screws.", "The battery is low: 
 
 @pytest.fixture
 def make_encoder(tiny_tokenizer: Any) -> Any:
-    """An encoder for a template of the test's own, with ChatML's special tokens."""
+    """An encoder for the given template, with ChatML's special tokens."""
 
     def make(template: str) -> ConversationEncoder:
         style = Style("own", template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
@@ -54,12 +54,12 @@ def cases() -> list[Any]:
 
 
 def brute_force_labels(encoder: ConversationEncoder, messages: list[dict[str, str]], style: Style, ids: list[int]) -> list[int]:
-    """The mask found otherwise: every token's place in the text by its bytes, the answers' by searching."""
+    """A reference mask: locates tokens in the text by their bytes, and answers by searching."""
     added = {number: len(token.content.encode()) for number, token in encoder.tokenizer.added_tokens_decoder.items()}
     text = encoder.render(messages, False)
     marked = [False] * len(text.encode())
     before = len(text)
-    # From the end: a question may repeat an answer's words, and comes before it.
+    # From the end: a question before the answer may contain the same words.
     for part in reversed(style.supervised(messages).split(style.end)[:-1]):
         start = text.rindex(part + style.end, 0, before)
         for byte in range(len(text[:start].encode()), len(text[: start + len(part + style.end)].encode())):
@@ -81,7 +81,7 @@ def test_supervises_exactly_the_answers_and_their_ends(style: Style, turns: Any,
     encoded = encoder.conversation(messages)
     tokenizer = encoder.tokenizer
     assert text_of(tokenizer, supervised(encoded)) == style.supervised(messages)
-    if not style.rstrip:  # a token that swallows spaces does not decode to them
+    if not style.rstrip:  # a token that absorbs spaces does not decode to them
         assert text_of(tokenizer, encoded.input_ids) == encoder.render(messages, False)
         assert encoded.labels == brute_force_labels(encoder, messages, style, encoded.input_ids)
 

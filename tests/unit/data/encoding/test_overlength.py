@@ -1,4 +1,4 @@
-"""Rows longer than a sequence, and what is lost of them."""
+"""Rows longer than a sequence, and what they lose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llmft_cli.data.encoding.encoder import Encoded, true_spans
 from llmft_cli.data.encoding.overlength import OverlengthLosses, apply_policy, slice_row
 
-# Two answers, of tokens 2 to 4 and 8 to 9.
+# Two answers: tokens 2 to 4 and 8 to 9.
 ROW = Encoded(list(range(100, 111)), [(2, 5), (8, 10)])
 
 
@@ -20,7 +20,7 @@ ROW = Encoded(list(range(100, 111)), [(2, 5), (8, 10)])
         ("truncate", 4, [([100, 101, 102, 103], [(2, 4)])], OverlengthLosses(1, 7, 2)),
         ("truncate", 5, [([100, 101, 102, 103, 104], [(2, 5)])], OverlengthLosses(1, 6, 1)),
         ("truncate", 2, [], OverlengthLosses(1, 11, 2)),
-        # The second part's first token, 103 or 104, is learned by nothing.
+        # The first token of the second part, 103 or 104, is not supervised.
         (
             "split",
             3,

@@ -14,14 +14,14 @@ from llmft_cli.data.forms.formats import parse
 
 from .test_encoder import brute_force_labels
 
-# LLaMA-Factory's demonstration rows (Apache-2.0), where a copy lies beside the checkout.
+# LLaMA-Factory's demonstration rows (Apache-2.0), if there is a copy next to the checkout.
 ROWS = Path(__file__).parents[5] / "shared" / "data" / "alpaca_en_demo.json"
 
 
 @pytest.mark.skipif(not ROWS.exists(), reason=f"{ROWS.name} is not beside the checkout")
 @pytest.mark.parametrize("style", [style for style in STYLES if not style.rstrip], ids=lambda style: style.name)
 def test_every_token_of_real_rows(style: Style, encoders: Any) -> None:
-    """All rows once, shared out among the styles."""
+    """All rows once, distributed over the styles."""
     plain = [style for style in STYLES if not style.rstrip]
     encoder = encoders[style.name]
     rows = json.loads(ROWS.read_text(encoding="utf-8"))[plain.index(style) :: len(plain)]

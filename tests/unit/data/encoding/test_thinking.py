@@ -1,4 +1,4 @@
-"""Thinking that messages keep beside their content."""
+"""Messages with thinking in a key of its own."""
 
 from __future__ import annotations
 

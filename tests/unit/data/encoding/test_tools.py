@@ -1,4 +1,4 @@
-"""Conversations with tools: where the calls lie in what a template makes of them, and what is learned."""
+"""Conversations with tools: locating the calls in the rendered text, and what is supervised."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_template_that_knows_nothing_of_tools_is_no_silent_loss(tiny_tokenizer
 
 
 def test_a_template_that_insists_on_the_order_of_turns_keeps_its_calls(tiny_tokenizer: Any) -> None:
-    """Whether calls are shown was tried without them, which such a template refuses: sound rows were rejected."""
+    """Testing whether the template renders calls by removing them failed on such templates, so valid rows were rejected."""
     check = """{% set ns = namespace(turn=0) %}{% for m in messages %}
 {%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}
 {%- if (m.role == 'user') != (ns.turn % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
@@ -119,7 +119,7 @@ def test_a_template_that_insists_on_the_order_of_turns_keeps_its_calls(tiny_toke
 
 @pytest.mark.parametrize("place", ["question", "argument", "result", "schema"])
 def test_a_special_token_spelled_beside_calls_is_refused(place: str, style: Style, tiny_tokenizer: Any) -> None:
-    """There is no telling then which special tokens are the template's."""
+    """The template's own special tokens could not be told apart from those in messages."""
     spelled = style.specials[1]
     messages = [dict(message) for message in MESSAGES]
     tools = TOOLS

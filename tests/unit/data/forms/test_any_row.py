@@ -41,7 +41,7 @@ ROWS = st.dictionaries(st.sampled_from([*COLUMNS, "chosen", "rejected", "other"]
 
 
 def check_example(example: Any) -> None:
-    """What the rest of prepare relies on."""
+    """The invariants that the rest of prepare relies on."""
     if isinstance(example, Conversation):
         json.dumps([example.messages, example.tools], ensure_ascii=False, allow_nan=False).encode()
         assert all(isinstance(message["content"], str) for message in example.messages)

@@ -59,7 +59,7 @@ def test_malformed_columns(text: str, message: str, hint: str) -> None:
             ("prompt-completion", Conversation([USER, ANSWER])),
         ),
         ({"chosen": [USER, ANSWER], "rejected": []}, "messages=chosen", ("messages", Conversation([USER, ANSWER]))),
-        # What is named comes before what else the row has.
+        # Named columns take precedence over the row's other keys.
         (
             {"ask": "q", "say": "a", "instruction": "x", "output": "y", "messages": [USER]},
             "prompt=ask,completion=say",

@@ -1,4 +1,4 @@
-"""Who may speak after whom, sharegpt speakers, and which answers are learned."""
+"""The order of roles, sharegpt speakers, and which answers are supervised."""
 
 from __future__ import annotations
 

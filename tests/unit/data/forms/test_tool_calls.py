@@ -1,4 +1,4 @@
-"""Calls, results and schemas of tools, in every spelling."""
+"""Tool calls, results and schemas in every supported format."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_tools_of_a_prompt_without_messages_are_another_matter() -> None:
 
 
 def called(**changes: Any) -> dict[str, Any]:
-    """A row of which the call's function has changes; None takes a key away."""
+    """A row with changes to the call's function; None removes a key."""
     function = {key: value for key, value in {**FUNCTION, **changes}.items() if value is not None}
     return talk(USER, {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]})
 

@@ -32,7 +32,7 @@ def rows_of(path: Path, content: str | bytes) -> list[tuple[int, Any]]:
 
 
 def refusal(path: Path, content: str | bytes) -> str:
-    """What is said of a file of this content, without its path."""
+    """The error for a file of this content, without its path."""
     with pytest.raises(DataError) as caught:
         rows_of(path, content)
     return caught.value.message.removeprefix(str(path)).strip()
@@ -469,14 +469,14 @@ def test_a_gigabyte_on_one_line_is_refused_without_being_read(name: str, tmp_pat
     with peak_memory(5 * compression.MAX_ROW_BYTES), pytest.raises(DataError) as caught:
         list(read(find_sources([str(path)])[0], "train"))
     assert time.monotonic() - started < 50
-    if name == "a.json":  # JSON has no byte 0, of which the rest of the file is made
+    if name == "a.json":  # the rest of the file is NUL bytes, which JSON does not allow
         assert caught.value.message == f"{path} line 1: malformed JSON: Invalid control character in column 10011"
     else:
         what = "document" if name in ("a.txt", "a.md") else "single row"
         assert caught.value.message == f"{path} line 1: a {what} of more than 64 MiB"
 
 
-# A compressed file may have any number of members, so that a bomb of a gigabyte costs nothing to lay.
+# A compressed file may have any number of members, so a bomb of a gigabyte is cheap to build.
 BOMB_LINE = json.dumps({"text": "a" * 20_000}).encode() + b"\n"
 
 
@@ -577,7 +577,7 @@ def test_a_long_file_takes_no_more_memory_than_a_short_one(
 
 
 def damaged(content: bytes, random: Random) -> bytes:
-    """A content with a byte changed, some lost, some repeated, a sign put in, or its end cut off."""
+    """Content with a byte changed, some bytes removed or repeated, a character inserted, or the end truncated."""
     start = random.randrange(len(content))
     end = start + random.randrange(1, 12)
     signs = [b'"', b"{", b"[", b",", b"\n", b"\r", b"\0", b"\xff", b"\xef\xbb\xbf", b"\\", b"]", b"}", b"1"]

@@ -1,4 +1,4 @@
-"""Finding sources: paths, directories, standard input, and everything that is none of them."""
+"""Finding sources: paths, directories, standard input, and errors for everything else."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(tmp_path: Path, monke
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Without root's right to read everything."""
+    """Drop root's permission to read everything."""
     if os.geteuid() != 0:
         yield
         return

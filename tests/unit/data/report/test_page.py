@@ -1,4 +1,4 @@
-"""The data report: what it says in words, how the chart is laid out, and that nothing in it is taken for HTML."""
+"""The data report: its texts, the chart, and that row contents are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text that is shown of a row's tokens: exact for any kind of tokenizer, wherever the mask changes."""
+"""The displayed text of a row's tokens is exact for any tokenizer, wherever the mask changes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from llmft_cli.data.report.samples import Sample, Segment, read_samples, sample,
 from llmft_cli.data.store import SAMPLES_FILE, write_json_lines
 from llmft_cli.models.builtin import cache_dir
 
-# Taken before the tests get a home of their own.
-# Taken before the tests get a home of their own.
+# Read before the fixture changes HOME.
+# Read before the fixture changes HOME.
 CACHE = cache_dir()
 TALK = talk(
     [
@@ -30,13 +30,13 @@ TALK = talk(
         ("assistant", "的"),
     ]
 )
-# Behind [UNK] and [SEP], around which some decoders write spaces of their own.
+# After [UNK] and [SEP], around which some decoders insert spaces.
 FIRST_ORDINARY = 2
 BYTES = re.compile(rb"<0x([0-9A-F]{2})>")
 
 
 def shown_bytes(found: list[Segment]) -> bytes:
-    """The segments' texts joined, spelled bytes taken for what they stand for."""
+    """The segments' texts joined, with `<0x..>` decoded."""
     joined = b"".join(segment.text.encode() for segment in found)
     return BYTES.sub(lambda match: bytes([int(match.group(1), 16)]), joined)
 
@@ -46,7 +46,7 @@ def learned(found: list[Segment]) -> str:
 
 
 def llama(sentences: list[str]) -> Any:
-    """Llama-2's kind of tokenizer with the decoder that it really has, which drops the first space."""
+    """A tokenizer like Llama-2's, with its actual decoder, which drops the first space."""
     from tokenizers import decoders
 
     tokenizer = metaspace_tokenizer(LLAMA_2, sentences)
@@ -200,7 +200,7 @@ def test_any_text_through_byte_fallback(text: str, data: st.DataObject, tokenize
     tokenizer = tokenizers["llama"]
     ids = tokenizer("</s>" + text, add_special_tokens=False)["input_ids"]
     labels = [token if data.draw(st.booleans()) else IGNORED for token in ids]
-    # SentencePiece has one spelling for its own mark and for a space.
+    # SentencePiece writes its own mark and a space alike.
     assert shown_bytes(segments(tokenizer, ids, labels)) == ("</s>" + text.replace("▁", " ")).encode()
 
 
@@ -232,7 +232,7 @@ def test_kept_samples_are_read_back(tmp_path: Path) -> None:
 def test_the_built_in_model() -> None:
     from transformers import AutoTokenizer
 
-    # Looked for now: the tests that fetch it may have run just before.
+    # Looked up now: tests that download it may have run just before.
     found = sorted(CACHE.glob("smollm2-135m-*/tokenizer.json"))
     if not found:
         pytest.skip("the built-in model is not in the cache")

@@ -119,6 +119,7 @@ def test_cards_that_torch_does_not_see_or_that_hide_their_memory_are_none():
     assert fit.freest_card([gpu(0, 10 * GIBIBYTE, None), gpu(1, None, "cuda:0")], [], 1) is None
 
 
+@pytest.mark.slow
 def test_without_a_card_it_is_neither_yes_nor_no():
     found = fit.fit(small(), None, None, Silent())
     assert found.fits is None
@@ -128,6 +129,7 @@ def test_without_a_card_it_is_neither_yes_nor_no():
     fit.require_fit(found)
 
 
+@pytest.mark.slow
 def test_a_large_card_holds_it_and_the_pieces_add_up():
     found = fit.fit(small(), on(80, H100), None, Silent())
     assert found.fits is True
@@ -158,6 +160,7 @@ def test_what_does_not_fit_is_refused_with_a_length_that_does():
     assert raised.value.details["fit"]["fits"] is False
 
 
+@pytest.mark.slow
 def test_a_budget_counts_like_a_smaller_card():
     config = small(max_vram="2GiB")
     found = fit.fit(config, on(80), None, Silent())
@@ -201,6 +204,7 @@ def test_measuring_needs_a_card_that_is_here():
         fit.fit(small(), on(80), None, Silent(), measure=True)
 
 
+@pytest.mark.slow
 def test_waiting_asks_for_what_the_least_plan_with_the_wanted_optimizer_needs():
     found = fit.fit(small(), None, None, Silent())
     plain = [option.required_bytes for option in found.options if option.plan["optim"] == "adamw_torch_fused"]
@@ -209,6 +213,7 @@ def test_waiting_asks_for_what_the_least_plan_with_the_wanted_optimizer_needs():
     assert fit.least_bytes(cheaper) < min(plain)
 
 
+@pytest.mark.slow
 def test_a_batch_of_tokens_is_one_size_whose_passes_are_the_users():
     found = fit.fit(by_tokens(1100), on(80), None, Silent())
     assert found.tokens_per_batch == 1100
@@ -220,6 +225,7 @@ def test_a_batch_of_tokens_is_one_size_whose_passes_are_the_users():
     assert [one.plan["batch_size"] for one in given.options] == [4]
 
 
+@pytest.mark.slow
 def test_where_a_batch_of_tokens_does_not_fit_fewer_are_proposed():
     config = by_tokens(2**16)
     least = min(option.required_bytes for option in fit.fit(config, None, None, Silent()).options)

@@ -26,7 +26,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-MOST_LINES_OF_A_MODULE = 300
+MOST_LINES_OF_A_MODULE, MOST_LINES_OF_A_FUNCTION = 300, 45
 MOST_MODULES_OF_A_FOLDER, MOST_ENTRIES_OF_TRAINING = 15, 14
 
 
@@ -100,6 +100,18 @@ def test_the_package_itself_imports_nothing() -> None:
 def test_modules_are_short() -> None:
     lines = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in FILES.items()}
     assert {name: count for name, count in lines.items() if count > MOST_LINES_OF_A_MODULE} == {}
+
+
+def test_functions_are_short() -> None:
+    """From `def` to the last line: with the docstring, without decorators."""
+    too_long = []
+    for name, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > MOST_LINES_OF_A_FUNCTION:
+                    too_long.append(f"{name}.{node.name}: {lines} lines")
+    assert too_long == []
 
 
 def test_folders_are_small() -> None:

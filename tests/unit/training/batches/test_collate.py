@@ -140,6 +140,7 @@ def model(tiny_model_dir):
 some_row = some.integers(2, 12).flatmap(lambda length: some.lists(some.integers(10, 300), min_size=length, max_size=length))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(packed=some.lists(some.lists(some_row, min_size=1, max_size=4), min_size=1, max_size=5), largest=some.integers(1, 60))
 def test_the_losses_of_the_parts_are_the_batch_s(model, packed, largest):

@@ -139,6 +139,7 @@ def test_a_plan_in_fp16_is_that_in_bf16_and_one_in_fp32_holds_more(tiny_model_di
     assert of_fp32.quantized_weights == of_bf16.quantized_weights
 
 
+@pytest.mark.slow
 def test_the_plan_of_an_older_gpu_is_that_of_what_it_can(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Triton weights are not kept dequantised, as layers are plain ones then."""
     monkeypatch.setattr(planning, "available_bytes", lambda device, max_vram: 16 * GIBIBYTE)

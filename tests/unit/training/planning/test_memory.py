@@ -125,6 +125,7 @@ def nf4_bytes(outputs: int, inputs: int) -> int:
     return sum(rounded(part) for part in parts)
 
 
+@pytest.mark.slow
 def test_the_weights_of_llama_2_7b_by_arithmetic() -> None:
     breakdown, _ = predicted(4)
     quantized = LAYERS * sum(nf4_bytes(*size) for size in LINEAR)

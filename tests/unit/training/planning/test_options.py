@@ -181,6 +181,7 @@ def needed_by(found: list[Option], **wanted: Any) -> int:
     return one.required_bytes
 
 
+@pytest.mark.slow
 def test_the_effective_batch_is_always_the_users(model: Any) -> None:
     found = found_options(model, None)
     assert {one.plan.batch_size for one in found} == {1, 2, 4, 8}
@@ -189,12 +190,14 @@ def test_the_effective_batch_is_always_the_users(model: Any) -> None:
     assert {(one.plan.batch_size, one.plan.gradient_accumulation_steps) for one in odd} == {(1, 3), (3, 1)}
 
 
+@pytest.mark.slow
 def test_plans_come_without_and_with_checkpointing_by_default(model: Any) -> None:
     unlimited = found_options(model, None)
     assert {one.plan.checkpointed_layers for one in unlimited} == {0, LAYERS}
     assert {one.plan.optim for one in unlimited} == {PLAIN, FRUGAL_OPTIM}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("wanted", "layers"), [(True, {LAYERS}), (False, {0})])
 def test_checkpointing_that_is_asked_for_or_ruled_out_stays_so(model: Any, wanted: bool, layers: set[int]) -> None:
     unlimited = found_options(model, None)
@@ -204,12 +207,14 @@ def test_checkpointing_that_is_asked_for_or_ruled_out_stays_so(model: Any, wante
         assert {one.plan.checkpointed_layers for one in found} == layers
 
 
+@pytest.mark.slow
 def test_the_users_own_optimizer_in_8_bits_is_not_offered_twice(model: Any) -> None:
     found = found_options(model, None, optim=FRUGAL_OPTIM)
     assert {one.plan.optim for one in found} == {FRUGAL_OPTIM}
     assert len({one.plan for one in found}) == len(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_a_plan_with_some_layers_checkpointed_is_the_one_with_the_fewest_that_fit(model: Any, size: int) -> None:
     """On a followed model, against every number of layers, with cards of every size between the least and the most."""
@@ -224,6 +229,7 @@ def test_a_plan_with_some_layers_checkpointed_is_the_one_with_the_fewest_that_fi
         assert some[:2] == [0, checkpointed]
 
 
+@pytest.mark.slow
 def test_no_larger_batches_are_looked_at_once_nothing_fits(model: Any) -> None:
     assert {one.plan.batch_size for one in found_options(model, 1)} == {1}
     unlimited = found_options(model, None)
@@ -232,12 +238,14 @@ def test_no_larger_batches_are_looked_at_once_nothing_fits(model: Any) -> None:
     assert max(one.plan.batch_size for one in found_options(model, least_of_four)) == 8
 
 
+@pytest.mark.slow
 def test_passes_are_not_made_longer_than_kernels_gain_from(model: Any) -> None:
     found = found_options(model, None, length=MOST_TOKENS // 4)
     assert {one.plan.batch_size for one in found} == {1, 2, 4}
     assert {one.plan.batch_size for one in found_options(model, None, length=2 * MOST_TOKENS)} == {1}
 
 
+@pytest.mark.slow
 def test_more_in_one_pass_needs_more_and_recomputing_less(model: Any) -> None:
     found = found_options(model, None)
     for optim in (PLAIN, FRUGAL_OPTIM):
@@ -253,6 +261,7 @@ def test_more_in_one_pass_needs_more_and_recomputing_less(model: Any) -> None:
         assert needed_by(found, batch_size=size, checkpointed_layers=LAYERS, optim=PLAIN) < free
 
 
+@pytest.mark.slow
 def test_a_process_takes_more_than_torch_gives_out(model: Any) -> None:
     for one in found_options(model, None):
         assert one.required_bytes > one.breakdown.total

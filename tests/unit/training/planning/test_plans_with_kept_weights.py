@@ -41,6 +41,7 @@ def matrix_bytes(outputs: int, inputs: int, adapters: int) -> int:
     return (outputs + ranks) * (inputs + ranks) * 2
 
 
+@pytest.mark.slow
 def test_each_size_is_offered_with_kept_weights_before_it_is_without() -> None:
     found = [one.plan for one in found_options(model_of()) if one.plan.checkpointed_layers == 0]
     assert [(plan.batch_size, plan.dequantized_weights) for plan in found] == [
@@ -48,6 +49,7 @@ def test_each_size_is_offered_with_kept_weights_before_it_is_without() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [{}, {"gradient_checkpointing": False}, {"optim": "lion_8bit"}])
 def test_what_saves_memory_is_not_given_up_for_kept_weights(flags: dict[str, Any]) -> None:
     kept = [one.plan for one in found_options(model_of(), **flags) if one.plan.dequantized_weights]
@@ -137,6 +139,7 @@ def test_as_few_layers_are_checkpointed_as_fit_beside_kept_weights() -> None:
         assert kept == [0, checkpointed]
 
 
+@pytest.mark.slow
 def test_kept_weights_are_taken_where_they_fit_and_never_by_the_frugal() -> None:
     found = found_options(model_of(), length=64)
     free = [one for one in found if one.plan.checkpointed_layers == 0 and one.plan.batch_size == 4]

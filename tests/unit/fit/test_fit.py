@@ -210,5 +210,5 @@ def test_where_a_batch_of_tokens_does_not_fit_fewer_are_proposed():
 
 
 def test_a_batch_of_fewer_tokens_than_a_sequence_may_have_is_refused():
-    with pytest.raises(ConfigError, match="--tokens-per-batch 255 is less than the longest sequence has, 256 tokens"):
+    with pytest.raises(ConfigError, match=r"--tokens-per-batch 255 is less than the longest sequence \(256 tokens\)"):
         fit.fit(by_tokens(255), on(80), None, Silent())

@@ -136,4 +136,4 @@ def test_where_memory_runs_out_fewer_tokens_are_the_way(tiny_model_dir: Path, tm
     expected = make_trainer(tiny_model_dir, tmp_path / "expected", **options)
     expected.train()
     assert losses(trainer) == pytest.approx(losses(expected), rel=1e-5)
-    assert f"(to start so: {advice})" in told.warnings[0]
+    assert f"(to start this way: {advice})" in told.warnings[0]

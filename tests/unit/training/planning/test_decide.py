@@ -300,7 +300,7 @@ def test_a_longer_sequence_than_a_batch_of_tokens_is_refused(tiny_model_dir: Pat
     longest = max(sum(one) for one in sequences(12, packing=True)["row_lengths"])
     with pytest.raises(ConfigError) as raised:
         decided_by_tokens(tiny_model_dir, CPU, tokens_per_batch=longest - 1)
-    assert raised.value.message == (f"--tokens-per-batch {longest - 1} is less than the longest sequence has, {longest} tokens")
+    assert raised.value.message == f"--tokens-per-batch {longest - 1} is less than the longest sequence ({longest} tokens)"
     assert f"use --tokens-per-batch {longest} or more" in raised.value.hint
     assert decided_by_tokens(tiny_model_dir, CPU, tokens_per_batch=longest).plan.batch_size == 1
 

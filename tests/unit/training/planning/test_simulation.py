@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmft_cli.models import random_model
 from llmft_cli.settings.compute_types import Abilities
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.attention.varlen import needs_permission_to_share_heads
+from llmft_cli.training.attention.varlen import takes_enable_gqa
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.fast.architectures import blocks_of
 from llmft_cli.training.planning import simulation
@@ -137,7 +137,7 @@ def attend(heads: int, key_value_heads: int, rows: int, length: int) -> Follower
 
     query, key, value = states(heads), states(key_value_heads), states(key_value_heads)
     starts = torch.empty(rows + 1, dtype=torch.int32, device="meta")
-    options: dict[str, Any] = {"enable_gqa": True} if needs_permission_to_share_heads(varlen_attn) else {}
+    options: dict[str, Any] = {"enable_gqa": True} if takes_enable_gqa(varlen_attn) else {}
     with Follower(VOCABULARY) as follower:
         out: Any = varlen_attn(query, key, value, starts, starts, length, length, window_size=(-1, 0), **options)
         out.sum().backward()

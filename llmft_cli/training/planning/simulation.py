@@ -75,7 +75,7 @@ class Step:
         return Step(**{name: times * mine for name, mine in vars(self).items()})
 
 
-class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class StepCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts what is alive and what is done, from the moment it is entered."""
 
     def __init__(self, vocabulary: int) -> None:
@@ -86,7 +86,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak_bytes = self.product_flops = self.attention_flops = self.moved_bytes = self.kernels = 0
         self._storages: dict[int, tuple[str, int]] = {}
 
-    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
         """Not to count these, nor views of them; they stay alive all the time."""
         for tensor in tensors:
             self._storages[tensor.untyped_storage()._cdata] = "weights", 0
@@ -97,7 +97,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name: str = operation._schema.name
         inputs = [item for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)]
         outputs = [item for item in tree_leaves(result) if isinstance(item, torch.Tensor)]
-        new = [self._follow(tensor, self._category(name, tensor)) for tensor in outputs]
+        new = [self._track(tensor, self._category(name, tensor)) for tensor in outputs]
         self._note_peak(workspace_bytes(name, inputs))
         if (any(new) or operation._schema.is_mutable) and name not in ALLOCATIONS:
             overwritten = args[0] if name in OVERWRITING else kwargs.get("out")
@@ -110,7 +110,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return "workspace"
         return "logits" if self._vocabulary in tensor.shape[-1:] else "activations"
 
-    def _follow(self, tensor: torch.Tensor, category: str) -> bool:
+    def _track(self, tensor: torch.Tensor, category: str) -> bool:
         """Count the tensor's storage until it is freed; whether it is a new one."""
         storage = tensor.untyped_storage()
         key = storage._cdata
@@ -226,7 +226,7 @@ def full_batch(sequences: int, length: int) -> BatchShape:
     return BatchShape(sequences, length, sequences * (length - 1), sequences, length)
 
 
-class CannotBeFollowed(ConfigError):
+class CannotBeSimulated(ConfigError):
     """A model's own code wants to see values (to choose experts), or knows no `meta` device."""
 
     def __init__(self, model_type: str, error: Exception) -> None:
@@ -242,30 +242,30 @@ def simulate(model: PeftModel, batch: BatchShape) -> Step:
     Its gradients are taken to be there already, as they are from the second micro-batch on.
 
     Raises:
-        CannotBeFollowed: the model's own code fails without values.
+        CannotBeSimulated: the model's own code fails without values.
     """
     for weights in model.parameters():
         weights.grad = torch.empty_like(weights) if weights.requires_grad else None
     model.train()
-    follower = Follower(model.config.get_text_config().vocab_size)
-    follower.leave_out(standing_tensors(model))
+    counter = StepCounter(model.config.get_text_config().vocab_size)
+    counter.ignore(standing_tensors(model))
     try:
-        with follower:
+        with counter:
             (summed_loss(model, batch.on_meta()) / batch.supervised).backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever a model's own code raises
         if blocks_of(model):
             raise
-        raise CannotBeFollowed(model.config.get_text_config().model_type, error) from error
-    peak = follower.at_peak
+        raise CannotBeSimulated(model.config.get_text_config().model_type, error) from error
+    peak = counter.at_peak
     return Step(
-        follower.peak_bytes,
+        counter.peak_bytes,
         peak["activations"],
         peak["logits"],
         peak["workspace"],
-        follower.product_flops,
-        follower.attention_flops,
-        follower.moved_bytes,
-        follower.kernels,
+        counter.product_flops,
+        counter.attention_flops,
+        counter.moved_bytes,
+        counter.kernels,
     )
 
 

@@ -17,7 +17,7 @@ from llmft_cli.base.libraries import import_bitsandbytes
 from llmft_cli.settings.compute_types import ALL_ABILITIES
 from llmft_cli.training.fast.kernels import counted, interface, plain, select
 from llmft_cli.training.fast.output_loss import FP16_FACTOR
-from llmft_cli.training.planning.simulation import Follower
+from llmft_cli.training.planning.simulation import StepCounter
 
 from ..layer_models import distance
 
@@ -287,7 +287,7 @@ def triton_of(monkeypatch):
     def fake(capability, installed=True, run=True):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(select, "find_spec", lambda name: installed or None)
-        monkeypatch.setattr(select, "programs_run", lambda device: tries.append(device) or run)
+        monkeypatch.setattr(select, "triton_kernels_work", lambda device: tries.append(device) or run)
         return tries
 
     select.has_triton.cache_clear()
@@ -325,7 +325,7 @@ def test_a_cpu_has_no_abilities_of_a_gpu_and_meta_stands_for_one_that_has_all():
 
 def test_programs_that_fail_are_no_reason_to_end():
     """Here there is no Triton to import, or no GPU to run its programs."""
-    assert select.programs_run(torch.device("cpu")) is False
+    assert select.triton_kernels_work(torch.device("cpu")) is False
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -343,9 +343,9 @@ def test_on_meta_a_kernel_is_one_operation_that_moves_what_it_reads_and_writes(n
         small = ()
     used = [value.numel() for one, value in arguments.items() if isinstance(value, torch.Tensor) and one not in small]
     again = {"add_rms_norm": SIZE, "gated_backward": 3 * SIZE, "norm_rotate_backward": SIZE, "cross_entropy": SIZE}
-    follower = Follower(0)
-    follower.leave_out(value for value in arguments.values() if isinstance(value, torch.Tensor))
-    with follower:
+    counter = StepCounter(0)
+    counter.ignore(value for value in arguments.values() if isinstance(value, torch.Tensor))
+    with counter:
         getattr(counted, name)(**arguments)
-    assert follower.kernels == 1
-    assert follower.moved_bytes == 4 * (sum(used) + TOKENS * again.get(name, 0))
+    assert counter.kernels == 1
+    assert counter.moved_bytes == 4 * (sum(used) + TOKENS * again.get(name, 0))

@@ -1,5 +1,5 @@
 # make demo   fine-tune a real chat model on this machine and see that it got better
-# make test   all tests that need no GPU
+# make test   all tests that need no GPU (make test-fast: the quick ones, in two minutes)
 # make check  lint, format and types
 # make dist   wheel and source distribution, into dist/
 
@@ -9,8 +9,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 MODEL := smollm2-135m
 RUN := runs/demo
+# Groups of tests in the order of tests/conftest.py, the longest first.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: demo test test-light check format dist clean
+.PHONY: demo test test-fast test-light check format dist clean
 .DELETE_ON_ERROR:
 
 # One line per command, printed as a user would type it.
@@ -25,7 +27,11 @@ demo: $(VENV)/installed
 	$(call llmft,chat $(RUN) --compare --max-new-tokens 48 --prompt "My station blinks amber. What is it telling me?")
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(PYTEST)
+
+# For between edits: what is neither slow nor a whole command.
+test-fast: $(VENV)/installed-test
+	$(PYTEST) -m "unit and not slow"
 
 # Everything that needs no torch, on another Python: make test-light PYTHON=python3.13
 LIGHT := .venv-light

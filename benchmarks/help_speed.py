@@ -1,9 +1,10 @@
-"""How long `llmft --help` takes, against a bare Typer app with the same number of options.
+"""How long `llmft --help` and `--help-all` take, against a bare Typer app with the same number of options.
 
     python benchmarks/help_speed.py [--runs 15] [--json FILE]
 
-For every command it writes a Typer app of one file with as many options to a temporary directory,
-and runs both in turn. Times are medians of whole processes, in milliseconds.
+It writes a Typer app of one file, with as many options for every command and with shell completion as
+llmft has it, to a temporary directory, and runs both in turn. The app's only page, `--help`, lists all
+options; both pages of llmft are compared with it. Times are medians of whole processes, in milliseconds.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import typer.main
 from llmft_cli.cli.app import app
 
 BAR = 1.25
-BARE_APP = "import typer\n\napp = typer.Typer(add_completion=False)\n"
+BARE_APP = "import typer\n\napp = typer.Typer()\n"
 
 
 def bare_app() -> str:
@@ -69,13 +70,14 @@ def main() -> None:
         file = Path(folder) / "bare.py"
         file.write_text(bare_app(), encoding="utf-8")
         for command in ([], *([name] for name in typer.main.get_command(app).commands)):  # type: ignore[attr-defined]
-            ours = [str(Path(sys.executable).with_name("llmft")), *command, "--help"]
-            results[" ".join(["llmft", *command])] = measure(
-                ours, [sys.executable, str(file), *command, "--help"], options.runs
-            )
-    print(f"{'':18}{'llmft':>10}{'bare Typer':>12}{'ratio':>8}   (bar: {BAR})")
+            for page in ("--help", "--help-all"):
+                ours = [str(Path(sys.executable).with_name("llmft")), *command, page]
+                results[" ".join(["llmft", *command, page])] = measure(
+                    ours, [sys.executable, str(file), *command, "--help"], options.runs
+                )
+    print(f"{'':28}{'llmft':>10}{'bare Typer':>12}{'ratio':>8}   (bar: {BAR})")
     for name, row in results.items():
-        print(f"{name:18}{row['llmft_ms']:>7.0f} ms{row['bare_typer_ms']:>9.0f} ms{row['ratio']:>8.2f}")
+        print(f"{name:28}{row['llmft_ms']:>7.0f} ms{row['bare_typer_ms']:>9.0f} ms{row['ratio']:>8.2f}")
     if options.json:
         environment = {
             "python": platform.python_version(),

@@ -1,7 +1,7 @@
-"""The run directory: the only thing that passes between commands, and its ledger `run.json`.
+"""The run directory, through which commands share results, and its ledger `run.json`.
 
-A stage is done only when its ledger entry says so, and that entry is written last and atomically. Directories appear
-whole or not at all. A second writer is refused by a lock that the operating system drops when its holder dies.
+A stage is done only when its ledger entry says so; the entry is written last and atomically. Directories appear
+complete or not at all. A lock keeps out a second writer; the operating system releases it if its holder dies.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from llmft_cli.settings import config
 
 SCHEMA_VERSION = 1
 RUNS_ROOT = Path("runs")
-# What a command needs before it, and what makes it.
+# The stage that each command needs, and the command that runs each stage.
 NEEDS = {"prepare": None, "train": "prepare", "merge": "train", "eval": "train", "chat": "train"}
-MADE_BY = {"prepare": "llmft prepare DATA --run {run}", "train": "llmft train {run}", "merge": "llmft merge {run}"}
-MAKE_ONE = "make one with: llmft prepare DATA --run RUN"
-RESTORE = "restore it from a copy, or make a new run"
+COMMAND_LINES = {"prepare": "llmft prepare DATA --run {run}", "train": "llmft train {run}", "merge": "llmft merge {run}"}
+CREATE_ONE = "create one with: llmft prepare DATA --run RUN"
+RESTORE = "restore it from a backup, or create a new run"
 
 
 def now() -> str:
@@ -37,13 +37,13 @@ def now() -> str:
 
 @dataclass
 class StageRecord:
-    """What a running stage will leave in the ledger.
+    """What a running stage will record in the ledger.
 
     Attributes:
-        outputs: paths it made, relative to the run.
-        facts: what else there is to record (model, headline numbers, ...).
-        resumable: whether what it left behind can be continued after it broke off.
-        save_facts: writes the facts so far to the ledger, where they outlast a kill.
+        outputs: paths it created, relative to the run.
+        facts: other values to record (model, headline numbers, ...).
+        resumable: whether an interrupted stage can be resumed from what it has written.
+        save_facts: writes the facts so far to the ledger, so that they survive a kill.
     """
 
     outputs: list[str] = field(default_factory=list)
@@ -114,18 +114,18 @@ class RunDir:
         try:
             content = json.loads(self.ledger_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
-            raise StageError(f"{self.path} is not a run (it has no run.json)", MAKE_ONE) from None
+            raise StageError(f"{self.path} is not a run (it has no run.json)", CREATE_ONE) from None
         except (ValueError, OSError) as error:
             raise StageError(f"{self.ledger_file} cannot be read: {error}", RESTORE) from error
         version = content.get("schema_version") if isinstance(content, dict) else None
         if not isinstance(version, int) or not isinstance(content.get("stages"), dict):
-            raise StageError(f"{self.ledger_file} is not a ledger of llmft", RESTORE)
+            raise StageError(f"{self.ledger_file} is not an llmft ledger", RESTORE)
         if version > SCHEMA_VERSION:
             raise StageError(f"{self.ledger_file} was written by a newer llmft (schema {version})", "upgrade llmft")
         return content
 
     def entry(self, stage: str) -> dict[str, Any] | None:
-        """The ledger entry of a stage in whatever status, or None."""
+        """The ledger entry of a stage in any status, or None."""
         return self.ledger()["stages"].get(stage) if self.exists() else None
 
     def is_done(self, stage: str) -> bool:
@@ -133,7 +133,7 @@ class RunDir:
         return entry is not None and entry["status"] == "done"
 
     def require(self, stage: str, allow_stale: bool = False) -> dict[str, Any]:
-        """The entry of a finished stage whose inputs and outputs are still what they were.
+        """The entry of a finished stage with unchanged inputs and outputs.
 
         Raises:
             StageError: the stage is not done, its outputs are missing or changed, or it is stale.
@@ -141,37 +141,37 @@ class RunDir:
         entry = self.ledger()["stages"].get(stage)
         if entry is None or entry["status"] != "done":
             raise self._not_done(stage, entry)
-        again = f"make it again: {self.command_for(stage)} --overwrite"
+        again = f"recreate it: {self.command_for(stage)} --overwrite"
         for name in entry["outputs"]:
             if not (self.path / name).exists():
                 raise StageError(f"{self.path / name} is missing", again)
         if not allow_stale:
             changed = self.changed_path({**entry["inputs"], **entry["outputs"]})
             if changed:
-                stale = f"{self.path}: the stage {stage} is stale, {changed} has changed since"
+                stale = f"{self.path}: the stage {stage} is stale: {changed} has changed since"
                 raise StageError(stale, f"{again}, or use it as it is with --allow-stale")
             if before := NEEDS[stage]:
                 self.require(before)
         return entry
 
     def command_for(self, stage: str) -> str:
-        """The command line that makes a stage of this run."""
-        return MADE_BY[stage].format(run=shlex.quote(str(self.path)))
+        """The command line that runs a stage of this run."""
+        return COMMAND_LINES[stage].format(run=shlex.quote(str(self.path)))
 
     def _not_done(self, stage: str, entry: Mapping[str, Any] | None) -> StageError:
-        """What keeps a stage from being used, and the command that mends it."""
+        """The error for an unfinished stage, with the command that fixes it."""
         status = entry["status"] if entry else None
         if status == "running" and self.is_locked():
-            return StageError(f"{self.path}: the stage {stage} is running now", "wait for it to finish")
-        ended = "killed" if status == "running" else status  # with no time to write how it ended
+            return StageError(f"{self.path}: the stage {stage} is still running", "wait for it to finish")
+        ended = "killed" if status == "running" else status  # killed before it could record its end
         words = f"not finished ({ended})" if ended else "not been run"
         resume = " --resume" if entry and stage == "train" and any(self.checkpoints.glob("checkpoint-*")) else ""
-        return StageError(f"{self.path}: the stage {stage} has {words}", f"first: {self.command_for(stage)}{resume}")
+        return StageError(f"{self.path}: the stage {stage} has {words}", f"run first: {self.command_for(stage)}{resume}")
 
     def changed_path(self, hashes: Mapping[str, str]) -> str | None:
-        """The first of some recorded paths whose content is no longer what its hash says, or None.
+        """The first path whose content no longer matches its recorded hash, or None.
 
-        A path that is gone is no change: a run moved to another machine still works without its sources.
+        A missing path does not count: a run moved to another machine still works without its sources.
         """
         for name, sha256 in hashes.items():
             path = self.path / name
@@ -183,23 +183,23 @@ class RunDir:
     def stage(
         self, name: str, settings: Mapping[str, Any], inputs: Mapping[str, str], overwrite: bool, resume: bool = False
     ) -> Iterator[StageRecord]:
-        """Run a stage: hold the lock, and write the ledger entry at its start and, last, at its end.
+        """Run a stage: hold the lock, and write the ledger entry at its start and at its end.
 
         Args:
             name: the stage's key in the ledger.
             settings: the settings it uses.
             inputs: sha256 of what it reads, by path (relative to the run, or absolute outside it).
-            overwrite: do it again although it is done.
-            resume: continue an interrupted one.
+            overwrite: redo a finished stage.
+            resume: continue an interrupted stage.
 
         Raises:
-            StageError: the stage is done already, or another process writes to this run.
+            StageError: the stage is already done, or another process is writing to this run.
         """
         made = self._make_directory()
         with self.lock():
             previous = self.entry(name)
             if previous and previous["status"] == "done" and not (overwrite or resume):
-                raise StageError(f"{self.path}: {name} is done already", "to do it again, add --overwrite")
+                raise StageError(f"{self.path}: {name} is already done", "to redo it, add --overwrite")
             entry = {"status": "running", "started": now(), "config": dict(settings), "inputs": dict(inputs)}
             try:
                 self._write_entry(name, entry)
@@ -211,7 +211,7 @@ class RunDir:
 
     @contextmanager
     def _ending_of(self, name: str, entry: dict[str, Any], previous: dict[str, Any] | None) -> Iterator[StageRecord]:
-        """Write how a stage ended."""
+        """Record how a stage ended."""
         record = StageRecord()
         record.save_facts = lambda: self._write_entry(name, {**entry, **record.facts})
         try:
@@ -219,13 +219,13 @@ class RunDir:
             record.facts["outputs"] = {output: hash_path(self.path / output) for output in record.outputs}
             self._write_entry(name, {**entry, **record.facts, "status": "done", "finished": now()})
         except BaseException as error:
-            # A full disk cannot take this entry either; the error that brought us here matters more.
+            # On a full disk this fails too; the original error matters more.
             with suppress(OSError):
                 self._write_entry(name, self._unfinished_entry(entry, record, previous, error))
             raise
 
     def _make_directory(self) -> list[Path]:
-        """Make the run's directory; returns the directories made for it, innermost first."""
+        """Create the run's directory; returns the created directories, innermost first."""
         check_place(self.path)
         missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
@@ -234,7 +234,7 @@ class RunDir:
     def _unfinished_entry(
         self, entry: dict[str, Any], record: StageRecord, previous: dict[str, Any] | None, error: BaseException
     ) -> dict[str, Any]:
-        """What the ledger says after a stage broke off: the old entry where its outputs are untouched and still count."""
+        """The entry of an interrupted or failed stage; the previous entry if its outputs are intact."""
         outputs = previous["outputs"] if previous and previous["status"] == "done" else {}
         there = outputs and all((self.path / output).exists() for output in outputs)
         if previous and there and not record.resumable and not self.changed_path(outputs):
@@ -251,12 +251,12 @@ class RunDir:
         write_atomically(self.config_file, config.dump(settings_of(ledger, "prepare", "train")))
 
     def _remove_unless_used(self, made: Sequence[Path]) -> None:
-        """Take a new run away again when nothing in it can be used, so that no husk is left."""
+        """Delete a new run that has nothing usable in it."""
         stages = self.ledger()["stages"] if self.exists() else {}
         if not made or self.checkpoints.exists() or any(entry["status"] == "done" for entry in stages.values()):
             return
         shutil.rmtree(self.path, ignore_errors=True)
-        with suppress(OSError):  # another run may have come into a parent meanwhile
+        with suppress(OSError):  # another run may have been created in a parent meanwhile
             for folder in made[1:]:
                 folder.rmdir()
 
@@ -270,7 +270,7 @@ class RunDir:
             yield
 
     def is_locked(self) -> bool:
-        """Whether a living process writes to this run."""
+        """Whether a running process is writing to this run."""
         try:
             with self.lock():
                 return False
@@ -278,7 +278,7 @@ class RunDir:
             return True
 
     def saved_settings(self, *stages: str) -> dict[str, Any]:
-        """The settings that these stages ran with, by name; later ones win."""
+        """The settings of these stages, by name; later stages take precedence."""
         return settings_of(self.ledger(), *stages) if self.exists() else {}
 
 
@@ -288,8 +288,12 @@ def settings_of(ledger: Mapping[str, Any], *stages: str) -> dict[str, Any]:
 
 
 def newest(root: Path = RUNS_ROOT) -> RunDir:
-    """The run whose ledger was written last, or a StageError where `root` has none."""
+    """The run whose ledger was written last.
+
+    Raises:
+        StageError: there is no run in `root`.
+    """
     runs = [run for run in map(RunDir, root.glob("*")) if run.exists()]
     if not runs:
-        raise StageError(f"there is no run under {root}/", "name one, or make one with: llmft prepare DATA")
+        raise StageError(f"there is no run under {root}/", "name one, or create one with: llmft prepare DATA")
     return max(runs, key=lambda run: run.ledger().get("updated", ""))

@@ -1,4 +1,4 @@
-"""The only module that shows anything: data on stdout, narration and progress on stderr."""
+"""All terminal output: results on stdout, messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ if TYPE_CHECKING:
     from llmft_cli.serving.generation import Reply
 
 
-PIPE_WIDTH = 10_000  # lines of a pipe or file are not wrapped
+PIPE_WIDTH = 10_000  # lines are not wrapped in a pipe or file
 
 
 class Stream(RichConsole):
-    """rich's console, whose closed pipe is for the error boundary to judge: rich itself would exit with 1."""
+    """rich's console, but a closed pipe raises BrokenPipeError for the error boundary; rich would exit with 1."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class Console:
-    """How one command talks to its user.
+    """The output of one command.
 
     Args:
         as_json: print one JSON object on stdout, and nothing else there.
-        quiet: no narration and no progress; results and errors only.
+        quiet: no messages or progress, only results and errors.
     """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
@@ -56,12 +56,12 @@ class Console:
         self.quiet = quiet
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, TextIOWrapper):
-                # A terminal that is not UTF-8 gets \\u... for what it cannot show.
+                # Escape what the terminal's encoding cannot show as \\u....
                 stream.reconfigure(errors="backslashreplace")
         self.out = Stream(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
         self.err = Stream(stderr=True, highlight=False, soft_wrap=True)
 
-    # -- narration, as the library's `Reporter`
+    # -- messages and progress, as a `Reporter`
 
     def note(self, message: str) -> None:
         if not self.quiet:
@@ -112,30 +112,30 @@ class Console:
     def samples(self, samples: Sequence[Sample]) -> None:
         """Prepared rows with their loss mask on stdout; nothing with --json.
 
-        On a terminal with colours, supervised text is bold and green, special tokens are inverted.
-        Elsewhere supervised text stands between marks, and no other text looks like one (see `marked`).
+        On a terminal with colours, supervised text is bold green and special tokens are inverted.
+        Elsewhere supervised text is between marks, which no other text can imitate (see `marked`).
         """
         if self.as_json:
             return
         colours = self.out.is_terminal and self.out.color_system is not None and not self.out.no_color
         opening, closing = marks(self.out.encoding)
-        legend = "bold and green, special tokens are inverted" if colours else f"between {opening} and {closing}"
-        self.note(f"what the model learns to write is {legend}")
+        legend = "bold green; special tokens are inverted" if colours else f"between {opening} and {closing}"
+        self.note(f"supervised text is {legend}")
         for sample in samples:
             place = one_line(f"{sample.source}:{sample.line} ({sample.split})")
             header = f"=== {place}: {sample.tokens:,} tokens, {sample.supervised:,} supervised"
             if colours:
                 self.out.print(Text(header, style="bold"), coloured(sample), "", sep="\n", soft_wrap=True)
             else:
-                # Not through rich, which makes spaces of tabs.
+                # Not through rich, which converts tabs to spaces.
                 sys.stdout.write(f"{header}\n{marked(sample, opening, closing)}\n\n")
         sys.stdout.flush()
 
     def error(self, error: LlmftError) -> None:
-        """One line of what is wrong, one of what mends it; or the same as JSON on stdout."""
+        """Print the error and its hint on one line each, or as JSON on stdout."""
         if self.as_json:
-            told = {"kind": error.kind, "message": error.message, "hint": error.hint}
-            self.print_json({"ok": False, "error": told, **error.details})
+            fields = {"kind": error.kind, "message": error.message, "hint": error.hint}
+            self.print_json({"ok": False, "error": fields, **error.details})
             return
         self.err.print(Text.assemble(("error: ", "bold red"), one_line(error.message)))
         if error.hint:
@@ -154,21 +154,21 @@ class Console:
             return
         with suppress(ImportError):
             import readline  # noqa: F401  gives input() editing and history
-        self.note("/help lists the commands, /exit leaves")
+        self.note("type /help for a list of commands, /exit to quit")
         with suppress(EOFError):
             while True:
-                if not sys.stdout.isatty():  # where input() would write the prompt between the answers
+                if not sys.stdout.isatty():  # input() would write the prompt to stdout, among the answers
                     self.err.print("> ", end="")
                 yield input("> " if sys.stdout.isatty() else "")
 
     def raw(self, text: str) -> None:
-        """Text from a model, on stdout as it comes; control characters are shown, not obeyed."""
+        """Print text from a model on stdout as it arrives; control characters are escaped."""
         sys.stdout.write(printable(text))
         sys.stdout.flush()
 
 
 class PlainProgress:
-    """Progress without a terminal: a line when a task has new figures, and nothing for the ticks in between."""
+    """Progress without a terminal: one line whenever there are new figures."""
 
     def __init__(self, console: Console, description: str, total: int, done: int) -> None:
         self._console = console
@@ -183,14 +183,14 @@ class PlainProgress:
 
 
 class FiguresColumn(ProgressColumn):
-    """The newest figures of a task."""
+    """The latest figures of a task."""
 
     def render(self, task: Task) -> Text:
         return Text(figures_text(task.fields["figures"]))
 
 
 class ChatScreen:
-    """A conversation on a terminal, or plain answers where stdout goes elsewhere."""
+    """Prints a conversation."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -211,7 +211,7 @@ class ChatScreen:
 
 
 class NoScreen:
-    """Takes a conversation without showing it, for --json."""
+    """Prints nothing of a conversation, for --json."""
 
     def answer_begins(self, arm: str, label: bool) -> None: ...
 
@@ -249,7 +249,7 @@ def coloured(sample: Sample) -> Text:
 
 
 def render(section: Section) -> Table:
-    """A section as a table without lines; nothing in it is cut off or read as markup."""
+    """A section as a table without borders; nothing is truncated or interpreted as markup."""
     table = Table(
         title=Text(printable(section.title), style="bold") if section.title else None,
         title_justify="left",

@@ -1,4 +1,4 @@
-"""How settings become flags, and functions with them commands; help pages grouped by topic."""
+"""How settings become flags, and functions with them commands."""
 
 from __future__ import annotations
 
@@ -8,105 +8,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from llmft_cli.base.preconditions import check_one_process, check_platform
+from llmft_cli.cli.completion import one_of
+from llmft_cli.cli.help_pages import CommandWithPages, full_text
+from llmft_cli.cli.options import ConfigOption, DebugOption, FullHelpOption, JsonOption, QuietOption
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.setting import Command
 
 if TYPE_CHECKING:
     from llmft_cli.cli.console import Console
 
-WAITING = "Waiting for a free GPU"
-FITTING = "Does a training fit (with --model or any setting below)"
-
-ConfigOption = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of settings, spelled like the flags.", show_default=False)
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No narration, no progress.")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks (also LLMFT_DEBUG=1).")]
-WaitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--wait",
-        metavar="<time>",
-        help="Wait so long (2h, 90m) for free GPUs and print their indices, for CUDA_VISIBLE_DEVICES, instead of the report; "
-        "0 asks once. Exit 5 if none came free. Nothing is reserved.",
-        rich_help_panel=WAITING,
-        show_default=False,
-    ),
-]
-MinFreeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--min-free",
-        metavar="<size>",
-        help="Free memory that a GPU must have, as in 20GiB. [default: 90% of its own]",
-        rich_help_panel=WAITING,
-        show_default=False,
-    ),
-]
-MaxLoadOption = Annotated[
-    str | None,
-    typer.Option(
-        "--max-load",
-        metavar="<fraction>",
-        help="Load that a GPU may have at most, 0.1 or 10%. [default: 0.1]",
-        rich_help_panel=WAITING,
-        show_default=False,
-    ),
-]
-GpusOption = Annotated[
-    str | None,
-    typer.Option(
-        "--gpus",
-        metavar="<int>",
-        help="How many such GPUs. [default: 1]",
-        rich_help_panel=WAITING,
-        show_default=False,
-    ),
-]
-VramOption = Annotated[
-    str | None,
-    typer.Option(
-        "--vram",
-        metavar="<size>",
-        help="Answer for a card with this much free memory, as in 8GiB, instead of the one that is here.",
-        rich_help_panel=FITTING,
-        show_default=False,
-    ),
-]
-FitRunOption = Annotated[
-    Path | None,
-    typer.Option("--run", help="Answer for the data of this run.", rich_help_panel=FITTING, show_default=False),
-]
-MeasureOption = Annotated[
-    bool,
-    typer.Option("--measure", help="Try the chosen plan on the GPU, with random weights.", rich_help_panel=FITTING),
-]
-GENERAL = {"as_json": JsonOption, "quiet": QuietOption, "debug": DebugOption}
+GENERAL = {
+    "config_file": (ConfigOption, None),
+    "as_json": (JsonOption, False),
+    "quiet": (QuietOption, False),
+    "debug": (DebugOption, False),
+    "help_all": (FullHelpOption, False),
+}
 LOAD_A_MODEL = {"train", "merge", "eval", "chat"}
 TYPE_NAMES = {str: "<str>", int: "<int>", float: "<float>"}  # as Typer calls them
-
-
-class GroupedCommand(TyperCommand):
-    """A command whose help lists its options under the headings of their panels, in full at any width.
-
-    Typer's own panels cut long flags off (`--gradient-accumula...`) on a terminal of 80 columns.
-    """
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            if record is not None:
-                panel = getattr(parameter, "rich_help_panel", None)
-                default = "Arguments" if parameter.param_type_name == "argument" else "Options"
-                groups.setdefault(panel or default, []).append(record)
-        for heading, records in groups.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
 
 
 def settings_flags(command: Command) -> dict[str, Any]:
@@ -122,28 +43,23 @@ def settings_flags(command: Command) -> dict[str, Any]:
         flag = settings.flag_of(name)
         if item.type is bool:
             names = f"{flag}/--no-{flag[2:]}" if item.default is not False else flag
-            option = typer.Option(names, help=flag_help(item), rich_help_panel=rule.panel, show_default=False)
+            option = typer.Option(names, help=full_text(item), rich_help_panel=rule.panel, show_default=False)
             flags[name] = Annotated[bool | None, option]
         else:
-            metavar = TYPE_NAMES[item.type]
-            option = typer.Option(flag, help=flag_help(item), metavar=metavar, rich_help_panel=rule.panel, show_default=False)
+            option = typer.Option(
+                flag,
+                help=full_text(item),
+                metavar=rule.metavar or ("<choice>" if rule.choices else TYPE_NAMES[item.type]),
+                rich_help_panel=rule.panel,
+                show_default=False,
+                autocompletion=one_of(rule.choices or rule.suggestions) if rule.choices or rule.suggestions else None,
+            )
             flags[name] = Annotated[str | None, option]
     return flags
 
 
-def flag_help(item: settings.Field) -> str:
-    """Help text with the choices and the default, which Typer cannot know: to it, every flag defaults to not given."""
-    text = item.setting.help
-    if item.setting.choices:
-        text += f" One of {', '.join(item.setting.choices)}."
-    if item.default is None or item.default is False:
-        return text
-    default = "on" if item.default is True else f"{item.default:g}" if isinstance(item.default, float) else item.default
-    return f"{text} [default: {default}]"
-
-
 def command(app: typer.Typer, name: Command) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command with `app`: its own parameters, the flags of its settings, and --config, --json, --quiet, --debug.
+    """Register a command with `app`: its own parameters, the flags of its settings, and the general options.
 
     The function gets its own parameters, and `given`: the settings from flags and file, to be
     completed by `Given.config`, and the console to show things on.
@@ -156,19 +72,18 @@ def command(app: typer.Typer, name: Command) -> Callable[[Callable[..., None]], 
             if parameter.name != "given"
         ]
         from_settings = settings_flags(name)
-        general: dict[str, Any] = {**({"config_file": ConfigOption} if from_settings else {}), **GENERAL}
         extra = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=False if key in GENERAL else None, annotation=kind)
-            for key, kind in {**general, **from_settings}.items()
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for key, (kind, default) in ({key: (kind, None) for key, kind in from_settings.items()} | GENERAL).items()
         ]
 
         def run(**values: Any) -> None:
             given = Given(
                 flags={key: values.pop(key) for key in from_settings},
-                file=values.pop("config_file", None),
+                file=values.pop("config_file"),
                 console=make_console(values.pop("as_json"), values.pop("quiet")),
             )
-            values.pop("debug")
+            del values["debug"], values["help_all"]  # the error boundary and the help page have seen to them
             given.config()  # a wrong setting is told before anything is looked for
             if name in LOAD_A_MODEL or values.get("measure"):
                 check_one_process(name)
@@ -178,7 +93,7 @@ def command(app: typer.Typer, name: Command) -> Callable[[Callable[..., None]], 
         run.__signature__ = inspect.Signature([*own, *extra])  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *extra]}
         run.__doc__ = function.__doc__
-        app.command(name, cls=GroupedCommand)(run)
+        app.command(name, cls=CommandWithPages)(run)
         return function
 
     return register

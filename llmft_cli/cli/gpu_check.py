@@ -1,4 +1,4 @@
-"""The three questions to gpu-check: is a GPU free, is the machine set up right, does a training fit."""
+"""gpu-check: wait for free GPUs, check the machine, or check whether a training run fits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llmft_cli.settings.quantities import format_size, parse_count, parse_flag, 
 
 if TYPE_CHECKING:
     from llmft_cli.cli.console import Console
-    from llmft_cli.fit.fit import TargetGpu
+    from llmft_cli.fit.target_gpu import TargetGpu
     from llmft_cli.run_dir import RunDir
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """What is asked about a training; `settings` gives the config, completed by what a run was prepared with."""
+    """A training run to check; `settings` returns the config, completed by a run's recorded settings."""
 
     settings: Callable[[Mapping[str, Any] | None], Config]
     vram: str | None
@@ -39,16 +39,16 @@ class Fitting:
 def wait(
     console: Console, time: str | None, min_free: str | None, max_load: str | None, gpus: str | None, fitting: Fitting | None
 ) -> None:
-    """Wait for free GPUs and print their indices; those that a training needs, where one is asked about.
+    """Wait for free GPUs, with enough memory for the training run if there is one, and print their indices.
 
     Raises:
-        UsageError: something is asked of a card that is not here, or that is to be tried.
+        UsageError: --vram or --measure is set.
     """
     from llmft_cli.cli.views.gpu_wait import ready_sections
     from llmft_cli.gpu import waiting
 
     if fitting and (fitting.vram or fitting.measure):
-        raise UsageError("--wait goes with neither --vram nor --measure", "wait first, and run gpu-check again on the card")
+        raise UsageError("--wait cannot be combined with --vram or --measure", "wait first, then run gpu-check on the free GPU")
     wanted = waiting.read_wanted(time, min_free, max_load, gpus)
     if fitting and min_free is None:
         from llmft_cli.fit import fit
@@ -60,11 +60,11 @@ def wait(
 
 
 def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting | None) -> None:
-    """Look at the machine, and tell whether a training fits where one is asked about.
+    """Check the machine, and whether the training run fits if there is one.
 
     Raises:
-        MachineError: a GPU is required and there is none that computes right.
-        OutOfMemory: the training does not fit.
+        MachineError: a GPU is required, and none computes correctly.
+        OutOfMemory: the training run does not fit.
     """
     from llmft_cli.cli.views.gpu_check import report_sections
     from llmft_cli.gpu import check
@@ -82,22 +82,23 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
         return
     from llmft_cli.cli.views.fit import fit_sections
     from llmft_cli.fit import fit
+    from llmft_cli.fit.target_gpu import freest_gpu
 
     found = fit.fit(
         fitting.config(),
-        card or fit.freest_gpu(report.gpus, report.probes, count),
+        card or freest_gpu(report.gpus, report.probes, count),
         fitting.run_dir(),
         console,
         measure=fitting.measure,
     )
-    if not (console.as_json and found.fits is False):  # one object on stdout: the error has the fit then
-        told = fit_sections(found) if card else [*sections, *fit_sections(found)]
-        console.result("gpu-check", None, values | {"fit": asdict(found)}, told)
+    if not (console.as_json and found.fits is False):  # with --json, the error includes the fit
+        sections = fit_sections(found) if card else [*sections, *fit_sections(found)]
+        console.result("gpu-check", None, values | {"fit": asdict(found)}, sections)
     fit.require_fit(found)
 
 
 def named_gpu(vram: str) -> TargetGpu:
-    from llmft_cli.fit.fit import TargetGpu
+    from llmft_cli.fit.target_gpu import TargetGpu
 
     size = parse_flag(parse_size, vram, "--vram", "8GiB")
     return TargetGpu(f"a GPU with {format_size(size)}", size, None, None)

@@ -1,4 +1,4 @@
-"""Which run a command is about."""
+"""Finds the run that a command works on."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def find_run(path: Path | None, reporter: Reporter) -> RunDir:
-    """The run that was named, or the newest, which is then told."""
+    """The named run, or the newest one, with a note."""
     from llmft_cli.run_dir import RunDir, newest
 
     if path is not None:
@@ -24,7 +24,7 @@ def find_run(path: Path | None, reporter: Reporter) -> RunDir:
 
 
 def run_to_prepare(path: Path | None, sources: list[str]) -> RunDir:
-    """The run that was named, or a new one named after its data and the time; where it cannot be, that is told at once."""
+    """The named run, or a new one named after its data and the time; checks immediately that it can be created."""
     from llmft_cli.base.files import check_place
     from llmft_cli.run_dir import RUNS_ROOT, RunDir
 

@@ -1,4 +1,4 @@
-"""Text for terminals and pipes: nothing in it is obeyed, and a loss mask can be read without colours."""
+"""Safe text for terminals and pipes, and loss masks that are readable without colours."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmft_cli.data.report.samples import Sample
 
-# The second pair is known from `git diff --word-diff`.
+# The second pair is that of `git diff --word-diff`.
 MARKS, ASCII_MARKS = ("⟦", "⟧"), ("{+", "+}")
 
 
 def printable(text: str) -> str:
-    """Text whose control characters other than newline and tab are written out (\\x1b), so that none is obeyed."""
+    """Text with control characters other than newline and tab escaped (\\x1b)."""
     return "".join(
         character
         if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs") or character in "\u200d\u200c"
@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
 
 
 def marks(encoding: str) -> tuple[str, str]:
-    """What stands before and after supervised text: white square brackets where the encoding has them."""
+    """The marks around supervised text: white square brackets if the encoding has them."""
     try:
         "".join(MARKS).encode(encoding)
     except UnicodeEncodeError:
@@ -38,10 +38,10 @@ def marks(encoding: str) -> tuple[str, str]:
 
 
 def marked(sample: Sample, opening: str, closing: str) -> str:
-    """A sample's text with supervised stretches between marks.
+    """A sample's text with marks around the supervised parts.
 
-    A character in a row's text that would begin a mark or one of the sample's special tokens is
-    written out (`\\u003c|im_end|>`), so that what looks like one is one.
+    A character that would begin text like a mark or a special token of the sample is escaped
+    (`\\u003c|im_end|>`), so that everything that looks like one is one.
     """
     spellings = {opening, closing, *(segment.text for segment in sample.segments if segment.special)}
     misleading = re.compile(f"(?={'|'.join(map(re.escape, spellings))}).", re.DOTALL)

@@ -1,1 +1,1 @@
-"""prepare: read rows, render them with the chat template, mask, tokenise, split and pack."""
+"""prepare: read rows, render them with the chat template, tokenise, mask, split and pack them."""

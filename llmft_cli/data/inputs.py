@@ -1,4 +1,4 @@
-"""What prepare is told to read: each source with its weight and cap, and its rows parsed and laid out in chunks."""
+"""The inputs of prepare: each source with its weight and row limit, and its rows, parsed and rendered in chunks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
-from llmft_cli.data.encoding.template_skeleton import Layout
+from llmft_cli.data.encoding.template_skeleton import RenderedRow
 from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow, Row, Source
@@ -25,9 +25,11 @@ CHUNK_CHARACTERS = 1 << 22
 
 @dataclass
 class Input:
-    """A source as it was named: the files that it stands for, how often its rows are used, and the most to read.
+    """A source as the user named it, with its files.
 
     Attributes:
+        weight: how often its rows are used.
+        max_rows: how many rows to read at most.
         read, kept, rejected: rows so far.
     """
 
@@ -45,15 +47,15 @@ class Input:
 
 
 @dataclass
-class Parsed:
-    """A row on its way: what it says, or why it cannot be used."""
+class ParsedRow:
+    """A parsed and rendered row, or the reason why it cannot be used."""
 
     input: int
     source: str
     line: int
     form: str = ""
     example: Example | None = None
-    layout: Layout | None = None
+    rendered: RenderedRow | None = None
     error: str = ""
 
 
@@ -61,32 +63,32 @@ class Parsed:
 class Chunk:
     """Rows that are tokenised together."""
 
-    rows: list[Parsed] = field(default_factory=list)
+    rows: list[ParsedRow] = field(default_factory=list)
     characters: int = 0
 
-    def add(self, row: Parsed) -> None:
+    def add(self, row: ParsedRow) -> None:
         self.rows.append(row)
-        self.characters += len(row.layout.text) if row.layout else 0
+        self.characters += len(row.rendered.text) if row.rendered else 0
 
     @property
     def is_full(self) -> bool:
         return len(self.rows) >= CHUNK_ROWS or self.characters >= CHUNK_CHARACTERS
 
     @property
-    def layouts(self) -> list[Layout]:
-        return [row.layout for row in self.rows if row.layout is not None]
+    def rendered_rows(self) -> list[RenderedRow]:
+        return [row.rendered for row in self.rows if row.rendered is not None]
 
 
 def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
-    """The sources as they were named, each with its weight and cap.
+    """The named sources, each with its weight and row limit.
 
     Raises:
-        DataError: a source is not there or cannot hold rows.
-        ConfigError: weights or caps are not numbers, or not one for each source.
+        DataError: a source does not exist or cannot contain rows.
+        ConfigError: weights or limits are not numbers, or not one for each source.
     """
     weights = one_each("--weights", config.weights or "1", len(names), float)
     if names.count(STDIN) > 1:
-        raise DataError("standard input (-) is given twice, and can be read once")
+        raise DataError("standard input (-) is given twice but can be read only once")
     unlimited: list[float | None] = [None] * len(names)
     caps = one_each("--max-rows", config.max_rows, len(names), int) if config.max_rows else unlimited
     return [
@@ -96,17 +98,17 @@ def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
 
 
 def one_each(flag: str, text: str, sources: int, number: Callable[[str], float]) -> list[float]:
-    """The numbers of a setting, one for each source; a single one counts for all.
+    """The numbers of a setting, one for each source; a single one is used for all.
 
     Raises:
-        ConfigError: they are no numbers above 0, or too few or too many.
+        ConfigError: they are not numbers above 0, or too few or too many.
     """
     try:
         values = [number(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"{flag}: {text!r} is not a list of numbers (2,0.5)") from None
     if any(not math.isfinite(value) or value <= 0 for value in values):
-        raise ConfigError(f"{flag}: {text!r} has a number that is not above 0")
+        raise ConfigError(f"{flag}: {text!r} must have only numbers above 0")
     if len(values) not in (1, sources):
         raise ConfigError(f"{flag} has {len(values)} numbers for {sources} sources", "give one for all, or one for each")
     return values * sources if len(values) == 1 else values
@@ -115,10 +117,10 @@ def one_each(flag: str, text: str, sources: int, number: Callable[[str], float])
 def chunks(
     inputs: Sequence[Input], encoder: ConversationEncoder, config: Config, consumed: Callable[[int], None]
 ) -> Iterator[Chunk]:
-    """All rows in order, parsed and laid out.
+    """All rows in order, parsed and rendered.
 
     Raises:
-        DataError: a source as a whole cannot be read.
+        DataError: a source cannot be read.
     """
     columns = parse_columns(config.columns) if config.columns else None
     chunk = Chunk()
@@ -126,7 +128,7 @@ def chunks(
         rows = (row for source in item.sources for row in read(source, config.dataset_split, consumed))
         for row in islice(rows, item.max_rows):
             item.read += 1
-            chunk.add(parsed(number, row, encoder, config.format, columns))
+            chunk.add(parse_row(number, row, encoder, config.format, columns))
             if chunk.is_full:
                 yield chunk
                 chunk = Chunk()
@@ -134,14 +136,14 @@ def chunks(
         yield chunk
 
 
-def parsed(
+def parse_row(
     number: int, row: Row | BadRow, encoder: ConversationEncoder, form: str, columns: Mapping[str, str] | None
-) -> Parsed:
+) -> ParsedRow:
     if isinstance(row, BadRow):
-        return Parsed(number, row.source, row.line, error=row.reason)
+        return ParsedRow(number, row.source, row.line, error=row.reason)
     try:
         name, example = parse(row.value, form, columns)
-        layout = None if isinstance(example, Tokenised) else encoder.lay_out(example)
+        rendered = None if isinstance(example, Tokenised) else encoder.render_row(example)
     except RowError as error:
-        return Parsed(number, row.source, row.line, error=str(error))
-    return Parsed(number, row.source, row.line, name, example, layout)
+        return ParsedRow(number, row.source, row.line, error=str(error))
+    return ParsedRow(number, row.source, row.line, name, example, rendered)

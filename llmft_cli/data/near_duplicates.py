@@ -1,11 +1,11 @@
-"""Rows that are nearly the same, found by MinHash.
+"""Finds near-duplicate rows by MinHash with LSH banding.
 
-A row is the set of its runs of three words. `rensa` makes a signature of each set; the share of
-slots in which two signatures agree estimates the share of runs that two rows have in common
-(Jaccard). Signatures are cut into bands, and only rows that are the same in some band are compared.
+A row is the set of its shingles (three consecutive words). `rensa` computes a signature of each
+set; the share of slots in which two signatures agree estimates the Jaccard similarity of the two
+sets. Signatures are divided into bands, and only rows that agree in some whole band are compared.
 
-Signatures lie on disk, one file a band, and are read a band at a time: what is held in memory is
-some 70 bytes a row.
+Signatures are on disk, one file per band, and are read one band at a time: memory use is
+about 70 bytes per row.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
     Indices = NDArray[numpy.int32]
     Hashes = NDArray[numpy.uint64]
 
-# The share of slots that must agree. Alike in four of five runs of words: one changed name or number in a paragraph.
+# The share of slots that must agree. Four of five shingles in common: one changed name or number in a paragraph.
 THRESHOLD = 0.8
-# 16 bands of 8: rows alike in 90% meet in a band in all but 1 of 10,000 cases, rows alike in 50% in 6 of 100.
+# 16 bands of 8: rows with 90% similarity agree in a band in all but 1 of 10,000 cases, rows with 50% in 6 of 100.
 BANDS = 16
 BAND_SLOTS = 8
 SLOTS = BANDS * BAND_SLOTS
-RUN = 3
+SHINGLE_WORDS = 3
 SEED = 1
-# Slots are kept as 16 bits: unrelated ones then agree once in 65,536, which moves no estimate.
+# Slots are stored as 16 bits: unrelated ones agree once in 65,536, which is negligible.
 AT_ONCE = 100_000
-# Above 255 rows or 65,535 runs rensa starts threads, and a process forked later, which lacks them, hangs at its first
-# call. No row that can be trained on is longer; of one that is, the beginning stands for all.
+# Above 255 rows or 65,535 shingles rensa starts threads, and a process forked later, which lacks them, hangs at its
+# first call. Rows that can be trained on are shorter; of a longer one only the beginning is used.
 ROWS_AT_ONCE = 200
-RUNS_AT_ONCE = 60_000
+SHINGLES_AT_ONCE = 60_000
 
-# ASCII punctuation of prose separates words; signs that calculate or name things (+ - * / = < > % $ # @ _) are part of them.
+# ASCII punctuation of prose separates words; operators and signs in names (+ - * / = < > % $ # @ _) are part of words.
 SEPARATORS = bytes(range(33)) + b"\x7f.,;:!?\"'()[]{}`"
 TO_WORDS = bytes(32 if code in SEPARATORS else code for code in range(256))
-# Scripts that put no space between words (Thai to Khmer, Chinese, Japanese): each character is a word.
+# Scripts without spaces between words (Thai to Khmer, Chinese, Japanese): each character counts as a word.
 UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 # Odd constants without a pattern, from the digits of pi, e and the golden ratio.
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0x243F6A8885A308D3, 0xB7E151628AED2A6B, 0x13198A2E03707345)
 
 
 class NearDuplicates:
-    """Collects signatures of rows, on disk, and finds those that are nearly the same.
+    """Collects signatures of rows on disk, and finds near-duplicates.
 
     Args:
-        folder: where the signatures are kept, 256 bytes a row; those of an earlier search are overwritten.
+        folder: for the signatures, 256 bytes per row; older ones are overwritten.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class NearDuplicates:
         self._rows = 0
 
     def add(self, texts: Sequence[str]) -> None:
-        """Take in a batch of rows' texts, in row order."""
+        """Add the texts of a batch of rows, in row order."""
         batch = signatures(texts)
         self._rows += len(batch)
         for band, file in enumerate(self._files):
@@ -71,9 +71,9 @@ class NearDuplicates:
                 end.write(batch[:, band * BAND_SLOTS : (band + 1) * BAND_SLOTS].tobytes())
 
     def groups(self) -> NDArray[numpy.int64]:
-        """For each row the index of the first row of its group: its own where it stands alone.
+        """For each row the index of the first row of its group, which is its own index if it has no near-duplicates.
 
-        A group is everything that a chain of near-duplicates connects.
+        A group is everything connected by a chain of near-duplicates.
         """
         import numpy
 
@@ -82,7 +82,7 @@ class NearDuplicates:
             for first, second in candidates(self._band_hashes(band)):
                 apart = group[first] != group[second]
                 first, second = first[apart], second[apart]
-                alike = self._alike(first, second)
+                alike = self._are_similar(first, second)
                 join(group, first[alike], second[alike])
         return group.astype(numpy.int64)
 
@@ -98,10 +98,10 @@ class NearDuplicates:
         with self._files[band].open("rb") as file:
             for start in range(0, self._rows, AT_ONCE):
                 halves = numpy.fromfile(file, numpy.uint64, 2 * AT_ONCE).reshape(-1, 2)
-                hashes[start : start + AT_ONCE] = mixed(halves[:, 0], halves[:, 1])
+                hashes[start : start + AT_ONCE] = mix_hashes(halves[:, 0], halves[:, 1])
         return hashes
 
-    def _alike(self, first: Indices, second: Indices) -> NDArray[numpy.bool_]:
+    def _are_similar(self, first: Indices, second: Indices) -> NDArray[numpy.bool_]:
         """Which pairs of rows agree in enough slots."""
         import numpy
 
@@ -119,13 +119,13 @@ def signatures(texts: Sequence[str]) -> Signatures:
     import numpy
     from rensa import RMinHash
 
-    hashes, offsets = run_hashes([in_words(text) for text in texts])
+    hashes, offsets = shingle_hashes([words_of(text) for text in texts])
     slots = array("I")
     start = 0
     while start < len(texts):
-        end = int(numpy.searchsorted(offsets, offsets[start] + RUNS_AT_ONCE, side="right")) - 1
+        end = int(numpy.searchsorted(offsets, offsets[start] + SHINGLES_AT_ONCE, side="right")) - 1
         end = min(max(end, start + 1), start + ROWS_AT_ONCE, len(texts))
-        bounds = numpy.minimum(offsets[start : end + 1] - offsets[start], RUNS_AT_ONCE).astype(numpy.uint64)
+        bounds = numpy.minimum(offsets[start : end + 1] - offsets[start], SHINGLES_AT_ONCE).astype(numpy.uint64)
         part = hashes[offsets[start] : offsets[start] + int(bounds[-1])]
         for row in RMinHash.digest_matrix_from_flat_token_hashes(part, bounds, SLOTS, SEED).to_rows():
             slots.fromlist(row)
@@ -133,8 +133,8 @@ def signatures(texts: Sequence[str]) -> Signatures:
     return numpy.frombuffer(slots, numpy.uint32).astype(numpy.uint16).reshape(-1, SLOTS)
 
 
-def in_words(text: str) -> bytes:
-    """A text in small letters with nothing but words and spaces; one that has no words is a word itself."""
+def words_of(text: str) -> bytes:
+    """The lower-case words of a text, separated by spaces; a text without words counts as one word."""
     lowered = text.lower()
     if not lowered.isascii():
         lowered = UNSPACED.sub(lambda match: f" {' '.join(match[0])} ", lowered)
@@ -143,25 +143,25 @@ def in_words(text: str) -> bytes:
     return words if words and not words.isspace() else b"\xff" + b"".join(encoded.split())
 
 
-def run_hashes(rows: Sequence[bytes]) -> tuple[Hashes, NDArray[numpy.int64]]:
-    """Hashes of every row's runs of words, or of its words where they make no run, and where each row begins."""
+def shingle_hashes(rows: Sequence[bytes]) -> tuple[Hashes, NDArray[numpy.int64]]:
+    """Hashes of every row's shingles (of its words if there are fewer than three), and the offset of each row."""
     import numpy
 
     words, counts = word_hashes(rows)
-    short = counts < RUN
-    following = numpy.concatenate([words, numpy.zeros(RUN - 1, numpy.uint64)])
-    runs = mixed(*(following[place : place + len(words)] for place in range(RUN)))
+    short = counts < SHINGLE_WORDS
+    following = numpy.concatenate([words, numpy.zeros(SHINGLE_WORDS - 1, numpy.uint64)])
+    shingles = mix_hashes(*(following[place : place + len(words)] for place in range(SHINGLE_WORDS)))
     from_end = numpy.repeat(numpy.cumsum(counts), counts) - numpy.arange(len(words))
     alone = numpy.repeat(short, counts)
-    hashes = numpy.where(alone, words, runs)[alone | (from_end >= RUN)]
-    kept = numpy.where(short, counts, counts - (RUN - 1))
+    hashes = numpy.where(alone, words, shingles)[alone | (from_end >= SHINGLE_WORDS)]
+    kept = numpy.where(short, counts, counts - (SHINGLE_WORDS - 1))
     return hashes, numpy.concatenate([[0], numpy.cumsum(kept)])
 
 
 def word_hashes(rows: Sequence[bytes]) -> tuple[Hashes, NDArray[numpy.intp]]:
-    """Hashes of all words in order, and how many each row has.
+    """Hashes of all words in order, and the number of words in each row.
 
-    A word is hashed by its length, its first 16 bytes and, where it is longer, its last 8.
+    The hash covers a word's length, its first 16 bytes and, if it is longer, its last 8.
     """
     import numpy
 
@@ -177,11 +177,11 @@ def word_hashes(rows: Sequence[bytes]) -> tuple[Hashes, NDArray[numpy.intp]]:
     middle = windows[starts + 8] & low_bytes[numpy.clip(lengths - 8, 0, 8)]
     tail = windows[ends - 8] & low_bytes[numpy.where(lengths > 16, 8, 0)]
     row_starts = len(margin) + numpy.cumsum([0, *(len(row) + 1 for row in rows)])
-    return mixed(head, middle, tail, lengths.astype(numpy.uint64)), numpy.diff(numpy.searchsorted(starts, row_starts))
+    return mix_hashes(head, middle, tail, lengths.astype(numpy.uint64)), numpy.diff(numpy.searchsorted(starts, row_starts))
 
 
-def mixed(*parts: Hashes) -> Hashes:
-    """One hash of up to four, every bit of which depends on all."""
+def mix_hashes(*parts: Hashes) -> Hashes:
+    """Combine up to four hashes into one whose bits depend on all of them."""
     import numpy
 
     value = numpy.zeros(len(parts[0]), numpy.uint64)
@@ -194,9 +194,9 @@ def mixed(*parts: Hashes) -> Hashes:
 
 
 def candidates(hashes: Hashes) -> Iterator[tuple[Indices, Indices]]:
-    """Pairs of rows with the same hash: each row with the first such row, then each with the one before it.
+    """Pairs of rows with the same hash: each row with the first such row, then each with the previous one.
 
-    So that thousands of equal rows make thousands of pairs, not millions.
+    Thousands of equal rows thus give thousands of pairs, not millions.
     """
     import numpy
 
@@ -205,7 +205,7 @@ def candidates(hashes: Hashes) -> Iterator[tuple[Indices, Indices]]:
     ordered = hashes[order]
     numpy.equal(ordered[1:], ordered[:-1], out=repeats[1:])
     del ordered
-    # The place where the run of equal hashes begins in which a place lies.
+    # For each position, the start of its run of equal hashes.
     beginning = numpy.where(repeats, 0, numpy.arange(len(hashes), dtype=numpy.int32))
     numpy.maximum.accumulate(beginning, out=beginning)
     places = numpy.flatnonzero(repeats).astype(numpy.int32)
@@ -216,7 +216,7 @@ def candidates(hashes: Hashes) -> Iterator[tuple[Indices, Indices]]:
 
 
 def join(group: Indices, first: Indices, second: Indices) -> None:
-    """Join the groups of pairs of rows, in place; a group is named by its smallest row."""
+    """Merge the groups of pairs of rows, in place; a group is named by its smallest row."""
     import numpy
 
     while True:

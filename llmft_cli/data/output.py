@@ -1,4 +1,4 @@
-"""From the rows taken in to the run's data: split, packed, written, and told of."""
+"""Splits and packs the ingested rows, and writes them to the run with their report."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmft_cli.data.encoding.encoder import ConversationEncoder
-    from llmft_cli.data.intake import Intake
+    from llmft_cli.data.ingestion import IngestedRows
     from llmft_cli.settings.config import Config
 
 SAMPLES = {store.TRAIN: 20, store.VALIDATION: 4}
 EXAMPLES = 3
 
 
-def write_data(data: Path, intake: Intake, encoder: ConversationEncoder, config: Config) -> PrepareResult:
-    """Split, pack and write the rows, their report and samples into `data`.
+def write_data(data: Path, ingested: IngestedRows, encoder: ConversationEncoder, config: Config) -> PrepareResult:
+    """Split, pack and write the rows, their report and samples to `data`.
 
     Raises:
-        DataError: the weights leave no row to train on, or a check warns and the settings are strict.
+        DataError: the weights leave no row to train on, or a check warns and `strict` is set.
     """
-    near_duplicates = intake.near_duplicates.groups() if intake.near_duplicates else None
-    split = split_rows(intake, near_duplicates, config)
-    findings = [*findings_of_rows(intake, near_duplicates, split, config), *intake.checks.findings()]
+    near_duplicates = ingested.near_duplicates.groups() if ingested.near_duplicates else None
+    split = split_rows(ingested, near_duplicates, config)
+    findings = [*findings_of_rows(ingested, near_duplicates, split, config), *ingested.checks.findings()]
     refuse_warnings(findings, config)
-    spool = intake.spool
-    weights = [item.weight for item in intake.inputs]
+    spool = ingested.spool
+    weights = [item.weight for item in ingested.inputs]
     train = repeated(split.train, spool.inputs, weights, config.seed)
     if not train:
         raise DataError(f"--weights {config.weights} leaves no row to train on", "raise the weights")
@@ -52,21 +52,21 @@ def write_data(data: Path, intake: Intake, encoder: ConversationEncoder, config:
         store.write_split(store.split_file(data, store.VALIDATION), spool, ([row] for row in split.validation))
     conversations = (messages for row in split.validation if (messages := spool.messages(row)))
     store.write_json_lines(data / store.HELD_OUT_FILE, map(held_out_prompt, conversations))
-    result = summary.summarise(intake, encoder, split, train, sequences, findings, config)
-    samples = pick_samples(intake, encoder, split)
+    result = summary.summarise(ingested, encoder, split, train, sequences, findings, config)
+    samples = pick_samples(ingested, encoder, split)
     store.write_json_lines(data / store.SAMPLES_FILE, map(asdict, samples))
     write_reports(data, result, samples, config)
     return result
 
 
-def split_rows(intake: Intake, near_duplicates: NDArray[numpy.int64] | None, config: Config) -> Split:
-    """Rows that are nearly the same, or answer the same prompt, stay on one side."""
+def split_rows(ingested: IngestedRows, near_duplicates: NDArray[numpy.int64] | None, config: Config) -> Split:
+    """Split the rows; near-duplicates and rows with the same prompt stay on the same side."""
     import numpy
 
-    groups = numpy.asarray(intake.prompts)
+    groups = numpy.asarray(ingested.prompts)
     if near_duplicates is not None:
         groups = merged_groups(groups, near_duplicates)
-    return split_by_group(groups, wanted_rows(config.val_size, len(intake.spool)), config.seed)
+    return split_by_group(groups, wanted_rows(config.val_size, len(ingested.spool)), config.seed)
 
 
 def sequences_of(rows: Sequence[int], lengths: Sequence[int], config: Config) -> list[list[int]]:
@@ -80,18 +80,18 @@ def sequences_of(rows: Sequence[int], lengths: Sequence[int], config: Config) ->
 
 
 def held_out_prompt(messages: Sequence[Message]) -> dict[str, Any]:
-    """A held-out conversation as a prompt with the answer that is expected."""
+    """A held-out conversation as a prompt with its expected answer."""
     return {"messages": messages[:-1], "expected": messages[-1]["content"]}
 
 
 def findings_of_rows(
-    intake: Intake, near_duplicates: NDArray[numpy.int64] | None, split: Split, config: Config
+    ingested: IngestedRows, near_duplicates: NDArray[numpy.int64] | None, split: Split, config: Config
 ) -> list[Finding]:
-    """What is to be said of the rows as a whole, in the form of the checks."""
+    """Findings about the rows as a whole."""
     found = [
-        Finding("rejected", "warning", intake.bad, "rows that cannot be used, with reasons in rejected.jsonl", []),
-        Finding("overlength", "warning", intake.losses.rows, overlength_meaning(config), []),
-        Finding("duplicates", "note", intake.duplicates, "rows that were there before, left out", []),
+        Finding("rejected", "warning", ingested.bad, "unusable rows; rejected.jsonl has the reasons", []),
+        Finding("overlength", "warning", ingested.losses.rows, overlength_meaning(config), []),
+        Finding("duplicates", "note", ingested.duplicates, "exact duplicates, dropped", []),
         Finding(
             "leakage",
             "warning",
@@ -101,50 +101,50 @@ def findings_of_rows(
         ),
     ]
     if near_duplicates is not None:
-        found.append(near_duplicate_finding(intake, near_duplicates))
+        found.append(near_duplicate_finding(ingested, near_duplicates))
     return [finding for finding in found if finding.count]
 
 
 def overlength_meaning(config: Config) -> str:
-    done = {"drop": "left out", "truncate": "cut, without their end of turn", "split": "split into several"}
-    return f"rows of more than {config.max_seq_length} tokens, {done.get(config.on_overlength, '')}"
+    done = {"drop": "dropped", "truncate": "truncated, without their end of turn", "split": "split into several"}
+    return f"rows longer than {config.max_seq_length} tokens, {done.get(config.on_overlength, '')}"
 
 
-def near_duplicate_finding(intake: Intake, groups: NDArray[numpy.int64]) -> Finding:
+def near_duplicate_finding(ingested: IngestedRows, groups: NDArray[numpy.int64]) -> Finding:
     import numpy
 
-    rows = numpy.flatnonzero(groups != numpy.arange(len(groups)))
-    examples = [
-        {**place_of(intake, row), "excerpt": "nearly the same as {source}:{line}".format(**place_of(intake, int(groups[row])))}
-        for row in rows[:EXAMPLES].tolist()
-    ]
-    meaning = "rows nearly the same as one before; all are kept, on one side of the split"
+    rows = numpy.flatnonzero(groups != numpy.arange(len(groups))).tolist()
+    examples = []
+    for row in rows[:EXAMPLES]:
+        earlier = "{source}:{line}".format(**source_and_line(ingested, int(groups[row])))
+        examples.append({**source_and_line(ingested, row), "excerpt": f"nearly identical to {earlier}"})
+    meaning = "rows nearly identical to an earlier one; all are kept, on the same side of the split"
     return Finding("near_duplicates", "note", len(rows), meaning, examples)
 
 
-def place_of(intake: Intake, row: int) -> dict[str, Any]:
-    return {"source": intake.source_names[intake.spool.sources[row]], "line": intake.spool.lines[row]}
+def source_and_line(ingested: IngestedRows, row: int) -> dict[str, Any]:
+    return {"source": ingested.source_names[ingested.spool.sources[row]], "line": ingested.spool.lines[row]}
 
 
 def refuse_warnings(findings: Sequence[Finding], config: Config) -> None:
-    """With --strict, data that a check warns of is refused."""
+    """With --strict, reject data that a check warns about."""
     bad = [finding for finding in findings if finding.level != "note"]
     if config.strict and bad:
         counts = ", ".join(f"{finding.check} {finding.count}" for finding in bad)
-        raise DataError(f"--strict, and the checks warn: {counts}", "prepare without --strict and see data/report.html")
+        raise DataError(f"the checks warn, and --strict is set: {counts}", "prepare without --strict and see data/report.html")
 
 
-def pick_samples(intake: Intake, encoder: ConversationEncoder, split: Split) -> list[Sample]:
-    """Rows to look at, evenly from all of each side."""
+def pick_samples(ingested: IngestedRows, encoder: ConversationEncoder, split: Split) -> list[Sample]:
+    """Sample rows, evenly spaced over each side of the split."""
     chosen = []
     for name, rows in ((store.TRAIN, split.train), (store.VALIDATION, split.validation)):
         step = max(1, len(rows) // SAMPLES[name])
-        # Spread over all samples, so that the first few show both sides.
+        # Interleaved, so that the first few samples show both sides.
         chosen += [(index / SAMPLES[name], name, row) for index, row in enumerate(rows[::step][: SAMPLES[name]])]
     samples = []
     for _, name, row in sorted(chosen):
-        input_ids, labels = intake.spool.tokens(row)
-        where = place_of(intake, row)
+        input_ids, labels = ingested.spool.tokens(row)
+        where = source_and_line(ingested, row)
         samples.append(sample(encoder.tokenizer, where["source"], where["line"], name, input_ids.tolist(), labels.tolist()))
     return samples
 

@@ -1,4 +1,4 @@
-"""Which rows are held out, by seed, and how often the others are used."""
+"""Chooses the held-out rows by seed, and repeats the others by weight."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """Row numbers in order; `leaking` counts groups that had to be put on both sides."""
+    """Row numbers in order; `leaking` counts the groups that had to go on both sides."""
 
     train: list[int]
     validation: list[int]
@@ -24,15 +24,15 @@ class Split:
 
 
 def wanted_rows(val_size: float, rows: int) -> int:
-    """How many rows to hold out: at least one where any shall be, and one stays for training."""
+    """How many rows to hold out: at least one unless `val_size` is 0, leaving at least one for training."""
     wanted = val_size if val_size >= 1 else val_size * rows
     return min(max(round(wanted), 1 if val_size else 0), rows - 1)
 
 
 def split_by_group(groups: Integers, wanted: int, seed: int) -> Split:
-    """Hold out whole groups up to `wanted` rows, so that no row's near relative is on the other side.
+    """Hold out whole groups up to `wanted` rows, so that similar rows stay on the same side.
 
-    Where the groups are too large to fill half of that, the smallest are put on both sides.
+    If that gives less than half of `wanted`, because groups are too large, the smallest groups go on both sides.
 
     Args:
         groups: for each row the number of its group, of shape (rows,).
@@ -65,7 +65,11 @@ def split_by_group(groups: Integers, wanted: int, seed: int) -> Split:
 
 
 def merged_groups(first: Integers, second: Integers) -> Integers:
-    """Groups that hold together what either of two groupings does, for each row the number of its group."""
+    """Merge two groupings: rows that share a group in either share one in the result.
+
+    Returns:
+        For each row the number of its group.
+    """
     import numpy
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
@@ -83,7 +87,7 @@ def merged_groups(first: Integers, second: Integers) -> Integers:
 
 
 def repeated(rows: Sequence[int], sources: Sequence[int], weights: Sequence[float], seed: int) -> list[int]:
-    """Rows as often as their source's weight says, in order: 2.5 is twice, and half of them a third time."""
+    """Rows repeated by the weight of their source, in order: 2.5 is twice, and a third time for half of them."""
     if set(weights) == {1.0}:
         return list(rows)
     chooser = random.Random(seed)

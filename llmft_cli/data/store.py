@@ -1,4 +1,4 @@
-"""The prepared data on disk: rows while they are taken in, and the Arrow splits that training reads."""
+"""The prepared data on disk: rows during ingestion, and the Arrow splits that training reads."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ BYTES_PER_TOKEN = 4
 
 
 class RowSpool:
-    """Rows on disk: their tokens and messages. In memory is only where each lies, about 60 bytes a row.
+    """Tokens and messages of rows on disk. Only their offsets are in memory, about 60 bytes per row.
 
-    The messages are marshalled, ten times as quick as JSON; nobody but the process that wrote them reads them.
-    Read with plain reads, not through a memory map, which would count as memory of the process.
+    Messages are stored with marshal, ten times as fast as JSON; only this process reads them.
+    Files are read, not memory-mapped, since mapped pages count as memory of the process.
 
     Attributes:
-        lengths, supervised: tokens of each row, and how many of them are supervised.
-        inputs, sources, lines: where each row came from: the input's number, the file's, and the line.
+        lengths, supervised: tokens and supervised tokens of each row.
+        inputs, sources, lines: the origin of each row: number of the input, number of the file, line.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,12 +59,12 @@ class RowSpool:
     def append(
         self, input: int, source: int, line: int, example: Example | None, input_ids: bytes, supervised: Sequence[Span]
     ) -> None:
-        """Add a row: its ids as int32 in bytes, and the stretches of supervised tokens; `example` may be asked as a prompt."""
+        """Add a row: its ids as int32 bytes, its supervised spans, and `example` if it can serve as a prompt."""
         length = len(input_ids) // BYTES_PER_TOKEN
-        places = array("i", [edge for stretch in supervised for edge in stretch]).tobytes()
-        self._tokens.write(input_ids + places)
-        self._starts.append(self._starts[-1] + len(input_ids) + len(places))
-        prompt = askable_messages(example)
+        edges = array("i", [edge for span in supervised for edge in span]).tobytes()
+        self._tokens.write(input_ids + edges)
+        self._starts.append(self._starts[-1] + len(input_ids) + len(edges))
+        prompt = prompt_messages(example)
         messages = marshal.dumps(prompt) if prompt else b""
         self._messages.write(messages)
         self._message_starts.append(self._message_starts[-1] + len(messages))
@@ -75,7 +75,7 @@ class RowSpool:
         self.lines.append(line)
 
     def finish(self) -> None:
-        """Called once between the last `append` and the first row read."""
+        """Called once, after the last `append` and before the first read."""
         self._tokens.flush()
         self._messages.flush()
 
@@ -83,17 +83,17 @@ class RowSpool:
         """input_ids and labels of a row, int32 of shape (tokens,)."""
         import numpy
 
-        content = stretch(self._tokens, self._starts[row], self._starts[row + 1])
+        content = read_range(self._tokens, self._starts[row], self._starts[row + 1])
         input_ids = numpy.frombuffer(content, numpy.int32, self.lengths[row])
         labels = numpy.full_like(input_ids, IGNORED)
-        places = array("i", content[input_ids.nbytes :])
-        for start, stop in zip(places[::2], places[1::2], strict=True):
+        edges = array("i", content[input_ids.nbytes :])
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
             labels[start:stop] = input_ids[start:stop]
         return input_ids, labels
 
     def messages(self, row: int) -> list[Message] | None:
-        """The messages of a row that can be asked as a prompt, or None."""
-        content = stretch(self._messages, self._message_starts[row], self._message_starts[row + 1])
+        """The messages of a row that can serve as a prompt, or None."""
+        content = read_range(self._messages, self._message_starts[row], self._message_starts[row + 1])
         messages: list[Message] | None = marshal.loads(content) if content else None
         return messages
 
@@ -105,13 +105,13 @@ class RowSpool:
         self._messages.close()
 
 
-def stretch(file: BinaryIO, start: int, stop: int) -> bytes:
+def read_range(file: BinaryIO, start: int, stop: int) -> bytes:
     file.seek(start)
     return file.read(stop - start)
 
 
-def askable_messages(example: Example | None) -> list[Message] | None:
-    """A row's messages, where the last is an answer in words to a prompt that needs no tools; else None."""
+def prompt_messages(example: Example | None) -> list[Message] | None:
+    """A row's messages if they need no tools, so that they can serve as a prompt with an expected answer; else None."""
     if not isinstance(example, Conversation) or example.tools:
         return None
     plain = all("tool_calls" not in message and message["role"] != "tool" for message in example.messages)
@@ -123,7 +123,7 @@ def split_file(data: Path, split: str) -> Path:
 
 
 def write_split(path: Path, spool: RowSpool, sequences: Iterable[Sequence[int]]) -> None:
-    """Write sequences of rows as an Arrow stream with input_ids, labels and the lengths of the rows in each."""
+    """Write sequences of rows as an Arrow stream with input_ids, labels and row_lengths (of the rows in each sequence)."""
     import pyarrow
 
     integers = pyarrow.list_(pyarrow.int32())
@@ -134,7 +134,7 @@ def write_split(path: Path, spool: RowSpool, sequences: Iterable[Sequence[int]])
 
 
 def record_batches(sequences: Iterable[Sequence[int]], spool: RowSpool) -> Iterator[list[Sequence[int]]]:
-    """Sequences in groups of about a million tokens, so that few of them are in memory at a time."""
+    """Sequences in groups of about a million tokens, to limit memory."""
     group: list[Sequence[int]] = []
     tokens = 0
     for sequence in sequences:
@@ -164,7 +164,7 @@ def record_batch(sequences: Sequence[Sequence[int]], spool: RowSpool, schema: An
 
 
 def load_split(data: Path, split: str) -> datasets.Dataset | None:
-    """A split of a run's data, or None where it has no rows."""
+    """A split of a run's data, or None if it has no rows."""
     import datasets
 
     file = split_file(data, split)
@@ -172,7 +172,7 @@ def load_split(data: Path, split: str) -> datasets.Dataset | None:
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:
-    # A file name that is not UTF-8 holds lone surrogates, which backslashes turn into JSON's own spelling of them.
+    # A file name that is not UTF-8 contains lone surrogates; backslashreplace turns them into JSON escapes.
     with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for value in values:
             file.write(json.dumps(value, ensure_ascii=False) + "\n")

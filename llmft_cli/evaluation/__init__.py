@@ -1,1 +1,1 @@
-"""eval: base against tuned on the same prompts."""
+"""eval: compare base and tuned model on the same prompts."""

@@ -1,4 +1,4 @@
-"""Whether one arm really answers better than another: paired interval and test over the same prompts."""
+"""Compares two arms: paired confidence interval and significance test over the same prompts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 RESAMPLES = 9999
-# Resamples held in memory at once, so that ten thousand prompts need 20 MB and not 800.
+# Resamples in memory at a time: ten thousand prompts need 20 MB instead of 800.
 BATCH = 256
 
 
@@ -29,18 +29,18 @@ class Comparison:
 
 
 def compare(metric: str, a: str, b: str, values_a: Sequence[float], values_b: Sequence[float], seed: int) -> Comparison:
-    """Compare two arms by their values of the same prompts, in the same order.
+    """Compare two arms by their values on the same prompts, in the same order.
 
     The interval is the percentile bootstrap of the mean paired difference (Efron and Tibshirani
-    1993, ch. 13). Not BCa: its correction is 0/0 where the differences are equal, and unstable
-    where most are tied, which is what exact match over a few prompts gives.
-    The p-value is of the paired sign-flip permutation test (Fisher 1935): how often the mean
-    difference is at least as far from zero when each difference has a random sign. It is exact
-    up to 13 prompts and drawn at random beyond.
+    1993, ch. 13). BCa is not used: its correction is 0/0 if all differences are equal, and unstable
+    if most are tied, as with exact match over a few prompts.
+    The p-value is that of the paired sign-flip permutation test (Fisher 1935): how often the mean
+    difference is at least as far from zero when each difference gets a random sign. It is exact
+    for up to 13 prompts and sampled for more.
 
     Args:
-        metric, a, b: names, kept as they are.
-        values_a, values_b: one value a prompt; at least one pair.
+        metric, a, b: names for the result.
+        values_a, values_b: one value per prompt; at least one pair.
         seed: of the resampling.
     """
     import numpy

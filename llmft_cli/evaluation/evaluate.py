@@ -1,9 +1,9 @@
-"""eval: base and tuned on the same held-out rows and the same prompts."""
+"""eval: compare base and tuned model on the same held-out rows and the same prompts."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
@@ -58,33 +58,22 @@ def evaluate(
 
     Args:
         prompts_file: prompts to answer; the run's held-out rows by default.
-        name: of this evaluation; the prompt file's name by default.
+        name: of this evaluation; by default the prompt file's stem, or `held-out`.
 
     Raises:
-        StageError: the run is not trained or stale, has this evaluation already, or has nothing to evaluate on.
+        StageError: the run is not trained or is stale, already has this evaluation, or has nothing to evaluate on.
         DataError: the prompt file cannot be used.
     """
     name = valid_name(name or (prompts_file.stem if prompts_file else HELD_OUT_NAME))
     prompts = read_prompts(prompts_file) if prompts_file else held_out_prompts(run)
     run.require("train", allow_stale)
     if not prompts and load_split(run.data, VALIDATION) is None:
-        raise StageError(f"{run.path} held no rows out, so there is nothing to evaluate on", "give prompts with --prompts FILE")
-    inputs = {"adapter": hash_path(run.adapter)}
-    if prompts_file:
-        inputs[str(prompts_file.resolve())] = hash_file(prompts_file)
-    with run.stage(f"eval/{name}", settings.of_command(config, "eval"), inputs, overwrite) as record:
+        raise StageError(f"{run.path} has no held-out rows to evaluate on", "give prompts with --prompts FILE")
+    with run.stage(f"eval/{name}", settings.of_command(config, "eval"), input_hashes(run, prompts_file), overwrite) as record:
         tuned = load_tuned(run, config, reporter, allow_stale)
         losses = held_out_losses(tuned, run, config, reporter)
-        predictions = predict(tuned, prompts, config, reporter)
-        summary = Summary(
-            run=str(run.path),
-            name=name,
-            model=config.model,
-            arms={arm: arm_scores(arm, losses.get(arm), predictions) for arm in ARMS},
-            comparisons=comparisons_of(predictions, config.seed),
-            predictions=predictions,
-            settings=settings.of_command(config, "eval"),
-        )
+        summary = summarise(run, name, config, losses, predict(tuned, prompts, config, reporter))
+        folder = run.evaluations / name
         result = EvalResult(
             name=name,
             headline=report.headline(summary),
@@ -92,10 +81,10 @@ def evaluate(
             held_out_tokens=losses[BASE].tokens if losses else 0,
             arms=summary.arms,
             comparisons=summary.comparisons,
-            report=str(run.evaluations / name / "report.html"),
+            report=str(folder / "report.html"),
         )
-        with replacing_directory(run.evaluations / name) as folder:
-            write(folder, summary, result)
+        with replacing_directory(folder) as new_folder:
+            write(new_folder, summary, result)
         record.outputs.append(f"eval/{name}")
         record.facts |= {"arms": {arm: asdict(scores) for arm, scores in summary.arms.items()}, "versions": versions()}
     return result
@@ -103,8 +92,29 @@ def evaluate(
 
 def valid_name(name: str) -> str:
     if not name or name != Path(name).name or name.startswith("."):
-        raise UsageError(f"--name {name!r} cannot name a folder")
+        raise UsageError(f"--name {name!r} is not a valid folder name")
     return name
+
+
+def input_hashes(run: RunDir, prompts_file: Path | None) -> dict[str, str]:
+    hashes = {"adapter": hash_path(run.adapter)}
+    if prompts_file:
+        hashes[str(prompts_file.resolve())] = hash_file(prompts_file)
+    return hashes
+
+
+def summarise(
+    run: RunDir, name: str, config: Config, losses: Mapping[str, HeldOutLoss], predictions: list[Prediction]
+) -> Summary:
+    return Summary(
+        run=str(run.path),
+        name=name,
+        model=config.model,
+        arms={arm: arm_scores(arm, losses.get(arm), predictions) for arm in ARMS},
+        comparisons=comparisons_of(predictions, config.seed),
+        predictions=predictions,
+        settings=settings.of_command(config, "eval"),
+    )
 
 
 def held_out_prompts(run: RunDir) -> list[Prompt]:
@@ -113,7 +123,7 @@ def held_out_prompts(run: RunDir) -> list[Prompt]:
 
 
 def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Reporter) -> dict[str, HeldOutLoss]:
-    """Loss of both arms on the held-out split; empty where nothing was held out."""
+    """Loss of both arms on the held-out split; empty if nothing was held out."""
     from llmft_cli.training.step.row_separation import settle_rows
 
     rows = load_split(run.data, VALIDATION)
@@ -130,7 +140,7 @@ def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Re
 
 
 def predict(tuned: TunedModel, prompts: Sequence[Prompt], config: Config, reporter: Reporter) -> list[Prediction]:
-    """Both arms' greedy answers to every prompt, scored where an answer is expected."""
+    """Greedy answers of both arms to every prompt, scored if an answer is expected."""
     try:
         ids = [tuned.encoder.prompt(prompt.messages) for prompt in prompts]
     except RowError as error:

@@ -1,6 +1,6 @@
-"""Text metrics of one answer against one expected answer: shares from 0 (nothing right) to 1 (the same).
+"""Text metrics of an answer against an expected answer, from 0 (nothing right) to 1 (identical).
 
-Two empty texts agree (1) and an empty one agrees with no other text (0), in every metric.
+In every metric, two empty texts score 1, and an empty and a non-empty text score 0.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from collections.abc import Callable
 from typing import Any
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
-# Chinese characters and Japanese kana: written without spaces, so each one counts as a word.
+# Chinese characters and Japanese kana are written without spaces, so each counts as a word.
 SPACELESS = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
 
 
 def normalised(text: str) -> str:
-    """Lower case, without punctuation and English articles, white space folded.
+    """Lower case, without punctuation and English articles, white space collapsed.
 
     As `normalize_answer` of the SQuAD v1.1 evaluation script (Rajpurkar et al. 2016,
-    arXiv:1606.05250), with three additions that leave plain English as it is there: letters are
-    composed (NFC), all of Unicode's punctuation goes, not only ASCII's (as in MLQA's script), and a
-    text that is nothing but articles or punctuation keeps them. Without the last, the expected
-    answer "A" of a multiple choice would equal an empty answer.
+    arXiv:1606.05250), with three additions that do not affect plain English: letters are
+    composed (NFC), all Unicode punctuation is removed, not only ASCII (as in MLQA's script), and a
+    text of only articles or punctuation keeps them. Otherwise the expected answer "A" of a
+    multiple-choice question would equal an empty answer.
     """
     lower = unicodedata.normalize("NFC", text).lower()
     bare = "".join(character for character in lower if not is_punctuation(character))
@@ -38,7 +38,7 @@ def is_punctuation(character: str) -> bool:
 
 
 def exact_match(answer: str, expected: str) -> float:
-    """1 where both texts are equal after `normalised` (SQuAD v1.1's exact match), else 0."""
+    """1 if both texts are equal after `normalised` (SQuAD v1.1's exact match), else 0."""
     return float(normalised(answer) == normalised(expected))
 
 
@@ -46,7 +46,7 @@ def token_f1(answer: str, expected: str) -> float:
     """Harmonic mean of precision and recall over the words of the normalised texts.
 
     SQuAD v1.1's F1 (Rajpurkar et al. 2016), with SQuAD v2.0's rule for empty texts. Words are
-    split at white space, and each Chinese character (as in MLQA) and Japanese kana is one.
+    separated by white space; each Chinese character (as in MLQA) and Japanese kana is a word.
     """
     answer_words = SPACELESS.sub(r" \1 ", normalised(answer)).split()
     expected_words = SPACELESS.sub(r" \1 ", normalised(expected)).split()
@@ -57,11 +57,11 @@ def token_f1(answer: str, expected: str) -> float:
 
 
 class UnicodeTokenizer:
-    """Words for rouge-score, whose own tokenizer drops every letter outside a-z.
+    """Tokenizer for rouge-score, whose own drops every letter outside a-z.
 
-    The same words as its own for ASCII text. Runs of letters, marks and digits of any script are
-    words, each Chinese character and Japanese kana is one, and a text without any (an emoji, "+")
-    is split at white space instead of vanishing.
+    Gives the same words for ASCII text. Runs of letters, marks and digits of any script are words,
+    as is each Chinese character and Japanese kana; a text without any (an emoji, "+") is split at
+    white space.
     """
 
     def tokenize(self, text: str) -> list[str]:

@@ -13,21 +13,21 @@ from llmft_cli.data.forms.formats import Message, RowError, parse_prompt_message
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages that the assistant is to answer, and the answer that is expected, if any."""
+    """Messages for the assistant to answer, and the expected answer, if any."""
 
     messages: list[Message]
     expected: str | None
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Prompts of a file: `.txt` has one a line, `.jsonl` objects with `prompt` or `messages`, and optionally `expected`.
+    """The prompts in a file: one per line in `.txt`; in `.jsonl` objects with `prompt` or `messages`, and optional `expected`.
 
     Raises:
-        DataError: the file is missing, empty or of another type, or a line of it is not a prompt.
+        DataError: the file is missing, empty or of another type, or a line is not a prompt.
     """
     if path.suffix not in (".txt", ".jsonl"):
         raise DataError(
-            f"{path} is not a prompt file", "give a .txt with one prompt a line, or a .jsonl with `prompt` and `expected`"
+            f"{path} is not a prompt file", "give a .txt with one prompt per line, or a .jsonl with `prompt` and `expected`"
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -1,7 +1,7 @@
-"""The evaluation report for people, as Markdown and as one self-contained HTML page.
+"""The evaluation report, as Markdown and as a self-contained HTML page.
 
-Everything a model or a prompt file wrote is hostile until shown otherwise: control characters
-become visible escapes, HTML is escaped by the template engine, Markdown is fenced or escaped.
+Text from models and prompt files is untrusted: control characters become visible escapes,
+the template engine escapes HTML, and Markdown is fenced or escaped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmft_cli.evaluation.results import LOWER_IS_BETTER, ArmScores, Prediction,
 
 MAIN_METRIC = "token_f1"
 ARM_LABELS = {"base": "the base model", "tuned": "the tuned model"}
-# Gains closer to zero than this are rounding, not a difference.
+# Smaller gains are rounding errors.
 EQUAL_WITHIN = 1e-9
 SIGNIFICANT_BELOW = 0.05
 LOSSES_NAMED = 10
@@ -26,7 +26,7 @@ MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|~#$])")
 
 @dataclass(frozen=True)
 class Focus:
-    """The two arms that the headline and the order of the prompts are about."""
+    """The two arms that the headline and the order of the prompts compare."""
 
     a: str
     b: str
@@ -35,7 +35,7 @@ class Focus:
 
 @dataclass(frozen=True)
 class Case:
-    """A prediction with its place in the prompt file, from 1, and how much better b is than a in the main metric."""
+    """A prediction with its number in the prompt file, from 1, and b's gain over a in the main metric."""
 
     number: int
     prediction: Prediction
@@ -52,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of all arms; `best` are the arms with the best value, where they differ."""
+    """One metric of all arms; `best` are the arms with the best value, if they differ."""
 
     metric: str
     values: dict[str, float | None]
@@ -83,7 +83,7 @@ def prompts(count: int) -> str:
 
 
 def focus_of(summary: Summary) -> Focus | None:
-    """The first comparison in the main metric, else the first two arms; None with a single arm."""
+    """The first comparison in the main metric, else the first two arms; None for a single arm."""
     for comparison in summary.comparisons:
         if comparison.metric == MAIN_METRIC:
             return Focus(comparison.a, comparison.b, comparison)
@@ -118,7 +118,7 @@ def metric_rows(arms: dict[str, ArmScores]) -> list[MetricRow]:
 
 
 def headline(summary: Summary) -> str:
-    """The result in one sentence of plain words, whichever way it went."""
+    """The result in one plain sentence."""
     focus = focus_of(summary)
     if focus is None:
         (arm,) = summary.arms
@@ -162,7 +162,7 @@ def loss_finding(loss_a: float | None, loss_b: float | None) -> str:
 
 
 def balance(summary: Summary, cases: list[Case]) -> str:
-    """How many prompts got better and worse, in one line; empty where nothing was scored."""
+    """How many prompts got better and worse, in one line; empty if nothing was scored."""
     focus = focus_of(summary)
     count = Counter(case.verdict for case in cases)
     if focus is None or count["unscored"] == len(cases):
@@ -175,7 +175,7 @@ def balance(summary: Summary, cases: list[Case]) -> str:
 
 
 def largest_losses(cases: list[Case]) -> list[Case]:
-    """The worst regressions, worst first: their answers stand far down, so the top names them."""
+    """The worst regressions, worst first. They are listed at the top, since their answers are far down."""
     worse = [case for case in cases if case.verdict == "worse"]
     return sorted(worse, key=lambda case: case.gain or 0.0)[:LOSSES_NAMED]
 
@@ -232,14 +232,14 @@ def markdown_case(case: Case) -> str:
 
 
 def inline(text: str) -> str:
-    """`text` as literal words within one line or table cell of Markdown."""
+    """`text` as literal words in one line or table cell of Markdown."""
     one_line = " ".join(visible(text.replace("\n", "⏎")).split())
     entities = re.sub("<(?! )", "&lt;", one_line.replace("&", "&amp;")).replace(">", "&gt;")
     return MARKDOWN_SPECIAL.sub(r"\\\1", entities)
 
 
 def fenced(text: str) -> str:
-    """`text` in a code block whose fence is longer than any run of backticks in it."""
+    """`text` in a code block with a fence longer than any run of backticks in it."""
     shown = visible(text)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
     return f"{fence}text\n{shown}\n{fence}"
@@ -252,7 +252,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def html(summary: Summary) -> str:
-    """The report as one HTML page: no scripts, nothing loaded from elsewhere."""
+    """The report as an HTML page without scripts or external resources."""
     page = template("llmft_cli.evaluation", "report.html.jinja", [label, number, signed, interval, probability, case_title])
     cases = cases_of(summary)
     return page.render(

@@ -1,4 +1,4 @@
-"""What an evaluation found, as typed values: the source of summary.json, predictions.jsonl and the report."""
+"""The results of an evaluation: the source of summary.json, predictions.jsonl and the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from llmft_cli.evaluation.comparison import Comparison
 
-# How people read the metrics' names.
+# Display names of the metrics.
 LABELS = {
     "loss": "held-out loss",
     "perplexity": "perplexity",
@@ -25,12 +25,12 @@ def label(metric: str) -> str:
 
 @dataclass(frozen=True)
 class ArmScores:
-    """Headline numbers of one arm; None where there was nothing to measure.
+    """Mean scores of one arm; None if there was nothing to measure.
 
     Args:
         loss: mean cross-entropy of the run's held-out split, nats per supervised token.
         perplexity: exp(loss).
-        exact_match, token_f1, rouge_l, chrf: means, 0 to 1, over the prompts that have an expectation.
+        exact_match, token_f1, rouge_l, chrf: means from 0 to 1 over the prompts with an expected answer.
     """
 
     loss: float | None = None
@@ -43,13 +43,13 @@ class ArmScores:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One prompt and what each arm answered.
+    """One prompt and the answers of all arms.
 
     Args:
         messages: the prompt's messages, each with role and content.
         expected: the expected answer, or None.
         answers: answer by arm.
-        scores: text metrics by arm; empty where nothing is expected.
+        scores: text metrics by arm; empty without an expected answer.
     """
 
     messages: list[dict[str, str]]
@@ -64,12 +64,12 @@ class Summary:
 
     Args:
         run: the run's path.
-        name: tells the evaluation from the run's others.
+        name: of the evaluation, unique in the run.
         model: the base model.
-        arms: scores by arm, the one to beat first.
-        comparisons: one for each pair of arms and metric, wherever prompts have an expectation.
+        arms: scores by arm, the baseline first.
+        comparisons: one for each pair of arms and metric, if prompts have expected answers.
         predictions: in the order of the prompts.
-        settings: what it ran with, by name.
+        settings: of the evaluation, by name.
     """
 
     run: str

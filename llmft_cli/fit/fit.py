@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import ConfigError, MachineError, OutOfMemory
 from llmft_cli.base.reporter import Reporter
-from llmft_cli.fit.host_resources import HostResources
-from llmft_cli.fit.plans import Plans, consider_plans, host_resources_of, longest_that_fits, measure_plan, trainable
+from llmft_cli.fit.host_resources import HostResources, host_resources
+from llmft_cli.fit.target_gpu import TargetGpu, for_gpu, limit
+from llmft_cli.models import random_model
 from llmft_cli.models.config_lookup import shape_of
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
     import datasets
+    from peft import PeftModel
+    from transformers import PreTrainedConfig
 
-    from llmft_cli.gpu.gpus import Gpu
-    from llmft_cli.gpu.probes import Probe
     from llmft_cli.run_dir import RunDir
     from llmft_cli.settings.compute_types import Abilities
+    from llmft_cli.training.plan import Plan
     from llmft_cli.training.planning.options import Option
-    from llmft_cli.training.planning.speed import Rates
+    from llmft_cli.training.planning.simulation import BatchShape
     from llmft_cli.training.profiling.measuring import Measured
 
-
-@dataclass(frozen=True)
-class TargetGpu:
-    """The GPU that a training must fit: its free memory, and its measured rates; `device` is None if it is not here."""
-
-    name: str
-    available_bytes: int
-    device: str | None
-    rates: Rates | None
+SHORTEST_LENGTH = 64
 
 
 @dataclass(frozen=True)
@@ -91,20 +85,27 @@ class Fit:
     tokens_per_batch: int | None = None
 
 
-def freest_gpu(gpus: Sequence[Gpu], probes: Sequence[Probe], count: int) -> TargetGpu | None:
-    """Of torch's GPUs, the one with the `count`-th most free memory: training on `count` GPUs must fit it. None if too few."""
-    from llmft_cli.training.planning.speed import Rates
+@dataclass(frozen=True)
+class Plans:
+    """The plans that were considered for a training.
 
-    usable = [gpu for gpu in gpus if gpu.device is not None and gpu.memory_free_bytes is not None]
-    usable.sort(key=lambda gpu: -(gpu.memory_free_bytes or 0))
-    if len(usable) < count:
-        return None
-    gpu = usable[count - 1]
-    rates = None
-    for probe in probes:
-        if probe.device == gpu.device and probe.flops_per_second and probe.bandwidth_bytes_per_second:
-            rates = Rates(probe.flops_per_second, probe.bandwidth_bytes_per_second)
-    return TargetGpu(f"GPU {gpu.index}: {gpu.name}", gpu.memory_free_bytes or 0, gpu.device, rates)
+    Attributes:
+        model: on `meta`, without a plan.
+        batch_of: the largest batch of a number of sequences.
+        available_bytes: the GPU memory that the training may use; None without a limit.
+        chosen: None if no plan fits.
+    """
+
+    model: PeftModel
+    batch_of: Callable[[int], BatchShape]
+    available_bytes: int | None
+    options: list[Option]
+    chosen: Option | None
+
+    @property
+    def best(self) -> Option:
+        """The chosen plan, or the most frugal one if none fits."""
+        return self.chosen or min(self.options, key=lambda option: option.required_bytes)
 
 
 def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Reporter, *, measure: bool = False) -> Fit:
@@ -120,6 +121,7 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
         ConfigError: these settings cannot be predicted.
         MachineError: there is no GPU to measure on.
     """
+    from llmft_cli.training.loop import schedule
     from llmft_cli.training.planning.decide import filled
 
     check_request(config, gpu, measure)
@@ -127,16 +129,16 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
     config, able = for_gpu(filled(config, sequences), gpu, reporter)
     shape, weights_here = shape_of(config, reporter)
     reporter.note(f"simulating training steps of {config.model}")
-    model, rates = trainable(shape, config, "meta", able=able), gpu.rates if gpu else None
-    plans = consider_plans(config, model, sequences, limit(gpu, config.max_vram), rates)
+    plans = consider_plans(config, trainable(shape, config, "meta", able=able), sequences, gpu)
     measured = None
     if measure and plans.chosen and gpu and gpu.device:
         reporter.note(f"building {config.model} with random weights on {gpu.name}")
         measured = measure_plan(shape, config, plans.chosen, plans.batch_of(plans.chosen.plan.batch_size), gpu.device)
-    best, available = plans.best, plans.available_bytes
+    best, available, rates = plans.best, plans.available_bytes, gpu.rates if gpu else None
+    tokens = schedule.training_tokens(sequences, config) if sequences and rates else None
     return Fit(
         model=config.model,
-        fitting_length=None if plans.chosen or run else longest_that_fits(model, config, available),
+        fitting_length=None if plans.chosen or run else longest_that_fits(plans.model, config, available),
         fits=None if available is None else plans.chosen is not None,
         card=gpu.name if gpu else None,
         available_bytes=available,
@@ -145,7 +147,7 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
         required_bytes=best.required_bytes,
         breakdown=asdict(best.breakdown),
         tokens_per_second=best.tokens_per_second if rates else None,
-        training_seconds=training_seconds(sequences, config, best.tokens_per_second) if rates and sequences else None,
+        training_seconds=None if tokens is None else tokens / best.tokens_per_second,
         measured=measured,
         footprint=host_resources_of(plans, config, weights_here),
         options=[plan_option(option, plans, measured_speed=rates is not None) for option in plans.options],
@@ -153,24 +155,26 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
     )
 
 
-def for_gpu(config: Config, gpu: TargetGpu | None, reporter: Reporter) -> tuple[Config, Abilities | None]:
-    """The settings with `compute_dtype` resolved, and the GPU's abilities; bf16 and None if the GPU is not here."""
-    import torch
+def consider_plans(config: Config, model: PeftModel, sequences: datasets.Dataset | None, gpu: TargetGpu | None) -> Plans:
+    from llmft_cli.training.planning.decide import considered, longest_batches, worst_batches
+    from llmft_cli.training.planning.options import choose
+    from llmft_cli.training.planning.speed import REFERENCE_RATES
 
-    from llmft_cli.training.fast.kernels.select import abilities_of
-
-    if gpu is not None and gpu.device is not None:
-        device = torch.device(gpu.device)
-        return compute_types.settled(config, device, reporter), abilities_of(device)
-    is_auto = config.compute_dtype == compute_types.AUTO
-    return replace(config, compute_dtype=compute_types.BF16) if is_auto else config, None
+    batch_of = longest_batches(config) if sequences is None else worst_batches(sequences, config.tokens_per_batch)
+    available = limit(gpu, config.max_vram)
+    rates = gpu.rates if gpu else None
+    options, kind = considered(model, config, batch_of, available, rates or REFERENCE_RATES)
+    return Plans(model, batch_of, available, options, choose(options, available, kind))
 
 
-def limit(gpu: TargetGpu | None, max_vram: int | None) -> int | None:
-    """GPU memory in bytes that the training may use; None without a limit."""
-    if gpu is None:
-        return max_vram
-    return gpu.available_bytes if max_vram is None else min(gpu.available_bytes, max_vram)
+def host_resources_of(plans: Plans, config: Config, weights_here: bool) -> HostResources:
+    plan = plans.best.plan
+    return host_resources(
+        plans.model,
+        replace(config, optim=plan.optim),
+        weights_here=weights_here,
+        offloaded_tokens=plans.batch_of(plan.batch_size).tokens if plan.activation_offloading else 0,
+    )
 
 
 def check_request(config: Config, gpu: TargetGpu | None, measure: bool) -> None:
@@ -185,6 +189,26 @@ def check_request(config: Config, gpu: TargetGpu | None, measure: bool) -> None:
         raise MachineError("--measure needs a GPU, and there is none here", "omit --measure, or run it on a machine with a GPU")
 
 
+def trainable(
+    shape: PreTrainedConfig, config: Config, device: str, plan: Plan | None = None, able: Abilities | None = None
+) -> PeftModel:
+    """A model of the shape with an adapter: with random weights and a plan applied, or, on `meta`, without a plan.
+
+    Args:
+        able: the abilities of the GPU that `meta` stands for; None means all.
+    """
+    import torch
+
+    from llmft_cli.training.step.tuned_model import apply_plan, make_trainable
+
+    dtype = compute_types.torch_type(config.compute_dtype)
+    base = random_model.build(shape, torch.device(device), config.quantization, dtype)
+    model = make_trainable(base, config, config.model, able)
+    if plan is not None:
+        apply_plan(model, plan)
+    return model
+
+
 def training_sequences(run: RunDir) -> datasets.Dataset:
     from llmft_cli.data.store import TRAIN, load_split
 
@@ -194,10 +218,29 @@ def training_sequences(run: RunDir) -> datasets.Dataset:
     return sequences
 
 
-def training_seconds(sequences: datasets.Dataset, config: Config, tokens_per_second: float) -> float:
-    from llmft_cli.training.loop import schedule
+def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | None) -> int | None:
+    """Halve the sequence length until the most frugal plan fits, with one sequence per batch; None if none fits.
 
-    return schedule.training_tokens(sequences, config) / tokens_per_second
+    If batches are filled by tokens, the requested length itself is tried first.
+    """
+    from llmft_cli.training.planning.decide import considered, longest_batches
+    from llmft_cli.training.planning.speed import REFERENCE_RATES
+
+    single = replace(config, batch_size=1, gradient_accumulation_steps=1, tokens_per_batch=None, plan="frugal")
+    length = config.max_seq_length if config.tokens_per_batch else config.max_seq_length // 2
+    while length >= SHORTEST_LENGTH:
+        shorter = replace(single, max_seq_length=length)
+        found, _kind = considered(model, shorter, longest_batches(shorter), available_bytes, REFERENCE_RATES)
+        if any(option.fits(available_bytes) for option in found):
+            return length
+        length //= 2
+    return None
+
+
+def measure_plan(shape: PreTrainedConfig, config: Config, option: Option, batch: BatchShape, device: str) -> Measured:
+    from llmft_cli.training.profiling import measuring
+
+    return measuring.measure(trainable(shape, config, device, option.plan), batch, option.plan.optim)
 
 
 def plan_option(option: Option, plans: Plans, measured_speed: bool) -> PlanOption:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from llmft_cli.training.planning.memory import Breakdown
-
 STORED_BYTES = 2  # per value in a 16-bit safetensors file
 FP32_BYTES = 4
 # Names, shapes and offsets: 112 to 132 bytes per tensor measured.
@@ -33,16 +31,10 @@ CHECKPOINT_SMALL_FILES_BYTES = 60 * 1024
 TOKENIZER_BYTES_PER_TOKEN = 75
 # `save_pretrained` writes shards of this size, and copies a whole shard from the GPU at a time.
 SHARD_BYTES = 50 * 10**9
-# Python with all libraries on a CPU: 430 MiB of its own and 155 MiB of mapped libraries, both in merging and in training.
-CPU_PROCESS_BYTES = 585 * 2**20
-# The same with CUDA: the merge of Llama-2-7B on an H100, minus 13.48 GB of weights and 0.08 GB of logits
+# Python with all libraries and CUDA: the merge of Llama-2-7B on an H100, minus 13.48 GB of weights and 0.08 GB of logits
 # (benchmarks/results/workflow-llama-2-7b-h100.json: 15.23 GB).
 CUDA_PROCESS_BYTES = 1_700_000_000
-# Per value of a weight that bitsandbytes 0.50.2 quantises on a CPU: 600 MiB measured for 45 million values.
-QUANTIZING_BYTES = 14
 LOADING_THREADS = 4  # transformers' `GLOBAL_WORKERS`
-# Per value: PEFT computes the LoRA update in fp32 and scales it into a second tensor.
-ADDEND_BYTES = 2 * FP32_BYTES
 # glibc keeps freed allocations below this size in the process (M_MMAP_THRESHOLD_MAX).
 KEPT_BELOW_BYTES = 32 * 2**20
 
@@ -79,7 +71,6 @@ def host_resources(
     config: Config,
     *,
     weights_here: bool,
-    cpu_step: Breakdown | None = None,
     offloaded_tokens: int = 0,
 ) -> HostResources:
     """Predict the disk and RAM for training and merging.
@@ -87,7 +78,6 @@ def host_resources(
     Args:
         model: from `tuned_model.make_trainable`, on the `meta` device; may have no adapter.
         weights_here: whether the base's 16-bit weights are on this machine.
-        cpu_step: the predicted memory of a training step on the CPU; None for a GPU.
         offloaded_tokens: tokens in a pass whose checkpointed layers offload their inputs to the host; 0 without.
     """
     base = [count_values(weights) for weights in model.parameters() if not weights.requires_grad]
@@ -95,17 +85,13 @@ def host_resources(
     probe_tokens = PROBE_ROWS * min(PROBE_TOKENS, config.max_seq_length)
     vocabulary: int = model.config.get_text_config().vocab_size
     tokenizer_bytes = TOKENIZER_BYTES_PER_TOKEN * vocabulary
-    if cpu_step is None:
-        training_ram_bytes = training_ram_on_gpu(model, config, max(base)) + offloaded_bytes(model, offloaded_tokens)
-    else:
-        training_ram_bytes = training_ram_on_cpu(model, cpu_step)
     return HostResources(
         parameters=sum(base),
         model_download_bytes=0 if weights_here else weights_bytes,
         training_disk_bytes=most_checkpoints(config) * checkpoint_bytes(model, config.optim) + tokenizer_bytes,
-        training_ram_bytes=training_ram_bytes,
+        training_ram_bytes=training_ram_on_gpu(model, config, max(base)) + offloaded_bytes(model, offloaded_tokens),
         merging_disk_bytes=weights_bytes + tokenizer_bytes,
-        merging_ram_bytes=merging_ram(model, probe_tokens, on_gpu=cpu_step is None),
+        merging_ram_bytes=merging_ram(model, probe_tokens),
         mapped_weights_bytes=weights_bytes,
     )
 
@@ -169,31 +155,15 @@ def computed_bytes(model: torch.nn.Module) -> int:
     return next(weights.itemsize for weights in model.parameters() if not weights.requires_grad and weights.is_floating_point())
 
 
-def training_ram_on_cpu(model: torch.nn.Module, step: Breakdown) -> int:
-    """The larger of: the step without dense weights (they stay in the mapped files), and quantising the last weight."""
-    from llmft_cli.training.planning.memory import holdings
-
-    training = step.total - step.dense_weights - holdings(model).cublas_bytes()
-    quantized = [count_values(weights) for weights in model.parameters() if hasattr(weights, "quant_state")]
-    loading = step.quantized_weights + max(quantized, default=0) * QUANTIZING_BYTES
-    return CPU_PROCESS_BYTES + max(training, loading)
-
-
-def merging_ram(model: PeftModel | PreTrainedModel, probe_tokens: int, on_gpu: bool) -> int:
-    """Logits of the probes, and merged weights: on a CPU those that the adapter changes, on a GPU one shard.
+def merging_ram(model: PeftModel | PreTrainedModel, probe_tokens: int) -> int:
+    """The process, logits of the probes, and one shard of merged weights on its way to the disk.
 
     The logits of base and base + adapter exist while the model is merged and saved. The comparison adds the merged
     model's logits and, row by row, five more tensors (log-probabilities of both, and their divergence). By then, large
     weights have been returned to the system.
     """
-    if on_gpu:
-        process, addend_bytes = CUDA_PROCESS_BYTES, 0
-        merged = [count_values(weights) * STORED_BYTES for weights in model.parameters() if not weights.requires_grad]
-    else:
-        adapted: list[Any] = [module for module in model.modules() if hasattr(module, "lora_A")]
-        merged = [count_values(module.base_layer.weight) * STORED_BYTES for module in adapted]
-        process, addend_bytes = CPU_PROCESS_BYTES, max(merged, default=0) // STORED_BYTES * ADDEND_BYTES
+    merged = [count_values(weights) * STORED_BYTES for weights in model.parameters() if not weights.requires_grad]
     logits = probe_tokens * model.config.get_text_config().vocab_size * FP32_BYTES
-    merging = min(sum(merged), SHARD_BYTES) + addend_bytes + 2 * logits
+    merging = min(sum(merged), SHARD_BYTES) + 2 * logits
     comparing = sum(size for size in merged if size < KEPT_BELOW_BYTES) + 3 * logits + 5 * logits // PROBE_ROWS
-    return process + max(merging, comparing)
+    return CUDA_PROCESS_BYTES + max(merging, comparing)

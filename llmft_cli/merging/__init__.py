@@ -1,1 +1,1 @@
-"""merge: fold the adapter into the base model, and verify the result."""
+"""merge: merge the adapter into the base model, and verify the result."""

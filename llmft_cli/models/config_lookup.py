@@ -1,4 +1,4 @@
-"""The shape of a base model by its name, with its weights left where they are."""
+"""Looks up the config of a base model by name, without downloading its weights."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ INDEX_FILE = "model.safetensors.index.json"
 def shape_of(config: Config, reporter: Reporter) -> tuple[PreTrainedConfig, bool]:
     """The config of the base model that the settings name, and whether its 16-bit weights are on this machine.
 
-    What is here or on the Hub counts first, then the table of published shapes. Nothing large is
-    downloaded or converted; where the built-in model or a GGUF file is not converted yet, the answer is False.
+    Looks on this machine, then on the Hub, then in the table of published configs. Nothing large is
+    downloaded or converted; the second value is False if the built-in model or a GGUF file is not converted yet.
 
     Raises:
-        ModelError: the shape cannot be had, is no causal language model's, or the model is quantised already.
+        ModelError: there is no config, it is not a causal language model's, or the model is already quantised.
     """
     shape, here = found_shape(config, reporter)
     check_can_be_tuned(config, shape)
@@ -51,14 +51,14 @@ def found_shape(config: Config, reporter: Reporter) -> tuple[PreTrainedConfig, b
         published = known_shape(config.model)
         if published is None:
             raise
-        reporter.warn(f"{error}: its published shape is taken")
+        reporter.warn(f"{error}; using its published config")
         return published, False
     shape = read_shape(config.model, source.path, trust_remote_code=config.trust_remote_code)
     return shape, has_weights(source.path)
 
 
 def converted(name: str, sha256: str) -> Path:
-    """Where a GGUF model's 16-bit weights are kept once they are converted."""
+    """The directory of a GGUF model's converted 16-bit weights."""
     return builtin.cache_dir() / f"{name}-{sha256[:12]}"
 
 
@@ -66,7 +66,7 @@ def read_shape(name: str, folder: Path, **options: Any) -> PreTrainedConfig:
     """The config in a model directory, or in the metadata of a GGUF file.
 
     Raises:
-        ModelError: it cannot be read, or needs code that may not run.
+        ModelError: it cannot be read, or needs remote code that is not trusted.
     """
     try:
         shape: PreTrainedConfig = import_transformers().AutoConfig.from_pretrained(folder, **options)
@@ -76,7 +76,7 @@ def read_shape(name: str, folder: Path, **options: Any) -> PreTrainedConfig:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a model directory holds all its safetensors files, not only their index."""
+    """Whether a model directory has all its safetensors files, not only their index."""
     index = folder / INDEX_FILE
     if not index.is_file():
         return bool(list(folder.glob("*.safetensors")))
@@ -85,10 +85,10 @@ def has_weights(folder: Path) -> bool:
 
 
 def check_can_be_tuned(config: Config, shape: PreTrainedConfig) -> None:
-    """Refuse what QLoRA cannot start from.
+    """Check that QLoRA can fine-tune this model.
 
     Raises:
-        ModelError: the model is quantised already, or is no causal language model.
+        ModelError: the model is already quantised, or is not a causal language model.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -96,12 +96,12 @@ def check_can_be_tuned(config: Config, shape: PreTrainedConfig) -> None:
     if quantized:
         method = quantized.get("quant_method", "unnamed method")
         raise ModelError(
-            f"the weights of {config.model} are quantised already ({method})",
-            "name the 16-bit model that it was made from: --quantization quantises it when it is loaded",
+            f"the weights of {config.model} are already quantised ({method})",
+            "use the original 16-bit model: --quantization quantises it at load time",
         )
     own_code = config.trust_remote_code and "AutoModelForCausalLM" in (getattr(shape, "auto_map", None) or {})
     if type(shape) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:
         raise ModelError(
-            f"{config.model} is no causal language model (its model_type is {shape.model_type})",
-            f"name one that continues text, {model_source.BUILTIN_HINT}",
+            f"{config.model} is not a causal language model (its model_type is {shape.model_type})",
+            f"choose a text generation model, {model_source.BUILTIN_HINT}",
         )

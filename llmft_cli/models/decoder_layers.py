@@ -1,4 +1,4 @@
-"""The layers of a model."""
+"""The decoder layers of a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def decoder_layers(model: Any) -> list[Any]:
-    """The layers that transformers can checkpoint, in their order."""
+    """The layers that transformers can checkpoint, in order."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -1,6 +1,6 @@
-"""How long a command will take on a CPU, told before it starts where that is more than an hour.
+"""Warns before a command that will take more than an hour on a CPU.
 
-A CPU does little besides products here, so their number and its rate of products tell the time.
+Nearly all of the time is spent in matrix products, so it follows from their number and the CPU's rate.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     import torch
 
 LONG_SECONDS = 3600
-# What a training step of SmolLM2-135M with 512 tokens reaches of a CPU's rate of products (Zen 3, fp32: benchmarks/LOG.md).
+# Share of a CPU's matrix product rate in a training step of SmolLM2-135M with 512 tokens (Zen 3, fp32: benchmarks/LOG.md).
 SHARE_OF_RATE = 0.7
-# Operations for each token and weight: a product, and in training another one for the gradient of its inputs. Answers
-# are written in products of few rows, which reach about half the rate.
+# Operations per token and weight: a product, and in training a second one for the gradient of the inputs. Generation
+# uses products of few rows, which reach about half the rate.
 FORWARD, TRAINING, ANSWERING = 2, 4, 4
 
 
 def warn_if_long(
     task: str, model: Any, tokens: int, operations: int, device: torch.device, compute_dtype: str, less: str, reporter: Reporter
 ) -> None:
-    """Tell of a task on the CPU that will take more than an hour.
+    """Warn about a task on the CPU that will take more than an hour.
 
     Args:
-        task: what it is called at the beginning of a sentence.
-        tokens: that pass through the model.
+        task: its name, as the subject of the message.
+        tokens: tokens that pass through the model.
         operations: `FORWARD`, `TRAINING` or `ANSWERING`.
-        less: what makes it shorter.
+        less: advice on how to shorten it.
     """
     if device.type != "cpu":
         return
@@ -46,7 +46,7 @@ def warn_if_long(
 
 
 def linear_weights(model: Any) -> int:
-    """Weights of all products that a token takes part in, of adapters too."""
+    """Number of weights in all linear layers, including adapters."""
     linears = (module for module in model.modules() if hasattr(module, "in_features") and hasattr(module, "weight"))
-    # PEFT's layers answer for the layer in them, which comes by itself.
+    # PEFT's layers report the sizes of the layer they wrap, which is counted on its own.
     return sum(linear.in_features * linear.out_features for linear in linears if not hasattr(linear, "base_layer"))

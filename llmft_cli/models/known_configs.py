@@ -1,7 +1,7 @@
-"""Published shapes of models whose config cannot be read without an account, a network or a download.
+"""Published configs of models whose own config needs an account, a network or a download.
 
-Numbers are those of the `config.json` in each model's repository on the Hub. Only what matters for memory
-is here: a model built from it has the right weights, and no others should be loaded into it.
+Values are from the `config.json` in each model's repository on the Hub. Only those that affect memory are
+here: a model built from them has weights of the right shapes, but real weights should not be loaded into it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def llama(
     vocabulary: int, hidden: int, intermediate: int, layers: int, heads: int, key_value_heads: int, positions: int, **more: Any
 ) -> dict[str, Any]:
-    """A shape in the terms of transformers' config; Mistral's config has the same."""
+    """A config in transformers' terms; Mistral's has the same keys."""
     return {
         "vocab_size": vocabulary,
         "hidden_size": hidden,
@@ -78,7 +78,7 @@ SHAPES = {
 
 
 def known_shape(name: str) -> PreTrainedConfig | None:
-    """The config of a well-known model, by its Hub id or as the built-in one; None where it is not in the table."""
+    """The config of a well-known model, by its Hub id or the built-in name; None if it is not in the table."""
     shape = SHAPES.get(name)
     if shape is None:
         return None

@@ -1,4 +1,4 @@
-"""Load a base model's tokenizer and weights."""
+"""Loads a base model's tokenizer and weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     """The tokenizer in a model or run directory.
 
     Raises:
-        ModelError: there is none, or it has no fast version (character offsets are needed for the loss mask).
+        ModelError: there is none, or it has no fast version (the loss mask needs character offsets).
     """
     transformers = import_transformers()
     try:
@@ -37,24 +37,24 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` is the first GPU where there is one.
+    """The device for `cpu`, `cuda` or `auto` (the first GPU, else the CPU).
 
     Raises:
-        MachineError: a GPU is wanted and torch sees none.
+        MachineError: `cuda` is wanted and torch sees no GPU.
     """
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise MachineError("--device cuda, but torch sees no GPU", "see `llmft gpu-check`")
+        raise MachineError("--device cuda, but torch sees no GPU", "run `llmft gpu-check`")
     return torch.device("cuda", 0) if wanted != "cpu" and torch.cuda.is_available() else torch.device("cpu")
 
 
 def load_base(source: ModelSource, device: torch.device, dtype: torch.dtype, quantization: str = "none") -> PreTrainedModel:
-    """The base model in evaluation mode, its weights frozen.
+    """The base model in evaluation mode, with frozen weights.
 
     Args:
         dtype: of the dense weights and of the computation.
-        quantization: `nf4` or `fp4` (4 bits, block scales quantised again), `int8`, or `none`.
+        quantization: `nf4` or `fp4` (4 bits with double quantisation), `int8`, or `none`.
 
     Raises:
         ModelError: transformers cannot load it as a causal language model.
@@ -86,9 +86,9 @@ def quantization_config(quantization: str, dtype: torch.dtype) -> Any:
 
 
 def dense_experts_notice(model: PreTrainedModel) -> str | None:
-    """What of a quantised model stays as it was because bitsandbytes knows linear layers alone; None if it is little.
+    """A notice if a large part of the weights stays unquantised, else None.
 
-    transformers keeps the experts of a mixture as one tensor of three dimensions
+    bitsandbytes quantises only linear layers, and transformers keeps the experts of a mixture in one 3-D tensor
     (https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1849).
     """
     weights = list(model.parameters())
@@ -97,16 +97,16 @@ def dense_experts_notice(model: PreTrainedModel) -> str | None:
     if experts < NOTABLE_SHARE * total:
         return None
     return (
-        f"the experts of this mixture are not quantised, as bitsandbytes does so with linear layers alone: "
+        f"the experts of this mixture are not quantised, since bitsandbytes quantises only linear layers: "
         f"{experts / GIBIBYTE:.1f} of {total / GIBIBYTE:.1f} GiB of weights"
     )
 
 
 def keep_training_layout(model: torch.nn.Module) -> None:
-    """Keep 4-bit weights in the layout that the backward pass reads; called before training.
+    """Keep 4-bit weights in the layout that the backward pass needs; call before training.
 
     On processors with AVX512-BF16, bitsandbytes 0.50.2 repacks them in the first evaluation
-    forward, and every gradient after it is wrong (tests/unit/training/test_evaluation_repacking.py).
+    forward, and every gradient after it is wrong (tests/unit/models/test_evaluation_repacking.py).
     """
     bitsandbytes = import_bitsandbytes()
     for module in model.modules():
@@ -115,7 +115,7 @@ def keep_training_layout(model: torch.nn.Module) -> None:
 
 
 def end_of_answer_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, end_of_turn: int | None) -> list[int]:
-    """Ids that end an answer: the template's end of turn first, and what model and tokenizer call end of text."""
+    """Ids that end an answer: the template's end of turn first, then the eos tokens of tokenizer and model."""
     configured = model.generation_config.eos_token_id
     ids = [end_of_turn, tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])]
     return list(dict.fromkeys(item for item in ids if item is not None))

@@ -1,4 +1,4 @@
-"""Where a base model comes from: the Hub, a local directory, a GGUF file, or the built-in model."""
+"""Finds base models: on the Hub, in a local directory, in a GGUF file, or the built-in one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ModelSource:
     """A base model that is on this machine.
 
     Attributes:
-        name: as the user gave it; an adapter names its base so.
-        path: the directory that holds it.
+        name: as the user gave it; also the base's name in an adapter.
+        path: its directory.
         revision: commit of a Hub model, or None.
-        fingerprint: sha256 over the files' names, sizes and first MiB, to notice another model under the same name.
+        fingerprint: sha256 of the files' names, sizes and first MiB, to detect another model under the same name.
         trust_remote_code: whether code of the model's repository may run.
     """
 
@@ -39,21 +39,21 @@ class ModelSource:
     trust_remote_code: bool = False
 
     def facts(self) -> dict[str, Any]:
-        """For the ledger."""
+        """What the ledger records."""
         return {key: value for key, value in asdict(self).items() if key != "path"}
 
 
 def resolve(
     name: str, reporter: Reporter, *, weights: bool = True, revision: str | None = None, trust_remote_code: bool = False
 ) -> ModelSource:
-    """Find a base model, and download what is missing of it.
+    """Find a base model, and download what is missing.
 
     Args:
         name: Hub id, local directory, `.gguf` file, or `smollm2-135m`.
         weights: whether the weights are needed, or only config and tokenizer.
 
     Raises:
-        ModelError: it is not there, is gated, or there is no network to look for it.
+        ModelError: it does not exist, is gated, or the Hub cannot be reached.
     """
     local = Path(name).expanduser()
     if name == builtin.NAME:
@@ -70,27 +70,27 @@ def resolve(
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} is not a model directory (it has no config.json)")
     if weights and not list(path.glob("*.safetensors")):
-        raise ModelError(f"{name} has no safetensors weights", "other weight formats can run code when read and are not loaded")
+        raise ModelError(f"{name} has no safetensors weights", "llmft does not load other formats, which can run code")
     return ModelSource(name, path, revision, fingerprint(path), trust_remote_code)
 
 
 def resolve_recorded(facts: Mapping[str, Any], reporter: Reporter) -> ModelSource:
-    """The base model that a ledger entry names, the very same.
+    """The same base model that a ledger entry recorded.
 
     Raises:
-        ModelError: as `resolve`, or the model found under that name is another one.
+        ModelError: as `resolve`, or the model under that name is now another one.
     """
     source = resolve(facts["name"], reporter, revision=facts["revision"], trust_remote_code=facts["trust_remote_code"])
     if source.fingerprint != facts["fingerprint"]:
         raise ModelError(
             f"the base model {facts['name']} is not the one this run was trained on (its files differ)",
-            "put the original back, or train anew with --overwrite",
+            "restore the original, or train again with --overwrite",
         )
     return source
 
 
 def fingerprint(path: Path) -> str:
-    """sha256 over name, size and first MiB of the model's files: enough to tell models apart, quick for any size."""
+    """sha256 of name, size and first MiB of the model's files: distinguishes models, and is fast for any size."""
     digest = hashlib.sha256()
     for file in sorted([path / "config.json", *path.glob("tokenizer*"), *path.glob("*.jinja"), *path.glob("*.safetensors")]):
         with file.open("rb") as content:
@@ -111,7 +111,7 @@ def hub_directory(name: str, revision: str | None, weights: bool, code: bool, re
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except GatedRepoError as error:
         hint = f"accept its licence at https://huggingface.co/{name} and run `hf auth login`, {BUILTIN_HINT}"
-        raise ModelError(f"the model {name} is gated and this account may not read it", hint) from error
+        raise ModelError(f"the model {name} is gated and this account has no access", hint) from error
     except RepositoryNotFoundError as error:
         hint = f"check the name, or run `hf auth login` if it is private, {BUILTIN_HINT}"
         raise ModelError(f"the Hub has no model {name}", hint) from error

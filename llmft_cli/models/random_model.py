@@ -1,8 +1,8 @@
-"""Models of a config's shape whose weights are random, or are not there at all.
+"""Models built from a config, with random weights or on the `meta` device.
 
-On the `meta` device a model has shapes and types and no memory, which is enough to follow a training
-step through it. On a GPU its weights are made and quantised module by module, so that the 16-bit
-weights of a large model never exist side by side.
+On `meta` a model has shapes and dtypes but no memory, which is enough to trace a training step.
+On a GPU, weights are created and quantised module by module, so that the 16-bit weights of a
+large model are never in memory together.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ WEIGHT_STANDARD_DEVIATION = 0.02
 
 
 def build(shape: PreTrainedConfig, device: torch.device, quantization: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A causal language model as `loading.load_base` loads one, frozen, with random weights.
+    """A frozen causal language model like those of `loading.load_base`, with random weights.
 
     Args:
         shape: the model's config.
-        device: where the weights are made, or `meta`.
+        device: of the weights; may be `meta`.
         quantization: `nf4`, `fp4`, `int8` or `none`.
         dtype: of the dense weights and of the computation.
     """
     import torch
 
-    import_bitsandbytes()  # quietly, before transformers does it
+    import_bitsandbytes()  # before transformers does, to silence its warnings
     transformers = import_transformers()
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
@@ -44,7 +44,7 @@ def build(shape: PreTrainedConfig, device: torch.device, quantization: str, dtyp
 
 
 def use_quantized_layers(model: PreTrainedModel, quantization: str, dtype: torch.dtype) -> None:
-    """Replace the linear layers by bitsandbytes', those that transformers replaces when it loads a model."""
+    """Replace with bitsandbytes' layers those linear layers that transformers would replace at load time."""
     from transformers.integrations import replace_with_bnb_linear
     from transformers.quantizers import AutoHfQuantizer
 
@@ -56,7 +56,7 @@ def use_quantized_layers(model: PreTrainedModel, quantization: str, dtype: torch
 
 
 def fill(model: PreTrainedModel, module: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Give a module's own weights and buffers values on the device, as the model's initialisation would."""
+    """Initialise a module's own weights and buffers on the device."""
     bitsandbytes = import_bitsandbytes()
     if isinstance(module, bitsandbytes.nn.Linear4bit):
         module.weight = quantized_weight(module, device, dtype)
@@ -80,7 +80,7 @@ def fill_bias(module: Any, device: torch.device) -> None:
 
 def quantized_weight(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
     bitsandbytes = import_bitsandbytes()
-    # bitsandbytes keeps this table for good on the first device that it quantises on, of which `meta` has no values.
+    # bitsandbytes caches this table on the first device that it quantises on; on `meta` it would have no values.
     bitsandbytes.functional.name2qmap.setdefault("dynamic", bitsandbytes.functional.create_dynamic_map())
     kind = module.weight.quant_type
     weight = random_weight((module.out_features, module.in_features), device, dtype)

@@ -1,4 +1,4 @@
-"""chat: a conversation with a run's model, by slash commands, one prompt, or lines piped in."""
+"""chat: a conversation with a run's model, at a terminal, with one prompt, or with piped lines."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from llmft_cli.serving.generation import BASE, TUNED, Reply, TunedModel, stream_
 from llmft_cli.settings.config import Config
 
 HELP = """\
-/help              this list
-/reset             forget the conversation
-/system TEXT       set the system message and forget the conversation (no TEXT: back to the template's own)
-/compare           answer with base and tuned from now on, or tuned alone again
+/help              show this list
+/reset             clear the conversation
+/system TEXT       clear the conversation and set the system message (no TEXT: the template's default)
+/compare           turn answers from both base and tuned on or off
 /save [NAME]       save the conversation in the run
-/exit              leave (also Ctrl-D)"""
+/exit              exit (also Ctrl-D)"""
 
 
 class Screen(Protocol):
-    """Where a conversation is shown. What the model writes is not to be trusted: the screen escapes it."""
+    """Where a conversation is shown. The model's output is untrusted: the screen escapes it."""
 
     def answer_begins(self, arm: str, label: bool) -> None: ...
 
@@ -39,7 +39,7 @@ class Screen(Protocol):
 
 @dataclass
 class Session:
-    """A conversation so far. The history is the tuned model's."""
+    """A conversation so far; its history has the tuned model's answers."""
 
     run: RunDir
     tuned: TunedModel
@@ -51,16 +51,16 @@ class Session:
         import_transformers().set_seed(self.config.seed)
 
     def ask(self, question: str, screen: Screen) -> Reply:
-        """Answer a question, and keep both in the history.
+        """Answer a question, and add both to the history.
 
         Raises:
-            DataError: the chat template refuses the conversation.
+            DataError: the chat template rejects the conversation.
         """
         asked = [*self.messages, {"role": "user", "content": question}]
         try:
             prompt = self.tuned.encoder.prompt(asked)
         except RowError as error:
-            raise DataError(f"the conversation cannot be rendered: {error}", "/reset begins a new one") from error
+            raise DataError(f"the conversation cannot be rendered: {error}", "/reset starts a new one") from error
         for arm in (BASE, TUNED) if self.compare else (TUNED,):
             screen.answer_begins(arm, label=self.compare)
             reply = stream_answer(self.tuned, prompt, arm, self.config, screen.text)
@@ -84,9 +84,9 @@ class Session:
 
 
 def converse(session: Session, lines: Iterable[str], screen: Screen, interactive: bool) -> None:
-    """Answer line after line until they end or one says /exit.
+    """Answer line after line, until the input ends or a line is /exit.
 
-    At a terminal, neither Ctrl-C during an answer nor what one line makes fail ends the talk.
+    At a terminal, Ctrl-C during an answer and errors do not end the conversation.
     """
     for line in lines:
         text = line.strip()
@@ -94,35 +94,35 @@ def converse(session: Session, lines: Iterable[str], screen: Screen, interactive
             return
         try:
             if text.startswith("/"):
-                screen.say(obey(session, text))
+                screen.say(run_slash_command(session, text))
             elif text:
                 session.ask(text, screen)
         except (KeyboardInterrupt, DataError, OSError) as error:
             if not interactive or isinstance(error, BrokenPipeError):
                 raise
             stopped = isinstance(error, KeyboardInterrupt)
-            screen.say("\n(stopped; this question and its answer are not kept)" if stopped else f"that failed: {error}")
+            screen.say("\n(stopped; this question and its answer are discarded)" if stopped else f"failed: {error}")
 
 
-def obey(session: Session, text: str) -> str:
-    """Carry out a slash command; returns what to tell the user."""
+def run_slash_command(session: Session, text: str) -> str:
+    """Run a slash command; returns the message for the user."""
     command, _, argument = text.partition(" ")
     argument = argument.strip()
     if command == "/help":
         return HELP
     if command == "/reset":
         session.reset()
-        return "the conversation is forgotten"
+        return "conversation cleared"
     if command == "/system":
         session.set_system(argument)
         return (
-            "a new conversation with this system message"
+            "new conversation with this system message"
             if argument
-            else "a new conversation with the template's own system message"
+            else "new conversation with the template's default system message"
         )
     if command == "/compare":
         session.compare = not session.compare
-        return "base and tuned answer from now on" if session.compare else "tuned answers alone"
+        return "base and tuned both answer now" if session.compare else "only tuned answers now"
     if command == "/save":
-        return f"saved to {session.save(argument)}" if session.messages else "there is nothing to save yet"
-    return f"unknown command {command}; /help lists them"
+        return f"saved to {session.save(argument)}" if session.messages else "nothing to save yet"
+    return f"unknown command {command}; /help lists all commands"

@@ -1,8 +1,8 @@
-"""Answers on a CPU that computes in fp32: 4-bit weights are dequantised once, not at every token.
+"""Faster generation on a CPU that computes in fp32: dequantises 4-bit weights once, not for every token.
 
-A CPU gives an answer as fast as it reads the weights. So they are held in fp16, in half of fp32's bytes: an NF4 value to
-1 part in 4,096, where bf16 has it to 1 in 512. Every processor has instructions that convert fp16 and, for one row, torch
-has a product of it that sums in fp32. For several rows, parts of the weights that the cache holds become fp32.
+Generation on a CPU is limited by the bandwidth of reading weights, so they are kept in fp16, half the size of fp32. NF4
+values are accurate to 1 in 4,096 in fp16, and to 1 in 512 in bf16. Every processor has instructions to convert fp16. For
+one row, torch has a product in fp16 that sums in fp32; for several rows, cache-sized parts of the weights become fp32.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import torch
 from llmft_cli.base.cpu_memory import has_room
 from llmft_cli.base.libraries import import_bitsandbytes
 
-CACHED_VALUES = 2**19  # of a part of the weights; 2 MiB in fp32
-FEW_ROWS = 64  # with more, the whole product is as fast
+CACHED_VALUES = 2**19  # values in one part of the weights; 2 MiB in fp32
+FEW_ROWS = 64  # with more rows, converting all weights at once is as fast
 
 
 @dataclass(frozen=True)
 class DenseLinear:
-    """What a linear layer computes, with an adapter or without.
+    """The forward function of a linear layer, with or without an adapter.
 
     Attributes:
         weight: [W, scaling B] in fp16, of shape (outputs, inputs + rank).
         projection: A in fp16, of shape (rank, inputs).
         bias: of shape (outputs,), or None.
-        lora: PEFT's layer, which says whether the adapter is switched on; None without one.
+        lora: PEFT's layer, which knows whether the adapter is enabled; None without one.
     """
 
     weight: torch.Tensor
@@ -53,7 +53,7 @@ class DenseLinear:
         if self._adapts:
             wide = torch.cat((wide, torch.mv(self.projection, wide)))
         outputs = torch.mv(self.weight[:, : len(wide)], wide).float()
-        # What is beyond 65,504 becomes infinite in fp16, and so does the sum.
+        # Values beyond 65,504 become infinite in fp16, and so does the sum.
         return outputs if math.isfinite(outputs.sum()) else self._several_rows(row[None])[0]
 
     def _several_rows(self, rows: torch.Tensor) -> torch.Tensor:
@@ -69,12 +69,12 @@ class DenseLinear:
 
 
 def use_dense_weights(model: torch.nn.Module) -> bool:
-    """Let the linear layers of a model on the CPU compute from weights in fp16. It gives answers then, and no gradients.
+    """Make the linear layers of a model on the CPU use fp16 weights, for inference only.
 
-    Adapters can still be switched off. The model is changed in place.
+    Adapters can still be disabled. The model is changed in place.
 
     Returns:
-        Whether the RAM that is free has room for it; nothing is changed otherwise.
+        Whether the weights fit in free RAM; if not, nothing is changed.
     """
     modules: list[Any] = list(model.modules())
     linears = [module for module in modules if is_linear(module)]
@@ -88,13 +88,13 @@ def use_dense_weights(model: torch.nn.Module) -> bool:
 
 
 def is_linear(module: Any) -> bool:
-    """Whether it is a frozen linear layer of torch, or one in 4 bits."""
+    """Whether it is a frozen linear layer of torch, or a 4-bit one."""
     frozen = type(module) is torch.nn.Linear and not module.weight.requires_grad
     return frozen or isinstance(module, import_bitsandbytes().nn.Linear4bit)
 
 
 def is_plain_lora(module: Any) -> bool:
-    """Whether it is PEFT's linear layer with one adapter of two matrices and nothing more."""
+    """Whether it is a plain LoRA layer of PEFT: one adapter, no variant such as DoRA, no bias."""
     from peft.tuners.lora import LoraLayer
 
     if not isinstance(module, LoraLayer) or list(module.lora_A) != ["default"]:
@@ -112,7 +112,7 @@ def dense(linear: Any, lora: Any = None) -> DenseLinear:
 
 
 def values_of(linear: Any) -> torch.Tensor:
-    """The weight, of shape (outputs, inputs); of 4 bits, what they stand for."""
+    """The weight, of shape (outputs, inputs); 4-bit weights are dequantised."""
     state = getattr(linear.weight, "quant_state", None)
     weight: torch.Tensor = linear.weight.detach()
     return weight if state is None else import_bitsandbytes().functional.dequantize_4bit(weight, state)

@@ -1,4 +1,4 @@
-"""Answers from a run's tuned model, or from its base with the adapter switched off."""
+"""Answers from a run's tuned model, or from its base with the adapter disabled."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TunedModel:
 
     @contextmanager
     def arm(self, name: str) -> Iterator[PeftModel]:
-        """The model as `base` (adapter off) or `tuned`."""
+        """The model as `base` (adapter disabled) or `tuned`."""
         if name == BASE:
             with self.model.disable_adapter():
                 yield self.model
@@ -52,7 +52,7 @@ class TunedModel:
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer; tokens are the generated ones."""
+    """An answer, with the number of generated tokens."""
 
     text: str
     tokens: int
@@ -64,11 +64,11 @@ class Reply:
 
 
 def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: bool = False) -> TunedModel:
-    """The model that a run trained, on the same quantised base.
+    """The tuned model of a run, on the same quantised base.
 
     Raises:
-        StageError: the run is not trained, or stale.
-        ModelError: the base is not to be had, or is another one than was trained on.
+        StageError: the run is not trained, or is stale.
+        ModelError: the base cannot be loaded, or is not the one used in training.
     """
     trained = run.require("train", allow_stale)
     device = loading.pick_device(config.device)
@@ -91,11 +91,11 @@ def hold_dense_weights(model: PeftModel, reporter: Reporter) -> None:
     from llmft_cli.serving.dense_weights import use_dense_weights
 
     if not use_dense_weights(model):
-        reporter.warn("too little RAM is free for 16-bit weights: each token dequantises all of them, which is slow")
+        reporter.warn("not enough free RAM for 16-bit weights: dequantising all of them for each token, which is slow")
 
 
 def generation_config(tuned: TunedModel, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0) -> Any:
-    """Greedy, or sampled at a temperature; nothing is taken over from the model's own generation settings."""
+    """Greedy decoding, or sampling if `temperature` is set; ignores the model's own generation settings."""
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
     return import_transformers().GenerationConfig(
         max_new_tokens=max_new_tokens, eos_token_id=tuned.stop_ids, pad_token_id=tuned.stop_ids[0], **sampling
@@ -110,11 +110,11 @@ def answer_all(
     batch_size: int,
     advance: Callable[[int], None],
 ) -> list[str]:
-    """Greedy answers to prompts given as token ids, in their order.
+    """Greedy answers to prompts given as token ids, in the same order.
 
     Args:
-        batch_size: prompts answered at a time; prompts of like length go together.
-        advance: told how many prompts each batch answered.
+        batch_size: prompts per batch; prompts of similar length share a batch.
+        advance: called with the number of prompts in each finished batch.
     """
     import torch
 
@@ -139,7 +139,7 @@ def answer_all(
 
 
 def stream_answer(tuned: TunedModel, prompt: Sequence[int], arm: str, config: Config, on_text: Callable[[str], None]) -> Reply:
-    """One answer, given to `on_text` piece by piece as it comes."""
+    """Generate one answer, streaming its text to `on_text`."""
     import torch
 
     streamer = callback_streamer(tuned.tokenizer, on_text)
@@ -155,7 +155,7 @@ def stream_answer(tuned: TunedModel, prompt: Sequence[int], arm: str, config: Co
 
 
 def callback_streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> Any:
-    """A streamer that hands whole words to `on_text`, without the prompt and special tokens."""
+    """A streamer that passes whole words to `on_text`, without the prompt and special tokens."""
 
     class Streamer(import_transformers().TextStreamer):  # type: ignore[misc]
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

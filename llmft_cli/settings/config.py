@@ -130,7 +130,7 @@ def known_name(key: str, path: Path) -> str:
     name = ALIASES.get(name, name)
     if name not in FIELDS:
         near = difflib.get_close_matches(name, [*FIELDS, *ALIASES], n=1)
-        hint = f"did you mean {near[0]}?" if near else "`llmft train --help` lists the settings"
+        hint = f"did you mean {near[0]}?" if near else "`llmft train --help-all` lists the settings"
         raise ConfigError(f"unknown setting {key} in {path}", hint)
     return name
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmft_cli.settings.quantities import SIZE_FORM, parse_size
-from llmft_cli.settings.setting import rows_or_share, setting, share
+from llmft_cli.settings.setting import OF_PREPARED_DATA, data_setting, rows_or_share, setting, share
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
 FIT = "gpu-check train"  # what decides whether a training fits
+EVALUATION = "Evaluation and logging"
 
 
 def size(text: str) -> int:
@@ -24,114 +25,153 @@ class Config:
     # -- model
     model: str = setting(
         DEFAULT_MODEL,
-        "Hub id, local directory, .gguf file, or smollm2-135m (built in).",
+        "Base model. A Hub id, a local directory, a .gguf file, or smollm2-135m (built in).",
         "Model",
         "gpu-check prepare train",
+        primary="gpu-check prepare train",
+        only_with=OF_PREPARED_DATA,
+        metavar="<name>",
+        suggestions=("smollm2-135m", DEFAULT_MODEL),
     )
-    revision: str | None = setting(None, "Branch, tag or commit of a Hub model.", "Model", "gpu-check prepare train")
-    trust_remote_code: bool = setting(False, "Run code that the model's repository brings.", "Model", "gpu-check prepare train")
-    chat_template: str | None = setting(
-        None, "Jinja file to use as chat template, or `plain` for models without one.", "Model", "prepare train"
+    revision: str | None = setting(
+        None, "Branch, tag or commit of a Hub model.", "Model", "gpu-check prepare train", only_with=OF_PREPARED_DATA
+    )
+    trust_remote_code: bool = setting(
+        False, "Run Python code from the model's repository.", "Model", "gpu-check prepare train", only_with=OF_PREPARED_DATA
     )
     quantization: str = setting(
-        "nf4", "How the frozen base weights are held.", "Model", FIT, choices=("nf4", "fp4", "int8", "none")
+        "nf4",
+        "Weight format. It applies to the base weights, which stay frozen.",
+        "Model",
+        FIT,
+        primary=FIT,
+        choices=("nf4", "fp4", "int8", "none"),
     )
-    device: str = setting("auto", "Where to compute.", "Model", "train merge eval chat", choices=("auto", "cuda", "cpu"))
+    device: str = setting(
+        "auto",
+        "Where to compute.",
+        "Model",
+        "train merge eval chat",
+        primary="merge eval chat",
+        choices=("auto", "cuda", "cpu"),
+    )
     compute_dtype: str = setting(
         "auto",
-        "Type of the computation; auto is bf16 where the device has it, else fp16 on a GPU and fp32 on a CPU.",
+        "Data type of the computation. auto is bf16 where the device supports it, else fp16 on a GPU and fp32 on a CPU.",
         "Model",
         "gpu-check train merge eval chat",
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     # -- data
-    format: str = setting(
+    format: str = data_setting(
         "auto",
-        "Form of the rows; auto recognises it by content.",
-        "Data",
-        "prepare train",
-        choices=(
-            "auto",
-            "messages",
-            "sharegpt",
-            "alpaca",
-            "prompt-completion",
-            "question-answer",
-            "text",
-            "tokens",
-        ),
+        "Format of the rows. auto detects it from their content.",
+        primary="prepare",
+        choices=("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "question-answer", "text", "tokens"),
     )
-    columns: str | None = setting(
-        None, "Columns under other names: prompt=question,completion=answer (ours=theirs).", "Data", "prepare train"
+    columns: str | None = data_setting(
+        None,
+        "Your column names, as in prompt=q,completion=a. The name that llmft expects comes first.",
+        primary="prepare",
+        metavar="<names>",
     )
-    dataset_split: str = setting("train", "Which split of a Hub dataset to read.", "Data", "prepare train")
-    max_seq_length: int = setting(2048, "Longest row, in tokens.", "Data", "gpu-check prepare train", minimum=8)
-    on_overlength: str = setting(
+    dataset_split: str = data_setting("train", "Split to read of a Hub dataset. Local files have no splits.")
+    chat_template: str | None = data_setting(
+        None,
+        "Chat template: a Jinja file, or plain. Needed for chat rows if the model has no template.",
+        metavar="<file>",
+        suggestions=("plain",),
+    )
+    max_seq_length: int = data_setting(
+        2048,
+        "Longest row, in tokens.",
+        "gpu-check prepare train",
+        primary="gpu-check prepare",
+        minimum=8,
+    )
+    on_overlength: str = data_setting(
         "drop",
-        "What to do with a row that is longer.",
-        "Data",
-        "prepare train",
+        "What to do with longer rows.",
+        primary="prepare",
         choices=("drop", "truncate", "split", "error"),
     )
-    train_on: str = setting(
+    train_on: str = data_setting(
         "assistant",
-        "What is learned: all answers, the last one of each conversation, or every token.",
-        "Data",
-        "prepare train",
+        "Tokens to learn. assistant: every answer; last: the last answer of each conversation; all: every token.",
+        primary="prepare",
         choices=("assistant", "last", "all"),
     )
-    packing: bool = setting(
-        True, "Put several rows into one sequence, without attention between them.", "Data", "prepare train"
+    packing: bool = data_setting(
+        True, "Put several rows into one sequence. Rows do not attend to each other.", primary="prepare"
     )
-    val_size: float = setting(
+    val_size: float = data_setting(
         0.05,
-        "Rows held out: a share below 1 (or 5%), or a number of rows.",
-        "Data",
-        "prepare train",
+        "Rows held out: a share or number. Write a share as 0.05 or 5%.",
+        primary="prepare",
+        metavar="<rows>",
         minimum=0,
         parse=rows_or_share,
         form="a share below 1 (0.05 or 5%) or a number of rows",
     )
-    max_rejected: float = setting(
+    max_rejected: float = data_setting(
         0.05,
-        "Share of bad rows (0.05 or 5%) above which the data is refused.",
-        "Data",
-        "prepare train",
+        "Refuse the data if more than this share (5%) of the rows is bad.",
         minimum=0,
         maximum=1,
         parse=share,
         form="a share (0.05 or 5%)",
     )
-    weights: str | None = setting(
+    weights: str | None = data_setting(
         None,
-        "How often each source's training rows are used, in the order of the sources: 2,0.5 doubles and halves.",
-        "Data",
-        "prepare train",
+        "How often to use the training rows of each source, in order. 2,0.5 doubles the first and halves the second.",
+        metavar="<list>",
     )
-    max_rows: str | None = setting(
-        None, "Most rows to take of each source: one number for all, or one for each (1000,500).", "Data", "prepare train"
+    max_rows: str | None = data_setting(
+        None,
+        "Most rows to read of each source. One number for all sources, or one for each (1000,500).",
+        metavar="<list>",
     )
-    near_duplicates: bool = setting(
-        True, "Look for rows that are nearly the same, and keep them on one side of the split.", "Data", "prepare train"
+    near_duplicates: bool = data_setting(
+        True, "Find rows that are nearly the same. They are kept on the same side of the split."
     )
-    strict: bool = setting(False, "Refuse data that a check warns of.", "Data", "prepare train")
+    strict: bool = data_setting(False, "Refuse data if a check reports a warning.")
     # -- training
-    learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", "train", above=0, below=1)
-    num_epochs: float = setting(3.0, "Passes over the training rows.", "Training", FIT, above=0)
-    max_steps: int | None = setting(
-        None, "Stop after this many optimizer steps, whatever num_epochs says.", "Training", FIT, minimum=1
+    learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", "train", primary="train", above=0, below=1)
+    num_epochs: float = setting(
+        3.0, "Passes over the training rows.", "Training", FIT, primary="train", only_with={"gpu-check": "--run"}, above=0
     )
-    batch_size: int = setting(4, "Sequences in one forward pass.", "Training", FIT, minimum=1)
+    max_steps: int | None = setting(
+        None,
+        "Stop after this many optimizer steps. Replaces --num-epochs.",
+        "Training",
+        FIT,
+        primary="train",
+        only_with={"gpu-check": "--run"},
+        minimum=1,
+    )
+    batch_size: int = setting(
+        4,
+        "Sequences per forward pass. On a GPU, the plan may split --batch-size x --gradient-accumulation-steps another way.",
+        "Training",
+        FIT,
+        primary=FIT,
+        minimum=1,
+    )
     tokens_per_batch: int | None = setting(
         None,
-        "Tokens in one forward pass, padding included, in place of --batch-size: as many sequences of like length as fit.",
+        "Tokens per forward pass, padding included. Replaces --batch-size: sequences of similar length are batched together.",
         "Training",
         FIT,
         minimum=1,
     )
     gradient_accumulation_steps: int = setting(4, "Forward passes per optimizer step.", "Training", FIT, minimum=1)
     warmup_ratio: float = setting(
-        0.03, "Share of the steps with rising learning rate.", "Training", "train", minimum=0, maximum=1
+        0.03,
+        "Share of the steps in which the learning rate rises. No effect with --lr-scheduler constant.",
+        "Training",
+        "train",
+        minimum=0,
+        maximum=1,
     )
     lr_scheduler: str = setting(
         "cosine",
@@ -141,71 +181,113 @@ class Config:
         choices=("cosine", "linear", "constant", "constant_with_warmup"),
     )
     weight_decay: float = setting(0.0, "Decoupled weight decay.", "Training", "train", minimum=0)
-    max_grad_norm: float = setting(0.3, "Gradient norm to clip at; 0 turns clipping off.", "Training", "train", minimum=0)
+    max_grad_norm: float = setting(0.3, "Clip gradients to this norm. 0 turns clipping off.", "Training", "train", minimum=0)
     optim: str = setting(
-        "adamw_torch_fused", "Optimizer, by transformers' name (adamw_torch_fused, paged_adamw_8bit, ...).", "Training", FIT
+        "adamw_torch_fused",
+        "Optimizer, by its name in transformers.",
+        "Training",
+        FIT,
+        metavar="<name>",
+        suggestions=("adamw_torch_fused", "paged_adamw_8bit"),
     )
     gradient_checkpointing: bool | None = setting(
-        None, "Recompute activations in the backward pass, or never; by default where the plan needs it.", "Training", FIT
+        None,
+        "Recompute activations in the backward pass: always, or never. By default, the plan decides.",
+        "Training",
+        FIT,
     )
     fast: bool = setting(
         True,
-        "Use fused layers for supported models; results match up to rounding.",
+        "Use fused layers for supported models. Results match up to rounding.",
         "Training",
         FIT,
     )
     plan: str = setting(
         "fast",
-        "How a GPU's memory is used: fast, balanced (three quarters of it), frugal, a plan file, or given "
-        "(--batch-size and --gradient-checkpointing as they are).",
+        "How to use the GPU's memory. fast is the fastest plan that fits, balanced keeps to three quarters of the memory, "
+        "frugal uses the least, given applies --batch-size and --gradient-checkpointing unchanged. May also be a plan file. "
+        "On a CPU, only a plan file has an effect.",
         "Training",
         FIT,
+        metavar="<plan>",
+        suggestions=("fast", "balanced", "frugal", "given"),
     )
     max_vram: int | None = setting(
-        None, "GPU memory that the process may take, such as 12GiB.", "Training", FIT, minimum=1, parse=size, form=SIZE_FORM
+        None,
+        "GPU memory limit, as in 12GiB. No effect on a CPU.",
+        "Training",
+        FIT,
+        primary="train",
+        metavar="<size>",
+        minimum=1,
+        parse=size,
+        form=SIZE_FORM,
     )
     seed: int = setting(
         42,
-        "Seed of the split, the order and the initialisation.",
+        "Random seed. It sets the split, the row order, the adapter's initial values, and sampling in chat.",
         "Training",
         "prepare train chat",
         minimum=0,
         maximum=LARGEST_SEED,
     )
     # -- adapter
-    lora_r: int = setting(16, "Rank of the LoRA matrices.", "Adapter", FIT, minimum=1)
-    lora_alpha: float = setting(32, "LoRA scaling numerator (scaling = alpha / r).", "Adapter", FIT, above=0)
+    lora_r: int = setting(16, "Rank of the LoRA matrices.", "Adapter", FIT, primary=FIT, minimum=1)
+    lora_alpha: float = setting(32, "LoRA scaling is alpha / rank.", "Adapter", FIT, primary="train", above=0)
     lora_dropout: float = setting(0.0, "Dropout on the input of the LoRA matrices.", "Adapter", FIT, minimum=0, below=1)
     target_modules: str = setting(
-        "all-linear", "Modules to adapt: all-linear, or names with commas (q_proj,v_proj).", "Adapter", FIT
+        "all-linear",
+        "Modules to adapt: all-linear, or names (q_proj,v_proj).",
+        "Adapter",
+        FIT,
+        metavar="<names>",
+        suggestions=("all-linear", "q_proj,v_proj"),
     )
-    use_rslora: bool = setting(False, "Rank-stabilised LoRA: scaling = alpha / sqrt(r).", "Adapter", FIT)
-    use_dora: bool = setting(False, "Weight-decomposed LoRA (DoRA).", "Adapter", FIT)
+    use_rslora: bool = setting(False, "Use rank-stabilised LoRA: scaling = alpha / sqrt(rank).", "Adapter", FIT)
+    use_dora: bool = setting(False, "Use weight-decomposed LoRA (DoRA).", "Adapter", FIT)
     init_lora_weights: str = setting(
         "default",
-        "Initialisation of the LoRA matrices, as PEFT names it.",
+        "Initialisation of the LoRA matrices, by its name in PEFT.",
         "Adapter",
         "train",
         choices=("default", "gaussian"),
     )
     # -- evaluation during training and logging
     eval_steps: float = setting(
-        0.2, "Evaluate and save every so many steps, or every share (below 1) of the steps.", "Watching", "train", above=0
+        0.2,
+        "Steps (or share) between evaluations. A value below 1 is a share of all steps. Each evaluation saves a checkpoint.",
+        EVALUATION,
+        "train",
+        primary="train",
+        metavar="<steps>",
+        above=0,
     )
     load_best_model_at_end: bool = setting(
-        True, "Take the adapter of the best evaluation, not of the last step.", "Watching", "train"
+        True, "Keep the adapter of the best evaluation, not of the last step.", EVALUATION, "train"
     )
     early_stopping_patience: int | None = setting(
-        None, "Stop after this many evaluations without a better loss.", "Watching", "train", minimum=1
+        None, "Stop after this many evaluations without a lower loss.", EVALUATION, "train", minimum=1
     )
-    save_total_limit: int = setting(2, "Checkpoints to keep (the best is always kept).", "Watching", FIT, minimum=1)
-    logging_steps: int = setting(1, "Log every so many optimizer steps.", "Watching", "train", minimum=1)
-    report_to: str = setting("none", "Experiment tracker to report to.", "Watching", "train", choices=("none", "wandb"))
-    wandb_project: str = setting("llm-fine-tuning", "Weights & Biases project.", "Watching", "train")
+    save_total_limit: int = setting(2, "Checkpoints to keep. The best is always kept.", EVALUATION, FIT, minimum=1)
+    logging_steps: int = setting(1, "Optimizer steps between log entries.", EVALUATION, "train", minimum=1)
+    report_to: str = setting("none", "Experiment tracker.", EVALUATION, "train", primary="train", choices=("none", "wandb"))
+    wandb_project: str = setting(
+        "llm-fine-tuning",
+        "Weights & Biases project. No effect without --report-to wandb.",
+        EVALUATION,
+        "train",
+        metavar="<name>",
+    )
+    eval_batch_size: int = setting(8, "Sequences evaluated at once.", EVALUATION, "train eval", primary="eval", minimum=1)
     # -- generation
-    max_new_tokens: int = setting(256, "Longest answer, in tokens.", "Generation", "eval chat", minimum=1)
-    eval_batch_size: int = setting(8, "Sequences in one forward pass of the evaluation.", "Generation", "train eval", minimum=1)
-    temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", "Generation", "chat", minimum=0)
+    max_new_tokens: int = setting(256, "Longest answer, in tokens.", "Generation", "eval chat", primary="eval chat", minimum=1)
+    temperature: float = setting(0.0, "Sampling temperature. 0 is greedy.", "Generation", "chat", primary="chat", minimum=0)
     top_p: float = setting(
-        1.0, "Sample from the likeliest tokens that hold this probability.", "Generation", "chat", above=0, maximum=1
+        1.0,
+        "Probability mass to sample from. Only the likeliest tokens are used. No effect without a --temperature above 0.",
+        "Generation",
+        "chat",
+        primary="chat",
+        above=0,
+        maximum=1,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,8 +14,13 @@ class Setting:
     """What is known of one config field besides its type and default.
 
     Attributes:
+        help: its first sentence must stand alone: the short help shows nothing else.
         panel: heading of its group in the help.
         commands: the commands that have the flag.
+        primary: those of them whose short help shows it.
+        only_with: by command, the option without which the setting cannot be changed, or does nothing, there.
+        metavar: what stands for the value in the help; by default the name of the type.
+        suggestions: values that shell completion offers where others are allowed, too.
         minimum, above, maximum, below: the range, with and without its ends.
         parse: reads it from text, where more than a plain number is taken.
         form: what such a text must be, for the complaint.
@@ -24,6 +29,10 @@ class Setting:
     help: str
     panel: str
     commands: tuple[Command, ...]
+    primary: tuple[Command, ...] = ()
+    only_with: Mapping[Command, str] = field(default_factory=dict)
+    metavar: str = ""
+    suggestions: tuple[str, ...] = ()
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
@@ -60,6 +69,15 @@ def rows_or_share(text: str) -> float:
     return number
 
 
-def setting(default: Any, help: str, panel: str, commands: str, **rules: Any) -> Any:
-    """A dataclass field whose metadata is a `Setting`; `commands` are separated by spaces."""
-    return field(default=default, metadata={"setting": Setting(help, panel, tuple(commands.split()), **rules)})  # type: ignore[arg-type]
+def setting(default: Any, help: str, panel: str, commands: str, *, primary: str = "", **rules: Any) -> Any:
+    """A dataclass field whose metadata is a `Setting`; names of commands are separated by spaces."""
+    rule = Setting(help, panel, tuple(commands.split()), tuple(primary.split()), **rules)  # type: ignore[arg-type]
+    return field(default=default, metadata={"setting": rule})
+
+
+OF_PREPARED_DATA = {"train": "--data"}  # without it, train takes what the run was prepared with, and refuses anything else
+
+
+def data_setting(default: Any, help: str, commands: str = "prepare train", **rules: Any) -> Any:
+    """A setting of how data is prepared."""
+    return setting(default, help, "Data", commands, only_with=OF_PREPARED_DATA, **rules)

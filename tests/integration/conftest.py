@@ -106,7 +106,13 @@ def prepared(llmft_json: Callable[..., dict], workspace: Path) -> dict:
 
 
 @pytest.fixture(scope="session")
-def trained(llmft_json: Callable[..., dict], workspace: Path, prepared: dict) -> dict:
+def untrained(workspace: Path, prepared: dict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`runs/brindle` as `prepare` left it, to be copied."""
+    return Path(shutil.copytree(workspace / "runs/brindle", tmp_path_factory.mktemp("untrained") / "run"))
+
+
+@pytest.fixture(scope="session")
+def trained(llmft_json: Callable[..., dict], workspace: Path, untrained: Path) -> dict:
     """What `train --json` said of `runs/brindle`: a few minutes' worth of NF4 training in one."""
     flags = ("--batch-size", 1, "--gradient-accumulation-steps", 1, "--learning-rate", 3e-3, "--num-epochs", EPOCHS)
     return llmft_json("train", "runs/brindle", *flags, folder=workspace)

@@ -40,8 +40,8 @@ def test_what_cannot_be_saved_does_not_end_the_talk(
     (trained_copy / "chat").write_text("a file where the folder of transcripts should be")
     keyboard, path = terminal
     command = start("chat", "run", folder=trained_copy.parent, stdin_from=path)
-    command.wait_for("/exit leaves")
+    command.wait_for("/exit to quit")
     os.write(keyboard, b"What is 4 and 4?\n/save talk\nWhat is 5 and 5?\n/exit\n")
     done = command.finish()
     assert (done.returncode, done.stdout.count("It is")) == (0, 2), done.stderr
-    assert done.stderr.count("that failed: ") == 1
+    assert done.stderr.count("failed: ") == 1

@@ -19,26 +19,24 @@ from .conftest import LLMFT, files_in
 
 UNREACHABLE = "the model nobody/nothing is not on this machine and the Hub cannot be reached"
 CONNECT = "connect to the Hub, give a local directory, or use the built-in model: --model smollm2-135m"
-READABLE = (
-    "readable types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also with .gz or .zst behind it"
-)
-NO_RUN = "name one, or make one with: llmft prepare DATA"
+READABLE = "supported types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also compressed (.gz, .zst)"
+NO_RUN = "name one, or create one with: llmft prepare DATA"
 
-UNTRAINED = (2, "stage", "prepared: the stage train has not been run", "first: llmft train prepared")
+UNTRAINED = (2, "stage", "prepared: the stage train has not been run", "run first: llmft train prepared")
 
 # arguments, exit code, kind, message, hint
 CASES = {
     "missing data file": ("prepare none.jsonl", 4, "data", "none.jsonl does not exist", ""),
     "empty file": ("prepare empty.jsonl", 4, "data", "empty.jsonl is empty", ""),
-    "directory without data": ("prepare folder", 4, "data", "folder holds no data files", READABLE),
+    "directory without data": ("prepare folder", 4, "data", "folder contains no data files", READABLE),
     "binary file": (
         "prepare binary.jsonl",
         4,
         "data",
-        "binary.jsonl is a binary file, not text (byte 0 at offset 3)",
+        "binary.jsonl is a binary file, not text (NUL byte at offset 3)",
         "",
     ),
-    "unknown type": ("prepare picture.png", 4, "data", "picture.png has no type known here", READABLE),
+    "unknown type": ("prepare picture.png", 4, "data", "picture.png has an unknown file type", READABLE),
     "unknown command": ("foo", 2, "usage", "No such command 'foo'.", "see llmft --help"),
     "unknown flag": (
         "train --qqq",
@@ -71,14 +69,14 @@ CASES = {
         2,
         "stage",
         "folder is not a run (it has no run.json)",
-        "make one with: llmft prepare DATA --run RUN",
+        "create one with: llmft prepare DATA --run RUN",
     ),
     "run without prepare": (
         "train prepared-not",
         2,
         "stage",
         "prepared-not: the stage prepare has not been run",
-        "first: llmft prepare DATA --run prepared-not",
+        "run first: llmft prepare DATA --run prepared-not",
     ),
     "chat untrained": ("chat prepared --prompt hi", *UNTRAINED),
     "merge untrained": ("merge prepared", *UNTRAINED),
@@ -179,7 +177,7 @@ def test_one_of_several_processes_is_refused_before_anything_is_loaded(
     monkeypatch.setenv("WORLD_SIZE", "2")
     command, *others = arguments.split()
     message = f"WORLD_SIZE is 2: `llmft {command}` supports one process only"
-    hint = f"start it without torchrun: `llmft {command} ...`; where the system sets WORLD_SIZE, unset it"
+    hint = f"start it without torchrun: `llmft {command} ...`; if the system sets WORLD_SIZE, unset it"
     check(folder, [command, *others], 2, "usage", message, hint)
 
 

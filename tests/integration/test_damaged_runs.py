@@ -48,9 +48,9 @@ def break_numbers(file: Path) -> None:
 DAMAGES = [
     (truncate, 3, "error: the adapter run/adapter cannot be loaded: "),
     (empty, 3, "error: the adapter run/adapter cannot be loaded: "),
-    (change_nothing, 6, "error: the adapter changes nothing: all its B matrices are zero"),
-    (lose_one, 6, "error: the adapter run/adapter has 27 weights, the model took 28"),
-    (break_numbers, 6, "error: the adapter is broken: it has weights that are not finite"),
+    (change_nothing, 6, "error: the adapter has no effect: all its B matrices are zero"),
+    (lose_one, 6, "error: the adapter run/adapter has 27 weights, but the model has 28"),
+    (break_numbers, 6, "error: the adapter has weights that are not finite"),
 ]
 
 
@@ -61,7 +61,7 @@ def test_a_damaged_adapter(damage: Callable[[Path], None], code: int, message: s
     for arguments in COMMANDS:
         refused = run(*arguments, folder=trained_copy.parent)
         assert (refused.returncode, refused.stdout) == (2, "")
-        assert refused.stderr.startswith("error: run: the stage train is stale, adapter has changed since\nhint: ")
+        assert refused.stderr.startswith("error: run: the stage train is stale: adapter has changed since\nhint: ")
     # As if it had been so when the training ended.
     ledger = RunDir(trained_copy).ledger()
     ledger["stages"]["train"]["outputs"]["adapter"] = hash_path(trained_copy / "adapter")
@@ -89,7 +89,7 @@ def test_another_base_model_under_the_same_path(
     original = (tmp_path / "base/model.safetensors").read_bytes()
     lines = [
         "error: the base model base is not the one this run was trained on (its files differ)",
-        "hint: put the original back, or train anew with --overwrite",
+        "hint: restore the original, or train again with --overwrite",
     ]
 
     shutil.copy(tmp_path / "other.safetensors", tmp_path / "base/model.safetensors")

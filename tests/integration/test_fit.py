@@ -67,7 +67,11 @@ def test_bad_values_are_refused_before_anything_is_looked_at(run, tmp_path):
     for arguments, code, words in (
         (["--model", "smollm2-135m", "--vram", "8"], 2, "--vram: '8' has no unit"),
         (["--model", "smollm2-135m", "--max-vram", "lots"], 2, "--max-vram: 'lots' is not a size such as"),
-        (["--wait", "1s", "--model", "smollm2-135m", "--vram", "8GiB"], 2, "--wait goes with neither --vram nor --measure"),
+        (
+            ["--wait", "1s", "--model", "smollm2-135m", "--vram", "8GiB"],
+            2,
+            "--wait cannot be combined with",
+        ),
         (["--model", "nobody/knows-this", "--vram", "8GiB"], 3, "nobody/knows-this is not on this machine"),
     ):
         done = run("gpu-check", *arguments, folder=tmp_path)

@@ -163,7 +163,7 @@ def test_a_killed_training_resumes_from_its_last_complete_checkpoint(
     (torn / "trainer_state.json").unlink()
 
     refused = run("merge", "run", folder=prepared_copy.parent)
-    hint = "hint: first: llmft train run --resume"
+    hint = "hint: run first: llmft train run --resume"
     assert (refused.returncode, refused.stderr.splitlines()) == (
         2,
         ["error: run: the stage train has not finished (killed)", hint],
@@ -179,7 +179,7 @@ def test_a_training_that_was_killed_early_starts_anew(prepared_copy: Path, train
     command = halted_training(start, prepared_copy, at="training 2/")
     stopped(command, signal.SIGKILL)
     refused = run("chat", "run", "--prompt", "hi", folder=prepared_copy.parent)
-    lines = ["error: run: the stage train has not finished (killed)", "hint: first: llmft train run"]
+    lines = ["error: run: the stage train has not finished (killed)", "hint: run first: llmft train run"]
     assert (refused.returncode, refused.stderr.splitlines()) == (2, lines)
     assert run("train", "run", *TRAIN_FLAGS, folder=prepared_copy.parent).returncode == 0
     check_same_training(prepared_copy, trained_run)
@@ -197,7 +197,7 @@ def test_two_writers(prepared_copy: Path, tiny_data: Path, tiny_model_dir: Path,
         lines = ["error: another llmft is writing to run", "hint: wait for it to finish, or stop it"]
         assert (refused.returncode, refused.stdout, refused.stderr.splitlines()) == (2, "", lines)
     refused = run("chat", "run", "--prompt", "hi", folder=prepared_copy.parent)
-    lines = ["error: run: the stage train is running now", "hint: wait for it to finish"]
+    lines = ["error: run: the stage train is still running", "hint: wait for it to finish"]
     assert (refused.returncode, refused.stdout, refused.stderr.splitlines()) == (2, "", lines)
     command.interrupt(signal.SIGCONT)
     assert command.finish().returncode == 0

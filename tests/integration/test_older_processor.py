@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import CACHE, MODEL
+from .conftest import CACHE
 
 CAPS = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 # bitsandbytes has no variable for it, but asks one function when a layer is made.
@@ -61,18 +61,15 @@ def test_every_library_is_kept_from_newer_instructions(tmp_path: Path) -> None:
     assert not [line for line in lines if "AVX-512" in line or "AVX512" in line.upper().replace("_", "")], done.stdout
 
 
-@pytest.mark.usefixtures("prepared")
-def test_training_and_chat(workspace: Path, trained: dict, llmft_json: Callable[..., dict]) -> None:
+def test_training_and_chat(workspace: Path, untrained: Path, trained: dict, tmp_path: Path) -> None:
     """The demo's model, in fp32, and what `trained` had as its first loss, before any update."""
-    flags = ("--run", "runs/older", "--model", MODEL, "--max-seq-length", 256, "--val-size", 4)
-    llmft_json("prepare", "chat.jsonl", *flags, folder=workspace)
+    run = shutil.copytree(untrained, tmp_path / "run")
     steps = ("--batch-size", 1, "--gradient-accumulation-steps", 1, "--learning-rate", 3e-3, "--max-steps", 3)
-    training = result("train", "runs/older", *steps, folder=workspace)
+    training = result("train", "run", *steps, folder=tmp_path)
     assert training["plan"]["compute_dtype"] == "float32"
     assert training["plan"]["fast"] is True
-    losses = [first_loss(workspace / "runs" / name) for name in ("older", "brindle")]
-    assert losses[0] == pytest.approx(losses[1], rel=0.01)
-    answer = result("chat", "runs/older", "--prompt", "What does an amber light mean?", "--max-new-tokens", 8, folder=workspace)
+    assert first_loss(run) == pytest.approx(first_loss(workspace / "runs/brindle"), rel=0.01)
+    answer = result("chat", "run", "--prompt", "What does an amber light mean?", "--max-new-tokens", 8, folder=tmp_path)
     assert 0 < answer["tokens"] <= 8
     assert answer["reply"]
 

@@ -71,7 +71,7 @@ def test_a_preview_shows_the_loss_mask(prepare: Any, folder: Path) -> None:
     assert header.startswith("=== rows.jsonl:")
     assert "<|im_start|>assistant\n⟦" in text
     assert "<|im_end|>⟧" in text
-    assert "what the model learns to write is between ⟦ and ⟧" in done.stderr
+    assert "supervised text is between ⟦ and ⟧" in done.stderr
     again = prepare("rows.jsonl", "--run", "run", "--preview", 2, "--json")
     samples = json.loads(again.stdout)["preview"]
     assert len(samples) == 2
@@ -83,11 +83,11 @@ def test_data_that_has_not_changed_is_not_prepared_again(prepare: Any, folder: P
     written = (folder / "run/run.json").stat().st_mtime_ns
     again = prepare("rows.jsonl", "--run", "run")
     assert (again.returncode, again.stdout) == (0, first.stdout)
-    assert again.stderr == "run is prepared from the same data and settings already: nothing to do\n"
+    assert again.stderr == "run is already prepared from the same data and settings: nothing to do\n"
     assert (folder / "run/run.json").stat().st_mtime_ns == written
     (folder / "rows.jsonl").write_text(rows(9))
     refused = prepare("rows.jsonl", "--run", "run")
-    lines = ["error: run: prepare is done already, from other data or settings", "hint: to do it again, add --overwrite"]
+    lines = ["error: run: is already prepared from other data or settings", "hint: to redo it, add --overwrite"]
     assert (refused.returncode, refused.stderr.splitlines()) == (2, lines)
     assert prepare("rows.jsonl", "--run", "run", "--overwrite").returncode == 0
 
@@ -98,12 +98,10 @@ def test_the_gate(prepare: Any, folder: Path) -> None:
     refused = prepare("rows.jsonl", "--run", "run", "--max-rejected", "0.5%", "--json")
     error = json.loads(refused.stdout)["error"]
     assert (refused.returncode, error["kind"]) == (4, "data")
-    assert error["message"].startswith(
-        "1 of 100 rows are bad, more than --max-rejected 0.005; the first: rows.jsonl line 100: "
-    )
+    assert error["message"].startswith("1 of 100 rows are bad, more than --max-rejected 0.005; first: rows.jsonl line 100: ")
     strict = prepare("rows.jsonl", "--run", "run", "--strict")
     lines = [
-        "error: --strict, and the checks warn: rejected 1",
+        "error: the checks warn, and --strict is set: rejected 1",
         "hint: prepare without --strict and see data/report.html",
     ]
     assert (strict.returncode, strict.stderr.splitlines()) == (4, lines)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-SAMPLE_DATA = Path(__file__).parents[2] / "sample_data"
+from .conftest import CACHE
+
 ARMS = {"loss", "perplexity", "exact_match", "token_f1", "rouge_l", "chrf"}
 
 
@@ -137,28 +138,29 @@ def test_chat_takes_lines_and_commands_from_a_pipe(llmft, workspace, trained):
     assert [saved[1]["content"], saved[3]["content"]] == [answers[0], answers[2].removeprefix("tuned: ")]
 
 
-def test_the_newest_run_is_used_and_named(llmft, workspace, trained):
-    done = llmft("chat", "--prompt", "Hello", "--max-new-tokens", 4, folder=workspace)
+def test_the_newest_run_is_used_and_named(run, workspace, trained):
+    done = run("chat", "--prompt", "Hello", "--max-new-tokens", 4, folder=workspace, LLMFT_CACHE=str(CACHE))
     assert done.returncode == 0
     assert "using the newest run, runs/brindle" in done.stderr
 
 
-def test_finished_stages_are_not_redone(llmft, workspace, trained):
-    done = llmft("train", "runs/brindle", folder=workspace)
+def test_finished_stages_are_not_redone(run, workspace, trained):
+    done = run("train", "runs/brindle", folder=workspace)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: runs/brindle: train is done already\nhint: to do it again, add --overwrite\n"
+    assert done.stderr == "error: runs/brindle: train is already done\nhint: to redo it, add --overwrite\n"
 
 
-def test_changed_source_makes_the_run_stale(llmft, workspace, trained):
+def test_changed_source_makes_the_run_stale(run, workspace, trained):
+    chat = ("chat", "runs/brindle", "--prompt", "Hello", "--max-new-tokens", 4)
     source = workspace / "chat.jsonl"
     content = source.read_text()
     try:
         source.write_text(content + "\n")
-        refused = llmft("chat", "runs/brindle", "--prompt", "Hello", folder=workspace)
+        refused = run(*chat, folder=workspace)
         assert refused.returncode == 2
         assert "the stage prepare is stale" in refused.stderr
-        allowed = llmft("chat", "runs/brindle", "--prompt", "Hello", "--max-new-tokens", 4, "--allow-stale", folder=workspace)
+        allowed = run(*chat, "--allow-stale", folder=workspace, LLMFT_CACHE=str(CACHE))
         assert allowed.returncode == 0
     finally:
         source.write_text(content)

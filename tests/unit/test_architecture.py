@@ -1,12 +1,12 @@
-"""The arrows between the modules, and that help costs no heavy import."""
+"""The shape of the package: which room may import which, how large things are, and that help costs no heavy import."""
 
 from __future__ import annotations
 
 import ast
+import graphlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,6 @@ import pytest
 import llmft_cli
 
 PACKAGE = Path(llmft_cli.__file__).parent
-MODULES = {
-    ".".join(file.relative_to(PACKAGE).with_suffix("").parts): ast.parse(file.read_text(encoding="utf-8"))
-    for file in sorted(PACKAGE.rglob("*.py"))
-}
 # Each room imports from those before it alone; rooms of one line do not know each other.
 FLOORS = [
     {"base"},
@@ -30,94 +26,99 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-HEAVY = {"torch", "transformers", "datasets", "peft", "bitsandbytes", "wandb", "matplotlib", "scipy", "pyarrow"}
-COMMANDS = ("gpu-check", "prepare", "train", "merge", "eval", "chat")
+MOST_LINES_OF_A_MODULE = 300
+MOST_MODULES_OF_A_FOLDER, MOST_ENTRIES_OF_TRAINING = 15, 14
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
+def imported_by(tree: ast.AST) -> set[str]:
     """Full names of what is imported anywhere in a module."""
+    found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def is_in(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+# By name, as in `training.train`; the package's own __init__.py is `__init__`.
+FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for file in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
+IMPORTS = {name: imported_by(tree) for name, tree in TREES.items()}
+# Modules of ours that a module imports.
+ARROWS = {
+    name: {other for other in FILES if any(is_in(item, f"llmft_cli.{other}") for item in items)}
+    for name, items in IMPORTS.items()
+}
 
 
 def importers_of(package: str) -> set[str]:
-    return {
-        name
-        for name, tree in MODULES.items()
-        if any(found == package or found.startswith(f"{package}.") for found in imported(tree))
-    }
-
-
-def own_imports(name: str) -> set[str]:
-    """Modules of ours that a module imports."""
-    found = {item.removeprefix("llmft_cli.") for item in imported(MODULES[name]) if item.startswith("llmft_cli.")}
-    return {module for module in MODULES for item in found if item == module or item.startswith(f"{module}.")}
-
-
-def test_the_walk_sees_imports() -> None:
-    assert {"settings.config", "run_dir", "models.loading"} <= own_imports("training.train")
-    assert {"base.errors", "cli.flags"} <= own_imports("cli.app")
+    return {name for name, items in IMPORTS.items() if any(is_in(item, package) for item in items)}
 
 
 def room(module: str) -> str:
     return module.partition(".")[0]
 
 
+# -- what imports what
+
+
+def test_the_walk_sees_imports() -> None:
+    assert {"settings.config", "run_dir", "models.loading"} <= ARROWS["training.train"]
+    assert {"base.errors", "cli.commands"} <= ARROWS["cli.app"]
+
+
 def test_arrows_between_rooms_point_down() -> None:
     floor_of = {name: number for number, names in enumerate(FLOORS) for name in names}
-    assert set(floor_of) == {room(name) for name in MODULES} - {"__init__"}
-    for name in set(MODULES) - {"__init__"}:
-        for other in own_imports(name) - {"__init__"}:
+    assert set(floor_of) == {room(name) for name in FILES} - {"__init__"}
+    for name, others in ARROWS.items():
+        for other in others:
             assert room(other) == room(name) or floor_of[room(other)] < floor_of[room(name)], f"{name} imports {other}"
 
 
-def rests_on(module: str) -> set[str]:
-    """All modules that a module imports, by way of others, too."""
-    found: set[str] = set()
-    waiting = own_modules(module)
-    while waiting:
-        other = waiting.pop()
-        if other not in found:
-            found.add(other)
-            waiting |= own_modules(other)
-    return found
-
-
-def own_modules(module: str) -> set[str]:
-    return {other for other in own_imports(module) if not other.endswith("__init__")} - {module}
-
-
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    for name in MODULES:
-        assert name not in rests_on(name), name
-
-
-def test_no_folder_holds_more_than_15_modules() -> None:
-    folders = [PACKAGE, *(path for path in PACKAGE.rglob("*") if path.is_dir() and path.name != "__pycache__")]
-    for folder in folders:
-        assert len([file for file in folder.glob("*.py") if file.name != "__init__.py"]) <= 15, folder
+    graphlib.TopologicalSorter(ARROWS).prepare()  # raises an error that names the circle
 
 
 def test_only_the_console_knows_rich_and_only_the_command_line_knows_typer() -> None:
     assert importers_of("rich") == {"cli.console"}
-    assert importers_of("typer") == {"cli.app", "cli.flags"}
+    assert importers_of("typer") == {"cli.app", "cli.commands", "cli.flags", "cli.help_pages", "cli.options"}
+
+
+def test_the_package_itself_imports_nothing() -> None:
+    assert IMPORTS["__init__"] == set()
+
+
+# -- sizes
+
+
+def test_modules_are_short() -> None:
+    lines = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in FILES.items()}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES_OF_A_MODULE} == {}
+
+
+def test_folders_are_small() -> None:
+    modules = {folder: list(folder.glob("[!_]*.py")) for folder in (PACKAGE, *PACKAGE.rglob("*/"))}
+    assert {folder.name: len(found) for folder, found in modules.items() if len(found) > MOST_MODULES_OF_A_FOLDER} == {}
+    entries = [item for item in (PACKAGE / "training").iterdir() if item.name != "__pycache__"]
+    assert len(entries) <= MOST_ENTRIES_OF_TRAINING
+
+
+# -- what only some modules do
 
 
 def test_nothing_but_the_console_prints() -> None:
-    for name, tree in MODULES.items():
+    for name, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != "print", f"{name} line {node.lineno}"
             if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr") and room(name) != "cli":
                 assert not (isinstance(node.value, ast.Name) and node.value.id == "sys"), f"{name} line {node.lineno}"
-
-
-def test_the_package_itself_imports_nothing() -> None:
-    assert list(imported(MODULES["__init__"])) == []
 
 
 # What Windows lacks. Only these modules, of commands that need Linux, may import or use it.
@@ -130,17 +131,17 @@ LINUX_ONLY = {"merging.merge", "training.loop.callbacks"}
 def test_what_only_unix_has_is_used_only_by_commands_that_need_linux() -> None:
     users = {name for module in UNIX_MODULES for name in importers_of(module)}
     assert users == LINUX_ONLY
-    for name, tree in MODULES.items():
+    for name, tree in TREES.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
                 assert node.attr not in UNIX_FUNCTIONS or name in LINUX_ONLY, f"{name} line {node.lineno}"
 
 
-def test_files_and_functions_are_short() -> None:
-    for file in PACKAGE.rglob("*.py"):
-        assert len(file.read_text(encoding="utf-8").splitlines()) < 300, file
+# -- help
 
 
+HEAVY = {"torch", "transformers", "datasets", "peft", "bitsandbytes", "wandb", "matplotlib", "scipy", "pyarrow"}
+COMMANDS = ("gpu-check", "prepare", "train", "merge", "eval", "chat")
 PROGRAM = """
 import json, sys
 sys.argv = ["llmft", *json.loads(sys.argv[1])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -34,3 +35,13 @@ def test_every_folder_with_code_is_a_package() -> None:
 def test_the_command_is_the_command_line() -> None:
     module, _, function = PROJECT["project"]["scripts"]["llmft"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_source_distribution_holds_what_readme_links_to() -> None:
+    root = PACKAGE.parent
+    lines = [line.split() for line in (root / "MANIFEST.in").read_text(encoding="utf-8").splitlines()]
+    packed = {name for command, *names in lines if command in ("include", "graft") for name in names}
+    assert PROJECT["project"]["readme"] == "README.md"  # which setuptools packs without being told
+    linked = re.findall(r"\]\(([\w-][^():#]*)", (root / "README.md").read_text(encoding="utf-8"))
+    assert len(linked) > 5
+    assert {name.partition("/")[0] for name in linked} <= packed

@@ -249,8 +249,8 @@ def test_a_finished_stage_is_not_done_again_unasked(run: RunDir, source: Path) -
     prepare(run, source)
     before = run.ledger_file.read_text()
     assert complaint_of(lambda: prepare(run, source)) == (
-        f"{run.path}: prepare is done already",
-        "to do it again, add --overwrite",
+        f"{run.path}: prepare is already done",
+        "to redo it, add --overwrite",
     )
     assert run.ledger_file.read_text() == before
     do(run, "prepare", "data", overwrite=True, content="again")
@@ -295,7 +295,7 @@ def test_an_interrupted_overwrite_that_can_be_resumed_is_interrupted(run: RunDir
 
 
 def test_require_of_what_is_no_run(run: RunDir, tmp_path: Path) -> None:
-    hint = "make one with: llmft prepare DATA --run RUN"
+    hint = "create one with: llmft prepare DATA --run RUN"
     assert complaint_of(lambda: run.require("prepare")) == (f"{run.path} is not a run (it has no run.json)", hint)
     file = tmp_path / "file"
     file.write_text("")
@@ -305,13 +305,13 @@ def test_require_of_what_is_no_run(run: RunDir, tmp_path: Path) -> None:
 def test_require_of_a_stage_that_was_not_run(run: RunDir, source: Path) -> None:
     prepare(run, source)
     message = f"{run.path}: the stage train has not been run"
-    assert complaint_of(lambda: run.require("train")) == (message, f"first: llmft train {run.path}")
+    assert complaint_of(lambda: run.require("train")) == (message, f"run first: llmft train {run.path}")
 
 
 def test_hints_can_be_pasted_into_a_shell(tmp_path: Path, source: Path) -> None:
     run = RunDir(tmp_path / "my run")
     prepare(run, source)
-    assert complaint_of(lambda: run.require("train"))[1] == f"first: llmft train '{run.path}'"
+    assert complaint_of(lambda: run.require("train"))[1] == f"run first: llmft train '{run.path}'"
 
 
 @pytest.mark.parametrize(("status", "word"), [("failed", "failed"), ("interrupted", "interrupted"), ("running", "killed")])
@@ -320,18 +320,18 @@ def test_require_of_a_stage_that_broke_off(run: RunDir, source: Path, status: st
     train(run)
     set_status(run, "train", status)
     message = f"{run.path}: the stage train has not finished ({word})"
-    assert complaint_of(lambda: run.require("train")) == (message, f"first: llmft train {run.path}")
+    assert complaint_of(lambda: run.require("train")) == (message, f"run first: llmft train {run.path}")
     (run.checkpoints / "checkpoint-4").mkdir(parents=True)
-    assert complaint_of(lambda: run.require("train")) == (message, f"first: llmft train {run.path} --resume")
+    assert complaint_of(lambda: run.require("train")) == (message, f"run first: llmft train {run.path} --resume")
     set_status(run, "prepare", status)
-    assert complaint_of(lambda: run.require("prepare"))[1] == f"first: llmft prepare DATA --run {run.path}"
+    assert complaint_of(lambda: run.require("prepare"))[1] == f"run first: llmft prepare DATA --run {run.path}"
 
 
 def test_require_of_a_stage_that_is_being_run(run: RunDir, source: Path) -> None:
     prepare(run, source)
     with run.stage("train", {}, {}, overwrite=False):
         assert complaint_of(lambda: run.require("train")) == (
-            f"{run.path}: the stage train is running now",
+            f"{run.path}: the stage train is still running",
             "wait for it to finish",
         )
 
@@ -341,7 +341,7 @@ def test_require_of_outputs_that_are_gone(run: RunDir, source: Path) -> None:
     shutil.rmtree(run.data)
     assert complaint_of(lambda: run.require("prepare")) == (
         f"{run.data} is missing",
-        f"make it again: llmft prepare DATA --run {run.path} --overwrite",
+        f"recreate it: llmft prepare DATA --run {run.path} --overwrite",
     )
 
 
@@ -349,9 +349,9 @@ def test_require_of_outputs_that_changed(run: RunDir, source: Path) -> None:
     prepare(run, source)
     train(run)
     (run.adapter / "file.txt").write_text("other")
-    again = f"make it again: llmft train {run.path} --overwrite, or use it as it is with --allow-stale"
+    again = f"recreate it: llmft train {run.path} --overwrite, or use it as it is with --allow-stale"
     assert complaint_of(lambda: run.require("train")) == (
-        f"{run.path}: the stage train is stale, adapter has changed since",
+        f"{run.path}: the stage train is stale: adapter has changed since",
         again,
     )
     assert run.require("train", allow_stale=True)["status"] == "done"
@@ -361,8 +361,8 @@ def test_require_of_a_stage_whose_source_changed(run: RunDir, source: Path) -> N
     prepare(run, source)
     train(run)
     source.write_text("{}\n{}\n")
-    again = f"make it again: llmft prepare DATA --run {run.path} --overwrite, or use it as it is with --allow-stale"
-    stale = (f"{run.path}: the stage prepare is stale, {source} has changed since", again)
+    again = f"recreate it: llmft prepare DATA --run {run.path} --overwrite, or use it as it is with --allow-stale"
+    stale = (f"{run.path}: the stage prepare is stale: {source} has changed since", again)
     assert complaint_of(lambda: run.require("prepare")) == stale
     assert complaint_of(lambda: run.require("train")) == stale
     assert run.require("train", allow_stale=True)["status"] == "done"
@@ -372,7 +372,7 @@ def test_require_of_a_stage_whose_stage_before_was_done_again(run: RunDir, sourc
     prepare(run, source)
     train(run)
     do(run, "prepare", "data", overwrite=True, content="other rows")
-    assert complaint_of(lambda: run.require("train"))[0] == f"{run.path}: the stage train is stale, data has changed since"
+    assert complaint_of(lambda: run.require("train"))[0] == f"{run.path}: the stage train is stale: data has changed since"
 
 
 def test_a_run_that_was_moved_without_its_sources_is_not_stale(run: RunDir, source: Path, tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_a_damaged_ledger(run: RunDir, text: str) -> None:
     run.ledger_file.write_text(text)
     message, hint = complaint_of(run.ledger)
     assert message.startswith(f"{run.ledger_file} cannot be read: ")
-    assert hint == "restore it from a copy, or make a new run"
+    assert hint == "restore it from a backup, or create a new run"
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"schema_version": 1, "stages": []}', '{"schema_version": "1", "stages": {}}'])
@@ -401,8 +401,8 @@ def test_a_ledger_of_something_else(run: RunDir, text: str) -> None:
     run.path.mkdir(parents=True)
     run.ledger_file.write_text(text)
     assert complaint_of(run.ledger) == (
-        f"{run.ledger_file} is not a ledger of llmft",
-        "restore it from a copy, or make a new run",
+        f"{run.ledger_file} is not an llmft ledger",
+        "restore it from a backup, or create a new run",
     )
 
 
@@ -449,7 +449,7 @@ def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(run: RunDir, source: 
         assert holder.stdout.readline() == b"held\n"
         refused = (f"another llmft is writing to {run.path}", "wait for it to finish, or stop it")
         assert complaint_of(lambda: train(run)) == refused
-        assert complaint_of(lambda: run.require("train"))[0] == f"{run.path}: the stage train is running now"
+        assert complaint_of(lambda: run.require("train"))[0] == f"{run.path}: the stage train is still running"
     finally:
         holder.kill()
         holder.communicate()
@@ -487,5 +487,5 @@ def test_no_run_at_all(tmp_path: Path) -> None:
         message = f"there is no run under {root}/"
         assert complaint_of(lambda root=root: newest(root)) == (  # type: ignore[misc]
             message,
-            "name one, or make one with: llmft prepare DATA",
+            "name one, or create one with: llmft prepare DATA",
         )

@@ -1,1 +1,1 @@
-"""What each command's result looks like to a person: titled rows of text, laid out by the console."""
+"""Each command's result as sections of text, for the console to print."""

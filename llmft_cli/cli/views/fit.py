@@ -1,4 +1,4 @@
-"""Whether a training fits, for a person."""
+"""Whether a training run fits, as text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from llmft_cli.cli.views.sections import Section, gibibytes, named
 from llmft_cli.fit.fit import Fit, PlanOption
 
-HEADER = ("", "at once", "passes", "checkpointed", "optimizer", "needs", "tokens/s")
+HEADER = ("", "batch size", "passes", "checkpointed", "optimizer", "needs", "tokens/s")
 
 
 def fit_sections(fit: Fit) -> list[Section]:
@@ -23,14 +23,14 @@ def fit_sections(fit: Fit) -> list[Section]:
             "measured": None
             if measured is None
             else f"{gibibytes(measured.peak_bytes)} ({fit.predicted_peak_bytes / measured.peak_bytes - 1:+.1%} predicted), "
-            f"{gibibytes(measured.reserved_bytes)} reserved, {gibibytes(measured.context_bytes)} beside",
+            f"{gibibytes(measured.reserved_bytes)} reserved, {gibibytes(measured.context_bytes)} outside torch",
             "speed": None if fit.tokens_per_second is None else f"about {fit.tokens_per_second:,.0f} tokens/s",
             "time": None if fit.training_seconds is None else f"about {duration(fit.training_seconds)}",
         },
     )
     parts = {name.replace("_", " "): gibibytes(size) for name, size in fit.breakdown.items() if size}
     need = fit.footprint
-    beside = {
+    disk_and_ram = {
         "download": gibibytes(need.model_download_bytes) if need.model_download_bytes else None,
         "disk to train": gibibytes(need.training_disk_bytes),
         "RAM to train": gibibytes(need.training_ram_bytes),
@@ -41,12 +41,12 @@ def fit_sections(fit: Fit) -> list[Section]:
         summary,
         named("GPU memory at the peak", parts),
         plans(fit.options),
-        named("Disk and RAM", beside),
+        named("Disk and RAM", disk_and_ram),
     ]
 
 
 def plans(options: Sequence[PlanOption]) -> Section:
-    """All plans, without the column of speeds where there are none."""
+    """All plans; without the speed column if there are no speeds."""
     rows, columns = [row(option) for option in options if option.choices or not is_sacrifice(option, options)], len(HEADER)
     if all(option.tokens_per_second is None for option in options):
         columns -= 1
@@ -54,7 +54,7 @@ def plans(options: Sequence[PlanOption]) -> Section:
 
 
 def is_sacrifice(option: PlanOption, options: Sequence[PlanOption]) -> bool:
-    """Whether a plan takes another optimizer than was asked for, or slower embeddings; of those, only the chosen are shown."""
+    """Whether a plan changes the requested optimizer or moves embeddings to the CPU; only chosen ones are shown."""
     return bool(option.plan["optim"] != options[0].plan["optim"] or option.plan.get("embeddings_on_cpu"))
 
 

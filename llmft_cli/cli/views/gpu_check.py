@@ -1,4 +1,4 @@
-"""What gpu-check found, for a person."""
+"""The findings of gpu-check, as text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from llmft_cli.gpu.probes import Probe
 from llmft_cli.gpu.problem import Problem
 from llmft_cli.settings.compute_types import BF16, FP16, FP32
 
-# Why a device does not compute in bf16, as others do.
+# Why a device does not compute in bf16.
 WHY_NOT_BF16 = {BF16: "", FP16: " (the GPU has no bf16)", FP32: " (the CPU has no bf16 instructions)"}
-# Whose CUDA each version is.
+# Labels of the CUDA versions.
 CUDA_VERSIONS = {
     "driver_cuda": "newest CUDA of the driver",
     "cuda": "CUDA of torch",
@@ -29,7 +29,7 @@ def report_sections(report: Report) -> list[Section]:
 
 
 def problems_section(title: str, problems: list[Problem]) -> Section:
-    return Section(title, [(problem.what, problem.mend) for problem in problems], ("what", "mend"))
+    return Section(title, [(problem.what, problem.mend) for problem in problems], ("what", "fix"))
 
 
 def gpu_section(gpu: Gpu) -> Section:
@@ -57,12 +57,12 @@ def probe_section(probe: Probe) -> Section:
     nf4, round_trip, int8 = probe.nf4_relative_error, probe.nf4_round_trip_relative_error, probe.int8_relative_error
     bandwidth = probe.bandwidth_bytes_per_second
     return named(
-        f"Tried on {probe.device}",
+        f"Tested on {probe.device}",
         {
             "result": "ok" if probe.ok else probe.problem,
             "computes in": probe.compute_dtype + WHY_NOT_BF16[probe.compute_dtype],
-            "NF4": None if nf4 is None or round_trip is None else f"product {nf4:.3f} off fp32, round trip {round_trip:.3f}",
-            "int8": None if int8 is None else f"product {int8:.4f} off fp32",
+            "NF4": None if nf4 is None or round_trip is None else f"product error {nf4:.3f}, round-trip error {round_trip:.3f}",
+            "int8": None if int8 is None else f"product error {int8:.4f}",
             "products": rates_line(probe),
             "memory": None if bandwidth is None else f"{bandwidth / 1e9:,.0f} GB/s read and written",
         },
@@ -70,7 +70,7 @@ def probe_section(probe: Probe) -> Section:
 
 
 def rates_line(probe: Probe) -> str | None:
-    """bf16 1.3, fp32 146 GFLOP/s"""
+    """For example: bf16 1.3, fp32 146 GFLOP/s."""
     rates = {BF16: probe.bf16_flops_per_second, FP16: probe.fp16_flops_per_second, FP32: probe.fp32_flops_per_second}
     measured = {name: rate for name, rate in rates.items() if rate is not None}
     if not measured:
@@ -80,7 +80,7 @@ def rates_line(probe: Probe) -> str | None:
 
 
 def figure(value: float) -> str:
-    """Three digits, or all those before the point."""
+    """Three significant digits, or all digits before the decimal point."""
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
@@ -89,7 +89,7 @@ def machine_section(report: Report) -> Section:
         "Machine",
         {
             "GPU": None if report.gpus else f"none: {report.gpu_problem}",
-            "NF4": None if report.probes else f"not tried: {report.nf4_probe.problem}",
+            "NF4": None if report.probes else f"not tested: {report.nf4_probe.problem}",
             "CPU": cpu_line(report.cpu),
             "memory": f"{gibibytes(report.memory.available_bytes)} available of {gibibytes(report.memory.total_bytes)}",
             **{f"disk for {disk.purpose}": f"{gibibytes(disk.free_bytes)} free at {disk.path}" for disk in report.disks},
@@ -100,7 +100,7 @@ def machine_section(report: Report) -> Section:
 
 
 def cpu_line(cpu: Cpu | None) -> str | None:
-    """AVX2 without bf16, 2 threads"""
+    """For example: torch uses AVX2 without bf16 instructions, 2 threads."""
     if cpu is None:
         return None
     threads = f"{cpu.threads} thread{'' if cpu.threads == 1 else 's'}"
@@ -108,7 +108,7 @@ def cpu_line(cpu: Cpu | None) -> str | None:
 
 
 def hub_line(hub: Hub) -> str:
-    reach = "HF_HUB_OFFLINE is set" if hub.offline else "answers" if hub.reachable else "does not answer"
+    reach = "HF_HUB_OFFLINE is set" if hub.offline else "reachable" if hub.reachable else "not reachable"
     return f"{reach}, {'token stored' if hub.token else 'no token'}"
 
 
@@ -120,5 +120,5 @@ def versions_section(report: Report) -> Section:
         else:
             shown[name] = version or "not installed"
     return named(
-        "Versions", shown | {"they match": {True: "yes", False: "no, see Problems", None: None}[report.versions_match]}
+        "Versions", shown | {"compatible": {True: "yes", False: "no, see Problems", None: None}[report.versions_match]}
     )

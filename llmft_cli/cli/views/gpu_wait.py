@@ -1,4 +1,4 @@
-"""The GPUs that gpu-check --wait found, for a shell."""
+"""The GPUs that gpu-check --wait found, for use in a shell."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from llmft_cli.gpu.waiting import Ready
 
 
 def ready_sections(ready: Ready) -> list[Section]:
-    """The indices and nothing else, for `export CUDA_VISIBLE_DEVICES=$(...)`."""
+    """Only the indices, for `export CUDA_VISIBLE_DEVICES=$(...)`."""
     return [Section("", [(",".join(map(str, ready.gpu_indices)), "")])]

@@ -1,4 +1,4 @@
-"""Titled rows of text, and how figures are written in them."""
+"""Sections of text, and the formatting of numbers in them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Section:
-    """Rows under a title; without a header they are names and values."""
+    """Rows under a title; without a header, rows are names and values."""
 
     title: str
     rows: Sequence[Sequence[str]]
@@ -18,7 +18,7 @@ class Section:
 
 
 def named(title: str, values: Mapping[str, Any]) -> Section:
-    """A section of names and values; None is left out."""
+    """A section of names and values; None values are omitted."""
     return Section(title, [(name, str(value)) for name, value in values.items() if value is not None])
 
 
@@ -31,5 +31,5 @@ def share(value: float | None) -> str | None:
 
 
 def next_command(name: str, run: str) -> Section:
-    """What to do next, ready to be pasted into a shell."""
+    """The next command, ready to paste into a shell."""
     return named("", {"next": f"llmft {name} {shlex.quote(run)}"})

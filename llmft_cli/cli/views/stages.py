@@ -1,4 +1,4 @@
-"""What became of the stages of a run, for a person."""
+"""The results of a run's stages, as text."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
             {
                 "rows": f"{rows['kept']:,} kept of {rows['read']:,} read",
                 "rejected": f"{rows['rejected']:,} (see {run}/data/rejected.jsonl)" if rows["rejected"] else None,
-                "duplicates": f"{rows['duplicates']:,} left out" if rows["duplicates"] else None,
-                "near duplicates": f"{near:,}, kept on one side of the split" if near else None,
+                "duplicates": f"{rows['duplicates']:,} dropped" if rows["duplicates"] else None,
+                "near-duplicates": f"{near:,}, kept on the same side of the split" if near else None,
                 "too long": overlength(run, result.overlength) if result.overlength["rows"] else None,
-                "texts split": f"{result.documents_split:,}" if result.documents_split else None,
-                "forms": ", ".join(f"{form} {count:,}" for form, count in result.forms.items()),
+                "documents split": f"{result.documents_split:,}" if result.documents_split else None,
+                "formats": ", ".join(f"{form} {count:,}" for form, count in result.forms.items()),
                 "tokens": f"{result.tokens['total']:,}, of which {result.tokens['supervised']:,} supervised",
                 "row lengths": "min {min}, median {median:g}, p95 {p95}, max {max} tokens".format(**result.lengths),
                 "split": f"{result.splits['train']:,} training, {result.splits['validation']:,} held out",
@@ -55,16 +55,16 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
 
 
 def overlength(run: str, lost: Mapping[str, Any]) -> str:
-    """What became of the rows that are longer than allowed, and what was lost with them."""
+    """How many rows were too long, what was done with them, and what was lost."""
     count, tokens, ends = f"{lost['rows']:,}", f"{lost['tokens_lost']:,} tokens", f"{lost['end_of_turns_lost']:,} ends of turn"
     if lost["policy"] == "drop":
-        return f"{count} left out with {tokens} (see {run}/data/rejected.jsonl)"
-    done = "cut off" if lost["policy"] == "truncate" else "split"
+        return f"{count} dropped with {tokens} (see {run}/data/rejected.jsonl)"
+    done = "truncated" if lost["policy"] == "truncate" else "split"
     return f"{count} {done}, which lost {tokens} and {ends}" if lost["tokens_lost"] else f"{count} {done}, nothing lost"
 
 
 def finding(check: Mapping[str, Any]) -> tuple[str, str, str]:
-    """A check's name, its count and what it means, with the first place."""
+    """A check's name, count and meaning, with the place of the first example."""
     first = "".join(f" (first: {example['source']}:{example['line']})" for example in check["examples"][:1])
     return words(check["check"]), f"{check['count']:,}", check["meaning"] + first
 
@@ -97,7 +97,7 @@ def train(run: str, result: TrainResult) -> list[Section]:
 
 
 def profile(found: Profile) -> list[Section]:
-    """Where the time of a step went, and the least that it could take."""
+    """How the time of a step is spent, and its lower bound (roofline)."""
     last = found.first_step + found.steps - 1
     steps = f"step {last}" if found.steps == 1 else f"steps {found.first_step} to {last}"
     computing = sum(found.group_seconds.values())
@@ -115,13 +115,13 @@ def profile(found: Profile) -> list[Section]:
         )
     )
     return [
-        Section(f"Profile of {steps} on {found.device}", rows, ("", "ms a step", "share")),
+        Section(f"Profile of {steps} on {found.device}", rows, ("", "ms per step", "share")),
         named("", {"busy": f"{found.busy_share:.1%} of the step", "roofline": least, "trace": found.trace}),
     ]
 
 
 def smaller_passes(result: TrainResult) -> str | None:
-    """How often memory ran out, and what became of the batches; None where it did not."""
+    """How often memory ran out, and the size of passes since then; None if it did not."""
     times, tokens = result.out_of_memory_retries, result.largest_pass_tokens
     if not times:
         return None

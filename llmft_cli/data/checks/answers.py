@@ -1,4 +1,4 @@
-"""Answers that teach nothing, or what nobody wants: empty ones, refusals, copies and loops."""
+"""Checks for useless or unwanted answers: empty ones, refusals, copies and loops."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from llmft_cli.data.checks.rows import CheckedRow, Hit, Joined, Texts
+from llmft_cli.data.checks.rows import CheckedRow, Joined, Match, Texts
 
 TYPOGRAPHIC = "\N{RIGHT SINGLE QUOTATION MARK}"
-# "I have no answer to this question", the longest of the empty ones.
+# The length of "I have no answer to this question", the longest empty answer, with some margin.
 LONGEST_TRIVIAL = 40
 PUNCTUATION = " \t\r\n.,;:!?\u2026-\u2013\u2014_'\"`()[]{}<>*#/\\\u3002\uff01\uff1f\u3001"
 EMPTY_ANSWERS = frozenset(
@@ -22,7 +22,7 @@ EMPTY_ANSWERS = frozenset(
     .split(", ")
 )
 
-# Refusals open an answer; further on the same words are often quoted.
+# Refusals begin an answer; later on the same words are often quoted.
 OPENING = 200
 REFUSAL_NEEDLES = (b"an ai", b"language model", b"artificial int", b"sorry", b"i can", b"i won", b"able to")
 REFUSAL = re.compile(
@@ -35,7 +35,7 @@ REFUSAL = re.compile(
     r"|\bi(?:'m| am) (?:unable|not able) to (?:assist|help|provide|fulfil|comply|answer|generate|access|browse|create)"
 )
 
-# Four times the same is no figure of speech, where it makes up half of the answer.
+# Four repetitions that make up half of the answer are not a figure of speech.
 REPEATS = 4
 REPEATED_SHARE = 0.5
 SHORTEST_REPETITION = 40
@@ -43,7 +43,7 @@ PROBE = 12
 PARTS = re.compile(r"[\n.!?\u3002\uff01\uff1f]+\s*(?:\d+[.)]\s*|[-*•]\s+)?")
 
 
-def trivial_answers(rows: Sequence[CheckedRow], answers: Texts) -> tuple[list[Hit], list[Hit]]:
+def trivial_answers(rows: Sequence[CheckedRow], answers: Texts) -> tuple[list[Match], list[Match]]:
     """Rows with an answer that says nothing, and other rows in which every answer is a single word or number."""
     empty, short = [], []
     brief = {row for row, answer in zip(answers.rows, answers.texts, strict=True) if len(answer) <= LONGEST_TRIVIAL}
@@ -51,50 +51,50 @@ def trivial_answers(rows: Sequence[CheckedRow], answers: Texts) -> tuple[list[Hi
         row = rows[number]
         nothing = next((answer for answer in row.answers if says_nothing(answer)), None)
         if nothing is not None:
-            empty.append(Hit(number, nothing, 0, len(nothing)))
+            empty.append(Match(number, nothing, 0, len(nothing)))
         elif all(len(answer) <= LONGEST_TRIVIAL and len(answer.split()) == 1 for answer in row.answers):
-            short.append(Hit(number, " ".join((*row.texts[-2:-1], row.answers[-1])), 0, 0))
+            short.append(Match(number, " ".join((*row.texts[-2:-1], row.answers[-1])), 0, 0))
     return empty, short
 
 
 def says_nothing(answer: str) -> bool:
-    """Of a text; an answer of no characters at all calls a function instead."""
+    """Whether an answer says nothing; an answer without any characters is a tool call."""
     bare = answer.strip(PUNCTUATION)
     return bool(answer.strip()) and (not bare or bare.replace(TYPOGRAPHIC, "'").lower() in EMPTY_ANSWERS)
 
 
-def refusals(answers: Texts) -> Iterator[Hit]:
+def refusals(answers: Texts) -> Iterator[Match]:
     openings = [answer[:OPENING] for answer in answers.texts]
     joined = Joined.of(openings).lowered()
     numbers = {number for needle in REFUSAL_NEEDLES for number in joined.holding(needle)}
     for number in sorted(numbers):
-        # `\u0130` in small letters is longer, and no refusal.
+        # `\u0130` is longer in lower case, which would shift the match.
         opening = openings[number].replace("\u0130", "I").lower().replace(TYPOGRAPHIC, "'")
         if match := REFUSAL.search(opening):
-            yield Hit(answers.rows[number], answers.texts[number], *match.span())
+            yield Match(answers.rows[number], answers.texts[number], *match.span())
 
 
-def copies(rows: Sequence[CheckedRow]) -> Iterator[Hit]:
+def copies(rows: Sequence[CheckedRow]) -> Iterator[Match]:
     """Answers that are another message of their conversation."""
     for number, row in enumerate(rows):
         for answer in row.answers:
             if answer.strip() and row.texts.count(answer) > row.answers.count(answer):
-                yield Hit(number, answer, 0, 0)
+                yield Match(number, answer, 0, 0)
                 break
 
 
-def repetitions(answers: Texts) -> Iterator[Hit]:
+def repetitions(answers: Texts) -> Iterator[Match]:
     for number, answer in enumerate(answers.texts):
-        # What makes up half of an answer and comes four times stands in the middle of it, or near.
+        # Text that makes up half of an answer and occurs four times covers its middle, or nearly.
         middle = len(answer) // 2
         if len(answer) >= SHORTEST_REPETITION and answer.count(answer[middle : middle + PROBE]) >= REPEATS:
             place = repeated(answer, middle)
             if place is not None:
-                yield Hit(answers.rows[number], answer, place, place)
+                yield Match(answers.rows[number], answer, place, place)
 
 
 def repeated(answer: str, middle: int) -> int | None:
-    """Where a line, sentence or phrase begins that makes up most of an answer, if one does."""
+    """Where the line, sentence or phrase that makes up most of an answer begins, or None."""
     parts = Counter(part for part in PARTS.split(answer) if any(map(str.isalpha, part)))
     part, count = max(parts.items(), key=lambda item: len(item[0]) * item[1], default=("", 0))
     if count >= REPEATS and count * len(part) >= REPEATED_SHARE * len(answer):

@@ -1,4 +1,4 @@
-"""A place in a text as one line that can be shown anywhere."""
+"""Excerpts around a position in a text: one line, safe to show anywhere."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from llmft_cli.data.checks.secrets import MASK, masked
 
 EXCERPT = 90
-# A private key is no longer than this, so that one is recognised whose beginning lies before the excerpt.
+# Longer than a private key, so that one that begins before the excerpt is still recognised.
 CONTEXT = 8000
 SPACE = re.compile(r"[ \t\r\n]+")
 MASKED = re.compile(f"{MASK}{{4,}}")
 
 
 def context(text: str, start: int, end: int) -> tuple[str, int, int]:
-    """The part of a text that an excerpt may need, and the place in that."""
+    """The part of a text that an excerpt may need, and the span within that part."""
     first = max(0, start - CONTEXT)
     return text[first : end + CONTEXT], start - first, end - first
 
 
 def excerpt(text: str, start: int, end: int) -> str:
-    """What stands around a place: on one line, secrets masked, what is not printable spelled out."""
+    """The text around a span on one line, with secrets masked and unprintable characters escaped."""
     end = min(end, start + EXCERPT)
     before = (EXCERPT - (end - start)) // 3
     first = max(0, start - before)

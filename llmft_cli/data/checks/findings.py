@@ -1,4 +1,4 @@
-"""Counts of what the checks find, with examples, and what each means."""
+"""Counts of what the checks find, with examples and explanations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from llmft_cli.data.checks import answers, languages, secrets, texts, tokens
 from llmft_cli.data.checks.excerpts import context, excerpt
 from llmft_cli.data.checks.languages import Sampled
-from llmft_cli.data.checks.rows import CheckedRow, Hit, Joined, Texts
+from llmft_cli.data.checks.rows import CheckedRow, Joined, Match, Texts
 
 if TYPE_CHECKING:
     import numpy
@@ -18,22 +18,28 @@ if TYPE_CHECKING:
 
 LEVELS = ("error", "warning", "note")
 EXAMPLES = 3
-# So few rows of thousands shape no model; what must not be in the data at all is not counted that way.
+# Fewer rows hardly affect a model. Checks for what must not be in the data at all are exempt.
 FEW_SHARE = 0.001
 ONE_IS_TOO_MANY = frozenset({"secrets", "passwords", "emails"})
 
 MEANINGS = {
     "secrets": ("error", "keys or tokens, which the model may repeat to anyone: remove them, and revoke the real ones"),
-    "passwords": ("warning", "passwords or keys with values that look real: remove them, or put made-up ones there"),
-    "emails": ("warning", "e-mail addresses that look real, which the model may repeat: put some at example.com there"),
-    "mojibake": ("warning", "text was decoded wrongly (UTF-8 read as another encoding): read the source again as UTF-8"),
+    "passwords": ("warning", "passwords or keys with values that look real: remove or replace them"),
+    "emails": (
+        "warning",
+        "e-mail addresses that look real, which the model may repeat: replace them with addresses at example.com",
+    ),
+    "mojibake": ("warning", "wrongly decoded text (UTF-8 read as another encoding): read the source again as UTF-8"),
     "control_characters": ("warning", "control or invisible characters, which the model learns to write: remove them"),
-    "refusals": ("warning", "answers that refuse or speak of being an AI, which the model learns: remove unwanted ones"),
+    "refusals": ("warning", "answers that refuse or mention being an AI, which the model learns: remove unwanted ones"),
     "empty_answers": ("warning", "answers that say nothing: remove the rows, or write an answer"),
-    "copied_answers": ("warning", "an answer is another message of its row, word for word: see whether columns are mixed up"),
-    "repetitions": ("warning", "an answer says the same over and over, which the model learns to do: remove the rows"),
-    "byte_tokens": ("warning", "the tokenizer breaks the text into bytes: choose a model that knows its script or symbols"),
-    "mostly_masked": ("note", "less than 5% of the tokens are learned from: long prompts cost their time and teach little"),
+    "copied_answers": (
+        "warning",
+        "an answer repeats another message of its row word for word: check whether columns are swapped",
+    ),
+    "repetitions": ("warning", "an answer repeats itself over and over, which the model learns: remove the rows"),
+    "byte_tokens": ("warning", "the tokenizer breaks the text into bytes: choose a model that supports its script or symbols"),
+    "mostly_masked": ("note", "less than 5% of the tokens are supervised: long prompts cost time and teach little"),
     "short_answers": (
         "note",
         "every answer is a single word or number: fine for classification; otherwise answers become terse",
@@ -47,8 +53,8 @@ class Finding:
 
     Attributes:
         level: error, warning or note.
-        count: rows that it concerns.
-        meaning: what it means and what to do, in one line.
+        count: number of rows.
+        meaning: explanation and remedy, in one line.
         examples: the first rows: source, line, excerpt; secrets are masked.
     """
 
@@ -60,8 +66,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where something was found: the row, and as much of its text as an excerpt needs."""
+class MatchContext:
+    """A match with its row, and as much of the text as an excerpt needs."""
 
     source: str
     line: int
@@ -75,11 +81,11 @@ class Place:
 
 @dataclass
 class Tally:
-    """What was found in some rows; those of later rows are added to it."""
+    """What was found in a batch of rows; later batches are added."""
 
     rows: int = 0
     counts: dict[str, int] = field(default_factory=dict)
-    places: dict[str, list[Place]] = field(default_factory=dict)
+    places: dict[str, list[MatchContext]] = field(default_factory=dict)
     sampled: list[Sampled] = field(default_factory=list)
 
     def add(self, later: Tally) -> None:
@@ -92,10 +98,10 @@ class Tally:
 
 
 class Checks:
-    """Looks at batches of rows and keeps count; the findings do not depend on how rows are batched.
+    """Checks batches of rows and counts the findings, which do not depend on how rows are batched.
 
     Args:
-        byte_ids: the tokens that hold a piece of a character only, as `byte_token_ids` finds them.
+        byte_ids: the tokens that are only a part of a character, from `byte_token_ids`.
     """
 
     def __init__(self, byte_ids: Collection[int]) -> None:
@@ -103,19 +109,19 @@ class Checks:
         self._tally = Tally()
 
     def look_at(self, rows: Sequence[CheckedRow]) -> None:
-        """Check a batch of rows, and keep count; many at once are quickest."""
+        """Check a batch of rows; large batches are faster."""
         tally = Tally(rows=len(rows), sampled=languages.sample(rows, self._tally.sampled))
-        for check, hits in self._hits(rows):
-            first: dict[int, Hit] = {}
-            for hit in hits:
-                first.setdefault(hit.row, hit)
+        for check, matches in self._matches(rows):
+            first: dict[int, Match] = {}
+            for match in matches:
+                first.setdefault(match.row, match)
             if first:
                 tally.counts[check] = len(first)
-                tally.places[check] = [place_of(first[row], rows[row]) for row in sorted(first)[:EXAMPLES]]
+                tally.places[check] = [match_context(first[row], rows[row]) for row in sorted(first)[:EXAMPLES]]
         self._tally.add(tally)
 
     def findings(self) -> list[Finding]:
-        """What was found, errors first, then by count."""
+        """All findings, by level (errors first), then by count."""
         tally = self._tally
         found = []
         for check, count in tally.counts.items():
@@ -126,7 +132,7 @@ class Checks:
         found += language_findings(tally.sampled)
         return sorted(found, key=lambda finding: (LEVELS.index(finding.level), -finding.count, finding.check))
 
-    def _hits(self, rows: Sequence[CheckedRow]) -> Iterator[tuple[str, Iterable[Hit]]]:
+    def _matches(self, rows: Sequence[CheckedRow]) -> Iterator[tuple[str, Iterable[Match]]]:
         everything, answered = Texts.of(row.texts for row in rows), Texts.of(row.answers for row in rows)
         joined = Joined.of(everything.texts)
         for check, candidates, find in (
@@ -143,13 +149,13 @@ class Checks:
         yield "refusals", answers.refusals(answered)
         yield "copied_answers", answers.copies(rows)
         yield "repetitions", answers.repetitions(answered)
-        not_ascii = sorted({everything.rows[number] for number in joined.foreign})
+        not_ascii = sorted({everything.rows[number] for number in joined.non_ascii})
         yield "byte_tokens", tokens.rows_in_bytes(rows, not_ascii, self._is_byte)
         yield "mostly_masked", tokens.mostly_masked(rows)
 
     @cached_property
     def _is_byte(self) -> NDArray[numpy.bool_]:
-        """By token id whether it is a byte token; the last entry, which is not, stands for all higher ids."""
+        """For each token id whether it is a byte token; the last entry (False) stands for all higher ids."""
         import numpy
 
         table = numpy.zeros(max(self._byte_ids, default=-2) + 2, numpy.bool_)
@@ -157,34 +163,36 @@ class Checks:
         return table
 
 
-def found_in(everything: Texts, candidates: Iterable[int], find: Callable[[str], tuple[int, int] | None]) -> Iterator[Hit]:
-    """What `find` finds in the texts that a quick search took out."""
+def found_in(everything: Texts, candidates: Iterable[int], find: Callable[[str], tuple[int, int] | None]) -> Iterator[Match]:
+    """What `find` finds in the texts preselected by a fast search."""
     for number in sorted(set(candidates)):
         if span := find(everything.texts[number]):
-            yield Hit(everything.rows[number], everything.texts[number], *span)
+            yield Match(everything.rows[number], everything.texts[number], *span)
 
 
-def place_of(hit: Hit, row: CheckedRow) -> Place:
-    return Place(row.source, row.line, *context(hit.text, hit.start, hit.end))
+def match_context(match: Match, row: CheckedRow) -> MatchContext:
+    return MatchContext(row.source, row.line, *context(match.text, match.start, match.end))
 
 
 def language_findings(sampled: Sequence[Sampled]) -> list[Finding]:
-    """Notes on rows in other languages than most, and on answers in another language than their question."""
-    told = languages.languages_of(sampled)
-    total = told.counts.total()
+    """Notes on rows in a minority language, and on answers in another language than their question."""
+    detected = languages.languages_of(sampled)
+    total = detected.counts.total()
     found = []
-    if told.others and len(told.others) >= languages.MIX_SHARE * total:
-        by_count = sorted(told.counts.items(), key=lambda item: (-item[1], item[0]))
+    if detected.others and len(detected.others) >= languages.MIX_SHARE * total:
+        by_count = sorted(detected.counts.items(), key=lambda item: (-item[1], item[0]))
         shares = ", ".join(f"{code} {count / total:.0%}" for code, count in by_count if count / total >= 0.005)
-        meaning = f"rows are in several languages (of {total} sampled: {shares}): see whether all are wanted"
-        examples = [sampled_place(row, row.answer) for row in told.others[:EXAMPLES]]
-        found.append(Finding("languages", "note", len(told.others), meaning, examples))
-    if told.switching and len(told.switching) >= languages.SWITCH_SHARE * told.pairs:
-        meaning = f"question and answer differ in language (of {told.pairs} sampled): right for translation, else mend the rows"
-        examples = [sampled_place(row, f"{row.question} | {row.answer}") for row in told.switching[:EXAMPLES]]
-        found.append(Finding("language_switch", "note", len(told.switching), meaning, examples))
+        meaning = f"rows are in several languages (of {total} sampled: {shares}): check that all are wanted"
+        examples = [sampled_place(row, row.answer) for row in detected.others[:EXAMPLES]]
+        found.append(Finding("languages", "note", len(detected.others), meaning, examples))
+    if detected.switching and len(detected.switching) >= languages.SWITCH_SHARE * detected.pairs:
+        meaning = (
+            f"question and answer differ in language (of {detected.pairs} sampled): fine for translation; otherwise fix them"
+        )
+        examples = [sampled_place(row, f"{row.question} | {row.answer}") for row in detected.switching[:EXAMPLES]]
+        found.append(Finding("language_switch", "note", len(detected.switching), meaning, examples))
     return found
 
 
 def sampled_place(row: Sampled, text: str) -> dict[str, Any]:
-    return Place(row.source, row.line, text, 0, 0).shown()
+    return MatchContext(row.source, row.line, text, 0, 0).shown()

@@ -1,4 +1,4 @@
-"""Which languages rows are in, told from a sample of them."""
+"""Detects the languages of the rows from a sample."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 from llmft_cli.data.checks.rows import CheckedRow
 
 SAMPLE = 300
-# A language is told as surely from a few sentences as from a page.
-TOLD_FROM = 240
-# Of shorter texts, and of less sure guesses, one in ten is wrong.
+# A few sentences identify a language as reliably as a page.
+SAMPLED_CHARACTERS = 240
+# Of shorter texts and less certain guesses, one in ten is wrong.
 SHORTEST = 40
-SUREST = 0.9
-# One in fifty is more than names, titles and wrong guesses make up.
+LEAST_PROBABILITY = 0.9
+# Names, titles and wrong guesses stay below one in fifty.
 MIX_SHARE = 0.02
 SWITCH_SHARE = 0.05
 LETTERS = re.compile(r"[^\W\d_]+")
-# Multiplied by the golden ratio and cut to 32 bits, line numbers lie evenly, however many there are.
+# Line numbers times this, modulo 2**32, are evenly spread, however many there are (Fibonacci hashing).
 GOLDEN = 0x9E3779B1
 
 
 class Sampled(NamedTuple):
-    """The beginnings of a row's question and answer; the smallest `order` are the sample."""
+    """The beginnings of a row's question and answer; the rows with the smallest `order` are the sample."""
 
     order: int
     source: str
@@ -35,10 +35,10 @@ class Sampled(NamedTuple):
 
 
 def sample(rows: Sequence[CheckedRow], known: Sequence[Sampled]) -> list[Sampled]:
-    """The rows of a batch that may be in the sample; which are does not depend on how rows are batched.
+    """The rows of a batch that may be in the sample, which does not depend on how rows are batched.
 
     Args:
-        known: the sample of earlier rows.
+        known: the sample so far.
     """
     highest = known[-1].order if len(known) == SAMPLE else 0xFFFFFFFF
     orders = [row.line * GOLDEN & 0xFFFFFFFF for row in rows]
@@ -46,8 +46,8 @@ def sample(rows: Sequence[CheckedRow], known: Sequence[Sampled]) -> list[Sampled
 
 
 def sampled(row: CheckedRow, order: int) -> Sampled:
-    question = row.texts[-2][:TOLD_FROM] if row.answers and len(row.texts) > 1 else ""
-    return Sampled(order, row.source, row.line, question, row.texts[-1][:TOLD_FROM])
+    question = row.texts[-2][:SAMPLED_CHARACTERS] if row.answers and len(row.texts) > 1 else ""
+    return Sampled(order, row.source, row.line, question, row.texts[-1][:SAMPLED_CHARACTERS])
 
 
 def smallest(rows: list[Sampled]) -> list[Sampled]:
@@ -55,7 +55,14 @@ def smallest(rows: list[Sampled]) -> list[Sampled]:
 
 
 class Languages(NamedTuple):
-    """What a sample tells: rows by language of the answer, those in others than the commonest, those that switch."""
+    """Languages in a sample.
+
+    Attributes:
+        counts: rows by language of the answer.
+        others: rows not in the most common language.
+        switching: rows with question and answer in different languages.
+        pairs: rows with a known language of both question and answer.
+    """
 
     counts: Counter[str]
     others: list[Sampled]
@@ -64,31 +71,31 @@ class Languages(NamedTuple):
 
 
 def languages_of(rows: Sequence[Sampled]) -> Languages:
-    """Tell the languages of a sample; texts that are too short or mixed to tell are left out."""
+    """Detect the languages of a sample; texts too short or too mixed are skipped."""
     ordered = sorted(rows, key=lambda row: (row.source, row.line))
-    told = [(row, language(row.question), language(row.answer)) for row in ordered]
-    counts = Counter(answer for _, _, answer in told if answer)
+    detected = [(row, language(row.question), language(row.answer)) for row in ordered]
+    counts = Counter(answer for _, _, answer in detected if answer)
     main = max(sorted(counts), key=counts.__getitem__, default=None)
     return Languages(
         counts,
-        [row for row, _, answer in told if answer and answer != main],
-        [row for row, question, answer in told if question and answer and question != answer],
-        sum(1 for _, question, answer in told if question and answer),
+        [row for row, _, answer in detected if answer and answer != main],
+        [row for row, question, answer in detected if question and answer and question != answer],
+        sum(1 for _, question, answer in detected if question and answer),
     )
 
 
 def language(text: str) -> str | None:
-    """The code of a text's language (ISO 639), or None where it cannot be told."""
+    """The ISO 639 code of a text's language, or None if it is unclear."""
     words = " ".join(LETTERS.findall(text))
     if len(words.encode("utf-8", "ignore")) < SHORTEST:
         return None
-    code, sure = identifier().classify(words)
-    return code if sure >= SUREST else None
+    code, probability = identifier().classify(words)
+    return code if probability >= LEAST_PROBABILITY else None
 
 
 @cache
 def identifier() -> Any:
-    """The model that tells languages; it takes half a second to read."""
+    """The language identification model; loading it takes half a second."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -1,4 +1,4 @@
-"""What checks look at: a batch of rows, and texts joined so that one search goes through all."""
+"""Input of the checks: a batch of rows, and their texts joined so that they can be searched at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 
 class CheckedRow(NamedTuple):
-    """What the checks see of one row.
+    """One row, as the checks see it.
 
     Attributes:
         texts: all messages' contents, or the document's text.
         answers: the assistant's contents; none for a document.
-        supervised: how many tokens are learned from.
+        supervised: number of supervised tokens.
     """
 
     source: str
@@ -27,8 +27,8 @@ class CheckedRow(NamedTuple):
     supervised: int
 
 
-class Hit(NamedTuple):
-    """Something found: in which row of the batch, in which text, and where in that."""
+class Match(NamedTuple):
+    """A match: the row of the batch, the text, and the span in the text."""
 
     row: int
     text: str
@@ -38,7 +38,7 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of a batch of rows, and the row that each is of."""
+    """Texts of a batch of rows, and the row number of each."""
 
     texts: list[str]
     rows: list[int]
@@ -55,17 +55,17 @@ class Texts:
 
 @dataclass(frozen=True)
 class Joined:
-    """Encoded texts joined in one, to be searched at once.
+    """Encoded texts joined into one, so that they can be searched at once.
 
     Attributes:
-        text: the texts, with a line feed between.
-        starts: where each text begins, and where one after the last would.
-        foreign: the numbers of the texts that are not ASCII.
+        text: the texts, separated by line feeds.
+        starts: where each text begins, and one more at the end.
+        non_ascii: the numbers of the texts that are not ASCII.
     """
 
     text: bytes
     starts: list[int]
-    foreign: list[int]
+    non_ascii: list[int]
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Joined:
@@ -74,11 +74,11 @@ class Joined:
         return cls(b"\n".join(encoded), starts, [number for number, text in enumerate(encoded) if not text.isascii()])
 
     def at(self, position: int) -> int:
-        """The number of the text that lies at a position."""
+        """The number of the text at a position."""
         return bisect_right(self.starts, position) - 1
 
     def holding(self, needle: bytes) -> Iterator[int]:
-        """The numbers of the texts that hold a needle, each once."""
+        """The numbers of the texts that contain a needle, each once."""
         position = self.text.find(needle)
         while position >= 0:
             number = self.at(position)
@@ -90,5 +90,5 @@ class Joined:
         return (self.at(match.start()) for match in pattern.finditer(self.text))
 
     def lowered(self) -> Joined:
-        """The same with small letters for A to Z."""
-        return Joined(self.text.lower(), self.starts, self.foreign)
+        """A copy with A to Z in lower case."""
+        return Joined(self.text.lower(), self.starts, self.non_ascii)

@@ -1,4 +1,4 @@
-"""Secrets in texts: finding them, and showing texts without them."""
+"""Finds secrets in texts, and masks them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmft_cli.data.checks.rows import Joined
 
 Span = tuple[int, int]
 
-# The shortest of the keys below (AWS's) is 20 of these characters in a row; few words are.
+# The shortest key below (AWS's) has 20 of these characters in a row; few words do.
 KEY_LENGTH = 20
 KEY_CHARACTERS = bytes(code for code in range(128) if chr(code).isalnum() or chr(code) in "_-")
 NOT_IN_KEYS = bytes(32 if code not in KEY_CHARACTERS else code for code in range(256))
@@ -30,18 +30,18 @@ SECRET = re.compile(
     r")",
     re.ASCII,
 )
-# What tutorials write in the place of a secret.
+# What tutorials write instead of a secret.
 PLACEHOLDER = re.compile(
     r"example|your|\bmy|xxx|\*\*\*|\.\.\.|placeholder|change|dummy|sample|test|demo|fake|secret|passw|abc|1234|0000|qwerty"
     r"|[_-]here|none|null|true|false|token|string|user|\benv",
     re.IGNORECASE,
 )
-# In a key of random characters `my` or `abc` come up by chance; these do not.
+# Random keys contain `my` or `abc` by chance, but not these.
 KEY_PLACEHOLDER = re.compile(r"example|your[_-]|x{6}|\*{4}|placeholder|0{8}|1234567890|abcdefgh|(.)\1{9}", re.IGNORECASE)
 
 ASSIGNED_NAMES = ("passw", "secret", "_token")
 API_KEY = re.compile(rb"api[_-]?key")
-# A name, a sign that gives it a value, and a value that is no expression of a program.
+# A name, an assignment, and a value that is not an expression.
 ASSIGNMENT = re.compile(
     r"(?:passwor[dt]|passwd|secret(?:[_-]?key)?|_token|api[_-]?key)[\"']?[ \t]{0,3}(?:=>|:=|[:=])[ \t]{0,3}[\"'`]?"
     r"([^\s\"'`<>{}()\[\]$,;]{8,64})(?![\w(\[{.])",
@@ -55,7 +55,7 @@ SHOWN = 4
 
 
 def secret_candidates(texts: Joined) -> Iterator[int]:
-    """Numbers of the texts that may hold a key: they have a long run of the characters that keys are made of."""
+    """Numbers of the texts that may contain a key: those with a long run of key characters."""
     import numpy
 
     outside = numpy.frombuffer(b" " + texts.text.translate(NOT_IN_KEYS) + b" ", numpy.uint8) == 32
@@ -87,8 +87,8 @@ def secrets(text: str) -> Iterator[Span]:
 
 
 def passwords(text: str) -> Iterator[Span]:
-    """Where values that look real are given to passwords: letters with digits or signs, and no placeholder."""
-    # This one letter is two in its small form, which would move all places after it.
+    """Spans of password values that look real: letters with digits or signs, and not a placeholder."""
+    # This letter is two in lower case, which would shift all positions after it.
     lowered = text.replace("\u0130", "I").lower()
     found = [ASSIGNMENT.match(text, place) for name in (*ASSIGNED_NAMES, "api") for place in places(lowered, name)]
     found += [ADDRESS.match(text, place) for place in places(text, ADDRESS_SIGN)]
@@ -109,7 +109,7 @@ def places(text: str, part: str) -> Iterator[int]:
 
 
 def masked(text: str) -> str:
-    """A text of the same length in which of every secret at most the first characters are left."""
+    """The text with secrets masked, except for a few first characters of each; the length stays the same."""
     characters = list(text)
     for start, end in [*secrets(text), *passwords(text)]:
         header = KEY_HEADER.match(text, start, end)

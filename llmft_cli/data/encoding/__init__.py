@@ -1,1 +1,1 @@
-"""Chat rows to token ids and the loss mask, by any chat template."""
+"""From chat rows to token ids and the loss mask, for any chat template."""

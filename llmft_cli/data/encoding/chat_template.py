@@ -1,9 +1,8 @@
-"""What a chat template makes of a conversation: the text, and where in it the assistant's turns lie.
+"""Renders a conversation with a chat template and locates the assistant's turns in the text.
 
-They are found in the rendered text, so it works for any template: the conversation is rendered
-once more with a placeholder for every message, and the text between the placeholders, which is
-the template's own, tells where each message lies. A template that looks at the contents, or
-writes tool calls, is asked for the prompt of every answer instead.
+This works for any template: the conversation is rendered again with a placeholder for every
+message, and the template's own text between the placeholders shows where each message is. If
+a template depends on the contents or renders tool calls, the prompt of every answer is rendered instead.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from llmft_cli.data.encoding.template_skeleton import (
     PLACEHOLDERS,
     THINKING_END,
     Ending,
-    Layout,
-    Skeleton,
+    RenderedRow,
+    TemplateSkeleton,
     end_of_turn_after,
     rendered_forms,
 )
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of rendered text: the message of that number, or the template's own text (None)."""
+    """A part of the rendered text: a message by its number, or the template's own text (None)."""
 
     text: str
     message: int | None
@@ -46,35 +45,35 @@ class ChatTemplate:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokeniser: Tokeniser) -> None:
         self._tokenizer = tokenizer
         self._control = tokeniser.control
-        self._skeletons: dict[tuple[tuple[str, ...], bool], Skeleton] = {}
+        self._skeletons: dict[tuple[tuple[str, ...], bool], TemplateSkeleton] = {}
         added = [token.content for token in tokenizer.added_tokens_decoder.values()]
         self._added = any_of(content for content in added if content.strip())
 
-    def prompt(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> Layout:
-        """The text up to where the assistant is to answer.
+    def prompt(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> RenderedRow:
+        """The conversation with the generation prompt.
 
         Raises:
-            RowError: the template refuses the conversation or leaves a message out.
+            RowError: the template rejects the conversation or leaves out a message.
         """
-        return self._lay_out(Conversation(list(messages), tools), [], generation_prompt=True)
+        return self._render_row(Conversation(list(messages), tools), [], generation_prompt=True)
 
-    def conversation(self, conversation: Conversation, learned: Collection[int] | None) -> Layout:
-        """The text of a whole conversation; learned are some answers and the end of turn after each.
+    def conversation(self, conversation: Conversation, learned: Collection[int] | None) -> RenderedRow:
+        """A whole conversation; the learned answers and their ends of turn are supervised.
 
         Args:
-            learned: numbers of the messages that are learned, from 0, or None for the whole text.
+            learned: numbers of the supervised messages, from 0; None for the whole text.
 
         Raises:
-            RowError: the template refuses the conversation or leaves a message out, an answer cannot be
-                found in the rendered text, or the template writes no end of turn after it.
+            RowError: the template rejects the conversation or leaves out a message, an answer cannot be
+                found in the rendered text, or it has no end of turn.
         """
-        return self._lay_out(conversation, learned, generation_prompt=False)
+        return self._render_row(conversation, learned, generation_prompt=False)
 
     def render(self, messages: Sequence[Message], generation_prompt: bool, tools: list[dict[str, Any]] | None = None) -> str:
-        """The template's text for a conversation.
+        """The rendered text of a conversation.
 
         Raises:
-            RowError: the template refuses the conversation.
+            RowError: the template rejects the conversation.
             ModelError: there is no template, or it is not valid Jinja.
         """
         import jinja2
@@ -94,29 +93,29 @@ class ChatTemplate:
                 f"the chat template is not valid Jinja (line {error.lineno}): {error.message}",
                 "give another with --chat-template FILE.jinja",
             ) from error
-        except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template computes with what the row has not
-            raise RowError(f"the chat template refuses it: {error}") from error
+        except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template uses a value that the row lacks
+            raise RowError(f"the chat template rejects it: {error}") from error
         return text
 
-    def _lay_out(self, conversation: Conversation, learned: Collection[int] | None, generation_prompt: bool) -> Layout:
+    def _render_row(self, conversation: Conversation, learned: Collection[int] | None, generation_prompt: bool) -> RenderedRow:
         messages, tools = conversation.messages, conversation.tools
         text = self.render(messages, generation_prompt, tools)
         if tools or any("tool_calls" in message for message in messages):
             self._refuse_hidden_tools(conversation, text, generation_prompt)
-            return self._layout_of(self._pieces_by_turn(conversation, text), messages, learned)
+            return self._join_pieces(self._pieces_by_turn(conversation, text), messages, learned)
         if any(key in message for message in messages for key in THINKING_KEYS):
             refuse_hidden_thinking(messages, text)
-            return self._layout_of(self._pieces_with_thinking(conversation, text), messages, learned)
+            return self._join_pieces(self._pieces_with_thinking(conversation, text), messages, learned)
         skeleton = self._skeleton(tuple(message["role"] for message in messages), generation_prompt)
         missing = set(range(len(messages))).difference(skeleton.order)
         if missing:
             number = min(missing)
             raise RowError(f"the chat template leaves out message {number + 1} ({messages[number]['role']})")
-        found = skeleton.lay_out(messages, text, learned)
-        return found or self._layout_of(self._pieces_by_prefix(messages, text, skeleton), messages, learned)
+        found = skeleton.locate(messages, text, learned)
+        return found or self._join_pieces(self._pieces_by_prefix(messages, text, skeleton), messages, learned)
 
-    def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> Skeleton:
-        """The template's own text around messages of these roles, in the order in which it writes them."""
+    def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> TemplateSkeleton:
+        """The template's own text around messages of these roles, in rendered order."""
         key = (roles, generation_prompt)
         if key not in self._skeletons:
             texts, order = self._around(roles, generation_prompt)
@@ -125,7 +124,7 @@ class ChatTemplate:
                 self._lead(roles[:number], before) if roles[number] == "assistant" else 0
                 for number, before in zip(order, texts, strict=False)
             ]
-            self._skeletons[key] = Skeleton(texts, order, controls, [self._ending(text) for text in texts], leads)
+            self._skeletons[key] = TemplateSkeleton(texts, order, controls, [self._ending(text) for text in texts], leads)
         return self._skeletons[key]
 
     def _around(self, roles: tuple[str, ...], generation_prompt: bool) -> tuple[list[str], list[int]]:
@@ -139,13 +138,13 @@ class ChatTemplate:
         return len(before) - len(prompt_end) if before.startswith(prompt_end) else 0
 
     def _ending(self, after: str) -> Ending | None:
-        """The end of turn that the template's text after an answer begins with."""
+        """The end of turn at the beginning of the template's text after an answer."""
         spaces = len(after) - len(after.lstrip())
         found = self._added.match(after, spaces)
         return found and Ending(found.group(), found.end(), self._control.fullmatch(found.group()) is not None)
 
-    def _pieces_by_prefix(self, messages: Sequence[Message], text: str, skeleton: Skeleton) -> list[Piece]:
-        """The assistant's texts found by rendering the prompt for each; for templates that depend on the contents."""
+    def _pieces_by_prefix(self, messages: Sequence[Message], text: str, skeleton: TemplateSkeleton) -> list[Piece]:
+        """Locates each answer by rendering its prompt; for templates that depend on the contents."""
         self._refuse_spelled_tokens([message["content"] for message in messages])
         pieces: list[Piece] = []
         position = 0
@@ -156,13 +155,13 @@ class ChatTemplate:
             last = number == len(messages) - 1
             answer = answer_after(before, text, message["content"], skeleton.texts[-1] if last else None)
             if answer is None or len(before) < position:
-                raise RowError(f"message {number + 1} cannot be found in the text that the chat template renders")
+                raise RowError(f"message {number + 1} cannot be found in the text rendered by the chat template")
             pieces += [Piece(text[position : len(before)], None), Piece(answer, number)]
             position = len(before) + len(answer)
         return [*pieces, Piece(text[position:], None)]
 
     def _pieces_with_thinking(self, conversation: Conversation, text: str) -> list[Piece]:
-        """Some templates show the thinking of every turn, others take it out of all but the last."""
+        """Handles both templates that keep the thinking of every turn and those that keep only the last."""
         messages = conversation.messages
         self._refuse_spelled_tokens(messages)
         with suppress(RowError):
@@ -170,30 +169,30 @@ class ChatTemplate:
         return self._pieces_by_prefix(messages, text, self._skeleton(tuple(message["role"] for message in messages), False))
 
     def _refuse_spelled_tokens(self, content: Any) -> None:
-        """Where messages lie is not known, so neither is which special tokens are the template's own."""
+        """Reject special tokens in messages: without known positions they cannot be told from the template's own."""
         if self._control.search(json.dumps(content, ensure_ascii=False)):
-            raise RowError("a message spells a special token, and the chat template does not show where messages lie")
+            raise RowError("a message contains the text of a special token, and this template does not allow locating messages")
 
     def _refuse_hidden_tools(self, conversation: Conversation, text: str, generation_prompt: bool) -> None:
-        """Most templates know nothing of tools, and leave them out without a word: the text is the same without them."""
+        """Reject a row whose tools the template silently ignores: most templates do not support tools."""
         messages, tools = conversation.messages, conversation.tools
 
         def unseen(others: Sequence[Message], tools: list[dict[str, Any]] | None) -> bool:
             try:
                 return self.render(others, generation_prompt, tools) == text
-            except RowError:  # what the template refuses it has seen
+            except RowError:  # the template rejects the change, so it does read this part
                 return False
 
         if tools and unseen(messages, None):
-            raise RowError("the chat template does not show the tools")
+            raise RowError("the chat template ignores the tools")
         for number, message in enumerate(messages):
             other = with_other_tools(message)
             if other != message and unseen([*messages[:number], other, *messages[number + 1 :]], tools):
-                what = "the tool's answer" if message["role"] == "tool" else "the tool calls"
+                what = "the tool result" if message["role"] == "tool" else "the tool calls"
                 raise RowError(f"the chat template leaves out {what} in message {number + 1}")
 
     def _pieces_by_turn(self, conversation: Conversation, text: str) -> list[Piece]:
-        """The assistant's turns with all that the template writes in them, tool calls above all."""
+        """The assistant's turns with everything that the template adds, such as tool calls."""
         messages, tools = conversation.messages, conversation.tools
         self._refuse_spelled_tokens([messages, tools])
         pieces: list[Piece] = []
@@ -205,16 +204,18 @@ class ChatTemplate:
             turn = common_prefix(self.render(messages[: number + 1], False, tools), text)[len(before) :]
             endings = list(self._added.finditer(turn))
             if not text.startswith(before) or len(before) < position or not turn.strip():
-                raise RowError(f"message {number + 1} cannot be found in the text that the chat template renders")
+                raise RowError(f"message {number + 1} cannot be found in the text rendered by the chat template")
             if not endings:
-                raise RowError(f"the chat template writes no end of turn after message {number + 1}")
+                raise RowError(f"the chat template adds no end of turn after message {number + 1}")
             answer = turn[: endings[-1].start()]
             pieces += [Piece(text[position : len(before)], None), Piece(answer, number)]
             position = len(before) + len(answer)
         return [*pieces, Piece(text[position:], None)]
 
-    def _layout_of(self, pieces: Sequence[Piece], messages: Sequence[Message], learned: Collection[int] | None) -> Layout:
-        """The layout of pieces in whose messages no special token is spelled: all of them are the template's."""
+    def _join_pieces(
+        self, pieces: Sequence[Piece], messages: Sequence[Message], learned: Collection[int] | None
+    ) -> RenderedRow:
+        """Join pieces whose messages contain no special tokens: all of them are the template's."""
         text = "".join(piece.text for piece in pieces)
         spans: list[Span] = []
         position = 0
@@ -224,11 +225,11 @@ class ChatTemplate:
                 ending = end_of_turn_after(self._ending(after.text), piece.message, messages)
                 spans.append((position, end + ending.stop))
             position = end
-        return Layout(text, [match.span() for match in self._control.finditer(text)], None if learned is None else spans)
+        return RenderedRow(text, [match.span() for match in self._control.finditer(text)], None if learned is None else spans)
 
 
 def with_other_tools(message: Message) -> Message:
-    """A message with placeholders for what tools answered and for the names of those that are called."""
+    """A message with placeholders for tool results and for the names of called tools."""
     if message["role"] == "tool":
         return {**message, "content": PLACEHOLDER.format(0)}
     if "tool_calls" not in message:
@@ -238,7 +239,7 @@ def with_other_tools(message: Message) -> Message:
 
 
 def refuse_hidden_thinking(messages: Sequence[Message], text: str) -> None:
-    """Templates of models that do not think leave thinking out without a word; of the last answer that is a loss.
+    """Reject a row whose last answer loses its thinking: templates of non-thinking models drop it silently.
 
     Raises:
         RowError: the last answer's thinking is not in the rendered text.
@@ -246,11 +247,11 @@ def refuse_hidden_thinking(messages: Sequence[Message], text: str) -> None:
     last = messages[-1]
     for key in THINKING_KEYS:
         if key in last and last[key].strip() not in text:
-            raise RowError(f"the chat template does not show the {key} of message {len(messages)}")
+            raise RowError(f"the chat template leaves out the {key} of message {len(messages)}")
 
 
 def common_prefix(first: str, second: str) -> str:
-    """What two texts begin with alike."""
+    """The longest common prefix of two texts."""
     if second.startswith(first):
         return first
     differing = (index for index, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
@@ -258,10 +259,10 @@ def common_prefix(first: str, second: str) -> str:
 
 
 def answer_after(prompt: str, text: str, content: str, ending: str | None) -> str | None:
-    """What the template made of an answer, from the prompt's end on, or None where it is not there.
+    """The rendered answer after the prompt, or None if it is not there.
 
     Args:
-        ending: the template's text after the answer, where it is the last message.
+        ending: the template's text after the answer, if it is the last message.
     """
     if not text.startswith(prompt):
         return None
@@ -273,6 +274,6 @@ def answer_after(prompt: str, text: str, content: str, ending: str | None) -> st
                 return written[: start + len(form)]
     answer = content.split(THINKING_END)[-1].strip()
     if ending and written.endswith(ending) and answer in written:
-        # Thinking that the template laid out anew.
+        # The template has reformatted the thinking.
         return written.removesuffix(ending)
     return None

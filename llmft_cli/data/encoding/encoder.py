@@ -1,8 +1,8 @@
-"""From a conversation to token ids and loss mask: the one place where token ids are made.
+"""From a conversation to token ids and the loss mask.
 
-prepare, eval, chat and merge's check all take their ids from here, so that a model is asked in
-exactly the tokens it was trained on. The chat template's text is all there is: nothing is
-prepended, and text inside a message never becomes a special token.
+prepare, eval, chat and merge's verification all use this module, so prompts have exactly the tokens
+that the model was trained on. Nothing is added to the chat template's text, and text inside
+a message never becomes a special token.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmft_cli.data.encoding.chat_template import ChatTemplate
-from llmft_cli.data.encoding.template_skeleton import Layout
+from llmft_cli.data.encoding.template_skeleton import RenderedRow
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Span, Tokeniser, Tokens
 from llmft_cli.data.forms.examples import IGNORED, Conversation, Document, Message, RowError, Tokenised
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Encoded(NamedTuple):
-    """Token ids, and the stretches of them that are supervised, as (first, one after the last) in order."""
+    """Token ids, and their supervised spans as (start, stop), in order."""
 
     input_ids: list[int]
     supervised: list[Span]
 
     @property
     def labels(self) -> list[int]:
-        """The supervised ids; the others are -100 (what torch's loss ignores)."""
+        """The ids, with -100 (ignored by torch's loss) where they are not supervised."""
         labels = [IGNORED] * len(self.input_ids)
         for first, stop in self.supervised:
             labels[first:stop] = self.input_ids[first:stop]
@@ -37,8 +37,7 @@ class Encoded(NamedTuple):
 class ConversationEncoder:
     """Token ids of conversations and documents for one tokenizer and its chat template.
 
-    A row is laid out, tokenised and masked, one after another or, where there are many, in batches:
-    `lay_out`, `tokenise` and `mask`.
+    A row is rendered, tokenised and masked: `render_row`, `tokenise` (in batches) and `mask`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: str = "assistant") -> None:
@@ -52,62 +51,62 @@ class ConversationEncoder:
         self._template = ChatTemplate(tokenizer, self._tokeniser)
 
     def conversation(self, messages: Sequence[Message]) -> Encoded:
-        """Ids of a whole conversation; supervised are the assistant's texts and the end of turn after each.
+        """Ids of a whole conversation; the assistant's texts and the ends of turn after them are supervised.
 
         Raises:
-            RowError: the template refuses the conversation or leaves a message out, an answer cannot be
-                found in the rendered text, or the template writes no end of turn after it.
+            RowError: the template rejects the conversation or leaves out a message, an answer cannot be
+                found in the rendered text, or it has no end of turn.
         """
-        layout = self.lay_out(Conversation(list(messages)))
-        return self.mask(layout, self.tokenise([layout])[0])
+        rendered = self.render_row(Conversation(list(messages)))
+        return self.mask(rendered, self.tokenise([rendered])[0])
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation up to where the assistant is to answer.
+        """Ids of a conversation with the generation prompt.
 
         Raises:
-            RowError: the template refuses the conversation or leaves a message out.
+            RowError: the template rejects the conversation or leaves out a message.
         """
         return self.tokenise([self._template.prompt(messages)])[0].ids
 
     def document(self, text: str) -> list[int]:
-        """Ids of a raw text between the tokenizer's beginning and end of text, where it has them."""
-        return self.framed(self.tokenise([self.lay_out(Document(text))])[0].ids)
+        """Ids of a raw text, with the tokenizer's bos and eos tokens if it has them."""
+        return self.with_bos_and_eos(self.tokenise([self.render_row(Document(text))])[0].ids)
 
-    def framed(self, ids: Sequence[int]) -> list[int]:
-        """The ids of a raw text with the tokenizer's beginning and end of text."""
+    def with_bos_and_eos(self, ids: Sequence[int]) -> list[int]:
+        """The ids between the tokenizer's bos and eos tokens, if it has them."""
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         return [item for item in (first, *ids, last) if item is not None]
 
-    def lay_out(self, example: Conversation | Document) -> Layout:
-        """The text of a row.
+    def render_row(self, example: Conversation | Document) -> RenderedRow:
+        """The rendered text of a row.
 
         Raises:
             RowError: as `conversation`.
         """
         if isinstance(example, Document):
-            return Layout(example.text, [], None)
+            return RenderedRow(example.text, [], None)
         return self._template.conversation(example, self._learned(example))
 
-    def tokenise(self, layouts: Sequence[Layout]) -> list[Tokens | EncodedTokens]:
-        """The tokens of rows; the work is done in the library, on all cores and without Python's lock."""
-        return self._tokeniser.encode([(layout.text, layout.owned, layout.head) for layout in layouts])
+    def tokenise(self, rows: Sequence[RenderedRow]) -> list[Tokens | EncodedTokens]:
+        """The tokens of rows; the library uses all cores and releases the GIL."""
+        return self._tokeniser.encode([(row.text, row.special_spans, row.prefix_length) for row in rows])
 
-    def mask(self, layout: Layout, tokens: Tokens | EncodedTokens) -> Encoded:
+    def mask(self, rendered: RenderedRow, tokens: Tokens | EncodedTokens) -> Encoded:
         """The ids of a conversation, and which of them are supervised.
 
-        A token that straddles a span's beginning (a space of the template with the first word) is
-        supervised: the model will have to produce it. Not so a special token, which reaches in
-        only where it swallows the spaces after it. Nothing predicts a row's first token.
+        A token that straddles the start of a span (a space of the template with the first word) is
+        supervised, since the model has to produce it. A special token is not: it reaches into a span
+        only if it absorbs the spaces after it. A row's first token is never supervised.
 
         Raises:
             RowError: nothing is supervised.
         """
         ids = tokens.ids
-        if layout.spans is None:
+        if rendered.learned_spans is None:
             return Encoded(ids, [(1, len(ids))])
         supervised = []
-        for span in layout.spans:
-            first, stop = tokens.reaching_into(span)
+        for span in rendered.learned_spans:
+            first, stop = tokens.overlapping(span)
             if ids[first] in self._tokeniser.control_ids and tokens.start_of(first) < span[0]:
                 first += 1
             if first < stop:
@@ -116,22 +115,22 @@ class ConversationEncoder:
             raise RowError("no token is supervised")
         return Encoded(ids, supervised)
 
-    def given(self, row: Tokenised) -> Encoded:
-        """A row that comes as token ids.
+    def from_token_ids(self, row: Tokenised) -> Encoded:
+        """A row that is given as token ids.
 
         Raises:
-            RowError: the tokenizer has no such token.
+            RowError: an id is not in the tokenizer's vocabulary.
         """
         if max(row.input_ids) >= len(self.tokenizer):
-            raise RowError(f"input_ids holds {max(row.input_ids)}, and the tokenizer has {len(self.tokenizer)} tokens")
-        return Encoded(row.input_ids, stretches([label != IGNORED for label in [IGNORED, *row.labels[1:]]]))
+            raise RowError(f"input_ids contains {max(row.input_ids)}, but the tokenizer has only {len(self.tokenizer)} tokens")
+        return Encoded(row.input_ids, true_spans([label != IGNORED for label in [IGNORED, *row.labels[1:]]]))
 
     def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        """The template's text for a conversation, as `ChatTemplate.render`."""
+        """The rendered text of a conversation; see `ChatTemplate.render`."""
         return self._template.render(messages, generation_prompt)
 
     def end_of_turn(self) -> int | None:
-        """The token that ends the assistant's turn in this template, or None where there is none."""
+        """The token that ends the assistant's turn in this template, or None."""
         if not self.tokenizer.chat_template:
             return None
         try:
@@ -141,7 +140,7 @@ class ConversationEncoder:
         return sample.input_ids[sample.supervised[-1][1] - 1]
 
     def _learned(self, conversation: Conversation) -> Collection[int] | None:
-        """The numbers of the messages that are learned, or None for the whole text."""
+        """The numbers of the supervised messages, or None for the whole text."""
         if self._train_on == "all":
             return None
         answers = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
@@ -152,7 +151,7 @@ class ConversationEncoder:
         return answers
 
 
-def stretches(marks: Sequence[bool]) -> list[Span]:
-    """Where runs of marks begin and end."""
+def true_spans(marks: Sequence[bool]) -> list[Span]:
+    """The spans of consecutive true marks."""
     edges = [index for index, (mark, before) in enumerate(zip([*marks, False], [False, *marks], strict=True)) if mark != before]
     return list(zip(edges[::2], edges[1::2], strict=True))

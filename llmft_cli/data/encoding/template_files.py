@@ -1,4 +1,4 @@
-"""Chat templates that do not come with the model: from a file, or our plain one."""
+"""Chat templates that do not come with the model: from a file, or llmft's plain one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from llmft_cli.base.errors import ConfigError
 
 PLAIN = "plain"
-# Turns in plain text, each answer ended by the tokenizer's own end of text: for any model with one.
+# Turns in plain text; each answer ends with the tokenizer's end of text, so it works for any model that has one.
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ '### ' + message.role | capitalize + ':\n' + message.content | trim }}"
@@ -17,7 +17,7 @@ PLAIN_TEMPLATE = (
 
 
 def read_template(name: str) -> str:
-    """A chat template by its file, or `plain`.
+    """The chat template in a file, or `plain`.
 
     Raises:
         ConfigError: the file cannot be read.

@@ -1,1 +1,1 @@
-"""The forms that a row of data may have, and the conversation that each one means."""
+"""The formats a row may have, and their conversion to conversations, documents or token ids."""

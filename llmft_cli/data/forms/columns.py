@@ -1,4 +1,4 @@
-"""`--columns prompt=question,completion=answer`: a source's own names for the columns known here."""
+"""`--columns prompt=question,completion=answer`: maps a source's column names to the known ones."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from llmft_cli.base.errors import ConfigError
 from llmft_cli.data.forms.examples import RowError
-from llmft_cli.data.forms.fields import kind_of
+from llmft_cli.data.forms.fields import type_name
 
-# Every key that the forms of rows look at (but `content`, which is another name of `text`).
+# Every key that the formats read (except `content`, an alias of `text`).
 COLUMNS = (
     "messages",
     "conversations",
@@ -41,13 +41,13 @@ COLUMNS = (
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """The columns that `--columns` names, theirs by ours.
+    """The source's column names by known name.
 
     Args:
-        text: `ours=theirs` with commas between; a dotted path as theirs (`answer.text`) reaches into objects.
+        text: comma-separated `ours=theirs`; theirs may be a dotted path into objects (`answer.text`).
 
     Raises:
-        ConfigError: a part is not `ours=theirs`, or its left side is unknown or named before.
+        ConfigError: a part is not `ours=theirs`, or its left side is unknown or repeated.
     """
     columns: dict[str, str] = {}
     for part in text.split(","):
@@ -58,8 +58,8 @@ def parse_columns(text: str) -> dict[str, str]:
             )
         if ours not in COLUMNS:
             near = difflib.get_close_matches(ours, COLUMNS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(COLUMNS)}"
-            raise ConfigError(f"--columns: {ours!r} in {part.strip()!r} is no column known here", hint)
+            hint = f"did you mean {near[0]}?" if near else f"known columns: {', '.join(COLUMNS)}"
+            raise ConfigError(f"--columns: {ours!r} in {part.strip()!r} is not a known column", hint)
         if ours in columns:
             raise ConfigError(f"--columns: {ours} is named twice, as {columns[ours]} and as {theirs}", "keep one of them")
         columns[ours] = theirs
@@ -67,26 +67,26 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """A row with the named columns under our names; the others stay.
+    """A row with the mapped columns renamed; the others stay.
 
     Raises:
-        RowError: the row lacks a named column.
+        RowError: the row lacks a mapped column.
     """
     taken = set(columns.values())
     result = {key: cell for key, cell in row.items() if key not in taken}
     for ours, theirs in columns.items():
-        result[ours] = row[theirs] if theirs in row else reached(row, theirs, ours)
+        result[ours] = row[theirs] if theirs in row else value_at(row, theirs, ours)
     return result
 
 
-def reached(row: dict[str, Any], path: str, ours: str) -> Any:
-    """What stands at a dotted path."""
+def value_at(row: dict[str, Any], path: str, ours: str) -> Any:
+    """The value at a dotted path."""
     value: Any = row
     steps = path.split(".")
     for number, step in enumerate(steps):
         if not isinstance(value, dict):
             raise RowError(
-                f"the column {path} for {ours} is missing: {'.'.join(steps[:number])} is {kind_of(value)}, not an object"
+                f"the column {path} for {ours} is missing: {'.'.join(steps[:number])} is {type_name(value)}, not an object"
             )
         if step not in value:
             raise RowError(f"the column {path} for {ours} is missing")

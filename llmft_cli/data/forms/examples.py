@@ -1,17 +1,17 @@
-"""What a training row holds once its form is understood: a conversation, a document, or token ids."""
+"""The content of a parsed training row: a conversation, a document, or token ids."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-# The label of a token that is not learned: what torch's loss ignores.
+# The label of an unsupervised token, which torch's cross-entropy ignores.
 IGNORED = -100
 
-# Role and content, and what else the chat template looks at (tool_calls, name, ...).
+# Role, content, and whatever else the chat template reads (tool_calls, name, ...).
 Message = dict[str, Any]
 
-# Where messages keep the thinking before an answer; templates know one or the other name.
+# Keys for the thinking before an answer; each template knows one of them.
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -21,12 +21,12 @@ class RowError(Exception):
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages of which the last is the assistant's.
+    """Messages that end with the assistant's.
 
     Attributes:
-        messages: with the roles system, user, assistant and tool; a content is always text.
-        tools: JSON schemas of the functions that the assistant may call, as chat templates take them.
-        trained: for each message whether it may be learned, or None where the row does not say.
+        messages: roles are system, user, assistant and tool; the content is always text.
+        tools: JSON schemas of the functions that the assistant may call, as chat templates expect them.
+        trained: for each message whether it is supervised; None if the row does not say.
     """
 
     messages: list[Message]
@@ -41,7 +41,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Tokenised:
-    """A row that comes as token ids; `labels` are -100 where nothing is learned."""
+    """A row of token ids; `labels` are -100 for unsupervised tokens."""
 
     input_ids: list[int]
     labels: list[int]

@@ -1,4 +1,4 @@
-"""The values within a row: texts and JSON, read with the name of their place for the reason why one cannot be used."""
+"""Reads texts and JSON values of a row; errors name the place of the value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from llmft_cli.data.forms.examples import RowError
 
-KINDS = {
+TYPE_NAMES = {
     type(None): "null",
     bool: "true/false",
     int: "a number",
@@ -19,18 +19,18 @@ KINDS = {
 }
 
 
-def kind_of(value: Any) -> str:
-    """What a value is, in a user's words."""
-    return "an empty list" if value == [] else KINDS.get(type(value), type(value).__name__)
+def type_name(value: Any) -> str:
+    """The type of a value in plain words."""
+    return "an empty list" if value == [] else TYPE_NAMES.get(type(value), type(value).__name__)
 
 
 def shown(value: Any) -> str:
-    """A number or a short text as it is, a long text cut in its middle, and of anything else its kind."""
-    return reprlib.repr(value) if type(value) in (int, float, str) else kind_of(value)
+    """A number or a text (shortened in the middle if long) as it is; the type name of anything else."""
+    return reprlib.repr(value) if type(value) in (int, float, str) else type_name(value)
 
 
-def is_whole(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which JSON can spell but which is no character and has no UTF-8 form."""
+def has_no_surrogates(text: str) -> bool:
+    """Whether a text has no lone surrogates, which JSON can express but UTF-8 cannot."""
     if text.isascii():
         return True
     try:
@@ -40,26 +40,26 @@ def is_whole(text: str) -> bool:
     return True
 
 
-def whole(text: str, name: str) -> str:
-    """The text itself.
+def valid_text(text: str, name: str) -> str:
+    """Returns the text.
 
     Raises:
-        RowError: it has half a character.
+        RowError: it contains a lone surrogate.
     """
-    if not is_whole(text):
+    if not has_no_surrogates(text):
         half = next(character for character in text if "\ud800" <= character <= "\udfff")
-        raise RowError(f"{name} has half a character (\\u{ord(half):04x} without its other half)")
+        raise RowError(f"{name} has a lone surrogate (\\u{ord(half):04x})")
     return text
 
 
 def text_of(row: dict[str, Any], key: str, where: str = "") -> str:
-    """A text that must be there.
+    """A required text.
 
     Args:
-        where: the place of `row` itself, for the reason.
+        where: the place of `row`, for error messages.
 
     Raises:
-        RowError: it is missing, no text, or has half a character.
+        RowError: it is missing, not text, or has a lone surrogate.
     """
     text = row.get(key)
     if type(text) is str and text.isascii():
@@ -68,28 +68,28 @@ def text_of(row: dict[str, Any], key: str, where: str = "") -> str:
     if key not in row:
         raise RowError(f"{name} is missing")
     if not isinstance(text, str):
-        raise RowError(f"{name} is {kind_of(text)}, not text")
-    return whole(text, name)
+        raise RowError(f"{name} is {type_name(text)}, not text")
+    return valid_text(text, name)
 
 
 def optional_text_of(row: dict[str, Any], key: str, where: str = "") -> str:
-    """A text that may be missing, null or blank: then it is empty.
+    """An optional text; empty if it is missing, null or blank.
 
     Args:
-        where: the place of `row` itself, for the reason.
+        where: the place of `row`, for error messages.
 
     Raises:
-        RowError: it is no text, or has half a character.
+        RowError: it is not text, or has a lone surrogate.
     """
     text = "" if row.get(key) is None else text_of(row, key, where)
     return text if text.strip() else ""
 
 
 def content_of(turn: dict[str, Any], key: str, where: str) -> str:
-    """A message's text, also where it comes in parts (`[{"type": "text", "text": ...}]`).
+    """A message's text, also if it is a list of parts (`[{"type": "text", "text": ...}]`).
 
     Raises:
-        RowError: it is missing, or no text.
+        RowError: it is missing, or not text.
     """
     parts = turn.get(key)
     if not isinstance(parts, list) or not parts:
@@ -99,48 +99,48 @@ def content_of(turn: dict[str, Any], key: str, where: str) -> str:
         place = f"{where}.{key}[{number}]"
         part = object_at(value, place)
         if part.get("type") != "text":
-            raise RowError(f"{place} is of the type {shown(part.get('type'))}, and only 'text' can be used")
+            raise RowError(f"{place} has the type {shown(part.get('type'))}; only 'text' is supported")
         texts.append(text_of(part, "text", place))
     return "".join(texts)
 
 
 def object_at(value: Any, where: str) -> dict[str, Any]:
-    """The object itself.
+    """Returns the object.
 
     Raises:
-        RowError: it is none.
+        RowError: the value is not an object.
     """
     if not isinstance(value, dict):
-        raise RowError(f"{where} is {kind_of(value)}, not an object")
+        raise RowError(f"{where} is {type_name(value)}, not an object")
     return value
 
 
 def from_json(text: str, where: str) -> Any:
-    """What a JSON text says.
+    """The value of a JSON text.
 
     Raises:
-        RowError: it is not valid JSON, of which NaN and Infinity are no part.
+        RowError: it is not valid JSON (NaN and Infinity are not).
     """
     try:
         return DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise RowError(f"{where} is not valid JSON: {error.msg} at character {error.pos + 1}") from error
     except ValueError as error:
-        # A constant that is refused here, or a number of more digits than Python reads.
+        # NaN or Infinity, or a number with more digits than Python reads.
         raise RowError(f"{where} is not valid JSON: {str(error).partition(':')[0]}") from error
     except RecursionError as error:
         raise RowError(f"{where} is nested too deeply") from error
 
 
 def refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
+    raise ValueError(f"{name} is not a JSON value")
 
 
 DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 def decoded(value: Any, where: str) -> Any:
-    """A list or object, also where it is JSON text, as the cells of a CSV file hold it; any other value as it is.
+    """A value, decoded if it is a list or object in JSON text, as in the cells of a CSV file.
 
     Raises:
         RowError: a text that begins like a list or object is not valid JSON.
@@ -152,21 +152,21 @@ def to_json(value: Any, where: str) -> str:
     """A value as JSON text.
 
     Raises:
-        RowError: JSON cannot hold it, or a text in it has half a character.
+        RowError: it cannot be represented in JSON, or a text in it has a lone surrogate.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except TypeError as error:
         raise RowError(f"{where} cannot be written as JSON: {error}") from error
     except ValueError as error:
-        raise RowError(f"{where} cannot be written as JSON: it has a number that is not finite") from error
+        raise RowError(f"{where} cannot be written as JSON: it contains a non-finite number") from error
     except RecursionError as error:
         raise RowError(f"{where} is nested too deeply") from error
-    return whole(text, where)
+    return valid_text(text, where)
 
 
 def without_nulls(value: Any, where: str) -> Any:
-    """A value without the keys that are null: in a column of objects, Arrow gives each the keys of all.
+    """A value without null keys: in a column of objects, Arrow gives each object the keys of all.
 
     Raises:
         RowError: it is nested too deeply.

@@ -1,4 +1,4 @@
-"""Rows whose keys hold the texts themselves: alpaca, prompt and completion, question and answer, raw text."""
+"""Formats with texts directly under the keys: alpaca, prompt and completion, question and answer, raw text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from llmft_cli.data.forms.examples import Conversation, Document, Message, RowError
-from llmft_cli.data.forms.fields import decoded, kind_of, optional_text_of, text_of, whole
+from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, type_name, valid_text
 from llmft_cli.data.forms.messages import conversation, learned_messages, messages_of, turns_of
 
-# In this order; a row is taken by the first pair that it has.
+# A row uses the first pair that it has.
 QUESTIONS_AND_ANSWERS = (
     ("question", "answer"),
     ("question", "answers"),
@@ -23,10 +23,10 @@ QUESTIONS_AND_ANSWERS = (
 
 
 def parse_alpaca(row: dict[str, Any]) -> Conversation:
-    """`instruction` with optional `input`, `output`, and before them optional `system` and `history`.
+    """`instruction`, optional `input`, `output`; optional `system` and `history` come before them.
 
     Raises:
-        RowError: a text is missing, empty or no text, or the history is malformed.
+        RowError: a text is missing, empty or not text, or the history is malformed.
     """
     turns = [*history_of(row), user(instruction_of(row)), assistant(text_of(row, "output"))]
     return conversation(row, turns, with_tools=False)
@@ -39,22 +39,22 @@ def instruction_of(row: dict[str, Any]) -> str:
 
 
 def history_of(row: dict[str, Any]) -> list[Message]:
-    """Earlier questions and their answers, `[[question, answer], ...]`, as messages."""
+    """Earlier questions and answers, `[[question, answer], ...]`, as messages."""
     value = row.get("history")
     if value is None or value == "":
         return []
     history = decoded(value, "history")
     if not isinstance(history, list):
-        raise RowError(f"history must be a list of questions and answers, not {kind_of(history)}")
+        raise RowError(f"history must be a list of questions and answers, not {type_name(history)}")
     messages = []
     for number, pair in enumerate(history, 1):
         if not isinstance(pair, list) or len(pair) != 2:
-            found = f"a list of {len(pair)}" if isinstance(pair, list) and pair else kind_of(pair)
+            found = f"a list of {len(pair)}" if isinstance(pair, list) and pair else type_name(pair)
             raise RowError(f"history[{number}] must be a question and its answer, not {found}")
         for side, text in enumerate(pair, 1):
             if not isinstance(text, str):
-                raise RowError(f"history[{number}][{side}] is {kind_of(text)}, not text")
-            whole(text, f"history[{number}][{side}]")
+                raise RowError(f"history[{number}][{side}] is {type_name(text)}, not text")
+            valid_text(text, f"history[{number}][{side}]")
         messages += [user(pair[0]), assistant(pair[1])]
     return messages
 
@@ -62,13 +62,13 @@ def history_of(row: dict[str, Any]) -> list[Message]:
 def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
     """`prompt` and `completion`, each a text or a list of messages.
 
-    Answers within a prompt of messages are not learned: they are part of what is asked.
+    Answers inside a prompt of messages are not supervised: they are part of the question.
 
     Raises:
-        RowError: one is missing or neither, or their messages do not follow each other.
+        RowError: one is missing or of another type, or the messages are out of order.
     """
     if row.get("label") is False:
-        raise RowError("label is false: the completion is an answer that is not wanted")
+        raise RowError("label is false: the completion is an unwanted answer")
     if not isinstance(row.get("prompt"), list) and not isinstance(row.get("completion"), list):
         return conversation(row, [user(text_of(row, "prompt")), assistant(text_of(row, "completion"))], with_tools=False)
     prompt, _ = side_of(row, "prompt", user)
@@ -79,7 +79,7 @@ def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
 
 
 def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) -> tuple[list[Message], list[bool] | None]:
-    """The messages of a prompt or completion, and which of them may be learned where they say so."""
+    """The messages of a prompt or completion, and which of them are supervised if they say so."""
     if not isinstance(row.get(key), list):
         return [speaker(text_of(row, key))], None
     turns = turns_of(row, key)
@@ -88,10 +88,10 @@ def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) ->
 
 
 def parse_question_answer(row: dict[str, Any]) -> Conversation:
-    """A question and its answer under the names of `QUESTIONS_AND_ANSWERS`, with optional `context` and `system`.
+    """A question and its answer under one pair of `QUESTIONS_AND_ANSWERS`, with optional `context` and `system`.
 
     Raises:
-        RowError: one is missing, empty or no text.
+        RowError: one is missing, empty or not text.
     """
     question_key, answer_key = keys_of_pair(row)
     question = instruction_of(row) if question_key == "instruction" else text_of(row, question_key)
@@ -101,7 +101,7 @@ def parse_question_answer(row: dict[str, Any]) -> Conversation:
 
 
 def keys_of_pair(row: dict[str, Any]) -> tuple[str, str]:
-    """The pair of keys that the row gives values for, or at least has."""
+    """The first pair of keys with values, or else the first pair that the row has."""
     for pair in QUESTIONS_AND_ANSWERS:
         if row.get(pair[0]) is not None and row.get(pair[1]) is not None:
             return pair
@@ -109,7 +109,7 @@ def keys_of_pair(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def answer_of(row: dict[str, Any], key: str) -> str:
-    """An answer's text: the first one where there are several, as in SQuAD's `{"text": [...]}`."""
+    """An answer's text; the first of several, as in SQuAD's `{"text": [...]}`."""
     value, place = row.get(key), key
     while isinstance(value, (list, dict)):
         if isinstance(value, dict):
@@ -124,15 +124,15 @@ def answer_of(row: dict[str, Any], key: str) -> str:
     if place == key:
         return text_of(row, key)
     if not isinstance(value, str):
-        raise RowError(f"{place} is {kind_of(value)}, not text")
-    return whole(value, place)
+        raise RowError(f"{place} is {type_name(value)}, not text")
+    return valid_text(value, place)
 
 
 def parse_text(row: dict[str, Any]) -> Document:
     """A raw document: `text`, or `content`.
 
     Raises:
-        RowError: it is missing, empty or no text.
+        RowError: it is missing, empty or not text.
     """
     key = "content" if "content" in row and "text" not in row else "text"
     text = text_of(row, key)

@@ -1,7 +1,7 @@
-"""The forms in which people keep training rows, brought to one of three: conversation, document, token ids.
+"""The formats of training rows, each converted to a conversation, a document or token ids.
 
-Forms: OpenAI-style messages, sharegpt conversations, alpaca, prompt and completion, question and
-answer, raw text, token ids. Each row's form is recognised by its own keys, so a file may mix them.
+Formats: OpenAI-style messages, sharegpt conversations, alpaca, prompt and completion, question and
+answer, raw text, token ids. Each row's format is detected from its keys, so a file may mix them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from llmft_cli.data.forms.columns import COLUMNS, parse_columns, renamed
 from llmft_cli.data.forms.examples import Conversation, Document, Example, Message, RowError, Tokenised
-from llmft_cli.data.forms.fields import decoded, kind_of, text_of
+from llmft_cli.data.forms.fields import decoded, text_of, type_name
 from llmft_cli.data.forms.flat_forms import (
     QUESTIONS_AND_ANSWERS,
     parse_alpaca,
@@ -46,7 +46,7 @@ PARSERS: dict[str, Callable[[dict[str, Any]], Example]] = {
 PREFERENCE = "preference"
 SYSTEM = frozenset({"system", "system_prompt"})
 TOOLS = frozenset({"tools", "functions"})
-# Forms in the order in which they are looked for, by the keys that a row of the form has, and those that it may have.
+# Formats in the order of detection, each with its required and its optional keys.
 FORMS: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     ("tokens", frozenset({"input_ids"}), frozenset({"labels", PADDING_MASK, *LEARNING_MASKS})),
     ("messages", frozenset({"messages"}), SYSTEM | TOOLS),
@@ -57,55 +57,55 @@ FORMS: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     (PREFERENCE, frozenset({"chosen", "rejected"}), frozenset()),
     ("text", frozenset({"text"}), frozenset()),
 )
-# What answers a question, for rows that have two answers to choose from.
+# The answer key that belongs to each question key, for preference rows.
 CHOSEN_ANSWERS = {"prompt": "completion", "instruction": "output", "question": "answer", "query": "response", "input": "output"}
-# In a table these cells are empty texts or lists where a row is of another form.
+# In a table these cells are empty texts or lists in rows of another format.
 LISTS = ("input_ids", "messages", "conversations")
-# Beside one of these a `content` is not a document.
+# A row with one of these keys and `content` is not a document.
 BESIDE_CONTENT = frozenset(COLUMNS) | {"role", "from", "chosen", "rejected"}
 
 
 def parse(value: Any, form: str = "auto", columns: Mapping[str, str] | None = None) -> tuple[str, Example]:
-    """The form of a row and its content.
+    """The format of a row and its content.
 
     Args:
-        value: the row as read, an object with texts, lists and numbers as JSON has them.
-        form: a name of `PARSERS`, or auto to recognise it by the row's keys.
-        columns: the row's own names of columns by ours, as `parse_columns` reads them.
+        value: the row as read, an object of JSON values.
+        form: a key of `PARSERS`, or auto to detect it from the row's keys.
+        columns: the source's column names by known name, as from `parse_columns`.
 
     Raises:
-        RowError: it cannot be used, and why.
+        RowError: the row cannot be used.
     """
     if not isinstance(value, dict):
-        raise RowError(f"a row must be an object, not {kind_of(value)}")
+        raise RowError(f"a row must be an object, not {type_name(value)}")
     row = renamed(value, columns) if columns else value
     name = recognise(row, columns or {}) if form == "auto" else form
     return name, PARSERS[name](row)
 
 
 def recognise(row: dict[str, Any], columns: Mapping[str, str]) -> str:
-    """The form of a row, by its keys; one that has a use for all `columns` comes first.
+    """The format of a row, by its keys; formats that use all `columns` come first.
 
     Raises:
-        RowError: it has none of the known forms, or is a pair of preferences.
+        RowError: the format is unknown, or the row is a preference pair.
     """
-    # A table has every column in every row: where a form's keys are null, look for another form first.
-    given = {key for key, cell in row.items() if cell is not None and (key not in LISTS or cell)}
-    named = given.intersection(columns)
-    form = form_with(given, row, named) or form_with(given, row) or form_with(row.keys(), row)
+    # A table has every column in every row: a format whose keys are null comes last.
+    not_null = {key for key, cell in row.items() if cell is not None and (key not in LISTS or cell)}
+    named = not_null.intersection(columns)
+    form = form_with(not_null, row, named) or form_with(not_null, row) or form_with(row.keys(), row)
     if form is None:
         keys = ", ".join(map(repr, row))
-        raise RowError(f"no known form has the keys {keys}" if keys else "the object is empty")
+        raise RowError(f"no known format has the keys {keys}" if keys else "the object is empty")
     if form == PREFERENCE:
         raise RowError(
-            "chosen and rejected are a pair of preferences, which is not trained on here; "
-            f"--columns {column_for_chosen(row)}=chosen learns the chosen side"
+            "chosen and rejected are a preference pair, which llmft cannot train on; "
+            f"--columns {column_for_chosen(row)}=chosen trains on the chosen side"
         )
     return form
 
 
 def form_with(keys: Set[str], row: dict[str, Any], named: Set[str] = frozenset()) -> str | None:
-    """The first form that has all it needs in `keys`, and a use for all of `named`."""
+    """The first format whose required keys are in `keys` and that uses all of `named`."""
     for form, wanted, others in FORMS:
         if keys >= wanted and (not named or named <= wanted | others):
             return form_of_turns(row, form) if form in ("messages", "sharegpt") else form
@@ -113,7 +113,7 @@ def form_with(keys: Set[str], row: dict[str, Any], named: Set[str] = frozenset()
 
 
 def form_of_turns(row: dict[str, Any], usual: str) -> str:
-    """The form of a conversation by its first turn: either form has been seen under the usual key of the other."""
+    """The format of a conversation by its first turn: both formats occur under the other's usual key."""
     turn = first_turn(row, "messages" if usual == "messages" else "conversations")
     if turn.get("role") is not None:
         return "messages"
@@ -121,15 +121,15 @@ def form_of_turns(row: dict[str, Any], usual: str) -> str:
 
 
 def first_turn(row: dict[str, Any], key: str) -> dict[str, Any]:
-    """The first turn of a conversation, or an empty one where there is none."""
+    """The first turn of a conversation, or an empty one."""
     turns = decoded(row[key], key)
     return turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
 
 
 def column_for_chosen(row: dict[str, Any]) -> str:
-    """Our name for the chosen side, under which a row of preferences becomes one to learn from."""
+    """The known column to map `chosen` to, to train on a preference row."""
     chosen = row["chosen"]
-    # Some have the whole conversation on either side, the question too.
+    # Some have the whole conversation on both sides, including the question.
     if isinstance(chosen, list) and chosen and isinstance(chosen[0], dict) and chosen[0].get("role") != "assistant":
         return "messages"
     alone = "text" if isinstance(chosen, str) else "messages"
@@ -137,13 +137,13 @@ def column_for_chosen(row: dict[str, Any]) -> str:
 
 
 def parse_prompt_messages(value: Any) -> list[Message]:
-    """The messages of a prompt to answer: `messages` that end with the user's, or a text `prompt`.
+    """The messages of a prompt: `messages` that end with the user's, or a text `prompt`.
 
     Raises:
         RowError: it is neither.
     """
     if not isinstance(value, dict):
-        raise RowError(f"a prompt must be an object, not {kind_of(value)}")
+        raise RowError(f"a prompt must be an object, not {type_name(value)}")
     if "messages" not in value:
         return [{"role": "user", "content": text_of(value, "prompt")}]
     messages = messages_of(turns_of(value, "messages"), "messages")

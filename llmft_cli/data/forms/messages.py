@@ -1,6 +1,6 @@
-"""Conversations turn by turn: OpenAI-style messages, sharegpt turns, and the order in which speakers may follow.
+"""Conversations turn by turn: OpenAI-style messages, sharegpt turns, and the valid order of roles.
 
-The common turn of a role and a text is taken on a short path; a large file has millions of them.
+The common turn with only a role and a text has a fast path; a large file has millions of them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from llmft_cli.data.forms.examples import THINKING_KEYS, Conversation, Message, RowError
-from llmft_cli.data.forms.fields import content_of, decoded, is_whole, kind_of, object_at, optional_text_of, shown, text_of
+from llmft_cli.data.forms.fields import (
+    content_of,
+    decoded,
+    has_no_surrogates,
+    object_at,
+    optional_text_of,
+    shown,
+    text_of,
+    type_name,
+)
 from llmft_cli.data.forms.tool_calls import calls_in, calls_of, result_message, tools_of
 
 SPEAKERS = ("user", "assistant", "system")
@@ -34,15 +43,15 @@ SHAREGPT_SPEAKERS = {
 }
 SHAREGPT_CALLS = ("function_call", "tool_call")
 SHAREGPT_RESULTS = ("observation", "function_response", "tool", "tool_response")
-# OpenAI's way to say whether an answer is learned, and axolotl's two.
+# The keys that say whether an answer is supervised: OpenAI's, then axolotl's two.
 LEARNING_KEYS = ("weight", "train", "training")
 
 
 def parse_messages(row: dict[str, Any]) -> Conversation:
-    """A row of OpenAI-style `messages` (or `conversations` of such), with `tools` and `system` beside them.
+    """A row of OpenAI-style `messages` (possibly under `conversations`), with optional `tools` and `system`.
 
     Raises:
-        RowError: a message is malformed, or stands where another should speak.
+        RowError: a message is malformed or out of order.
     """
     key = key_of_turns(row, "messages", "conversations")
     turns = turns_of(row, key)
@@ -51,10 +60,10 @@ def parse_messages(row: dict[str, Any]) -> Conversation:
 
 
 def parse_sharegpt(row: dict[str, Any]) -> Conversation:
-    """A row of sharegpt `conversations` (or `messages` of such turns), with `tools` and `system` beside them.
+    """A row of sharegpt `conversations` (possibly under `messages`), with optional `tools` and `system`.
 
     Raises:
-        RowError: a turn is malformed, or stands where another should speak.
+        RowError: a turn is malformed or out of order.
     """
     key = key_of_turns(row, "conversations", "messages")
     turns = turns_of(row, key)
@@ -67,10 +76,10 @@ def key_of_turns(row: dict[str, Any], usual: str, other: str) -> str:
 
 
 def turns_of(row: dict[str, Any], key: str) -> list[Any]:
-    """The turns of a conversation, which are not looked into here.
+    """The turns of a conversation, unchecked.
 
     Raises:
-        RowError: there is no list of them.
+        RowError: they are not a list, or none.
     """
     turns = row.get(key)
     if type(turns) is not list:
@@ -78,15 +87,15 @@ def turns_of(row: dict[str, Any], key: str) -> list[Any]:
             raise RowError(f"{key} is missing")
         turns = decoded(turns, key)
     if not isinstance(turns, list) or not turns:
-        raise RowError(f"{key} must be a list with messages, not {kind_of(turns)}")
+        raise RowError(f"{key} must be a list of messages, not {type_name(turns)}")
     return turns
 
 
 def messages_of(turns: list[Any], key: str) -> list[Message]:
-    """OpenAI-style messages, brought to what chat templates take.
+    """OpenAI-style messages, as chat templates expect them.
 
     Args:
-        key: the place of the list, for the reason.
+        key: the place of the list, for error messages.
 
     Raises:
         RowError: one is malformed.
@@ -95,7 +104,7 @@ def messages_of(turns: list[Any], key: str) -> list[Message]:
     for number, turn in enumerate(turns, 1):
         if type(turn) is dict and len(turn) == 2:
             role, content = turn.get("role"), turn.get("content")
-            if role in SPEAKERS and type(content) is str and is_whole(content):
+            if role in SPEAKERS and type(content) is str and has_no_surrogates(content):
                 messages.append({"role": role, "content": content})
                 continue
         messages.append(message_of(turn, f"{key}[{number}]"))
@@ -116,7 +125,7 @@ def message_of(turn: Any, where: str) -> Message:
     if not calls:
         return {"role": role, "content": content_of(turn, "content", where), **thinking}
     if role != "assistant":
-        raise RowError(f"{where} is from {said} and calls tools, which only the assistant can")
+        raise RowError(f"{where} is from {said} and calls tools, but only the assistant can")
     content = "" if turn.get("content") in (None, []) else content_of(turn, "content", where)
     return {"role": role, "content": content, **thinking, "tool_calls": calls}
 
@@ -124,7 +133,7 @@ def message_of(turn: Any, where: str) -> Message:
 def sharegpt_message(turn: Any, number: int, key: str) -> Message:
     if type(turn) is dict:
         speaker, value = turn.get("from"), turn.get("value")
-        if type(speaker) is str and speaker in SHAREGPT_SPEAKERS and type(value) is str and is_whole(value):
+        if type(speaker) is str and speaker in SHAREGPT_SPEAKERS and type(value) is str and has_no_surrogates(value):
             return {"role": SHAREGPT_SPEAKERS[speaker], "content": value}
     where = f"{key}[{number}]"
     speaker = text_of(object_at(turn, where), "from", where)
@@ -140,7 +149,7 @@ def sharegpt_message(turn: Any, number: int, key: str) -> Message:
 
 
 def learned_messages(turns: list[dict[str, Any]], messages: list[Message], key: str) -> list[bool] | None:
-    """For each message whether it may be learned, or None where no answer says so; an answer that says nothing is learned."""
+    """For each message whether it is supervised (answers are by default), or None if no answer says."""
     if not any(len(turn) > 2 for turn in turns):
         return None
     said = [
@@ -153,33 +162,33 @@ def learned_messages(turns: list[dict[str, Any]], messages: list[Message], key: 
 
 
 def learning_of(turn: dict[str, Any], where: str) -> bool | None:
-    """Whether an answer says that it is learned (True), or not (False), or nothing (None)."""
+    """Whether an answer is marked as supervised (True), unsupervised (False), or not at all (None)."""
     said: dict[str, bool] = {}
     for key in LEARNING_KEYS:
         value = turn.get(key)
         if value is None:
             continue
-        # Arrow and pandas turn whole numbers beside empty cells into floats.
-        kinds, form = ((int, float), "0 or 1") if key == "weight" else ((bool,), "true or false")
-        if type(value) not in kinds or value not in (0, 1):
-            raise RowError(f"{where}.{key} is {shown(value)}, not {form}")
+        # Arrow and pandas turn a column of integers with empty cells into floats.
+        types, expected = ((int, float), "0 or 1") if key == "weight" else ((bool,), "true or false")
+        if type(value) not in types or value not in (0, 1):
+            raise RowError(f"{where}.{key} is {shown(value)}, not {expected}")
         said[key] = bool(value)
     if len(set(said.values())) > 1:
-        raise RowError(f"{where} says that it is learned and that it is not ({', '.join(said)})")
+        raise RowError(f"{where} is marked both for training and against it ({', '.join(said)})")
     return next(iter(said.values()), None)
 
 
 def conversation(
     row: dict[str, Any], messages: list[Message], learned: list[bool] | None = None, with_tools: bool = True
 ) -> Conversation:
-    """A checked conversation, with the system message and the tools that stand beside the turns.
+    """A checked conversation, with the row's own system message and tools.
 
     Args:
-        learned: for each of `messages` whether it may be learned, or None.
-        with_tools: whether the row's form has tools.
+        learned: for each of `messages` whether it is supervised, or None.
+        with_tools: whether the row's format has tools.
 
     Raises:
-        RowError: the messages are out of order, no message is learned, or system or tools are malformed.
+        RowError: the messages are out of order, none is supervised, or system or tools are malformed.
     """
     system = system_message_of(row)
     if system and system[0] != messages[0]:
@@ -189,23 +198,23 @@ def conversation(
     if learned is None:
         return Conversation(messages, tools)
     if not any(learned):
-        raise RowError("no message is to be learned")
+        raise RowError("every message is marked against training")
     return Conversation(messages, tools, (*[False] * (len(messages) - len(learned)), *learned))
 
 
 def system_message_of(row: dict[str, Any]) -> list[Message]:
-    """The system message that a row has beside its turns, as a list of one or none."""
+    """The row's system message outside its turns, as a list of one or none."""
     text = optional_text_of(row, "system") or optional_text_of(row, "system_prompt")
     return [{"role": "system", "content": text}] if text else []
 
 
 def check_order(messages: list[Message]) -> None:
-    """An optional system message, then user and assistant in turn, the assistant last.
+    """Check the order: an optional system message, then user and assistant in turn, the assistant last.
 
-    Between an assistant that calls tools and its next message stand the tools' results, at most one a call.
+    An assistant message with tool calls is followed by their results, at most one per call.
 
     Raises:
-        RowError: a message stands where another should speak, or is empty, or the last is not the assistant's.
+        RowError: a message is out of order or empty, or the last is not the assistant's.
     """
     last = messages[-1]["role"]
     if last != "assistant" and not any(message["role"] == "assistant" for message in messages):
@@ -216,7 +225,7 @@ def check_order(messages: list[Message]) -> None:
         role = message["role"]
         if role == "tool" and results_due is not None:
             if results_due == 0:
-                raise RowError(f"message {position} is from tool, a result more than the assistant called for")
+                raise RowError(f"message {position} is from tool, but every tool call already has a result")
             results_due -= 1
             expected = "assistant"
         elif role == expected:
@@ -226,6 +235,6 @@ def check_order(messages: list[Message]) -> None:
             results_due = len(calls) if calls else None
             expected = "assistant" if role == "user" else "tool" if calls else "user"
         elif position > 1 or role != "system":
-            raise RowError(f"message {position} is from {role} where {expected} should speak")
+            raise RowError(f"message {position} is from {role}; expected {expected}")
     if last != "assistant":
         raise RowError(f"the last message is from {last}, with no answer to learn from")

@@ -1,30 +1,30 @@
-"""Rows that come as token ids, with labels or masks that say what of them is learned."""
+"""Rows of token ids, with labels or masks for what is supervised."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llmft_cli.data.forms.examples import IGNORED, RowError, Tokenised
-from llmft_cli.data.forms.fields import decoded, kind_of, shown
+from llmft_cli.data.forms.fields import decoded, shown, type_name
 
 LEARNING_MASKS = ("assistant_masks", "completion_mask", "loss_mask")
 PADDING_MASK = "attention_mask"
 
 
 def parse_tokens(row: dict[str, Any]) -> Tokenised:
-    """`input_ids`, learned where `labels` and every mask of `LEARNING_MASKS` that the row has say so.
+    """`input_ids`, supervised where `labels` and all masks of `LEARNING_MASKS` in the row agree.
 
-    The first token is never learned, since nothing comes before it, and padding is taken away.
+    The first token is never supervised, since nothing predicts it. Padding is removed.
 
     Raises:
-        RowError: a list is missing, malformed or of another length, or no token is learned.
+        RowError: a list is missing, malformed or of another length, or no token is supervised.
     """
     if "input_ids" not in row:
         raise RowError("input_ids is missing")
     ids = whole_numbers(row, "input_ids")
     for number, token in enumerate(ids, 1):
         if token < 0:
-            raise RowError(f"input_ids[{number}] is {token}, and token ids are 0 or more")
+            raise RowError(f"input_ids[{number}] is {token}; token ids cannot be negative")
     labels = ids if row.get("labels") in (None, "") else labels_of(row, ids)
     for key in LEARNING_MASKS:
         if row.get(key) not in (None, ""):
@@ -40,10 +40,10 @@ def parse_tokens(row: dict[str, Any]) -> Tokenised:
 
 
 def whole_numbers(row: dict[str, Any], key: str) -> list[int]:
-    """The list of whole numbers at `key`, also where they are written as floats (5.0)."""
+    """The list of whole numbers at `key`; floats such as 5.0 count."""
     value = decoded(row[key], key)
     if not isinstance(value, list) or not value:
-        raise RowError(f"{key} must be a list of whole numbers, not {kind_of(value)}")
+        raise RowError(f"{key} must be a list of whole numbers, not {type_name(value)}")
     if set(map(type, value)) == {int}:
         return value
     for number, item in enumerate(value, 1):
@@ -57,14 +57,14 @@ def labels_of(row: dict[str, Any], ids: list[int]) -> list[int]:
     check_length("labels", labels, ids)
     for number, (label, token) in enumerate(zip(labels, ids, strict=True), 1):
         if label not in (IGNORED, token):
-            raise RowError(f"labels[{number}] is {label}, neither {IGNORED} nor the token there ({token})")
+            raise RowError(f"labels[{number}] is {label}, neither {IGNORED} nor the token id ({token})")
     return labels
 
 
 def mask_of(row: dict[str, Any], key: str, ids: list[int]) -> list[Any]:
     mask = decoded(row[key], key)
     if not isinstance(mask, list) or not mask:
-        raise RowError(f"{key} must be a list of 0 and 1, not {kind_of(mask)}")
+        raise RowError(f"{key} must be a list of 0 and 1, not {type_name(mask)}")
     for number, item in enumerate(mask, 1):
         if item not in (0, 1):
             raise RowError(f"{key}[{number}] is {shown(item)}, not 0 or 1")
@@ -74,4 +74,4 @@ def mask_of(row: dict[str, Any], key: str, ids: list[int]) -> list[Any]:
 
 def check_length(key: str, values: list[Any], ids: list[int]) -> None:
     if len(values) != len(ids):
-        raise RowError(f"{key} has the length {len(values)}, and input_ids {len(ids)}")
+        raise RowError(f"{key} has length {len(values)}, but input_ids has length {len(ids)}")

@@ -1,7 +1,7 @@
-"""Tools in a conversation: their schemas, the assistant's calls, and what the tools answered.
+"""Tools in a conversation: their schemas, the assistant's calls, and the results.
 
-Brought to the form that chat templates take: `{"type": "function", "function": {...}}` for
-schemas and calls alike, a call's arguments as an object.
+Converted to what chat templates expect: `{"type": "function", "function": {...}}` for
+schemas and calls, with a call's arguments as an object.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from llmft_cli.data.forms.fields import (
     content_of,
     decoded,
     from_json,
-    kind_of,
     object_at,
     shown,
     text_of,
     to_json,
+    type_name,
     without_nulls,
 )
 
 
 def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The schemas of the tools beside a row's turns (`tools`, or `functions` in OpenAI's old style), or None.
+    """The schemas of a row's tools (`tools`, or `functions` in OpenAI's old style), or None.
 
     Raises:
-        RowError: they are no list of objects with a function's name each, nor JSON text of one.
+        RowError: they are not a list of objects with a function name each, nor JSON text of one.
     """
     for key in ("tools", "functions"):
         value = row.get(key)
@@ -35,19 +35,19 @@ def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
         value = from_json(value, key) if isinstance(value, str) else value
         tools = [value] if isinstance(value, dict) else value
         if not isinstance(tools, list):
-            raise RowError(f"{key} must be a list of schemas, not {kind_of(tools)}")
+            raise RowError(f"{key} must be a list of schemas, not {type_name(tools)}")
         if tools:
             return [schema_of(tool, f"{key}[{number}]") for number, tool in enumerate(tools, 1)]
     return None
 
 
 def schema_of(value: Any, where: str) -> dict[str, Any]:
-    """One tool's schema; a bare function's is wrapped."""
+    """One tool's schema; a bare function schema is wrapped."""
     tool = without_nulls(object_at(decoded(value, where), where), where)
     to_json(tool, where)
     if "function" not in tool:
         if "name" not in tool:
-            raise RowError(f"{where} names no function")
+            raise RowError(f"{where} has no function name")
         name_of(tool, where)
         return {"type": "function", "function": tool}
     name_of(object_at(tool["function"], f"{where}.function"), f"{where}.function")
@@ -55,10 +55,10 @@ def schema_of(value: Any, where: str) -> dict[str, Any]:
 
 
 def calls_of(turn: dict[str, Any], where: str) -> list[dict[str, Any]]:
-    """The calls in an assistant's message (`tool_calls`, or `function_call` in OpenAI's old style); often none.
+    """The calls in an assistant's message (`tool_calls`, or `function_call` in OpenAI's old style), if any.
 
     Raises:
-        RowError: they are malformed, or there are both.
+        RowError: they are malformed, or both keys are used.
     """
     new, old = turn.get("tool_calls"), turn.get("function_call")
     if not new and not old:
@@ -70,35 +70,35 @@ def calls_of(turn: dict[str, Any], where: str) -> list[dict[str, Any]]:
     place = f"{where}.tool_calls"
     calls = decoded(new, place)
     if not isinstance(calls, list):
-        raise RowError(f"{place} must be a list of calls, not {kind_of(calls)}")
+        raise RowError(f"{place} must be a list of calls, not {type_name(calls)}")
     return [call_of(decoded(call, f"{place}[{number}]"), f"{place}[{number}]") for number, call in enumerate(calls, 1)]
 
 
 def calls_in(value: Any, where: str) -> list[dict[str, Any]]:
-    """The calls that a sharegpt turn spells: an object with name and arguments or a list of them, mostly as JSON text.
+    """The calls in a sharegpt turn: an object with name and arguments or a list of them, usually as JSON text.
 
     Raises:
-        RowError: it is neither, or names no function.
+        RowError: it is neither, or has no function name.
     """
     calls = from_json(value, where) if isinstance(value, str) else value
     if not isinstance(calls, list):
         return [call_of(calls, where)]
     if not calls:
-        raise RowError(f"{where} has no call")
+        raise RowError(f"{where} has no calls")
     return [call_of(call, f"{where}[{number}]") for number, call in enumerate(calls, 1)]
 
 
 def call_of(value: Any, where: str) -> dict[str, Any]:
     call = object_at(value, where)
     if (kind := call.get("type")) not in (None, "function"):
-        raise RowError(f"{where} is of the type {shown(kind)}, and only 'function' can be used")
+        raise RowError(f"{where} has the type {shown(kind)}; only 'function' is supported")
     if call.get("function") is not None:
         place = f"{where}.function"
         function = object_at(call["function"], place)
     elif call.get("name") is not None:
         place, function = where, call
     else:
-        raise RowError(f"{where} names no function")
+        raise RowError(f"{where} has no function name")
     identifier = {} if call.get("id") is None else {"id": text_of(call, "id", where)}
     name, arguments = name_of(function, place), arguments_of(function, f"{place}.arguments")
     return {**identifier, "type": "function", "function": {"name": name, "arguments": arguments}}
@@ -112,22 +112,22 @@ def name_of(function: dict[str, Any], where: str) -> str:
 
 
 def arguments_of(function: dict[str, Any], where: str) -> dict[str, Any]:
-    """A call's arguments as an object: chat templates write a JSON text as a text, with its quotes escaped."""
+    """A call's arguments as an object: chat templates would escape the quotes of a JSON text."""
     value = function.get("arguments")
     if value is None:
         return {}
     arguments = from_json(value, where) if isinstance(value, str) else without_nulls(value, where)
     if not isinstance(arguments, dict):
-        raise RowError(f"{where} is {kind_of(arguments)}, not an object")
+        raise RowError(f"{where} is {type_name(arguments)}, not an object")
     to_json(arguments, where)
     return arguments
 
 
 def result_message(turn: dict[str, Any], key: str, where: str) -> Message:
-    """A tool's answer, the text at `key`; lists and objects become JSON text.
+    """A tool's result, the text at `key`; lists and objects become JSON text.
 
     Raises:
-        RowError: there is no answer, or it has half a character.
+        RowError: there is no result, or it has a lone surrogate.
     """
     value = turn.get(key)
     if isinstance(value, (list, dict)) and not is_text_parts(value):

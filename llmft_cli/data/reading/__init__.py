@@ -1,1 +1,1 @@
-"""Rows from files, directories, archives, the Hub and standard input, in a stream."""
+"""Streams of rows from files, directories, compressed files, the Hub and standard input."""

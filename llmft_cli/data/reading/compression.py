@@ -1,6 +1,6 @@
-"""The bytes and lines of a source: unpacked where they are compressed, and bounded whatever the file claims.
+"""The bytes and lines of a source: decompressed if necessary, with limits on the size of a row and of the output.
 
-Memory holds a chunk, or the one row that is being put together from chunks.
+Only one chunk is in memory, or the one row being assembled from chunks.
 """
 
 from __future__ import annotations
@@ -14,43 +14,43 @@ from typing import BinaryIO
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.reading.rows import Source
 
-BINARY_KINDS = {".parquet", ".arrow"}
+BINARY_SUFFIXES = {".parquet", ".arrow"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 UTF_8_BOM = b"\xef\xbb\xbf"
 CHUNK_BYTES = 1 << 18
 MAX_ROW_BYTES = 64 << 20
 MAX_EXPANSION = 200
-# Small files may grow more than MAX_EXPANSION times without being a danger.
+# Small files may expand more than MAX_EXPANSION times: their output still fits in memory.
 MAX_EXPANSION_EXCESS_BYTES = 64 << 20
 
 Consumed = Callable[[int], None]
 
 
 def ignore(size_bytes: int) -> None:
-    """Take no notice of the bytes that were read."""
+    """A `Consumed` that does nothing."""
 
 
 def check_length(source: Source, line: int, size: int) -> None:
-    """Refuse a row that begins on `line` as soon as it is known to be too long.
+    """Reject a row that begins on `line` once it is known to be too long.
 
     Raises:
-        DataError: `size` is more than a row may have.
+        DataError: `size` is above `MAX_ROW_BYTES`.
     """
     if size > MAX_ROW_BYTES:
         raise DataError(
             f"{source.name} line {line}: a single row of more than {MAX_ROW_BYTES >> 20} MiB",
-            "each row ends with a line end in JSON lines and CSV; divide longer texts into several rows",
+            "JSON Lines and CSV have one row per line; split longer texts into several rows",
         )
 
 
 def chunks(source: Source, consumed: Consumed = ignore) -> Iterator[bytes]:
-    """A file's content, unpacked, in pieces of at most `CHUNK_BYTES`.
+    """A file's decompressed content in chunks of at most `CHUNK_BYTES`.
 
     Args:
-        consumed: told after each piece how many more bytes of the file on disk were read.
+        consumed: called after each chunk with the number of bytes newly read from disk.
 
     Raises:
-        DataError: the file cannot be read, its compressed data is damaged, or it grows beyond all measure.
+        DataError: the file cannot be read, its compressed data is damaged, or it expands too much.
     """
     assert source.path is not None
     try:
@@ -74,23 +74,23 @@ def unpacked(source: Source, file: BinaryIO, consumed: Consumed) -> Iterator[byt
             try:
                 chunk = stream.read(CHUNK_BYTES)
             except OSError as error:
-                raise broken(source, unpacked_bytes, str(error)) from error
+                raise corruption_error(source, unpacked_bytes, str(error)) from error
             consumed(file.tell() - packed_bytes)
             packed_bytes = file.tell()
             unpacked_bytes += len(chunk)
             if unpacked_bytes > MAX_EXPANSION * packed_bytes + MAX_EXPANSION_EXCESS_BYTES:
                 raise DataError(
-                    f"{source.name} grows {unpacked_bytes // packed_bytes} times when it is unpacked "
+                    f"{source.name} expands {unpacked_bytes // packed_bytes} times when unpacked "
                     f"({unpacked_bytes >> 20} MiB from its first {packed_bytes >> 10} KiB)",
-                    f"more than {MAX_EXPANSION} times is not unpacked here; give the unpacked file if its rows are real",
+                    f"the limit is {MAX_EXPANSION} times; if its rows are real, unpack it first",
                 )
             if not chunk:
                 return
             yield chunk
 
 
-def broken(source: Source, sound_bytes: int, complaint: str) -> DataError:
-    """The refusal of compressed data that is known to be sound for `sound_bytes`, with the line where it breaks."""
+def corruption_error(source: Source, intact_bytes: int, complaint: str) -> DataError:
+    """The error for compressed data that is intact for `intact_bytes`, with the line where it breaks."""
     import pyarrow
 
     assert source.path is not None
@@ -100,22 +100,22 @@ def broken(source: Source, sound_bytes: int, complaint: str) -> DataError:
         pyarrow.CompressedInputStream(file, source.compression) as stream,
         contextlib.suppress(OSError),
     ):
-        while sound_bytes > 0:
-            chunk = stream.read(min(CHUNK_BYTES, sound_bytes))
+        while intact_bytes > 0:
+            chunk = stream.read(min(CHUNK_BYTES, intact_bytes))
             line += chunk.count(b"\n")
-            sound_bytes -= len(chunk)
-        # A read that fails gives nothing of what it had unpacked by then.
+            intact_bytes -= len(chunk)
+        # A failed read returns nothing, even if part of it was decompressed; so read byte by byte.
         while byte := stream.read(1):
             line += byte == b"\n"
-    what = f"the {source.compression} data {'ends too early' if 'Truncated' in complaint else 'is damaged'}"
-    has_lines = source.kind not in BINARY_KINDS
+    what = f"the {source.compression} data {'ends unexpectedly' if 'Truncated' in complaint else 'is damaged'}"
+    has_lines = source.suffix not in BINARY_SUFFIXES
     return DataError(
-        f"{source.name} line {line}: {what} here" if has_lines else f"{source.name}: {what}", "copy or make it again"
+        f"{source.name} line {line}: {what} here" if has_lines else f"{source.name}: {what}", "copy or create the file again"
     )
 
 
 def lines(source: Source, consumed: Consumed = ignore) -> Iterator[bytes]:
-    """The lines of a file without their line feeds; nothing but a line feed ends a line.
+    """The lines of a file without their line feeds; only a line feed ends a line.
 
     Raises:
         DataError: as `chunks`, or a line is too long.
@@ -136,7 +136,7 @@ def lines(source: Source, consumed: Consumed = ignore) -> Iterator[bytes]:
 
 
 def lines_with_ends(source: Source, consumed: Consumed = ignore) -> Iterator[bytes]:
-    """The lines of a file as they are; line feeds, carriage returns or both end them.
+    """The lines of a file with their endings: line feeds, carriage returns or both.
 
     Raises:
         DataError: as `lines`.
@@ -148,7 +148,7 @@ def lines_with_ends(source: Source, consumed: Consumed = ignore) -> Iterator[byt
         pending_bytes += len(chunk)
         if b"\n" in chunk or b"\r" in chunk:
             *whole, last = b"".join(parts).splitlines(keepends=True)
-            # A carriage return at the end may be half of a line end.
+            # A carriage return at the end may be half of a line ending.
             if last.endswith(b"\n"):
                 whole.append(last)
                 last = b""
@@ -161,7 +161,7 @@ def lines_with_ends(source: Source, consumed: Consumed = ignore) -> Iterator[byt
 
 @contextlib.contextmanager
 def unpacked_file(source: Source, consumed: Consumed = ignore) -> Iterator[Path]:
-    """The file itself, or a temporary unpacked copy of it, for formats that are not read from start to end.
+    """The file itself, or a temporary decompressed copy, for formats that need random access.
 
     Raises:
         DataError: as `chunks`.
@@ -170,7 +170,7 @@ def unpacked_file(source: Source, consumed: Consumed = ignore) -> Iterator[Path]
     if not source.compression:
         yield source.path
         return
-    # Windows opens no temporary file twice, and deletes none that is still mapped into memory.
+    # Windows cannot open a temporary file twice, nor delete one that is still memory-mapped.
     with tempfile.TemporaryDirectory(prefix="llmft-", ignore_cleanup_errors=True) as folder:
         path = Path(folder, "unpacked")
         with path.open("wb") as copy:

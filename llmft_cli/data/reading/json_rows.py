@@ -1,4 +1,4 @@
-"""Rows from JSON: lines of it, or a file that is one array, one object, or objects after each other."""
+"""Rows from JSON Lines, or from a JSON file with one array, one object or several objects."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.reading.compression import UTF_8_BOM, Consumed, ignore, lines
-from llmft_cli.data.reading.json_text import DECODER, UNFINISHED, JsonText, RefusedValue, json_complaint
+from llmft_cli.data.reading.json_text import DECODER, UNFINISHED, JsonText, RefusedValue, json_error_text
 from llmft_cli.data.reading.rows import BadRow, Row, Source
 
-# The objects of JSON lines open with their first key; those that are laid out over several lines, with a lone brace.
+# In JSON Lines the first key follows the brace; in a pretty-printed object the brace stands alone.
 LINE_OF_AN_OBJECT = re.compile(r"^\{[ \t]*\S", re.MULTILINE)
 WRAPPED_ROWS = re.compile(r'\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*\[\s*\{')
-# Lists under these keys belong to one row.
+# A list under one of these keys is part of a row, not a list of rows.
 ROW_KEYS = {"messages", "conversations"}
-# How much of a first object to read before it is taken for a wrapper of rows.
-PATIENCE_CHARACTERS = 1 << 20
+# How much of the first object to read before treating it as a wrapper around rows.
+WRAPPER_LOOKAHEAD_CHARACTERS = 1 << 20
 
 
 def read_jsonl(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
-    """One row a line; blank lines are passed over.
+    """One row per line; blank lines are skipped.
 
     Raises:
-        DataError: a line is too long, or the file as such cannot be read.
+        DataError: a line is too long, or the file cannot be read.
     """
     name, decode = source.name, DECODER.decode
     for line, raw in enumerate(lines(source, consumed), 1):
@@ -33,10 +33,10 @@ def read_jsonl(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Ba
         try:
             yield Row(name, line, decode(raw.decode()))
         except (ValueError, RecursionError) as error:
-            # Files that were joined have byte order marks between their lines.
+            # Concatenated files have byte order marks between their lines.
             bare = raw.removeprefix(UTF_8_BOM)
             if bare == raw:
-                yield BadRow(name, line, json_complaint(error))
+                yield BadRow(name, line, json_error_text(error))
             elif bare.strip():
                 yield json_row(name, line, bare)
 
@@ -45,28 +45,28 @@ def json_row(name: str, line: int, raw: bytes) -> Row | BadRow:
     try:
         return Row(name, line, DECODER.decode(raw.decode()))
     except (ValueError, RecursionError) as error:
-        return BadRow(name, line, json_complaint(error))
+        return BadRow(name, line, json_error_text(error))
 
 
 def read_json(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
-    """An array of rows, an object that holds only such an array (`{"data": [...]}`), objects, or JSON lines.
+    """Rows of a JSON file: an array, an object with only an array (`{"data": [...]}`), several objects, or JSON Lines.
 
     Raises:
-        DataError: it is none of these; a broken array is refused whole, since its rows cannot be told apart.
+        DataError: it is none of these. A malformed array is rejected as a whole, since its rows cannot be separated.
     """
-    shape = shape_of(source)
-    if shape == "lines":
+    structure = structure_of(source)
+    if structure == "lines":
         yield from read_jsonl(source, consumed)
         return
     text = JsonText(source, consumed)
     text.peek()
-    if shape == "wrapped":
+    if structure == "wrapped":
         key = enter_wrapper(text)
         yield from array_rows(text)
         if text.peek() != "}":
-            raise text.unexpected(f"Expecting nothing but the rows under {key!r}")
+            raise text.unexpected(f"Expecting only the rows under {key!r}")
         text.skip(1)
-    elif shape == "array":
+    elif structure == "array":
         yield from array_rows(text)
     else:
         yield next_row(text)
@@ -76,11 +76,11 @@ def read_json(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Bad
         raise text.unexpected("Extra data")
 
 
-def shape_of(source: Source) -> str:
-    """How the rows of a JSON file stand in it: as `array`, `wrapped` array, `lines`, or `values` after each other.
+def structure_of(source: Source) -> str:
+    """How a JSON file holds its rows: `array`, `wrapped` (array in an object), `lines`, or `values` (one after another).
 
     Raises:
-        DataError: there is nothing in it, or nothing that is JSON.
+        DataError: the file is empty or not JSON.
     """
     text = JsonText(source)
     first = text.peek()
@@ -92,7 +92,7 @@ def shape_of(source: Source) -> str:
     start = text.line()
     value = None
     try:
-        value = text.decode(PATIENCE_CHARACTERS if wrapped and wrapped[1] not in ROW_KEYS else None)
+        value = text.decode(WRAPPER_LOOKAHEAD_CHARACTERS if wrapped and wrapped[1] not in ROW_KEYS else None)
     except RefusedValue:
         pass
     except (ValueError, RecursionError) as error:
@@ -110,7 +110,7 @@ def shape_of(source: Source) -> str:
 
 
 def enter_wrapper(text: JsonText) -> str:
-    """Go on to the array in an object that comes next, and give its key."""
+    """Advance to the array inside the next object; returns its key."""
     text.skip(1)
     text.peek()
     key: str = text.decode()
@@ -125,7 +125,7 @@ def has_lines_of_objects(text: JsonText) -> bool:
 
 
 def holds_only_rows(value: Any) -> bool:
-    """Whether a value is an object with a list as its only content, and not itself a row."""
+    """Whether a value is an object that contains only a list, and is not itself a row."""
     if not isinstance(value, dict) or len(value) != 1:
         return False
     ((key, rows),) = value.items()
@@ -133,7 +133,7 @@ def holds_only_rows(value: Any) -> bool:
 
 
 def array_rows(text: JsonText) -> Iterator[Row | BadRow]:
-    """The elements of the JSON array that comes next, each with the line it begins on."""
+    """The elements of the next JSON array, each with the line it begins on."""
     text.skip(1)
     ended = text.peek() == "]"
     while not ended:
@@ -151,10 +151,10 @@ def array_rows(text: JsonText) -> Iterator[Row | BadRow]:
 
 
 def next_row(text: JsonText) -> Row | BadRow:
-    """The value that comes next as a row.
+    """The next value as a row.
 
     Raises:
-        DataError: it is malformed, so that nothing behind it can be told apart.
+        DataError: it is malformed, so the rest of the file cannot be parsed.
     """
     line = text.line()
     try:

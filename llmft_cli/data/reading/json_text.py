@@ -1,4 +1,4 @@
-"""JSON as text that is decoded value by value, and what is wrong with it."""
+"""JSON text, decoded value by value, and messages for what is wrong with it."""
 
 from __future__ import annotations
 
@@ -13,59 +13,59 @@ from llmft_cli.data.reading.compression import Consumed, check_length, chunks, i
 from llmft_cli.data.reading.rows import Source
 
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
-# Where a value ends this close to the end of what was read of a file, more of it may follow.
+# A value that ends this close to the end of the text read so far may continue.
 MARGIN_CHARACTERS = 16
 UNFINISHED = object()
 
 
 class RefusedValue(ValueError):
-    """A value that is well-formed JSON and yet of no use."""
+    """A value that is well-formed JSON but cannot be used."""
 
 
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         counts = Counter(key for key, _ in pairs)
-        raise RefusedValue(f"the key {next(key for key in counts if counts[key] > 1)!r} stands twice in an object")
+        raise RefusedValue(f"duplicate key {next(key for key in counts if counts[key] > 1)!r} in an object")
     return value
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=object_of)
-# Takes what DECODER refuses, to find where it ends.
+# Accepts what DECODER refuses, to find where the value ends.
 LENIENT_DECODER = json.JSONDecoder(parse_int=len)
 
 
-def json_complaint(error: ValueError | RecursionError) -> str:
+def json_error_text(error: ValueError | RecursionError) -> str:
     """What is wrong in one line of JSON."""
     if isinstance(error, UnicodeDecodeError):
-        return not_utf_8(error)
+        return utf_8_error_text(error)
     if isinstance(error, RefusedValue):
         return str(error)
     if isinstance(error, RecursionError):
         return "malformed JSON: nested too deeply"
     if not isinstance(error, json.JSONDecodeError):
-        return "a number of thousands of digits" if "int_max_str_digits" in str(error) else first_line(error)
+        return "a number with thousands of digits" if "int_max_str_digits" in str(error) else first_line(error)
     if error.pos >= len(error.doc.rstrip(" \t\n\r")):
-        return "malformed JSON: it ends too early"
+        return "malformed JSON: unexpected end"
     if error.doc[error.pos] == "\0":
-        return f"a byte 0 in column {error.colno}"
+        return f"NUL byte in column {error.colno}"
     if error.msg == "Extra data" and "\r" in error.doc[: error.pos].lstrip():
-        return f"a carriage return ends the row before column {error.colno}, where a line feed should"
+        return f"a carriage return instead of a line feed ends the row before column {error.colno}"
     return f"malformed JSON: {error.msg.removesuffix(' at')} in column {error.colno}"
 
 
-def not_utf_8(error: UnicodeDecodeError) -> str:
+def utf_8_error_text(error: UnicodeDecodeError) -> str:
     """What is wrong in a line that is not UTF-8."""
     return f"not UTF-8 (byte {error.object[error.start]:#04x} in column {error.start + 1})"
 
 
 class JsonText:
-    """The text of a JSON file, of which only what is being decoded is in memory.
+    """The text of a JSON file; only the part being decoded is in memory.
 
     Attributes:
         text: the part in memory.
-        position: in `text`, of what comes next.
-        ended: whether `text` reaches to the end of the file.
+        position: index in `text` of the next character to decode.
+        ended: whether `text` reaches the end of the file.
     """
 
     def __init__(self, source: Source, consumed: Consumed = ignore) -> None:
@@ -77,16 +77,16 @@ class JsonText:
         self._decode = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._first_line = 1  # of `text`
         self._first_column = 0  # of `text`, from 0
-        self._counted = (0, 1)  # a position and its line, so that no line feed is counted twice
+        self._counted = (0, 1)  # a position and its line: line feeds before it are not counted again
 
     def line(self) -> int:
-        """The line of what comes next."""
+        """The line of the current position."""
         position, line = self._counted
         self._counted = (self.position, line + self.text.count("\n", position, self.position))
         return self._counted[1]
 
     def peek(self) -> str:
-        """The next character that is not white space; nothing at the end of the file."""
+        """The next character that is not white space; empty at the end of the file."""
         skipped, line = 0, self.line()
         while True:
             start = self.position
@@ -102,12 +102,12 @@ class JsonText:
     def skip(self, characters: int) -> None:
         self.position += characters
 
-    def decode(self, patience: int | None = None) -> Any:
-        """The value that comes next, or `UNFINISHED` where `patience` characters do not hold the whole of it.
+    def decode(self, limit_characters: int | None = None) -> Any:
+        """The next value, or `UNFINISHED` if it is longer than `limit_characters`.
 
         Raises:
-            DataError: it is too long.
-            RefusedValue: it cannot be used; what comes next is what follows it.
+            DataError: the value is too long.
+            RefusedValue: it cannot be used; the position is after it.
             ValueError, RecursionError: it is malformed.
         """
         refused: ValueError | None = None
@@ -119,7 +119,7 @@ class JsonText:
                 if self.ended or not self._may_be_cut(error):
                     raise
             except ValueError as error:
-                refused, decoder = RefusedValue(json_complaint(error)), LENIENT_DECODER
+                refused, decoder = RefusedValue(json_error_text(error)), LENIENT_DECODER
                 continue
             else:
                 check_length(self.source, self.line(), end - self.position)
@@ -129,17 +129,17 @@ class JsonText:
                         raise refused
                     return value
             size = len(self.text) - self.position
-            if patience is not None and size > patience:
+            if limit_characters is not None and size > limit_characters:
                 return UNFINISHED
             check_length(self.source, self.line(), size)
             self._grow()
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
-        """Whether an error may come from not having read on."""
+        """Whether an error may go away after reading more of the file."""
         return error.msg.startswith("Unterminated string") or error.pos + MARGIN_CHARACTERS > len(self.text)
 
     def _grow(self) -> None:
-        """Drop what is behind, and read as much again as there is: a long value is decoded few times."""
+        """Drop the decoded text and double the rest, so that a long value is decoded only a few times."""
         behind, rest = self.text[: self.position], self.text[self.position :]
         line_start = behind.rfind("\n") + 1
         self._first_column = len(behind) - line_start + (0 if line_start else self._first_column)
@@ -166,16 +166,16 @@ class JsonText:
         return self._first_line + self.text.count("\n", 0, position), column
 
     def refusal(self, error: ValueError | RecursionError) -> DataError:
-        """The refusal of the whole file for an error in what comes next."""
+        """The error that rejects the whole file because of its next value."""
         if not isinstance(error, json.JSONDecodeError):
-            return DataError(f"{self.source.name} line {self.line()}: {json_complaint(error)}")
+            return DataError(f"{self.source.name} line {self.line()}: {json_error_text(error)}")
         solid = len(self.text.rstrip(" \t\n\r"))
         if self.ended and error.pos >= solid:
-            return DataError(f"{self.source.name} line {self.place(solid)[0]}: malformed JSON: it ends too early")
+            return DataError(f"{self.source.name} line {self.place(solid)[0]}: malformed JSON: unexpected end")
         return self.malformed(error.msg.removesuffix(" at"), self.place(error.pos))
 
     def unexpected(self, message: str) -> DataError:
-        """The refusal of the whole file for what comes next, or because nothing does."""
+        """The error that rejects the whole file because of an unexpected character, or its unexpected end."""
         return self.refusal(json.JSONDecodeError(message, self.text, self.position))
 
     def malformed(self, message: str, place: tuple[int, int]) -> DataError:

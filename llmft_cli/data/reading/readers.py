@@ -1,4 +1,4 @@
-"""Rows of a source, read one by one with their line numbers."""
+"""The rows of a source with their line numbers, read one by one."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from llmft_cli.data.reading.tables import read_arrow, read_csv, read_parquet
 
 
 def read(source: Source, split: str, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
-    """The rows of a source in order, of which no more than a few are in memory.
+    """The rows of a source in order; only a few are in memory at a time.
 
     Args:
-        split: the part of a Hub dataset.
-        consumed: told now and then how many more bytes of the file on disk were read, `source.size_bytes` in all.
+        split: the split of a Hub dataset.
+        consumed: called with the number of bytes newly read from disk; they add up to `source.size_bytes`.
 
     Raises:
-        DataError: the source as a whole cannot be read.
+        DataError: the source cannot be read.
     """
     if source.path is None:
         return read_hub(source.name, split)
-    return READERS[source.kind](source, consumed)
+    return READERS[source.suffix](source, consumed)
 
 
 def read_text_file(source: Source, consumed: Consumed = ignore) -> Iterator[Row]:
-    """A text file is one document; its line ends become line feeds.
+    """A text file as one document, with line endings converted to line feeds.
 
     Raises:
         DataError: it is too long, or not text.
@@ -45,7 +45,7 @@ def read_text_file(source: Source, consumed: Consumed = ignore) -> Iterator[Row]
             )
     content = b"".join(parts).removeprefix(UTF_8_BOM)
     if b"\0" in content:
-        raise DataError(f"{source.name} line {content.count(10, 0, content.index(0)) + 1}: a byte 0, which no text has")
+        raise DataError(f"{source.name} line {content.count(10, 0, content.index(0)) + 1}: a NUL byte, so this is not text")
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
@@ -62,7 +62,7 @@ def read_hub(name: str, split: str) -> Iterator[Row]:
         raise DataError(f"there is no file {name}, and the Hub cannot be reached to look for a dataset of that name")
     try:
         rows = datasets.load_dataset(name, split=split)
-    except Exception as error:  # datasets raises a dozen unrelated classes; all mean that the rows cannot be had
+    except Exception as error:  # datasets raises a dozen unrelated classes for rows that cannot be loaded
         raise DataError(f"the Hub dataset {name} (split {split}) cannot be read: {first_line(error)}") from error
     for number, value in enumerate(rows, 1):
         yield Row(name, number, value)

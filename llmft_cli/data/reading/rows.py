@@ -1,4 +1,4 @@
-"""What flows from the readers: rows, rows that cannot be used, and the sources of both."""
+"""What the readers produce: usable rows, unusable rows, and the source of each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """One row as read. `line` counts from 1 (the row's number where the format has no lines)."""
+    """One row as read. `line` counts from 1 (the row number if the format has no lines)."""
 
     source: str
     line: int
@@ -17,7 +17,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used, and why."""
+    """An unusable row, and why."""
 
     source: str
     line: int
@@ -26,18 +26,18 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Source:
-    """Something that rows are read from: a file, or a Hub dataset where `path` is None.
+    """Something to read rows from: a file, or a Hub dataset if `path` is None.
 
     Attributes:
-        name: as it is shown; always valid Unicode, unlike a path.
+        name: for display; always valid Unicode, unlike a path.
         path: the file on disk; for standard input a temporary one.
-        kind: what the file holds, as a file type (`.jsonl`), without the compression's.
-        compression: `gzip`, `zstd` or nothing.
-        size_bytes: of the file on disk.
+        suffix: the file type (`.jsonl`), without the compression suffix.
+        compression: `gzip`, `zstd` or empty.
+        size_bytes: size on disk.
     """
 
     name: str
     path: Path | None
-    kind: str = ""
+    suffix: str = ""
     compression: str = ""
     size_bytes: int = 0

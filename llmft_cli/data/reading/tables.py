@@ -11,7 +11,7 @@ from typing import Any
 from llmft_cli.base.errors import DataError, first_line
 from llmft_cli.data.reading import compression
 from llmft_cli.data.reading.compression import UTF_8_BOM, Consumed, check_length, ignore, lines_with_ends, unpacked_file
-from llmft_cli.data.reading.json_text import not_utf_8
+from llmft_cli.data.reading.json_text import utf_8_error_text
 from llmft_cli.data.reading.rows import BadRow, Row, Source
 
 COLUMN_NAME_CHARACTERS = 200
@@ -21,13 +21,13 @@ BATCH_BYTES = 8 << 20
 
 @dataclass
 class Record:
-    """The CSV record that is being read.
+    """The CSV record being read.
 
     Attributes:
-        line: where it begins.
-        last_line: as far as it was read.
-        size_bytes: of its lines so far.
-        problem: why its text cannot be used, if so.
+        line: first line.
+        last_line: last line read so far.
+        size_bytes: size of the lines read so far.
+        problem: why its text cannot be used; empty if it can.
     """
 
     line: int = 1
@@ -40,28 +40,28 @@ class Record:
 
 
 @dataclass
-class Told:
-    """How much of a file was told to have been read, where only the share of its rows is known."""
+class ShareProgress:
+    """Reports the bytes read of a file from the share of its rows that was read."""
 
     file_bytes: int
     consumed: Consumed
-    told_bytes: int = 0
+    reported_bytes: int = 0
 
-    def up_to(self, share: float) -> None:
+    def advance_to(self, share: float) -> None:
         done_bytes = round(self.file_bytes * share)
-        self.consumed(done_bytes - self.told_bytes)
-        self.told_bytes = done_bytes
+        self.consumed(done_bytes - self.reported_bytes)
+        self.reported_bytes = done_bytes
 
 
 def read_csv(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
-    """Rows as objects with the header's names; `line` is where a row begins, for quoted cells may hold line ends.
+    """Rows as objects with the header's names. `line` is where a row begins: quoted cells may contain line breaks.
 
     Raises:
-        DataError: the header cannot be used, or a quote is never closed, so that it swallows the rows after it.
+        DataError: the header cannot be used, or a quote is never closed and swallows the rows after it.
     """
     csv.field_size_limit(2 * compression.MAX_ROW_BYTES)
     record = Record()
-    separator = "\t" if source.kind == ".tsv" else ","
+    separator = "\t" if source.suffix == ".tsv" else ","
     reader = csv.reader(text_lines(source, record, consumed), delimiter=separator, strict=True)
     header: list[str] | None = None
     while True:
@@ -72,7 +72,7 @@ def read_csv(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadR
             return
         except csv.Error as error:
             if str(error) == "unexpected end of data":
-                raise DataError(f"{source.name} line {record.line}: a quote is opened and never closed") from error
+                raise DataError(f"{source.name} line {record.line}: a quote is never closed") from error
             swallowed = f" (the row runs to line {record.last_line})" if record.last_line > record.line else ""
             yield BadRow(source.name, record.line, f"malformed CSV: {error}{swallowed}")
             continue
@@ -90,11 +90,11 @@ def read_csv(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadR
 def row_problem(cells: Sequence[str], header: Sequence[str]) -> str:
     if len(cells) != len(header):
         return f"has {len(cells)} columns, the header has {len(header)}"
-    return "the header again, where a row should be" if cells == header else ""
+    return "repeats the header" if cells == header else ""
 
 
 def text_lines(source: Source, record: Record, consumed: Consumed) -> Iterator[str]:
-    """A file's lines as text; what is wrong with one is noted in the record that it belongs to."""
+    """A file's lines as text; problems are noted in the record that the line belongs to."""
     for line, raw in enumerate(lines_with_ends(source, consumed), 1):
         bare = raw.removeprefix(UTF_8_BOM)
         record.last_line = line
@@ -102,36 +102,36 @@ def text_lines(source: Source, record: Record, consumed: Consumed) -> Iterator[s
         check_length(source, record.line, record.size_bytes)
         place = f" on line {line}" if line > record.line else ""
         if b"\0" in bare:
-            record.problem = f"a byte 0 in column {bare.index(0) + 1}{place}"
+            record.problem = f"NUL byte in column {bare.index(0) + 1}{place}"
         try:
             yield bare.decode()
         except UnicodeDecodeError as error:
-            record.problem = not_utf_8(error) + place
+            record.problem = utf_8_error_text(error) + place
             yield bare.decode(errors="replace")
 
 
 def check_header(source: Source, record: Record, header: Sequence[str]) -> None:
-    """Refuse a table whose columns cannot be told apart.
+    """Check that a header names every column.
 
     Raises:
-        DataError: and why.
+        DataError: it does not.
     """
     where = f"{source.name} line {record.line}"
     if record.problem:
-        raise DataError(f"{where}: the header is {record.problem}")
+        raise DataError(f"{where}: header: {record.problem}")
     if len(header) == 1 and (other := re.search("[;,\t|]", header[0])):
-        names = {";": "semicolons", ",": "commas", "\t": "tabs", "|": "bars"}
+        names = {";": "semicolons", ",": "commas", "\t": "tabs", "|": "vertical bars"}
         raise DataError(
-            f"{where}: the header is a single column {header[0]!r}, parted by {names[other.group()]}",
-            ".csv is parted by commas, .tsv by tabs: save or name it so",
+            f"{where}: the columns of the header {header[0]!r} are separated by {names[other.group()]}",
+            "use commas in .csv and tabs in .tsv",
         )
-    # The first name is empty where pandas wrote its index.
+    # pandas leaves the name of its index column empty.
     for number, name in enumerate(header, 1):
         if number > 1 and not name.strip():
             raise DataError(f"{where}: column {number} of the header has no name")
         if len(name) > COLUMN_NAME_CHARACTERS:
             raise DataError(
-                f"{where}: this is no header, for its column {number} has {len(name)} characters ({name[:30]!r}...)",
+                f"{where}: not a header: column {number} has {len(name)} characters ({name[:30]!r}...)",
                 "the first line of a table names its columns, such as prompt,completion",
             )
     check_names(where, header)
@@ -139,50 +139,50 @@ def check_header(source: Source, record: Record, header: Sequence[str]) -> None:
 
 def check_names(where: str, names: Sequence[str]) -> None:
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{where}: the column {repeated!r} stands more than once")
+        raise DataError(f"{where}: the column {repeated!r} appears more than once")
 
 
 def read_parquet(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:
-    """The rows of a Parquet file; one that cannot be told as Python values is bad.
+    """The rows of a Parquet file; one that cannot be converted to Python values is bad.
 
     Raises:
-        DataError: it cannot be read, or is made to fill the memory.
+        DataError: the file cannot be read, or expands too much.
     """
     import pyarrow
     import pyarrow.parquet
 
-    number, told = 0, Told(source.size_bytes, consumed)
+    number, progress = 0, ShareProgress(source.size_bytes, consumed)
     try:
         with unpacked_file(source) as path, pyarrow.parquet.ParquetFile(path, buffer_size=1 << 20) as file:
             check_names(source.name, file.schema_arrow.names)
-            rows_at_once = batch_rows_for(checked_size(source, file.metadata), file.metadata.num_rows)
+            rows_at_once = rows_per_batch(checked_size(source, file.metadata), file.metadata.num_rows)
             for batch in file.iter_batches(batch_size=rows_at_once):
                 yield from batch_rows(source, batch, number)
                 number += batch.num_rows
-                told.up_to(number / file.metadata.num_rows)
-        told.up_to(1)
+                progress.advance_to(number / file.metadata.num_rows)
+        progress.advance_to(1)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        place = f" behind row {number}" if number else ""
+        place = f" after row {number}" if number else ""
         raise DataError(f"{source.name} is not a readable Parquet file{place}: {first_line(error)}") from error
 
 
 def checked_size(source: Source, metadata: Any) -> int:
-    """What the row groups say that they hold, in bytes.
+    """The size of all row groups according to the metadata, in bytes.
 
     Raises:
-        DataError: it is far more than the file can be expected to hold.
+        DataError: it is too large for the size of the file.
     """
     size: int = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     if size > compression.MAX_EXPANSION * source.size_bytes + compression.MAX_EXPANSION_EXCESS_BYTES:
         raise DataError(
-            f"{source.name} grows {size // source.size_bytes} times when it is unpacked ({size >> 20} MiB)",
-            f"more than {compression.MAX_EXPANSION} times is not unpacked here",
+            f"{source.name} expands {size // source.size_bytes} times when unpacked ({size >> 20} MiB)",
+            f"the limit is {compression.MAX_EXPANSION} times",
         )
     return size
 
 
-def batch_rows_for(size_bytes: int, rows: int) -> int:
-    """How many rows to take at once where `rows` of them have `size_bytes`."""
+def rows_per_batch(size_bytes: int, rows: int) -> int:
+    """How many rows to convert at once, if `rows` of them have `size_bytes`."""
     return max(1, min(BATCH_ROWS, BATCH_BYTES * rows // max(size_bytes, 1)))
 
 
@@ -190,30 +190,30 @@ def read_arrow(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Ba
     """The rows of an Arrow file or stream, as `datasets` saves them.
 
     Raises:
-        DataError: it is neither, or breaks off.
+        DataError: it is neither, or is truncated.
     """
     import pyarrow
 
-    number, share_before, told = 0, 0.0, Told(source.size_bytes, consumed)
+    number, share_before, progress = 0, 0.0, ShareProgress(source.size_bytes, consumed)
     try:
         with unpacked_file(source) as path, pyarrow.memory_map(str(path)) as file:
             for batch, share in arrow_batches(source, file):
-                # Values point into the batch by numbers that a damaged file may have wrong.
+                # A damaged file may have offsets that point outside the batch.
                 batch.validate(full=True)
-                rows_at_once = batch_rows_for(batch.nbytes, batch.num_rows)
+                rows_at_once = rows_per_batch(batch.nbytes, batch.num_rows)
                 for start in range(0, batch.num_rows, rows_at_once):
-                    told.up_to(share_before + (share - share_before) * start / batch.num_rows)
+                    progress.advance_to(share_before + (share - share_before) * start / batch.num_rows)
                     yield from batch_rows(source, batch.slice(start, rows_at_once), number + start)
                 number += batch.num_rows
                 share_before = share
-        told.up_to(1)
+        progress.advance_to(1)
     except (pyarrow.ArrowException, ValueError, OSError) as error:
-        place = f" behind row {number}" if number else ""
+        place = f" after row {number}" if number else ""
         raise DataError(f"{source.name} is not a readable Arrow file{place}: {first_line(error)}") from error
 
 
 def arrow_batches(source: Source, file: Any) -> Iterator[tuple[Any, float]]:
-    """The record batches of a memory-mapped Arrow file or stream, each with the share of the file up to its end."""
+    """The record batches of a memory-mapped Arrow file or stream, each with the share of the file read up to its end."""
     import pyarrow
 
     is_stream = file.read(6) != b"ARROW1"
@@ -229,7 +229,7 @@ def arrow_batches(source: Source, file: Any) -> Iterator[tuple[Any, float]]:
 
 
 def batch_rows(source: Source, batch: Any, before: int) -> Iterator[Row | BadRow]:
-    """The rows of a record batch; `before` have come before it.
+    """The rows of a record batch that follows `before` earlier rows.
 
     Raises:
         DataError: a row is too long.
@@ -243,7 +243,7 @@ def batch_rows(source: Source, batch: Any, before: int) -> Iterator[Row | BadRow
         values = batch.to_pylist()
     except (pyarrow.ArrowException, ValueError, OverflowError):
         if batch.num_rows == 1:
-            yield BadRow(source.name, before + 1, column_complaint(batch))
+            yield BadRow(source.name, before + 1, column_error_text(batch))
             return
         for index in range(batch.num_rows):
             yield from batch_rows(source, batch.slice(index, 1), before + index)
@@ -252,8 +252,8 @@ def batch_rows(source: Source, batch: Any, before: int) -> Iterator[Row | BadRow
         yield Row(source.name, number, value)
 
 
-def column_complaint(batch: Any) -> str:
-    """What is wrong with the first column of a batch that cannot be read."""
+def column_error_text(batch: Any) -> str:
+    """What is wrong with the first unreadable column of a batch."""
     import pyarrow
 
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
@@ -263,4 +263,4 @@ def column_complaint(batch: Any) -> str:
             return f"the column {name!r} is not UTF-8 (byte {error.object[error.start]:#04x})"
         except (pyarrow.ArrowException, ValueError, OverflowError) as error:
             return f"the column {name!r}: {first_line(error)}"
-    raise AssertionError("each column can be read, and all of them cannot")
+    raise AssertionError("every column can be read on its own, but not the batch")

@@ -1,1 +1,1 @@
-"""What prepare reports: report.json, report.html and samples of rows."""
+"""The report of prepare: report.json, report.html and sample rows."""

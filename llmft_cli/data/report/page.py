@@ -1,4 +1,4 @@
-"""The data report as one page: what became of the rows, what the checks say, and rows to look at with their loss mask."""
+"""The data report as an HTML page: row counts, check results, and sample rows with their loss mask."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmft_cli.data.checks import LEVELS
 from llmft_cli.data.report.samples import Sample
 
 MOST_TICKS = 5
-# A limit further off than this would squeeze the rows into the left of the chart; it is told in words instead.
+# A limit further away would squeeze the bars into the left of the chart, so it is not drawn.
 LIMIT_WITHIN = 1.5
 
 
@@ -30,7 +30,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Tick:
-    """A value on an axis, and where it stands in percent of the chart."""
+    """A value on an axis, and its position in percent of the chart."""
 
     place: float
     label: str
@@ -38,7 +38,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Chart:
-    """The histogram of row lengths; `limit` is where the longest allowed row stands, if that is near enough to show."""
+    """The histogram of row lengths; `limit` is the position of the maximum length, if near enough to show."""
 
     bars: list[Bar]
     lengths: list[Tick]
@@ -47,13 +47,12 @@ class Chart:
 
 
 def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample], model: str) -> None:
-    """Write the report as a page that needs nothing else.
+    """Write the report as a self-contained page.
 
     Args:
         report: the content of report.json, with `seed` and, if known, `max_seq_length`.
-        samples: rows to look at.
     """
-    functions: list[Callable[..., Any]] = [figure, percent, counted, title_of, script_hash]
+    functions: list[Callable[..., Any]] = [figure, percent, plural, title_of, script_hash]
     template = html_pages.template("llmft_cli.data.report", "report.html.jinja", functions)
     page = template.render(
         report=report,
@@ -61,7 +60,7 @@ def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample
         model=model,
         verdict=verdict(report),
         groups=checks_by_level(report["checks"]),
-        fates=fates(report),
+        outcomes=outcomes(report),
         chart=chart(report["lengths"]["histogram"], report.get("max_seq_length")),
         weighted=any(source["weight"] != 1 for source in report["sources"]),
     )
@@ -69,52 +68,52 @@ def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample
 
 
 def checks_by_level(checks: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The checks that found something, the gravest level and the largest count first."""
+    """The checks that found something, by level (errors first), then by count."""
     found = sorted((check for check in checks if check["count"]), key=lambda check: -check["count"])
     groups = {level: [check for check in found if check["level"] == level] for level in LEVELS}
     return {level: group for level, group in groups.items() if group}
 
 
 def verdict(report: Mapping[str, Any]) -> dict[str, str]:
-    """The report in a word and a sentence, and the level that it is shown in: error, warning or ready."""
+    """The report in a word and a sentence, and its level: error, warning or ready."""
     groups = checks_by_level(report["checks"])
-    grave = [counted(len(groups[level]), level) for level in ("error", "warning") if level in groups]
+    findings = [plural(len(groups[level]), level) for level in ("error", "warning") if level in groups]
     tokens = report["tokens"]
-    rows = counted(report["rows"]["kept"], "row")
+    rows = plural(report["rows"]["kept"], "row")
     sentence = (
-        f"{rows} with {counted(tokens['total'], 'token')}, of which the model learns to write "
+        f"{rows} with {plural(tokens['total'], 'token')}, of which the model learns to write "
         f"{percent(tokens['supervised'], tokens['total'])}."
     )
     level = next((level for level in ("error", "warning") if level in groups), "ready")
-    return {"level": level, "word": " and ".join(grave) if grave else "Ready to train", "sentence": sentence}
+    return {"level": level, "word": " and ".join(findings) if findings else "Ready to train", "sentence": sentence}
 
 
-def fates(report: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """What became of the rows that were read, as far as there are any."""
+def outcomes(report: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Counts of rows by outcome, without zeros."""
     rows = report["rows"]
     overlength = {
-        "drop": "longer than allowed, left out",
-        "truncate": "longer than allowed, cut off",
-        "split": "longer than allowed, split",
-        "error": "longer than allowed",
+        "drop": "too long, dropped",
+        "truncate": "too long, truncated",
+        "split": "too long, split",
+        "error": "too long",
     }[report["overlength"]["policy"]]
-    all_fates = [
+    all_outcomes = [
         ("read", rows["read"]),
         ("kept", rows["kept"]),
         ("rejected", rows["rejected"]),
-        ("exact duplicates, left out", rows["duplicates"]),
-        ("near duplicates, kept on one side of the split", rows["near_duplicates"]),
+        ("exact duplicates, dropped", rows["duplicates"]),
+        ("near-duplicates, kept on the same side of the split", rows["near_duplicates"]),
         (overlength, rows["overlength"]),
-        ("texts split into several rows", report["documents_split"]),
+        ("documents split into several rows", report["documents_split"]),
     ]
-    return [(fate, count) for fate, count in all_fates if count]
+    return [(outcome, count) for outcome, count in all_outcomes if count]
 
 
 def chart(histogram: Sequence[Mapping[str, int]], limit: int | None) -> Chart:
-    """The histogram laid out on a chart of 100 by 100.
+    """The histogram in a chart of 100 by 100.
 
     Args:
-        limit: the longest row that is allowed.
+        limit: the maximum row length.
     """
     longest = histogram[-1]["up_to"]
     shows_limit = limit is not None and limit <= LIMIT_WITHIN * longest
@@ -124,7 +123,7 @@ def chart(histogram: Sequence[Mapping[str, int]], limit: int | None) -> Chart:
     bars = []
     start = 0
     for item in histogram:
-        label = f"{start + 1:,} to {item['up_to']:,} tokens: {counted(item['rows'], 'row')}"
+        label = f"{start + 1:,} to {item['up_to']:,} tokens: {plural(item['rows'], 'row')}"
         place = Bar(100 * start / width, 100 * (item["up_to"] - start) / width, 100 * item["rows"] / height, label)
         bars.append(place)
         start = item["up_to"]
@@ -137,7 +136,7 @@ def chart(histogram: Sequence[Mapping[str, int]], limit: int | None) -> Chart:
 
 
 def ticks(most: int) -> list[int]:
-    """Round numbers from 0 to at least `most`, a few of them and evenly spaced."""
+    """A few evenly spaced round numbers from 0 to at least `most`."""
     step = 1
     while -(-most // step) > MOST_TICKS:
         # 1, 2, 5, 10, 20, 50 and so on
@@ -153,7 +152,7 @@ def percent(part: float, whole: float) -> str:
     return f"{part / whole:.1%}"
 
 
-def counted(count: int, noun: str) -> str:
+def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
@@ -163,6 +162,6 @@ def title_of(check: str) -> str:
 
 
 def script_hash(script: str) -> str:
-    """What a content security policy names the one script by that may run."""
+    """The hash that allows a script in the content security policy."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return f"sha256-{digest}"

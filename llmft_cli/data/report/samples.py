@@ -1,4 +1,4 @@
-"""Rows as people see them: the text of their tokens, cut where the loss mask changes and at special tokens."""
+"""Sample rows as text, divided where the loss mask changes and at special tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive tokens of one kind: supervised or not. A special token is a segment of its own.
+    """Consecutive tokens, all supervised or all not. A special token is a segment of its own.
 
     Attributes:
-        text: what the tokens stand for. Special tokens are spelled as they are, bytes that
-            make no whole character within the segment as `<0xE2>`.
-        supervised: the model learns to write these tokens.
-        special: this is a special token, and not text that spells one.
-        tokens: how many there are.
+        text: the decoded tokens. Bytes that are not a whole character within the segment are
+            written as `<0xE2>`.
+        supervised: whether the tokens are supervised.
+        special: whether this is a special token, not text that looks like one.
+        tokens: number of tokens.
     """
 
     text: str
@@ -37,14 +37,14 @@ class Segment:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prepared row to look at.
+    """One prepared row.
 
     Attributes:
-        source: the file or data set that the row is from.
-        line: where in it.
+        source: the file or dataset of the row.
+        line: its line there.
         split: `train` or `validation`.
         tokens: the row's length.
-        supervised: how many of the tokens the model learns to write.
+        supervised: number of supervised tokens.
     """
 
     source: str
@@ -58,20 +58,20 @@ class Sample:
 def sample(
     tokenizer: PreTrainedTokenizerBase, source: str, line: int, split: str, input_ids: Sequence[int], labels: Sequence[int]
 ) -> Sample:
-    """A row with its place, its counts and its text."""
+    """A row with its origin, counts and text."""
     supervised = sum(label != IGNORED for label in labels)
     return Sample(source, line, split, len(input_ids), supervised, segments(tokenizer, input_ids, labels))
 
 
 def read_samples(data: Path, count: int) -> list[Sample]:
-    """The first of the samples that prepare has kept of a run's data."""
+    """The first `count` samples that prepare saved in a run's data."""
     with (data / SAMPLES_FILE).open(encoding="utf-8") as file:
         found = [json.loads(line) for line in islice(file, count)]
     return [Sample(**{**row, "segments": [Segment(**segment) for segment in row["segments"]]}) for row in found]
 
 
 def segments(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]) -> list[Segment]:
-    """The text of a row's tokens, cut wherever a special token stands or the mask changes.
+    """The text of a row's tokens, divided at special tokens and where the mask changes.
 
     Args:
         tokenizer: a fast tokenizer.
@@ -92,11 +92,10 @@ def segments(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], label
 
 
 class Decoder:
-    """The text of any stretch of a row's tokens.
+    """The text of any span of a row's tokens.
 
-    `decode` alone loses what a stretch begins with, as tokenizers with SentencePiece's spaces drop
-    the first, and shows halves of characters as U+FFFD. Here a stretch is decoded behind the
-    token before it, and bytes are put together by hand.
+    `decode` alone may lose the first space (with SentencePiece) and shows partial characters as
+    U+FFFD. So a span is decoded together with the token before it, and bytes are joined here.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -104,8 +103,8 @@ class Decoder:
         self._tokenizer = tokenizer
         self._byte_level = steps == ["ByteLevel"]
         self._byte_fallback = "ByteFallback" in steps
-        # Tokens that were added without being special may be spelled in SentencePiece's way.
-        self._spelled = {
+        # Added tokens that are not special may be written in SentencePiece's way.
+        self._added = {
             number: token.content
             for number, token in tokenizer.added_tokens_decoder.items()
             if token.special or self._byte_level
@@ -121,13 +120,13 @@ class Decoder:
                 joined = b"".join(part for part in parts[run[0] - start : run[-1] + 1 - start] if part is not None)
                 texts.append(text_of_bytes(joined))
             else:
-                texts.append(self._decode_behind(input_ids, run[0], run[-1] + 1))
+                texts.append(self._decode_in_context(input_ids, run[0], run[-1] + 1))
         return "".join(texts)
 
     def _bytes(self, token_id: int) -> bytes | None:
-        """What a token stands for, or None where that depends on the tokens around it."""
-        if token_id in self._spelled:
-            return self._spelled[token_id].encode()
+        """The bytes of a token, or None if they depend on the tokens around it."""
+        if token_id in self._added:
+            return self._added[token_id].encode()
         token: str = self._tokenizer.convert_ids_to_tokens(token_id)
         if self._byte_level and all(character in BYTE_LEVEL_ALPHABET for character in token):
             return bytes(BYTE_LEVEL_ALPHABET[character] for character in token)
@@ -135,7 +134,7 @@ class Decoder:
             return bytes([FALLBACK_BYTES[token]])
         return None
 
-    def _decode_behind(self, input_ids: Sequence[int], start: int, end: int) -> str:
+    def _decode_in_context(self, input_ids: Sequence[int], start: int, end: int) -> str:
         before = self._decode(input_ids[max(start - 1, 0) : start])
         return self._decode(input_ids[max(start - 1, 0) : end])[len(before) :]
 
@@ -145,16 +144,16 @@ class Decoder:
 
 
 def decoder_steps(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The kinds of steps in which a tokenizer makes text of its tokens' names; none where it joins them with spaces."""
+    """The types of a tokenizer's decoder steps; none if it joins tokens with spaces."""
     decoder = tokenizer.backend_tokenizer.decoder
     if decoder is None:
         return []
-    described = json.loads(decoder.__getstate__())
-    return [step["type"] for step in described.get("decoders", [described])]
+    state = json.loads(decoder.__getstate__())
+    return [step["type"] for step in state.get("decoders", [state])]
 
 
 def text_of_bytes(data: bytes) -> str:
-    """UTF-8 decoded, what is none of it spelled byte by byte as `<0xE2>`."""
+    """Decoded UTF-8; invalid bytes are written as `<0xE2>`."""
     # surrogateescape maps a stray byte to U+DC00 plus its value.
     text = data.decode(errors="surrogateescape")
     return "".join(

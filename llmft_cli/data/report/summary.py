@@ -1,4 +1,4 @@
-"""What prepare tells of the data: counts, lengths, what was left out and why."""
+"""The result of prepare: counts, lengths, and what was left out and why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmft_cli.data.checks import Finding
     from llmft_cli.data.encoding.encoder import ConversationEncoder
-    from llmft_cli.data.intake import Intake, Rejections
+    from llmft_cli.data.ingestion import IngestedRows, Rejections
     from llmft_cli.data.splitting import Split
     from llmft_cli.settings.config import Config
 
@@ -29,10 +29,10 @@ class PrepareResult:
         rows: read, kept, rejected, duplicates, overlength, near_duplicates.
         tokens: total and supervised, of the kept rows.
         splits: rows in train and validation.
-        packing: sequences the training rows were packed into (`rows`), and the share of their room that is used (`efficiency`).
+        packing: number of training sequences (`rows`), and the used share of their capacity (`efficiency`).
         lengths: tokens of the kept rows: min, median, mean, p95, max, and a histogram of (up to, rows).
-        forms: rows by form.
-        documents_split: raw texts that did not fit one sequence and became several rows.
+        forms: rows by format.
+        documents_split: documents too long for one sequence, which became several rows.
         rejected_reasons: reason, count and the first places.
         sources: name, rows read, kept and rejected, and weight of each.
         overlength: the policy, and the rows, tokens and ends of turn lost to it.
@@ -55,7 +55,7 @@ class PrepareResult:
 
 
 def length_figures(lengths: Sequence[int]) -> dict[str, Any]:
-    """Quantiles of row lengths in tokens, and a histogram of equal bins from 0 to the longest."""
+    """Statistics of row lengths in tokens, and a histogram of equal bins from 0 to the longest."""
     ordered = sorted(lengths)
     width = -(-ordered[-1] // HISTOGRAM_BINS)
     bins = Counter((length - 1) // width for length in ordered)
@@ -70,14 +70,14 @@ def length_figures(lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def packing_figures(lengths: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int) -> dict[str, Any]:
-    """Used share of the sequences' room; without packing a sequence is as long as its row, so nothing is wasted."""
+    """Used share of the sequences' capacity; without packing a sequence is as long as its row, so nothing is wasted."""
     packed = any(len(sequence) > 1 for sequence in sequences)
-    room = capacity * len(sequences) if packed else sum(lengths)
-    return {"rows": len(sequences), "efficiency": round(sum(lengths) / room, 4)}
+    capacity_tokens = capacity * len(sequences) if packed else sum(lengths)
+    return {"rows": len(sequences), "efficiency": round(sum(lengths) / capacity_tokens, 4)}
 
 
 def reasons(rejections: Rejections) -> list[dict[str, Any]]:
-    """Rejected rows by reason, the commonest first."""
+    """Rejected rows by reason, most common first."""
     return [
         {"reason": reason, "count": count, "first": rejections.places[reason]}
         for reason, count in rejections.reasons.most_common()
@@ -85,7 +85,7 @@ def reasons(rejections: Rejections) -> list[dict[str, Any]]:
 
 
 def summarise(
-    intake: Intake,
+    ingested: IngestedRows,
     encoder: ConversationEncoder,
     split: Split,
     train: Sequence[int],
@@ -93,42 +93,42 @@ def summarise(
     findings: Sequence[Finding],
     config: Config,
 ) -> PrepareResult:
-    """All that is told of the data.
+    """The result of prepare.
 
     Args:
-        train: the training rows, each as often as it is used.
-        sequences: the same rows as they are packed.
+        train: the training rows, repeated by weight.
+        sequences: the same rows, packed.
     """
-    spool = intake.spool
+    spool = ingested.spool
     near_duplicates = next((finding.count for finding in findings if finding.check == "near_duplicates"), 0)
     return PrepareResult(
         rows={
-            "read": intake.read,
+            "read": ingested.read,
             "kept": len(spool),
-            "rejected": intake.bad,
-            "duplicates": intake.duplicates,
-            "overlength": intake.losses.rows,
+            "rejected": ingested.bad,
+            "duplicates": ingested.duplicates,
+            "overlength": ingested.losses.rows,
             "near_duplicates": near_duplicates,
         },
         tokens={"total": sum(spool.lengths), "supervised": sum(spool.supervised)},
         splits={"train": len(split.train), "validation": len(split.validation)},
         packing=packing_figures([spool.lengths[row] for row in train], sequences, config.max_seq_length),
         lengths=length_figures(spool.lengths),
-        forms=dict(intake.forms),
-        documents_split=intake.split_documents,
-        rejected_reasons=reasons(intake.rejections),
+        forms=dict(ingested.forms),
+        documents_split=ingested.split_documents,
+        rejected_reasons=reasons(ingested.rejections),
         sources=[
             {"name": item.name, "read": item.read, "kept": item.kept, "rejected": item.rejected, "weight": item.weight}
-            for item in intake.inputs
+            for item in ingested.inputs
         ],
-        overlength={"policy": config.on_overlength, **asdict(intake.losses)},
+        overlength={"policy": config.on_overlength, **asdict(ingested.losses)},
         checks=[asdict(finding) for finding in findings],
         template=template_facts(encoder),
     )
 
 
 def template_facts(encoder: ConversationEncoder) -> dict[str, Any]:
-    """The chat template's hash, and the token that ends an answer; empty where the model has no template."""
+    """The chat template's hash, and the token that ends an answer; empty if the model has no template."""
     template = encoder.tokenizer.chat_template
     if not template:
         return {}
@@ -141,5 +141,5 @@ def template_facts(encoder: ConversationEncoder) -> dict[str, Any]:
 
 
 def read_result(file: Path) -> PrepareResult:
-    """The result that an earlier prepare has written."""
+    """The result written by an earlier prepare."""
     return PrepareResult(**json.loads(file.read_text(encoding="utf-8")))

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from llmft_cli.base.errors import ConfigError, first_line
 from llmft_cli.training.fast.architectures import blocks_of, held_tensors
@@ -95,8 +94,8 @@ class StepCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
         name: str = operation._schema.name
-        inputs = [item for item in tree_leaves((args, kwargs)) if isinstance(item, torch.Tensor)]
-        outputs = [item for item in tree_leaves(result) if isinstance(item, torch.Tensor)]
+        inputs = list(tensors_in((*args, *kwargs.values())))
+        outputs = list(tensors_in((result,)))
         new = [self._track(tensor, self._category(name, tensor)) for tensor in outputs]
         self._note_peak(workspace_bytes(name, inputs))
         if (any(new) or operation._schema.is_mutable) and name not in ALLOCATIONS:
@@ -148,6 +147,15 @@ class StepCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.attention_flops += masked_attention_flops(name, read)
         else:
             self.moved_bytes += moved_bytes
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among an operation's arguments or results, which may be lists."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)
 
 
 def workspace_bytes(name: str, inputs: list[torch.Tensor]) -> int:

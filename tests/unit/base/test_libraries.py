@@ -22,6 +22,7 @@ print(libraries.import_transformers().utils.logging.is_progress_bar_enabled())
 """
 
 
+@pytest.mark.slow
 def test_importing_them_is_silent_and_leaves_no_trace() -> None:
     pytest.importorskip("torch")  # bitsandbytes needs it
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)

@@ -15,10 +15,11 @@ import typer.main
 from llmft_cli import __version__
 from llmft_cli.base.errors import DataError, LlmftError
 from llmft_cli.cli import app, flags
+from llmft_cli.cli.run_argument import run_to_prepare
 from llmft_cli.settings.config import FIELDS, Config, flag_of
 
 COMMANDS = ("gpu-check", "prepare", "train", "merge", "eval", "chat")
-GENERAL = {"--json", "--quiet", "-q", "--debug", "--help"}
+GENERAL = {"--json", "--quiet", "-q", "--debug", "--help", "--help-all"}
 OWN = {
     "gpu-check": {"--require-gpu", "--wait", "--min-free", "--max-load", "--gpus", "--config", "--vram", "--run", "--measure"},
     "prepare": {"--run", "--preview", "--overwrite", "--config"},
@@ -36,13 +37,6 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
         app.main()
     assert isinstance(left.value.code, int)
     return left.value.code
-
-
-def help_of(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> str:
-    assert run(command, "--help", monkeypatch=monkeypatch) == 0
-    shown = capsys.readouterr()
-    assert shown.err == ""
-    return shown.out
 
 
 def settings_flags_of(command: str) -> set[str]:
@@ -69,43 +63,6 @@ def test_a_commands_flags_are_its_own_and_those_of_the_config(command: str) -> N
     assert options == GENERAL | OWN[command] | settings_flags_of(command)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_reads_well_at_80_columns(command: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    text = help_of(command, monkeypatch, capsys)
-    words = " ".join(text.split())
-    assert max(map(len, text.splitlines())) <= 80
-    assert "\u2026" not in text
-    for name in OWN[command] | settings_flags_of(command):
-        assert re.search(rf"(^|\s){name}(\s|$)", text, re.M), name
-    for item in FIELDS.values():
-        if command in item.setting.commands:
-            # Words are wrapped, and broken at hyphens.
-            assert flags.flag_help(item).replace(" ", "") in words.replace(" ", "")
-
-
-@pytest.mark.parametrize(
-    ("name", "default"),
-    [("learning_rate", "0.0002"), ("packing", "on"), ("lora_alpha", "32"), ("num_epochs", "3"), ("device", "auto")],
-)
-def test_help_shows_defaults(name: str, default: str) -> None:
-    assert flags.flag_help(FIELDS[name]).endswith(f" [default: {default}]")
-
-
-def test_help_shows_choices_and_no_default_where_there_is_none() -> None:
-    assert flags.flag_help(FIELDS["device"]) == "Where to compute. One of auto, cuda, cpu. [default: auto]"
-    assert flags.flag_help(FIELDS["max_steps"]) == FIELDS["max_steps"].setting.help
-    assert flags.flag_help(FIELDS["use_dora"]) == FIELDS["use_dora"].setting.help
-
-
-def test_the_list_of_commands_is_not_cut_off(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    assert run("--help", monkeypatch=monkeypatch) == 0
-    text = capsys.readouterr().out
-    assert "..." not in text.replace("[ARGS]...", "")
-    for command in COMMANDS:
-        assert re.search(rf"^  {command} +[A-Z].*\.$", text, re.M), command
-    assert "130 interrupted" in " ".join(text.split())
-
-
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     assert run("--version", monkeypatch=monkeypatch) == 0
     assert capsys.readouterr() == (f"llmft {__version__}\n", "")
@@ -128,7 +85,7 @@ def test_commands_that_load_a_model_run_in_one_process(line: str, monkeypatch: p
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(*line.split(), "--json", monkeypatch=monkeypatch) == 2
     message = f"WORLD_SIZE is 2: `llmft {line.split()[0]}` supports one process only"
-    hint = f"start it without torchrun: `llmft {line.split()[0]} ...`; where the system sets WORLD_SIZE, unset it"
+    hint = f"start it without torchrun: `llmft {line.split()[0]} ...`; if the system sets WORLD_SIZE, unset it"
     assert json.loads(capsys.readouterr().out)["error"] == {"kind": "usage", "message": message, "hint": hint}
 
 
@@ -287,6 +244,6 @@ def test_flags_and_file_reach_the_config(tmp_path: Path) -> None:
 
 
 def test_a_new_run_is_named_after_its_data() -> None:
-    assert re.fullmatch(r"runs/chat-\d{8}-\d{6}", str(app.run_to_prepare(None, ["sample_data/chat.jsonl", "b.csv"]).path))
-    assert re.fullmatch(r"runs/data-\d{8}-\d{6}", str(app.run_to_prepare(None, ["."]).path))
-    assert app.run_to_prepare(Path("runs/x"), ["."]).path == Path("runs/x")
+    assert re.fullmatch(r"runs/chat-\d{8}-\d{6}", str(run_to_prepare(None, ["sample_data/chat.jsonl", "b.csv"]).path))
+    assert re.fullmatch(r"runs/data-\d{8}-\d{6}", str(run_to_prepare(None, ["."]).path))
+    assert run_to_prepare(Path("runs/x"), ["."]).path == Path("runs/x")

@@ -220,7 +220,7 @@ def test_samples_in_a_pipe_have_marks_around_what_is_learned(capsys: Captured) -
         "<s>Say\t[bold]\\u003c/s>[/] \\x1b[31m \\u27e6x\u27e6No\n 2 </s>\u27e7\n\n\n"
     )
     assert shown.out == one * 2
-    assert shown.err == "what the model learns to write is between \u27e6 and \u27e7\n"
+    assert shown.err == "supervised text is between \u27e6 and \u27e7\n"
 
 
 def test_samples_are_not_printed_beside_json(capsys: Captured) -> None:
@@ -232,7 +232,7 @@ def test_samples_where_there_is_only_ascii() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", SHOW_SAMPLE], capture_output=True, text=True, env=environment)
     assert "x{+No\n 2 </s>+}\n" in done.stdout
-    assert done.stderr == "what the model learns to write is between {+ and +}\n"
+    assert done.stderr == "supervised text is between {+ and +}\n"
     assert (marks("ascii"), marks("latin-1"), marks("utf-8")) == (("{+", "+}"), ("{+", "+}"), ("\u27e6", "\u27e7"))
 
 

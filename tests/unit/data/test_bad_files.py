@@ -17,7 +17,7 @@ from llmft_cli.data.forms.formats import parse
 from llmft_cli.data.prepare import prepare
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow
-from llmft_cli.data.reading.sources import READABLE, find_sources
+from llmft_cli.data.reading.sources import SUPPORTED, find_sources
 from llmft_cli.data.store import REJECTED_FILE
 from llmft_cli.run_dir import RunDir
 from llmft_cli.settings import config
@@ -26,15 +26,15 @@ BAD = Path(__file__).parents[3] / "sample_data" / "bad"
 
 # The bad row's line and reason; the two good rows beside it are kept.
 BAD_ROWS = {
-    "byte-0.jsonl": (2, "a byte 0 in column 21"),
-    "carriage-return.jsonl": (2, "a carriage return ends the row before column 48, where a line feed should"),
+    "byte-0.jsonl": (2, "NUL byte in column 21"),
+    "carriage-return.jsonl": (2, "a carriage return instead of a line feed ends the row before column 48"),
     "empty-answer.jsonl": (2, "message 2 (assistant) is empty"),
-    "half-character.jsonl": (2, "messages[1].content has half a character (\\ud83d without its other half)"),
-    "header-again.csv": (3, "the header again, where a row should be"),
-    "image-part.jsonl": (2, "messages[1].content[1] is of the type 'image_url', and only 'text' can be used"),
-    "late-system-message.jsonl": (2, "message 3 is from system where user should speak"),
-    "malformed-json.jsonl": (2, "malformed JSON: it ends too early"),
-    "messages-not-a-list.jsonl": (2, "messages must be a list with messages, not text"),
+    "half-character.jsonl": (2, "messages[1].content has a lone surrogate (\\ud83d)"),
+    "header-again.csv": (3, "repeats the header"),
+    "image-part.jsonl": (2, "messages[1].content[1] has the type 'image_url'; only 'text' is supported"),
+    "late-system-message.jsonl": (2, "message 3 is from system; expected user"),
+    "malformed-json.jsonl": (2, "malformed JSON: unexpected end"),
+    "messages-not-a-list.jsonl": (2, "messages must be a list of messages, not text"),
     "missing-field.jsonl": (2, "output is null, not text"),
     "no-assistant-turn.jsonl": (2, "there is no assistant turn to learn from"),
     "not-an-object.jsonl": (2, "a row must be an object, not text"),
@@ -46,11 +46,11 @@ BAD_ROWS = {
         "malformed JSON: Expecting property name enclosed in double quotes in column 2",
     ),
     "ragged.csv": (4, "has 3 columns, the header has 2"),
-    "repeated-key.jsonl": (2, "the key 'prompt' stands twice in an object"),
+    "repeated-key.jsonl": (2, "duplicate key 'prompt' in an object"),
     "stray-quote.csv": (2, "malformed CSV: ',' expected after '\"'"),
-    "two-users-in-a-row.jsonl": (2, "message 2 is from user where assistant should speak"),
+    "two-users-in-a-row.jsonl": (2, "message 2 is from user; expected assistant"),
     "unanswered.jsonl": (2, "the last message is from user, with no answer to learn from"),
-    "unknown-form.jsonl": (2, "no known form has the keys 'source', 'target'"),
+    "unknown-form.jsonl": (2, "no known format has the keys 'source', 'target'"),
     "unknown-role.jsonl": (2, "messages[1] has the unknown role 'moderator'"),
     "unknown-speaker.jsonl": (2, "conversations[1] is from the unknown speaker 'moderator'"),
     "wrong-types.jsonl": (2, "messages[1].content is a number, not text"),
@@ -58,26 +58,26 @@ BAD_ROWS = {
 
 # What is said of a file that is refused as a whole; {file} is its path.
 BAD_FILES = {
-    "binary.jsonl": "{file} is a binary file, not text (byte 0 at offset 8)",
+    "binary.jsonl": "{file} is a binary file, not text (NUL byte at offset 8)",
     "broken-object.json": "{file} line 3: malformed JSON: Expecting ',' delimiter in column 21",
     "column-without-name.csv": "{file} line 1: column 2 of the header has no name",
-    "cut-off.jsonl.gz": "{file} line 5: the gzip data ends too early here",
+    "cut-off.jsonl.gz": "{file} line 5: the gzip data ends unexpectedly here",
     "empty.json": "{file} is empty",
     "gzip.jsonl": "{file} is gzip data",
     "missing-comma.json": "{file} line 3: malformed JSON: Expecting ',' delimiter in column 1",
-    "not-gzip.jsonl.gz": "{file} is not gzip data, as its name says",
+    "not-gzip.jsonl.gz": "{file} is not gzip data, despite its name",
     "not-parquet.parquet": "{file} is not a readable Parquet file: Parquet magic bytes not found in footer. "
     "Either the file is corrupted or this is not a parquet file.",
     "not-utf8.txt": "{file} line 2 is not UTF-8 (byte 0xdf)",
     "only-a-bom.json": "{file} is empty",
-    "same-column-twice.csv": "{file} line 1: the column 'prompt' stands more than once",
-    "semicolons.csv": "{file} line 1: the header is a single column 'prompt;completion', parted by semicolons",
+    "same-column-twice.csv": "{file} line 1: the column 'prompt' appears more than once",
+    "semicolons.csv": "{file} line 1: the columns of the header 'prompt;completion' are separated by semicolons",
     "text-after-array.json": "{file} line 2: malformed JSON: Extra data in column 1",
     "trailing-comma.json": "{file} line 3: malformed JSON: Illegal trailing comma before end of array in column 133",
-    "truncated-array.json": "{file} line 3: malformed JSON: it ends too early",
+    "truncated-array.json": "{file} line 3: malformed JSON: unexpected end",
     "two-commas.json": "{file} line 2: malformed JSON: Expecting value in column 140",
-    "unclosed-quote.csv": "{file} line 3: a quote is opened and never closed",
-    "unknown-type.xyz": "{file} has no type known here",
+    "unclosed-quote.csv": "{file} line 3: a quote is never closed",
+    "unknown-type.xyz": "{file} has an unknown file type",
     "utf16.jsonl": "{file} is UTF-16, not UTF-8",
 }
 
@@ -144,7 +144,7 @@ TURNS = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "
 # One bad line between two good ones, and why it is bad.
 BAD_LINES: dict[str, tuple[str | bytes, str]] = {
     "cut in a text": ('{"prompt": "a", "compl', "malformed JSON: Unterminated string starting in column 17"),
-    "cut behind a colon": ('{"prompt":', "malformed JSON: it ends too early"),
+    "cut behind a colon": ('{"prompt":', "malformed JSON: unexpected end"),
     "single quotes": ("{'prompt': 'a'}", "malformed JSON: Expecting property name enclosed in double quotes in column 2"),
     "key without quotes": ('{prompt: "a"}', "malformed JSON: Expecting property name enclosed in double quotes in column 2"),
     "typographic quotes": ("{“prompt”: “a”}", "malformed JSON: Expecting property name enclosed in double quotes in column 2"),
@@ -157,7 +157,7 @@ BAD_LINES: dict[str, tuple[str | bytes, str]] = {
     "two rows on a line": (GOOD + GOOD, "malformed JSON: Extra data in column 35"),
     "carriage return between rows": (
         GOOD + "\r" + GOOD,
-        "a carriage return ends the row before column 36, where a line feed should",
+        "a carriage return instead of a line feed ends the row before column 36",
     ),
     "end of an array": ("]", "malformed JSON: Expecting value in column 1"),
     "comment": ("// one more", "malformed JSON: Expecting value in column 1"),
@@ -170,23 +170,23 @@ BAD_LINES: dict[str, tuple[str | bytes, str]] = {
     "broken unicode escape": ('{"prompt": "\\u12g4"}', "malformed JSON: Invalid \\uXXXX escape in column 14"),
     "number that starts with 0": ('{"prompt": 01}', "malformed JSON: Expecting ',' delimiter in column 13"),
     "minus without a number": ('{"prompt": -}', "malformed JSON: Expecting value in column 12"),
-    "huge number": ('{"prompt": %s}' % ("1" * 5000), "a number of thousands of digits"),
+    "huge number": ('{"prompt": %s}' % ("1" * 5000), "a number with thousands of digits"),
     "nested too deeply": ("[" * 100_000, "malformed JSON: nested too deeply"),
-    "key twice": ('{"prompt": "a", "prompt": "c", "completion": "b"}', "the key 'prompt' stands twice in an object"),
+    "key twice": ('{"prompt": "a", "prompt": "c", "completion": "b"}', "duplicate key 'prompt' in an object"),
     "key twice in a message": (
         '{"messages": [{"role": "user", "content": "a", "role": "assistant"}]}',
-        "the key 'role' stands twice in an object",
+        "duplicate key 'role' in an object",
     ),
-    "bytes 0": (b"\0" * 20, "a byte 0 in column 1"),
-    "byte 0 in a text": (b'{"prompt": "a\0"}', "a byte 0 in column 14"),
-    "UTF-16": (GOOD.encode("utf-16-le"), "a byte 0 in column 2"),
+    "bytes 0": (b"\0" * 20, "NUL byte in column 1"),
+    "byte 0 in a text": (b'{"prompt": "a\0"}', "NUL byte in column 14"),
+    "UTF-16": (GOOD.encode("utf-16-le"), "NUL byte in column 2"),
     "Latin-1": (b'{"prompt": "\xe4"}', "not UTF-8 (byte 0xe4 in column 13)"),
     "cut character": (b'{"prompt": "\xc3"}', "not UTF-8 (byte 0xc3 in column 13)"),
     "encoded surrogate": (b'{"prompt": "\xed\xa0\x80"}', "not UTF-8 (byte 0xed in column 13)"),
     "overlong encoding": (b'{"prompt": "\xc0\xaf"}', "not UTF-8 (byte 0xc0 in column 13)"),
     "half a character": (
         '{"prompt": "\\ud83d", "completion": "b"}',
-        "prompt has half a character (\\ud83d without its other half)",
+        "prompt has a lone surrogate (\\ud83d)",
     ),
     "not a number": ('{"prompt": NaN, "completion": "b"}', "prompt is a number, not text"),
     "infinity": ('{"prompt": "a", "completion": -Infinity}', "completion is a number, not text"),
@@ -196,7 +196,7 @@ BAD_LINES: dict[str, tuple[str | bytes, str]] = {
     "list": ("[1, 2]", "a row must be an object, not a list"),
     "text": ('"a"', "a row must be an object, not text"),
     "empty object": ("{}", "the object is empty"),
-    "unknown form": ('{"source": "a"}', "no known form has the keys 'source'"),
+    "unknown form": ('{"source": "a"}', "no known format has the keys 'source'"),
 }
 
 
@@ -230,7 +230,7 @@ MIXED_FILES: dict[str, tuple[str, str | bytes, list[int], list[tuple[int, str]]]
         f'{GOOD}\n{{\n"prompt": "a"\n}}\n{GOOD}',
         [1, 5],
         [
-            (2, "malformed JSON: it ends too early"),
+            (2, "malformed JSON: unexpected end"),
             (3, "malformed JSON: Extra data in column 9"),
             (4, "malformed JSON: Expecting value in column 1"),
         ],
@@ -239,20 +239,20 @@ MIXED_FILES: dict[str, tuple[str, str | bytes, list[int], list[tuple[int, str]]]
         ".json",
         f'[\n{GOOD},\n{{"prompt": "a", "prompt": "b"}},\n{GOOD}]',
         [2, 4],
-        [(3, "the key 'prompt' stands twice in an object")],
+        [(3, "duplicate key 'prompt' in an object")],
     ),
     "huge number in an array": (
         ".json",
         f'[\n{GOOD},\n{{"prompt": {"1" * 5000}}},\n{GOOD}]',
         [2, 4],
-        [(3, "a number of thousands of digits")],
+        [(3, "a number with thousands of digits")],
     ),
     "text in an array": (".json", f'[{GOOD},\n"a",\n{GOOD}]', [1, 3], [(2, "a row must be an object, not text")]),
     "cut line under .json": (
         ".json",
         f'{GOOD}\n{{"prompt": "a"\n{GOOD}',
         [1, 3],
-        [(2, "malformed JSON: it ends too early")],
+        [(2, "malformed JSON: unexpected end")],
     ),
     "too many cells": (
         ".csv",
@@ -286,12 +286,12 @@ MIXED_FILES: dict[str, tuple[str, str | bytes, list[int], list[tuple[int, str]]]
         [2, 5],
         [(3, "not UTF-8 (byte 0xe4 in column 1) on line 4")],
     ),
-    "byte 0 in a table": (".csv", b"prompt,completion\na,b\nc\0,e\nf,g\n", [2, 4], [(3, "a byte 0 in column 2")]),
+    "byte 0 in a table": (".csv", b"prompt,completion\na,b\nc\0,e\nf,g\n", [2, 4], [(3, "NUL byte in column 2")]),
     "joined tables": (
         ".csv",
         "prompt,completion\na,b\n\ufeffprompt,completion\nf,g\n",
         [2, 4],
-        [(3, "the header again, where a row should be")],
+        [(3, "repeats the header")],
     ),
 }
 
@@ -310,9 +310,9 @@ REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
         "rows.jsonl",
         gzip.compress(GOOD.encode()),
         " is gzip data",
-        "name it {file}.gz",
+        "rename it to {file}.gz",
     ),
-    "Zstandard under another name": ("rows.csv", b"\x28\xb5\x2f\xfd...", " is zstd data", "name it {file}.zst"),
+    "Zstandard under another name": ("rows.csv", b"\x28\xb5\x2f\xfd...", " is zstd data", "rename it to {file}.zst"),
     "zip": ("rows.jsonl", b"PK\x03\x04...", " is zip data", "unpack it first"),
     "bzip2": ("rows.jsonl", b"BZh9...", " is bzip2 data", "unpack it first"),
     "xz": ("rows.txt", b"\xfd7zXZ\0...", " is xz data", "unpack it first"),
@@ -320,39 +320,39 @@ REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
     "archive in an archive": (
         "rows.jsonl.gz",
         gzip.compress(gzip.compress(GOOD.encode())),
-        " holds a gzip archive within the gzip data",
+        " contains a gzip archive inside the gzip data",
         "unpack it first",
     ),
-    "tar": ("rows.tar.gz", gzip.compress(b"..."), " has no type known here", "{readable}"),
-    "no gzip": ("rows.jsonl.gz", GOOD, " is not gzip data, as its name says", "take the .gz off its name"),
-    "no Zstandard": ("rows.csv.zst", "a,b", " is not zstd data, as its name says", "take the .zst off its name"),
+    "tar": ("rows.tar.gz", gzip.compress(b"..."), " has an unknown file type", "{readable}"),
+    "no gzip": ("rows.jsonl.gz", GOOD, " is not gzip data, despite its name", "remove .gz from its name"),
+    "no Zstandard": ("rows.csv.zst", "a,b", " is not zstd data, despite its name", "remove .zst from its name"),
     "empty gzip file": ("rows.jsonl.gz", b"", " is empty", ""),
     "gzip of nothing": ("rows.jsonl.gz", gzip.compress(b""), " is empty", ""),
     "gzip of spaces": ("rows.jsonl.gz", gzip.compress(b" \n"), " is empty", ""),
     "gzip cut in its header": (
         "rows.jsonl.gz",
         gzip.compress(GOOD.encode())[:5],
-        " line 1: the gzip data ends too early here",
-        "copy or make it again",
+        " line 1: the gzip data ends unexpectedly here",
+        "copy or create the file again",
     ),
     "gzip with a wrong checksum": (
         "rows.jsonl.gz",
         gzip.compress(f"{GOOD}\n{GOOD}\n{GOOD}".encode())[:-8] + b"12345678",
         " line 1: the gzip data is damaged here",
-        "copy or make it again",
+        "copy or create the file again",
     ),
     "text behind gzip": (
         "rows.jsonl.gz",
         gzip.compress(f"{GOOD}\n{GOOD}".encode()) + b"text",
         " line 2: the gzip data is damaged here",
-        "copy or make it again",
+        "copy or create the file again",
     ),
     "UTF-16": ("rows.csv", "a,b".encode("utf-16"), " is UTF-16, not UTF-8", "save it as UTF-8"),
     "UTF-32": ("rows.csv", "a,b".encode("utf-32"), " is UTF-32, not UTF-8", "save it as UTF-8"),
-    "Parquet under another name": ("rows.jsonl", b"PAR1...", " is Parquet data", "let its name end in .parquet"),
-    "Arrow under another name": ("rows.json", b"ARROW1\0\0", " is Arrow data", "let its name end in .arrow"),
+    "Parquet under another name": ("rows.jsonl", b"PAR1...", " is Parquet data", "rename it to end in .parquet"),
+    "Arrow under another name": ("rows.json", b"ARROW1\0\0", " is Arrow data", "rename it to end in .arrow"),
     "Latin-1 document": ("a.txt", b"a\nb\xe4", " line 2 is not UTF-8 (byte 0xe4)", ""),
-    "byte 0 in a document": ("a.md", b"a\nb\0", " line 2: a byte 0, which no text has", ""),
+    "byte 0 in a document": ("a.md", b"a\nb\0", " line 2: a NUL byte, so this is not text", ""),
     "Latin-1 in an array": ("a.json", b'[{"a": "b"},\n{"a": "\xe4"}]', " line 2 is not UTF-8 (byte 0xe4)", ""),
     "array cut in a character": ("a.json", b'[{"a": "b"},\n{"a": "\xc3', " line 2 is not UTF-8 (byte 0xc3)", ""),
     "HTML": ("a.json", "<html></html>", " line 1: malformed JSON: Expecting value in column 1", ""),
@@ -364,27 +364,27 @@ REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
     ),
     "text behind an object": ("a.json", '{\n"text": "a"\n}\nx', " line 4: malformed JSON: Extra data in column 1", ""),
     "text behind wrapped rows": ("a.json", '{"data": [{}]}x', " line 1: malformed JSON: Extra data in column 15", ""),
-    "column twice": ("a.csv", "a,b,a\n1,2,3", " line 1: the column 'a' stands more than once", ""),
+    "column twice": ("a.csv", "a,b,a\n1,2,3", " line 1: the column 'a' appears more than once", ""),
     "column without a name": ("a.csv", "a, ,b\n1,2,3", " line 1: column 2 of the header has no name", ""),
     "semicolons": (
         "a.csv",
         "a;b\n1;2",
-        " line 1: the header is a single column 'a;b', parted by semicolons",
-        ".csv is parted by commas, .tsv by tabs: save or name it so",
+        " line 1: the columns of the header 'a;b' are separated by semicolons",
+        "use commas in .csv and tabs in .tsv",
     ),
     "commas in .tsv": (
         "a.tsv",
         "a,b\n1,2",
-        " line 1: the header is a single column 'a,b', parted by commas",
-        ".csv is parted by commas, .tsv by tabs: save or name it so",
+        " line 1: the columns of the header 'a,b' are separated by commas",
+        "use commas in .csv and tabs in .tsv",
     ),
     "no header": (
         "a.csv",
         "a" * 300 + ",b\nc,d",
-        f" line 1: this is no header, for its column 1 has 300 characters ({'a' * 30!r}...)",
+        f" line 1: not a header: column 1 has 300 characters ({'a' * 30!r}...)",
         "the first line of a table names its columns, such as prompt,completion",
     ),
-    "Latin-1 header": ("a.csv", b"pr\xe4,c\na,b", " line 1: the header is not UTF-8 (byte 0xe4 in column 3)", ""),
+    "Latin-1 header": ("a.csv", b"pr\xe4,c\na,b", " line 1: header: not UTF-8 (byte 0xe4 in column 3)", ""),
 }
 
 
@@ -396,7 +396,7 @@ def test_a_file_that_is_refused_as_a_whole(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         outcome(path)
     assert caught.value.message == f"{path}{message}"
-    assert caught.value.hint == hint.format(file=path, readable=READABLE)
+    assert caught.value.hint == hint.format(file=path, readable=SUPPORTED)
 
 
 def write_parquet(path: Path, columns: Any) -> None:
@@ -426,14 +426,14 @@ def test_parquet_files_that_are_refused(tmp_path: Path) -> None:
     write_parquet(path, {"text": []})
     assert outcome(path) == ([], [])
     write_parquet(path, pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 2, names=["x", "x"]))
-    assert refusal(path) == f"{path}: the column 'x' stands more than once"
+    assert refusal(path) == f"{path}: the column 'x' appears more than once"
     write_parquet(path, {"text": [f"row {number}" * 20 for number in range(20_000)]})
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
     content[middle : middle + 200] = bytes(200)
     path.write_bytes(content)
     assert re.fullmatch(
-        rf"{path} is not a readable Parquet file behind row \d+: Corrupt snappy compressed data\.", refusal(path)
+        rf"{path} is not a readable Parquet file after row \d+: Corrupt snappy compressed data\.", refusal(path)
     )
     path.write_bytes(content[:4])
     assert refusal(path) == (
@@ -456,7 +456,7 @@ def test_arrow_files_that_are_refused(tmp_path: Path) -> None:
     for content, complaint in (
         (whole_file[: len(whole_file) // 2], ": Not an Arrow file"),
         (whole_file[:6], ": File is too small: 6"),
-        (whole_stream[:-60], " behind row 2: Expected to read 152 metadata bytes, but only read 124"),
+        (whole_stream[:-60], " after row 2: Expected to read 152 metadata bytes, but only read 124"),
         (b"FEA1 is older", ": Expected to read 826361158 metadata bytes, but only read 9"),
         (
             whole_stream.replace(offsets, bytes([0, 0, 0, 0, 99, 0, 0, 0, 6, 0, 0, 0]), 1),
@@ -505,5 +505,5 @@ def test_prepare_leaves_nothing_of_a_file_that_breaks_off(tmp_path: Path, tokeni
     path.write_text("prompt,completion\n" + "".join(f"What is {n}?,It is {n}.\n" for n in range(600)) + '"a,b\n')
     with pytest.raises(DataError) as caught:
         rejected_by_prepare(run, path, tokenizer_dir)
-    assert caught.value.message == f"{path} line 602: a quote is opened and never closed"
+    assert caught.value.message == f"{path} line 602: a quote is never closed"
     assert not run.data.exists()

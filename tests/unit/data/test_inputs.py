@@ -31,7 +31,7 @@ def test_weights_and_caps(files: list[str]) -> None:
 
 
 def test_standard_input_can_be_named_once() -> None:
-    with pytest.raises(DataError, match=r"^standard input \(-\) is given twice, and can be read once$"):
+    with pytest.raises(DataError, match=r"^standard input \(-\) is given twice but can be read only once$"):
         find_inputs(["-", "a.jsonl", "-"], resolve({}))
 
 

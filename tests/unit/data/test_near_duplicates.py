@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmft_cli.data.near_duplicates import SLOTS, NearDuplicates, in_words, signatures
+from llmft_cli.data.near_duplicates import SLOTS, NearDuplicates, signatures, words_of
 
 STORY = (
     "The station on the hill has a lamp that turns all night. When the fog comes in from the sea, Mrs Hale climbs the "
@@ -158,7 +158,7 @@ def test_what_a_row_is_made_of(tmp_path: Path) -> None:
 def test_unspaced_scripts_are_compared_by_character(tmp_path: Path) -> None:
     text = "今天天气很好我们一起去公园散步然后回家吃饭看电视最后早早睡觉准备明天上班"
     assert groups_of([text, text + "了"], tmp_path) == [0, 0]
-    assert in_words("aไทยb") == "a ไ ท ย b".encode()
+    assert words_of("aไทยb") == "a ไ ท ย b".encode()
 
 
 @settings(max_examples=60, deadline=None)

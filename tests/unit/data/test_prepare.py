@@ -126,13 +126,13 @@ def test_bad_long_and_repeated_rows_are_set_aside(run: RunDir, write: Any, do_pr
     assert result.rows == {"read": 6, "kept": 2, "rejected": 2, "duplicates": 1, "overlength": 1, "near_duplicates": 0}
     rejected = lines_of(run.data / "rejected.jsonl")
     assert [(row["line"], row["reason"]) for row in rejected if row["line"] != 4] == [
-        (2, "malformed JSON: it ends too early"),
+        (2, "malformed JSON: unexpected end"),
         (6, "text is empty"),
     ]
     assert {row["source"] for row in rejected} == {str(data)}
     assert rejected[1]["reason"].endswith(" tokens, more than --max-seq-length 100")
     assert result.rejected_reasons == [
-        {"reason": "malformed JSON: it ends too early", "count": 1, "first": [f"{data}:2"]},
+        {"reason": "malformed JSON: unexpected end", "count": 1, "first": [f"{data}:2"]},
         {"reason": "text is empty", "count": 1, "first": [f"{data}:6"]},
     ]
 
@@ -174,7 +174,7 @@ def test_no_more_bad_rows_than_max_rejected(run: RunDir, write: Any, do_prepare:
     with pytest.raises(DataError) as caught:
         do_prepare(data)
     assert caught.value.message == (
-        f"1 of 10 rows are bad, more than --max-rejected 0.05; the first: {data} line 10: no known form has the keys 'a'"
+        f"1 of 10 rows are bad, more than --max-rejected 0.05; first: {data} line 10: no known format has the keys 'a'"
     )
     assert caught.value.exit_code == 4
     assert not run.path.exists()
@@ -185,7 +185,7 @@ def test_nothing_is_written_when_no_row_is_left(run: RunDir, write: Any, do_prep
     data = write([chat(1)])
     with pytest.raises(DataError) as caught:
         do_prepare(data, max_seq_length=8)
-    message = rf"no row is left (1 read, 0 rejected, 1 too long); the first: {data} line 1: "
+    message = rf"no usable rows (1 read, 0 rejected, 1 too long); first: {data} line 1: "
     assert caught.value.message.startswith(message)
     assert caught.value.message.endswith(" tokens, more than --max-seq-length 8")
     with pytest.raises(DataError, match="does not exist"):
@@ -208,7 +208,7 @@ def test_a_failed_write_leaves_no_run(run: RunDir, write: Any, do_prepare: Prepa
 def test_a_prepared_run_is_redone_only_when_told(run: RunDir, write: Any, do_prepare: Prepare) -> None:
     data = write([chat(number) for number in range(4)])
     do_prepare(data)
-    with pytest.raises(StageError, match=r"run: prepare is done already, from other data or settings$"):
+    with pytest.raises(StageError, match=r"run is already prepared from other data or settings$"):
         do_prepare(data, val_size=0)
     assert do_prepare(write([chat(1), chat(2)]), overwrite=True).rows["kept"] == 2
     assert run.require("prepare")["rows"]["kept"] == 2
@@ -238,7 +238,7 @@ def test_the_same_data_is_prepared_once(
             do_prepare(data, **settings)
     assert do_prepare(data) == first
     (run.data / "held_out.jsonl").write_text("")
-    with pytest.raises(StageError, match="is stale, data has changed since"):
+    with pytest.raises(StageError, match="is stale: data has changed since"):
         do_prepare(data)
 
 
@@ -248,7 +248,7 @@ def test_strict_refuses_what_a_check_warns_of(run: RunDir, write: Any, do_prepar
     data = write(rows)
     with pytest.raises(DataError) as caught:
         do_prepare(data, strict=True)
-    assert caught.value.message == "--strict, and the checks warn: mojibake 1"
+    assert caught.value.message == "the checks warn, and --strict is set: mojibake 1"
     assert not run.path.exists()
     result = do_prepare(data)
     assert [(check["check"], check["level"], check["count"]) for check in result.checks] == [("mojibake", "warning", 1)]
@@ -292,7 +292,7 @@ def test_weights_and_caps_of_sources(run: RunDir, write: Any, do_prepare: Prepar
     for settings, complaint in (
         ({"weights": "1,2,3"}, "--weights has 3 numbers for 2 sources"),
         ({"weights": "much"}, "--weights: 'much' is not a list of numbers (2,0.5)"),
-        ({"max_rows": "0"}, "--max-rows: '0' has a number that is not above 0"),
+        ({"max_rows": "0"}, "--max-rows: '0' must have only numbers above 0"),
         ({"max_rows": "1.5"}, "--max-rows: '1.5' is not a list of numbers (2,0.5)"),
     ):
         with pytest.raises(ConfigError) as caught:
@@ -347,7 +347,7 @@ def test_token_rows_are_taken_as_they_are(run: RunDir, write: Any, do_prepare: P
     assert train is not None
     assert train[:] == {"input_ids": [[5, 6, 7]], "labels": [[-100, -100, 7]], "row_lengths": [[3]]}
     assert result.forms == {"tokens": 1}
-    assert lines_of(run.data / "rejected.jsonl")[0]["reason"].startswith("input_ids holds 9999, and the tokenizer has ")
+    assert lines_of(run.data / "rejected.jsonl")[0]["reason"].startswith("input_ids contains 9999, but the tokenizer has only ")
 
 
 def test_token_rows_are_compared_by_their_tokens(run: RunDir, write: Any, do_prepare: Prepare) -> None:

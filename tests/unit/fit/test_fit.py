@@ -13,25 +13,30 @@ pytest.importorskip("torch")
 from llmft_cli.base.errors import ConfigError, MachineError, OutOfMemory
 from llmft_cli.base.reporter import Silent
 from llmft_cli.fit import fit
-from llmft_cli.fit.fit import TargetGpu
-from llmft_cli.gpu.gpus import Gpu
-from llmft_cli.gpu.probes import Probe
-from llmft_cli.settings import compute_types
+from llmft_cli.fit.target_gpu import TargetGpu
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.fast.kernels import select
 from llmft_cli.training.planning.speed import Rates
+
+from ..followed_once import of_the_model, remember
 
 GIBIBYTE = 2**30
 H100 = Rates(790e12, 2.9e12)
+MODELS: dict[Any, Any] = {}
 
 
-def gpu(index: int, free: int | None, device: str | None) -> Gpu:
-    return Gpu(index, f"card {index}", f"GPU-{index}", 80 * GIBIBYTE, free, 0.0, 40.0, "580", device=device)
+@pytest.fixture(autouse=True)
+def models_and_steps_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build each model once, and follow each of its steps once, for all tests."""
+    build = fit.trainable
 
+    def built(shape: Any, config: Any, device: str, plan: Any = None, able: Any = None) -> Any:
+        key = of_the_model(config), device, plan, able
+        if key not in MODELS:
+            MODELS[key] = build(shape, *key)
+        return MODELS[key]
 
-def probe(device: str, flops: float | None = 790e12, compute_dtype: str = "bf16") -> Probe:
-    rates = {"bf16": None, "fp16": None, "fp32": 60e12} | {compute_dtype: flops}
-    return Probe(device, compute_dtype, True, True, 0.09, 0.09, 0.01, *rates.values(), 2.9e12, None)
+    monkeypatch.setattr(fit, "trainable", built)
+    remember(monkeypatch)
 
 
 def small(**flags: Any) -> Any:
@@ -48,43 +53,7 @@ def on(gibibytes: float, rates: Rates | None = None) -> TargetGpu:
     return TargetGpu("a card", int(gibibytes * GIBIBYTE), None, rates)
 
 
-def test_the_freest_card_is_taken_and_of_two_the_second_freest():
-    cards = [gpu(0, 10 * GIBIBYTE, "cuda:0"), gpu(1, 70 * GIBIBYTE, "cuda:1"), gpu(2, 40 * GIBIBYTE, "cuda:2")]
-    probes = [probe("cuda:0"), probe("cuda:1", flops=100e12), probe("cuda:2", flops=None)]
-    first = fit.freest_gpu(cards, probes, 1)
-    assert first == TargetGpu("GPU 1: card 1", 70 * GIBIBYTE, "cuda:1", Rates(100e12, 2.9e12))
-    second = fit.freest_gpu(cards, probes, 2)
-    assert second == TargetGpu("GPU 2: card 2", 40 * GIBIBYTE, "cuda:2", None)
-    assert fit.freest_gpu(cards, probes, 4) is None
-
-
-def test_a_card_without_bf16_is_as_fast_as_it_is_in_fp16():
-    found = fit.freest_gpu([gpu(0, 10 * GIBIBYTE, "cuda:0")], [probe("cuda:0", flops=50e12, compute_dtype="fp16")], 1)
-    assert found == TargetGpu("GPU 0: card 0", 10 * GIBIBYTE, "cuda:0", Rates(50e12, 2.9e12))
-
-
-@pytest.mark.parametrize(
-    ("capability", "wanted", "expected"),
-    [((7, 5), "auto", "fp16"), ((9, 0), "auto", "bf16"), ((9, 0), "fp16", "fp16"), ((7, 5), "fp32", "fp32")],
-)
-def test_the_type_and_what_a_gpu_can_are_those_of_the_one_that_is_here(
-    capability: tuple[int, int], wanted: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compute_types, "capability_of", lambda device: capability)
-    monkeypatch.setattr(select, "has_triton", lambda device: True)
-    card = TargetGpu("a card", 16 * GIBIBYTE, "cuda:0", None)
-    config, able = fit.for_gpu(small(compute_dtype=wanted), card, Silent())
-    assert config.compute_dtype == expected
-    assert able is not None
-    assert (able.flash_attention, able.triton) == (capability >= (8, 0), True)
-
-
-def test_a_gpu_that_is_not_here_has_bf16_and_everything() -> None:
-    for card in (None, on(12)):
-        for wanted, expected in (("auto", "bf16"), ("fp16", "fp16")):
-            assert fit.for_gpu(small(compute_dtype=wanted), card, Silent()) == (small(compute_dtype=expected), None)
-
-
+@pytest.mark.slow
 def test_fp32_takes_more_and_fp16_as_much_as_bf16() -> None:
     peaks = {
         name: fit.fit(small(compute_dtype=name), on(80), None, Silent()).predicted_peak_bytes
@@ -93,10 +62,6 @@ def test_fp32_takes_more_and_fp16_as_much_as_bf16() -> None:
     assert peaks["auto"] == peaks["bf16"]
     assert peaks["fp16"] == pytest.approx(peaks["bf16"], abs=1024)
     assert peaks["fp32"] > 1.5 * peaks["bf16"]
-
-
-def test_cards_that_torch_does_not_see_or_that_hide_their_memory_are_none():
-    assert fit.freest_gpu([gpu(0, 10 * GIBIBYTE, None), gpu(1, None, "cuda:0")], [], 1) is None
 
 
 def test_without_a_card_it_is_neither_yes_nor_no():
@@ -120,6 +85,7 @@ def test_a_large_card_holds_it_and_the_pieces_add_up():
     assert [kind for option in found.options for kind in option.choices].count("frugal") == 1
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_a_length_that_does():
     demanding = small(max_seq_length=8192)
     least = min(option.required_bytes for option in fit.fit(demanding, None, None, Silent()).options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from llmft_cli.models import loading, model_source, random_model
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.models.known_configs import known_shape, llama
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.planning.memory import breakdown_of, holdings
-from llmft_cli.training.planning.simulation import full_batch, simulate
 from llmft_cli.training.step.checkpointing import checkpoint_layers
 from llmft_cli.training.step.tuned_model import make_trainable
 
@@ -64,6 +61,7 @@ def llama_2_7b() -> Any:
     return tuned(LLAMA_2_7B)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_and_what_is_downloaded(name: str) -> None:
     base = random_model.build(known_shape(name), torch.device("meta"), "nf4", torch.bfloat16)
@@ -116,52 +114,17 @@ def test_the_optimizer_state_is_stored_and_paged_state_may_come_to_the_host(
     assert more == 32 * 3 * 16 * 11_008 * ram_bytes
 
 
+@pytest.mark.slow
 def test_a_merge_on_a_gpu_holds_a_shard_of_the_model_at_a_time() -> None:
     base = random_model.build(known_shape("meta-llama/Llama-2-70b-hf"), torch.device("meta"), "nf4", torch.bfloat16)
-    assert merging_ram(base, probe_tokens=0, on_gpu=True) == 1_700_000_000 + 50 * 10**9
+    assert merging_ram(base, probe_tokens=0) == 1_700_000_000 + 50 * 10**9
 
 
 def test_the_recorded_merge_on_an_h100(llama_2_7b: Any) -> None:
     stages = json.loads(RECORDED.read_text(encoding="utf-8"))["stages"]
     [merge] = [stage["result"] for stage in stages if stage["result"]["command"] == "merge"]
-    predicted = merging_ram(llama_2_7b, merge["verification"]["tokens"], on_gpu=True)
+    predicted = merging_ram(llama_2_7b, merge["verification"]["tokens"])
     assert predicted == pytest.approx(merge["peak_rss_bytes"], rel=0.05)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A whole `llmft train` and `llmft merge` on a CPU with batches of one sequence; peaks are the kernel's VmHWM.
-
-    Attributes:
-        tokens: of a sequence, at most.
-        probe_tokens: those that the merge was verified with.
-    """
-
-    model: str
-    tokens: int
-    probe_tokens: int
-    training_mebibytes: int
-    merging_mebibytes: int
-
-
-RUNS = [
-    Run("smollm2-135m", 128, 113, 1152, 1169),
-    Run("smollm2-135m", 512, 487, 1449, 1405),
-    Run("smollm2-135m", 512, 4096, 1708, 3765),
-    Run("llama of 4 layers", 128, 79, 3212, 4359),
-    Run("llama of 4 layers", 512, 463, 3509, 4800),
-]
-
-
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run.model}, {run.tokens} and {run.probe_tokens} tokens")
-def test_runs_measured_on_a_cpu(run: Run) -> None:
-    model = tuned(run.model, 0, fast=False)  # layers were plain when it was measured
-    step = breakdown_of(holdings(model), simulate(model, full_batch(1, run.tokens)), "adamw_torch")
-    found = host_resources(model, resolve({"max_seq_length": run.tokens}), weights_here=True, cpu_step=step)
-    training = found.training_ram_bytes + found.mapped_weights_bytes
-    merging = merging_ram(model, run.probe_tokens, on_gpu=False) + found.mapped_weights_bytes
-    assert training == pytest.approx(run.training_mebibytes * MEBIBYTE, rel=0.15)
-    assert merging == pytest.approx(run.merging_mebibytes * MEBIBYTE, rel=0.15)
 
 
 @pytest.mark.parametrize(("limit", "val_size", "most"), [(1, 0, 2), (1, 0.05, 3), (2, 0.05, 3), (5, 10, 6)])

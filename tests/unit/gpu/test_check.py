@@ -242,6 +242,7 @@ class TestCheck:
         assert json.dumps(asdict(found), allow_nan=False)
         assert capfd.readouterr() == ("", "")
 
+    @pytest.mark.slow
     def test_nothing_waits_for_nvidia_smi_while_torch_is_imported(
         self, monkeypatch: pytest.MonkeyPatch, nvidia_smi: Any, tmp_path: Path
     ) -> None:

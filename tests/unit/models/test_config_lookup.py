@@ -82,7 +82,7 @@ def test_the_default_model_is_known_without_a_network() -> None:
     shape, here = shape_of(resolve({}), told)
     assert (shape.hidden_size, shape.num_hidden_layers, shape.num_key_value_heads, here) == (4096, 32, 32, False)
     assert told.warnings == [
-        f"the model {DEFAULT_MODEL} is not on this machine and the Hub cannot be reached: its published shape is taken"
+        f"the model {DEFAULT_MODEL} is not on this machine and the Hub cannot be reached; using its published config"
     ]
 
 
@@ -135,13 +135,13 @@ def test_an_unknown_architecture_is_an_error(tmp_path: Path) -> None:
 def test_a_quantised_model_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
     values = json.loads((tiny_model_dir / "config.json").read_text())
     name = write_config(tmp_path / "small", **values, quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(ModelError, match=r"the weights of .*small are quantised already \(gptq\)"):
+    with pytest.raises(ModelError, match=r"the weights of .*small are already quantised \(gptq\)"):
         shape_of(resolve({"model": name}), Silent())
 
 
 def test_what_is_no_causal_language_model_is_refused(tmp_path: Path) -> None:
     name = write_config(tmp_path / "t5", model_type="t5")
-    with pytest.raises(ModelError, match=r"t5 is no causal language model \(its model_type is t5\)"):
+    with pytest.raises(ModelError, match=r"t5 is not a causal language model \(its model_type is t5\)"):
         shape_of(resolve({"model": name}), Silent())
 
 

@@ -148,8 +148,8 @@ def test_a_wrong_flag_is_named_as_the_user_wrote_it(name: str, value: str, messa
         ("learning_rat", "did you mean learning_rate?"),
         ("lora-rank", "did you mean lora_r?"),
         ("num_train_epoch", "did you mean num_train_epochs?"),
-        ("qqqqq", "`llmft train --help` lists the settings"),
-        ("3", "`llmft train --help` lists the settings"),
+        ("qqqqq", "`llmft train --help-all` lists the settings"),
+        ("3", "`llmft train --help-all` lists the settings"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(key: str, hint: str, yaml_file: WriteYaml) -> None:

@@ -80,6 +80,7 @@ def test_training_writes_adapter_figures_chart_and_ledger(tmp_path, data_file, t
     assert not list(run.path.rglob("training_args.bin"))
 
 
+@pytest.mark.slow
 def test_evaluating_in_between_gives_the_same_adapter(tmp_path, data_file, tiny_model_dir):
     often = prepared_run(tmp_path / "often", data_file, tiny_model_dir)
     once = prepared_run(tmp_path / "once", data_file, tiny_model_dir)
@@ -88,6 +89,7 @@ def test_evaluating_in_between_gives_the_same_adapter(tmp_path, data_file, tiny_
     assert same(adapter_of(often), adapter_of(once))
 
 
+@pytest.mark.slow
 def test_same_seed_same_adapter_other_seed_another(tmp_path, data_file, tiny_model_dir):
     runs = [prepared_run(tmp_path / name, data_file, tiny_model_dir) for name in "abc"]
     for run, seed in zip(runs, (1, 1, 2), strict=True):
@@ -110,6 +112,7 @@ class InterruptAt(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_interrupted_training_resumes_to_the_same_adapter(tmp_path, data_file, tiny_model_dir):
     whole = prepared_run(tmp_path / "whole", data_file, tiny_model_dir)
     train_run(whole, eval_steps=2.0, lora_dropout=0.1)
@@ -137,6 +140,7 @@ def train_by_tokens(run: RunDir, tokens: int = 300, resume: bool = False, report
     return train(run, config, reporter or Silent(), resume=resume)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
 def test_batches_of_tokens_train_for_as_many_steps_as_they_are(tmp_path, data_file, tiny_model_dir, packing):
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir, packing=packing)
@@ -151,6 +155,7 @@ def test_batches_of_tokens_train_for_as_many_steps_as_they_are(tmp_path, data_fi
     assert "batch_size" not in run.entry("train")["config"]
 
 
+@pytest.mark.slow
 def test_batches_of_tokens_are_the_same_after_an_interruption(tmp_path, data_file, tiny_model_dir):
     whole, broken = (prepared_run(tmp_path / name, data_file, tiny_model_dir, packing=False) for name in ("whole", "broken"))
     train_by_tokens(whole, eval_steps=2.0, lora_dropout=0.1)
@@ -187,6 +192,7 @@ def test_resume_refuses_other_settings(tmp_path, data_file, tiny_model_dir):
         train_run(run, resume=True, learning_rate=0.1)
 
 
+@pytest.mark.slow
 def test_starting_over_an_interrupted_training_must_be_asked_for(tmp_path, data_file, tiny_model_dir):
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
     with pytest.raises(Interrupted):
@@ -196,6 +202,7 @@ def test_starting_over_an_interrupted_training_must_be_asked_for(tmp_path, data_
     assert train_run(run, overwrite=True).steps == 6
 
 
+@pytest.mark.slow
 def test_a_torn_checkpoint_is_passed_over(tmp_path, data_file, tiny_model_dir):
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
     with pytest.raises(Interrupted):
@@ -217,6 +224,7 @@ def test_settings_of_the_data_cannot_change_after_prepare(tmp_path, data_file, t
         train_run(run, max_seq_length=128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2), (1, 4)])
 def test_accumulation_does_not_change_the_step(tmp_path, data_file, tiny_model_dir, batch_size, accumulation):
     """The loss is divided by the supervised tokens of the whole step, however it is cut into passes."""
@@ -242,6 +250,7 @@ def test_early_stopping_takes_the_best_evaluation(tmp_path, data_file, tiny_mode
     assert result.best_step == losses.index(min(losses)) + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["fp4", "int8", "none"])
 def test_other_quantisations_train(tmp_path, data_file, tiny_model_dir, quantization):
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
@@ -250,6 +259,7 @@ def test_other_quantisations_train(tmp_path, data_file, tiny_model_dir, quantiza
     assert result.eval_loss > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags", [{"use_rslora": True}, {"use_dora": True}, {"init_lora_weights": "gaussian"}, {"target_modules": "q_proj,v_proj"}]
 )

@@ -47,12 +47,12 @@ def report(**changes: object) -> Report:
 
 def test_without_a_gpu() -> None:
     tried, machine, versions = report_sections(report())
-    assert tried.title == "Tried on cpu"
+    assert tried.title == "Tested on cpu"
     assert rows(tried) == {
         "result": "ok",
         "computes in": "bf16",
-        "NF4": "product 0.093 off fp32, round trip 0.092",
-        "int8": "product 0.0075 off fp32",
+        "NF4": "product error 0.093, round-trip error 0.092",
+        "int8": "product error 0.0075",
         "products": "bf16 420, fp32 116 GFLOP/s",
         "memory": "28 GB/s read and written",
     }
@@ -62,7 +62,7 @@ def test_without_a_gpu() -> None:
         "CPU": "torch uses AVX512 and bf16 instructions, 1 thread",
         "memory": "2.00 GiB available of 8.00 GiB",
         "disk for runs": "3.00 GiB free at /runs",
-        "Hugging Face Hub": "does not answer, token stored",
+        "Hugging Face Hub": "not reachable, token stored",
         "W&B": "no account",
     }
     assert rows(versions) == {"torch": "2.13.0", "triton": "not installed"}
@@ -139,27 +139,27 @@ def test_problems_and_what_could_not_be_tried() -> None:
     machine, _, problems, noted = report_sections(found)
     assert "CPU" not in rows(machine)
     assert (noted.title, rows(noted)) == ("Notes", {"large": "smaller: pip"})
-    assert rows(machine)["NF4"] == "not tried: no torch"
-    assert (problems.title, problems.header) == ("Problems", ("what", "mend"))
+    assert rows(machine)["NF4"] == "not tested: no torch"
+    assert (problems.title, problems.header) == ("Problems", ("what", "fix"))
     assert rows(problems) == {"no disk": "free some"}
 
 
 def test_whose_cuda_each_version_is() -> None:
     versions = {"driver": "570.86.15", "driver_cuda": "12.8", "cuda": "12.8", "bitsandbytes_cuda": "12.8"}
-    assert rows(report_sections(report(versions=versions, versions_match=False))[-1])["they match"] == "no, see Problems"
+    assert rows(report_sections(report(versions=versions, versions_match=False))[-1])["compatible"] == "no, see Problems"
     assert rows(report_sections(report(versions=versions, versions_match=True))[-1]) == {
         "driver": "570.86.15",
         "newest CUDA of the driver": "12.8",
         "CUDA of torch": "12.8",
         "CUDA of bitsandbytes": "12.8",
-        "they match": "yes",
+        "compatible": "yes",
     }
 
 
 @pytest.mark.parametrize(
     ("hub", "line"),
     [
-        (Hub(token=False, offline=False, reachable=True), "answers, no token"),
+        (Hub(token=False, offline=False, reachable=True), "reachable, no token"),
         (Hub(token=True, offline=True, reachable=False), "HF_HUB_OFFLINE is set, token stored"),
     ],
 )

@@ -54,7 +54,7 @@ def test_prepare_of_clean_rows() -> None:
     assert figures.title == "Prepared runs/x"
     assert rows(figures) == {
         "rows": "1,100 kept of 1,200 read",
-        "forms": "messages 1,100",
+        "formats": "messages 1,100",
         "tokens": "5,000, of which 2,000 supervised",
         "row lengths": "min 4, median 7.5, p95 20, max 30 tokens",
         "split": "1,000 training, 100 held out",
@@ -73,10 +73,10 @@ def test_prepare_tells_what_was_left_out() -> None:
     figures, rejected, _, _ = stages.prepare("runs/x", result)
     shown = rows(figures)
     assert shown["rejected"] == "3 (see runs/x/data/rejected.jsonl)"
-    assert shown["duplicates"] == "2 left out"
-    assert shown["near duplicates"] == "1,234, kept on one side of the split"
-    assert shown["too long"] == "1 left out with 2,100 tokens (see runs/x/data/rejected.jsonl)"
-    assert shown["texts split"] == "2"
+    assert shown["duplicates"] == "2 dropped"
+    assert shown["near-duplicates"] == "1,234, kept on the same side of the split"
+    assert shown["too long"] == "1 dropped with 2,100 tokens (see runs/x/data/rejected.jsonl)"
+    assert shown["documents split"] == "2"
     assert "end of turn" not in shown
     assert list(rejected.rows) == [(f"reason {number}", str(number), "a:1, a:2") for number in range(5)]
 
@@ -84,7 +84,7 @@ def test_prepare_tells_what_was_left_out() -> None:
 @pytest.mark.parametrize(
     ("policy", "tokens_lost", "line"),
     [
-        ("truncate", 1200, "3 cut off, which lost 1,200 tokens and 3 ends of turn"),
+        ("truncate", 1200, "3 truncated, which lost 1,200 tokens and 3 ends of turn"),
         ("split", 0, "3 split, nothing lost"),
         ("split", 12, "3 split, which lost 12 tokens and 3 ends of turn"),
     ],
@@ -149,7 +149,7 @@ def test_profile() -> None:
     line = Roofline(0.296, 2e14, 1e11, 8e14, 2.9e12)
     found = Profile(4, 2, "cuda:0", 0.423, 0.4 / 0.423, seconds, line, None, "runs/x/profile/trace.json.gz")
     times, figures = stages.profile(found)
-    assert (times.title, times.header) == ("Profile of steps 4 to 5 on cuda:0", ("", "ms a step", "share"))
+    assert (times.title, times.header) == ("Profile of steps 4 to 5 on cuda:0", ("", "ms per step", "share"))
     assert times.rows == [
         ("attention", "60.0", "14.2%"),
         ("matrix products", "300.0", "70.9%"),

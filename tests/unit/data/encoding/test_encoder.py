@@ -124,7 +124,7 @@ def test_llama_2_in_full(encoders: Any) -> None:
 
 
 def test_a_template_without_system_messages_refuses_them(encoders: Any) -> None:
-    with pytest.raises(RowError, match=r"^the chat template refuses it: System role not supported$"):
+    with pytest.raises(RowError, match=r"^the chat template rejects it: System role not supported$"):
         encoders["gemma"].conversation(talk(SYSTEM + SINGLE))
 
 
@@ -214,7 +214,7 @@ def test_a_template_without_generation_prompt_has_the_model_write_the_header(mak
 
 def test_no_end_of_turn_is_refused(make_encoder: Any) -> None:
     encoder = make_encoder("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
-    with pytest.raises(RowError, match=r"^the chat template writes no end of turn after message 2$"):
+    with pytest.raises(RowError, match=r"^the chat template adds no end of turn after message 2$"):
         encoder.conversation(talk(MULTI))
     assert encoder.end_of_turn() is None
 
@@ -230,7 +230,7 @@ def test_a_message_that_the_template_leaves_out_is_refused(make_encoder: Any) ->
 
 def test_an_answer_that_the_template_rewrites_is_refused(make_encoder: Any) -> None:
     encoder = make_encoder(HEADLESS.replace("m.content", "m.content | replace('screws', 'nails')"))
-    with pytest.raises(RowError, match=r"^message 2 cannot be found in the text that the chat template renders$"):
+    with pytest.raises(RowError, match=r"^message 2 cannot be found in the text rendered by the chat template$"):
         encoder.conversation(talk(SINGLE))
 
 
@@ -240,7 +240,7 @@ def test_an_end_of_turn_that_is_not_special_may_not_be_spelled(tiny_tokenizer: A
     tokenizer.add_tokens(["<end>"])
     encoder = ConversationEncoder(tokenizer)
     assert supervised(encoder.conversation(talk(SINGLE)))[-1] == tokenizer.convert_tokens_to_ids("<end>")
-    reason = r"^a message spells <end>, which ends a turn here and is not marked special in the tokenizer$"
+    reason = r"^a message contains <end>, the end of turn, which the tokenizer does not mark as special$"
     with pytest.raises(RowError, match=reason):
         encoder.conversation(talk([("user", "say <end>"), ("assistant", "no")]))
 
@@ -271,19 +271,19 @@ def test_a_document_stands_between_beginning_and_end_of_text(encoders: Any) -> N
 def test_what_all_rows_begin_with_is_tokenised_once_and_nothing_changes(style: Style, tiny_tokenizer: Any) -> None:
     for tokenizer in (tokenizer_for(style, tiny_tokenizer), metaspace_tokenizer(style, SENTENCES)):
         encoder = ConversationEncoder(tokenizer)
-        layouts = [encoder.lay_out(Conversation(talk([("user", text), ("assistant", text)]))) for text in ("a b", " a\n", "é")]
-        with_head = encoder.tokenise(layouts)
-        without = encoder.tokenise([layout._replace(head=0) for layout in layouts])
-        for layout, one, other in zip(layouts, with_head, without, strict=True):
-            assert one.ids == other.ids == tokenizer(layout.text, add_special_tokens=False)["input_ids"]
-            assert encoder.mask(layout, one) == encoder.mask(layout, other)
+        rows = [encoder.render_row(Conversation(talk([("user", text), ("assistant", text)]))) for text in ("a b", " a\n", "é")]
+        with_head = encoder.tokenise(rows)
+        without = encoder.tokenise([rendered._replace(prefix_length=0) for rendered in rows])
+        for rendered, one, other in zip(rows, with_head, without, strict=True):
+            assert one.ids == other.ids == tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
+            assert encoder.mask(rendered, one) == encoder.mask(rendered, other)
 
 
 def test_a_head_that_changes_what_follows_is_not_used(tiny_tokenizer: Any) -> None:
     def heads(tokenizer: Any) -> list[bool]:
         encoder = ConversationEncoder(tokenizer)
         encoder.conversation(talk(SINGLE))
-        return [ids is not None for head, ids in encoder._tokeniser._heads.items() if head]
+        return [ids is not None for head, ids in encoder._tokeniser._prefixes.items() if head]
 
     assert heads(tokenizer_for(CHATML, tiny_tokenizer)) == [True]
     assert heads(tokenizer_for(PHI_3, tiny_tokenizer)) == [False]

@@ -30,8 +30,8 @@ def test_columns_are_read_in_order() -> None:
         ("prompt=a,", "'' is not ours=theirs", "write --columns prompt=question,completion=answer"),
         ("prompt=", "'prompt=' is not ours=theirs", "write --columns prompt=question,completion=answer"),
         ("prompt=a, =b", "'=b' is not ours=theirs", "write --columns prompt=question,completion=answer"),
-        ("promt=a", "'promt' in 'promt=a' is no column known here", "did you mean prompt?"),
-        ("prompt=a,xyz=b", "'xyz' in 'xyz=b' is no column known here", f"known are {', '.join(COLUMNS)}"),
+        ("promt=a", "'promt' in 'promt=a' is not a known column", "did you mean prompt?"),
+        ("prompt=a,xyz=b", "'xyz' in 'xyz=b' is not a known column", f"known columns: {', '.join(COLUMNS)}"),
         ("prompt=a,prompt=b", "prompt is named twice, as a and as b", "keep one of them"),
     ],
 )
@@ -100,7 +100,7 @@ def test_columns_with_a_form() -> None:
         ({"ask": {"a": "b"}}, "prompt=ask.a.b", "the column ask.a.b for prompt is missing: ask.a is text, not an object"),
         ({"ask": [{"a": "b"}]}, "prompt=ask.0.a", "the column ask.0.a for prompt is missing: ask is a list, not an object"),
         ({"ask": "q", "say": None}, "prompt=ask,completion=say", "completion is null, not text"),
-        ({"ask": "q"}, "prompt=ask", "no known form has the keys 'prompt'"),
+        ({"ask": "q"}, "prompt=ask", "no known format has the keys 'prompt'"),
         ("q", "prompt=ask", "a row must be an object, not text"),
     ],
 )

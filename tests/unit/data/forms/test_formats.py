@@ -18,8 +18,8 @@ def messages(*turns: tuple[str, Any]) -> dict[str, Any]:
 
 def preference(column: str) -> str:
     return (
-        "chosen and rejected are a pair of preferences, which is not trained on here; "
-        f"--columns {column}=chosen learns the chosen side"
+        "chosen and rejected are a preference pair, which llmft cannot train on; "
+        f"--columns {column}=chosen trains on the chosen side"
     )
 
 
@@ -159,10 +159,10 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ([], "a row must be an object, not an empty list"),
         ([USER], "a row must be an object, not a list"),
         ({}, "the object is empty"),
-        ({"instruction": "q", "\ud800": 1}, "no known form has the keys 'instruction', '\\ud800'"),
-        ({"messages": None}, "messages must be a list with messages, not null"),
-        ({"messages": []}, "messages must be a list with messages, not an empty list"),
-        ({"messages": {}}, "messages must be a list with messages, not an object"),
+        ({"instruction": "q", "\ud800": 1}, "no known format has the keys 'instruction', '\\ud800'"),
+        ({"messages": None}, "messages must be a list of messages, not null"),
+        ({"messages": []}, "messages must be a list of messages, not an empty list"),
+        ({"messages": {}}, "messages must be a list of messages, not an object"),
         ({"messages": ["a"]}, "messages[1] is text, not an object"),
         ({"messages": [USER, None]}, "messages[2] is null, not an object"),
         ({"messages": [{"content": "q"}]}, "messages[1].role is missing"),
@@ -170,27 +170,27 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"messages": [{"role": 1, "content": "q"}]}, "messages[1].role is a number, not text"),
         (messages(("critic", "x")), "messages[1] has the unknown role 'critic'"),
         (messages(("x" * 99, "x")), "messages[1] has the unknown role 'xxxxxxxxxxxx...xxxxxxxxxxxxx'"),
-        ({"messages": "[]"}, "messages must be a list with messages, not an empty list"),
+        ({"messages": "[]"}, "messages must be a list of messages, not an empty list"),
         ({"messages": "[{]"}, "messages is not valid JSON: Expecting property name enclosed in double quotes at character 3"),
         ({"messages": "[" * 100_000}, "messages is nested too deeply"),
-        ({"messages": "[NaN]"}, "messages is not valid JSON: NaN is no JSON value"),
+        ({"messages": "[NaN]"}, "messages is not valid JSON: NaN is not a JSON value"),
         (messages(("user", []), ("assistant", "a")), "messages[1].content is an empty list, not text"),
         (messages(("user", ["a"]), ("assistant", "a")), "messages[1].content[1] is text, not an object"),
         (messages(("user", [{"type": "text"}]), ("assistant", "a")), "messages[1].content[1].text is missing"),
         (
             messages(("user", "\udc00"), ("assistant", "a")),
-            "messages[1].content has half a character (\\udc00 without its other half)",
+            "messages[1].content has a lone surrogate (\\udc00)",
         ),
         (messages(("user", "q"), ("assistant", None)), "messages[2].content is null, not text"),
         (messages(("user", "q")), "there is no assistant turn to learn from"),
         (messages(("system", "s")), "there is no assistant turn to learn from"),
-        (messages(("assistant", "a"), ("user", "q")), "message 1 is from assistant where user should speak"),
-        (messages(("system", "s"), ("assistant", "a")), "message 2 is from assistant where user should speak"),
+        (messages(("assistant", "a"), ("user", "q")), "message 1 is from assistant; expected user"),
+        (messages(("system", "s"), ("assistant", "a")), "message 2 is from assistant; expected user"),
         (
             messages(("system", "s"), ("system", "s"), ("user", "q"), ("assistant", "a")),
-            "message 2 is from system where user should speak",
+            "message 2 is from system; expected user",
         ),
-        (messages(("user", "q"), ("user", "q"), ("assistant", "a")), "message 2 is from user where assistant should speak"),
+        (messages(("user", "q"), ("user", "q"), ("assistant", "a")), "message 2 is from user; expected assistant"),
         (messages(("system", "s"), ("user", " \n"), ("assistant", "a")), "message 2 (user) is empty"),
         (messages(("user", "q"), ("assistant", "")), "message 2 (assistant) is empty"),
         (
@@ -201,11 +201,11 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"conversations": [7]}, "conversations[1] is a number, not an object"),
         ({"conversations": [{"value": "x"}]}, "conversations[1].from is missing"),
         ({"conversations": [{"from": "human", "value": 3}]}, "conversations[1].value is a number, not text"),
-        ({"conversations": "x"}, "conversations must be a list with messages, not text"),
+        ({"conversations": "x"}, "conversations must be a list of messages, not text"),
         ({"instruction": "q", "input": 3, "output": "a"}, "input is a number, not text"),
         ({"instruction": "q", "output": None}, "output is null, not text"),
         ({"messages": [USER, ANSWER], "system": 7}, "system is a number, not text"),
-        ({"messages": [SYSTEM, USER, ANSWER], "system": "t"}, "message 2 is from system where user should speak"),
+        ({"messages": [SYSTEM, USER, ANSWER], "system": "t"}, "message 2 is from system; expected user"),
         ({"instruction": "q", "output": "a", "history": "x"}, "history must be a list of questions and answers, not text"),
         ({"instruction": "q", "output": "a", "history": ["x"]}, "history[1] must be a question and its answer, not text"),
         (
@@ -219,16 +219,16 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"instruction": "q", "output": "a", "history": [["x", None]]}, "history[1][2] is null, not text"),
         (
             {"instruction": "q", "output": "a", "history": [["\ud83d", "y"]]},
-            "history[1][1] has half a character (\\ud83d without its other half)",
+            "history[1][1] has a lone surrogate (\\ud83d)",
         ),
         ({"instruction": "q", "output": "a", "history": [["x", " "]]}, "message 2 (assistant) is empty"),
         ({"prompt": ["q"], "completion": "a"}, "prompt[1] is text, not an object"),
-        ({"prompt": [], "completion": "a"}, "prompt must be a list with messages, not an empty list"),
+        ({"prompt": [], "completion": "a"}, "prompt must be a list of messages, not an empty list"),
         ({"prompt": {}, "completion": "a"}, "prompt is an object, not text"),
         ({"prompt": [USER], "completion": [{"role": "assistant"}]}, "completion[1].content is missing"),
         ({"prompt": [USER], "completion": [USER]}, "there is no assistant turn to learn from"),
-        ({"prompt": [USER, ANSWER], "completion": "a"}, "message 3 is from assistant where user should speak"),
-        ({"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]}, "no message is to be learned"),
+        ({"prompt": [USER, ANSWER], "completion": "a"}, "message 3 is from assistant; expected user"),
+        ({"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]}, "every message is marked against training"),
         ({"question": "q", "answer": None}, "answer is null, not text"),
         ({"question": ["q"], "answer": "a"}, "question is a list, not text"),
         ({"question": "q", "answer": []}, "answer is an empty list, with no answer to learn from"),
@@ -236,11 +236,11 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"question": "q", "answers": {"value": "a"}}, "answers.text is missing"),
         ({"question": "q", "answers": {"text": [{"text": 7}]}}, "answers.text[1].text is a number, not text"),
         ({"question": "q", "answer": [""]}, "message 2 (assistant) is empty"),
-        ({"question": "q", "answer": ["\ud83d"]}, "answer[1] has half a character (\\ud83d without its other half)"),
+        ({"question": "q", "answer": ["\ud83d"]}, "answer[1] has a lone surrogate (\\ud83d)"),
         ({"question": "q", "answer": "a", "context": {"title": "t"}}, "context is an object, not text"),
         ({"content": " ", "id": 7}, "content is empty"),
-        ({"content": "t", "role": "user"}, "no known form has the keys 'content', 'role'"),
-        ({"content": "t", "question": "q"}, "no known form has the keys 'content', 'question'"),
+        ({"content": "t", "role": "user"}, "no known format has the keys 'content', 'role'"),
+        ({"content": "t", "question": "q"}, "no known format has the keys 'content', 'question'"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, preference("completion")),
         ({"prompt": "q", "chosen": [ANSWER], "rejected": [ANSWER], "text": "t"}, preference("completion")),
         ({"prompt": "q", "chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}, preference("messages")),
@@ -251,8 +251,8 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"input": "q", "chosen": "a", "rejected": "b"}, preference("output")),
         ({"chosen": "a", "rejected": "b"}, preference("text")),
         ({"text": "\u2003\n"}, "text is empty"),
-        ({"text": "\ud83d"}, "text has half a character (\\ud83d without its other half)"),
-        ({"ask": "q", "answer": "a"}, "no known form has the keys 'ask', 'answer'"),
+        ({"text": "\ud83d"}, "text has a lone surrogate (\\ud83d)"),
+        ({"ask": "q", "answer": "a"}, "no known format has the keys 'ask', 'answer'"),
     ],
 )
 def test_why_a_row_cannot_be_used(row: Any, reason: str) -> None:
@@ -287,9 +287,9 @@ def test_prompts() -> None:
     for value, reason in [
         ("q", "a prompt must be an object, not text"),
         ({"question": "q"}, "prompt is missing"),
-        ({"messages": [USER, ANSWER]}, "message 3 is from assistant where user should speak"),
-        ({"messages": None, "prompt": "q"}, "messages must be a list with messages, not null"),
-        ({"messages": [SYSTEM]}, "message 2 is from assistant where user should speak"),
+        ({"messages": [USER, ANSWER]}, "message 3 is from assistant; expected user"),
+        ({"messages": None, "prompt": "q"}, "messages must be a list of messages, not null"),
+        ({"messages": [SYSTEM]}, "message 2 is from assistant; expected user"),
     ]:
         with pytest.raises(RowError) as caught:
             parse_prompt_messages(value)
@@ -298,6 +298,6 @@ def test_prompts() -> None:
 
 def test_an_answer_that_is_marked_as_not_wanted_is_not_learned() -> None:
     row = {"prompt": "a", "completion": "b", "label": False}
-    with pytest.raises(RowError, match=r"^label is false: the completion is an answer that is not wanted$"):
+    with pytest.raises(RowError, match=r"^label is false: the completion is an unwanted answer$"):
         parse(row)
     assert parse({**row, "label": True})[0] == "prompt-completion"

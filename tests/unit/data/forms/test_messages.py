@@ -113,18 +113,18 @@ def test_a_call_may_be_marked() -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (talk(RESULT, ANSWER), "message 1 is from tool where user should speak"),
-        (talk(USER, RESULT, ANSWER), "message 2 is from tool where assistant should speak"),
-        (talk(USER, ANSWER, RESULT, ANSWER), "message 3 is from tool where user should speak"),
-        (talk(SYSTEM, RESULT, ANSWER), "message 2 is from tool where user should speak"),
-        (talk(USER, CALLS, USER, ANSWER), "message 3 is from user where tool should speak"),
-        (talk(USER, CALLS, ANSWER), "message 3 is from assistant where tool should speak"),
-        (talk(USER, CALLS, RESULT, USER, ANSWER), "message 4 is from user where assistant should speak"),
-        (talk(USER, CALLS, SYSTEM, ANSWER), "message 3 is from system where tool should speak"),
-        (talk(USER, CALLS, RESULT, RESULT, ANSWER), "message 4 is from tool, a result more than the assistant called for"),
+        (talk(RESULT, ANSWER), "message 1 is from tool; expected user"),
+        (talk(USER, RESULT, ANSWER), "message 2 is from tool; expected assistant"),
+        (talk(USER, ANSWER, RESULT, ANSWER), "message 3 is from tool; expected user"),
+        (talk(SYSTEM, RESULT, ANSWER), "message 2 is from tool; expected user"),
+        (talk(USER, CALLS, USER, ANSWER), "message 3 is from user; expected tool"),
+        (talk(USER, CALLS, ANSWER), "message 3 is from assistant; expected tool"),
+        (talk(USER, CALLS, RESULT, USER, ANSWER), "message 4 is from user; expected assistant"),
+        (talk(USER, CALLS, SYSTEM, ANSWER), "message 3 is from system; expected tool"),
+        (talk(USER, CALLS, RESULT, RESULT, ANSWER), "message 4 is from tool, but every tool call already has a result"),
         (talk(USER, CALLS, RESULT), "the last message is from tool, with no answer to learn from"),
         (talk(USER, CALLS, RESULT, {**ANSWER, "content": "\n"}), "message 4 (assistant) is empty"),
-        (talk(USER, {"role": "developer", "content": "s"}, ANSWER), "message 2 is from system where assistant should speak"),
+        (talk(USER, {"role": "developer", "content": "s"}, ANSWER), "message 2 is from system; expected assistant"),
         (talk(USER, {**ANSWER, "role": "tool"}), "there is no assistant turn to learn from"),
     ],
 )
@@ -141,16 +141,19 @@ def test_speakers_out_of_order(row: dict[str, Any], reason: str) -> None:
             "conversations[2].value is not valid JSON: Expecting value at character 1",
         ),
         ({"from": "tool_call", "value": "7"}, "conversations[2].value is a number, not an object"),
-        ({"from": "tool_call", "value": []}, "conversations[2].value has no call"),
-        ({"from": "tool_call", "value": '[{"name": "f"}, {"arguments": {}}]'}, "conversations[2].value[2] names no function"),
+        ({"from": "tool_call", "value": []}, "conversations[2].value has no calls"),
+        (
+            {"from": "tool_call", "value": '[{"name": "f"}, {"arguments": {}}]'},
+            "conversations[2].value[2] has no function name",
+        ),
         (
             {"from": "tool_call", "value": '{"name": "f", "arguments": "x"}'},
             "conversations[2].value.arguments is not valid JSON: Expecting value at character 1",
         ),
-        ({"from": "observation", "value": "x"}, "message 2 is from tool where assistant should speak"),
+        ({"from": "observation", "value": "x"}, "message 2 is from tool; expected assistant"),
         ({"from": "observation"}, "conversations[2].value is missing"),
         ({"from": ["gpt"], "value": "x"}, "conversations[2].from is a list, not text"),
-        ({"from": "gpt", "value": "\udc00"}, "conversations[2].value has half a character (\\udc00 without its other half)"),
+        ({"from": "gpt", "value": "\udc00"}, "conversations[2].value has a lone surrogate (\\udc00)"),
     ],
 )
 def test_malformed_sharegpt_turns(turn: Any, reason: str) -> None:
@@ -165,8 +168,8 @@ def test_malformed_sharegpt_turns(turn: Any, reason: str) -> None:
         ({"weight": "1"}, "messages[2].weight is '1', not 0 or 1"),
         ({"train": 1}, "messages[2].train is 1, not true or false"),
         ({"training": []}, "messages[2].training is an empty list, not true or false"),
-        ({"weight": 1, "train": False}, "messages[2] says that it is learned and that it is not (weight, train)"),
-        ({"weight": 0}, "no message is to be learned"),
+        ({"weight": 1, "train": False}, "messages[2] is marked both for training and against it (weight, train)"),
+        ({"weight": 0}, "every message is marked against training"),
     ],
 )
 def test_malformed_marks(marks: dict[str, Any], reason: str) -> None:

@@ -21,7 +21,7 @@ import pytest
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import Row, Source
-from llmft_cli.data.reading.sources import READABLE, find_sources
+from llmft_cli.data.reading.sources import SUPPORTED, find_sources
 
 
 def refusal(name: str) -> DataError:
@@ -36,11 +36,11 @@ def refusal(name: str) -> DataError:
         ("a.jsonl", b"", "is empty"),
         ("a.txt", b" \n\t", "is empty"),
         ("a.csv", b"\xef\xbb\xbf\r\n", "is empty"),
-        ("a.json", b"ab\0c", "is a binary file, not text (byte 0 at offset 2)"),
-        ("a.csv", "a,b".encode("utf-16-be"), "is a binary file, not text (byte 0 at offset 0)"),
+        ("a.json", b"ab\0c", "is a binary file, not text (NUL byte at offset 2)"),
+        ("a.csv", "a,b".encode("utf-16-be"), "is a binary file, not text (NUL byte at offset 0)"),
         ("a.csv", "a,b".encode("utf-16"), "is UTF-16, not UTF-8"),
-        ("a.docx", b"x", "has no type known here"),
-        ("a", b"x", "has no type known here"),
+        ("a.docx", b"x", "has an unknown file type"),
+        ("a", b"x", "has an unknown file type"),
     ],
 )
 def test_files_that_cannot_hold_rows(name: str, content: bytes, message: str, tmp_path: Path) -> None:
@@ -61,11 +61,11 @@ def test_directories_are_read_through_without_hidden_files_and_readme(tmp_path: 
     ]
     assert found == ["a/b/c.txt", "a/z.CSV", "b.jsonl", "notes.md"]
     (tmp_path / "none").mkdir()
-    with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path))}/none holds no data files$") as caught:
+    with pytest.raises(DataError, match=rf"^{re.escape(str(tmp_path))}/none contains no data files$") as caught:
         find_sources([str(tmp_path / "none")])
-    assert caught.value.hint == READABLE
-    assert READABLE == (
-        "readable types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also with .gz or .zst behind it"
+    assert caught.value.hint == SUPPORTED
+    assert SUPPORTED == (
+        "supported types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also compressed (.gz, .zst)"
     )
 
 
@@ -174,13 +174,13 @@ def test_an_array_under_the_name_of_json_lines_is_known(content: str, kind: str,
     path = tmp_path / "a.jsonl"
     path.write_text(content, encoding="utf-8")
     (source,) = find_sources([str(path)])
-    assert source.kind == kind
+    assert source.suffix == kind
 
 
 def test_a_byte_0_in_a_later_line_makes_no_binary_file(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"{}\n\0\n" + b'"' + "\u20ac".encode() * 5000)
-    assert find_sources([str(path)])[0].kind == ".jsonl"
+    assert find_sources([str(path)])[0].suffix == ".jsonl"
 
 
 def test_links_in_a_directory_are_followed_once(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     (tmp_path / "one" / "cache-1234.arrow").write_bytes(b"left by datasets.map")
     sources = find_sources([str(tmp_path / "one")])
     first, second = (f"{tmp_path}/one/data-0000{number}-of-00002.arrow" for number in (0, 1))
-    assert [(source.name, source.kind) for source in sources] == [(first, ".arrow"), (second, ".arrow")]
+    assert [(source.name, source.suffix) for source in sources] == [(first, ".arrow"), (second, ".arrow")]
     assert [row for source in sources for row in read(source, "train")] == [
         Row(first, 1, rows[0]),
         Row(first, 2, rows[1]),
@@ -216,7 +216,7 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
     parts.save_to_disk(tmp_path / "dict")
     with pytest.raises(DataError) as caught:
         find_sources([str(tmp_path / "dict")])
-    assert caught.value.message == f"{tmp_path}/dict holds the splits a, b"
+    assert caught.value.message == f"{tmp_path}/dict contains the splits a, b"
     assert caught.value.hint == f"name one of them: {tmp_path}/dict/a"
     assert [source.name for source in find_sources([str(tmp_path / "dict/a")])] == [
         f"{tmp_path}/dict/a/data-00000-of-00001.arrow"
@@ -279,7 +279,7 @@ def test_standard_input_is_known_by_its_content(
 ) -> None:
     for compression, packed in (("", content), ("gzip", gzip.compress(content))):
         source = piped(packed, monkeypatch)
-        assert (source.name, source.kind, source.compression) == ("stdin", kind, compression)
+        assert (source.name, source.suffix, source.compression) == ("stdin", kind, compression)
         assert source.size_bytes == len(packed)
         assert list(read(source, "train")) == [Row("stdin", line, value) for line, value in rows]
 
@@ -287,7 +287,7 @@ def test_standard_input_is_known_by_its_content(
 @pytest.mark.parametrize(("kind", "known"), [("parquet", ".parquet"), ("file", ".arrow"), ("stream", ".arrow")])
 def test_tables_from_standard_input(kind: str, known: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = piped(table_bytes(kind), monkeypatch)
-    assert source.kind == known
+    assert source.suffix == known
     assert list(read(source, "train")) == [Row("stdin", 1, ROW)]
 
 
@@ -296,11 +296,11 @@ def test_tables_from_standard_input(kind: str, known: str, monkeypatch: pytest.M
     [
         (b"", "stdin is empty"),
         (b" \n", "stdin is empty"),
-        (gzip.compress(b""), "stdin is empty"),
+        (gzip.compress(b"", mtime=0), "stdin is empty"),
         (b"PK\x03\x04...", "stdin is zip data"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "stdin is a binary file, not text (byte 0 at offset 8)"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "stdin is a binary file, not text (NUL byte at offset 8)"),
         ("a,b".encode("utf-16"), "stdin is UTF-16, not UTF-8"),
-        (gzip.compress(b'{"text": "a"}')[:-9], "stdin line 1: the gzip data ends too early here"),
+        (gzip.compress(b'{"text": "a"}', mtime=0)[:-9], "stdin line 1: the gzip data ends unexpectedly here"),
     ],
 )
 def test_what_standard_input_may_not_hold(content: bytes, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +321,7 @@ def test_a_terminal_gives_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdin", terminal)
         error = refusal("-")
     assert error.message == "nothing was piped to standard input"
-    assert error.hint == "pipe them in, such as: zcat rows.jsonl.gz | llmft prepare -"
+    assert error.hint == "pipe rows in, for example: zcat rows.jsonl.gz | llmft prepare -"
     monkeypatch.setattr(sys, "stdin", None)
     assert refusal("-").message == "nothing was piped to standard input"
 
@@ -330,7 +330,7 @@ def test_an_endless_input_that_is_no_text_is_refused_at_once(monkeypatch: pytest
     """`llmft prepare - < /dev/zero` used to fill the disk."""
     with Path("/dev/zero").open(encoding="utf-8") as zeros:
         monkeypatch.setattr(sys, "stdin", zeros)
-        assert refusal("-").message == "stdin is a binary file, not text (byte 0 at offset 0)"
+        assert refusal("-").message == "stdin is a binary file, not text (NUL byte at offset 0)"
 
 
 def test_the_copy_of_standard_input_goes_with_the_process(tmp_path: Path) -> None:

@@ -119,14 +119,14 @@ def test_checks_stand_by_level_and_count_and_those_that_found_nothing_are_left_o
 def test_what_became_of_the_rows(tmp_path: Path) -> None:
     tree = written_page(tmp_path, report(), [])
     assert table_under(tree, "packing") == [
-        ["what became of them", "rows"],
+        ["outcome", "rows"],
         ["read", "1,200"],
         ["kept", "1,100"],
         ["rejected", "12"],
-        ["exact duplicates, left out", "3"],
-        ["near duplicates, kept on one side of the split", "4"],
-        ["longer than allowed, cut off", "2"],
-        ["texts split into several rows", "1"],
+        ["exact duplicates, dropped", "3"],
+        ["near-duplicates, kept on the same side of the split", "4"],
+        ["too long, truncated", "2"],
+        ["documents split into several rows", "1"],
     ]
     assert "Over-length rows lost 900 tokens and 2 ends of turn (--on-overlength truncate)." in words(tree)
     assert "40 training sequences of up to 512 tokens, 95.0% full." in words(tree)
@@ -137,11 +137,11 @@ def test_what_became_of_the_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "fate"), [("drop", "left out"), ("truncate", "cut off"), ("split", "split")]
+    ("policy", "outcome"), [("drop", "dropped"), ("truncate", "truncated"), ("split", "split")]
 )  # fmt: skip
-def test_over_length_rows_by_policy(policy: str, fate: str) -> None:
+def test_over_length_rows_by_policy(policy: str, outcome: str) -> None:
     lost = {"policy": policy, "rows": 2, "tokens_lost": 0, "end_of_turns_lost": 0}
-    assert (f"longer than allowed, {fate}", 2) in page.fates(report(overlength=lost))
+    assert (f"too long, {outcome}", 2) in page.outcomes(report(overlength=lost))
 
 
 def test_sources_have_weights_where_any_is_given(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def late(monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path) -> Any:
 OPTIONS: dict[str, Any] = {"max_steps": 7, "eval_strategy": "steps", "eval_steps": 3, "save_strategy": "steps", "save_steps": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"logging_steps": 2}, {"max_grad_norm": 0.0}])
 def test_the_history_is_that_of_logging_at_once(late: Any, tiny_model_dir: Path, tmp_path: Path, changes: Any) -> None:
     expected = make_trainer(tiny_model_dir, tmp_path / "at once", **OPTIONS | changes)
@@ -79,6 +80,7 @@ def test_a_step_is_logged_when_the_next_is_launched_and_before_it_is_evaluated_o
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_what_was_not_logged_yet_is_in_the_checkpoint_of_a_training_that_breaks_off(late: Any, tmp_path: Path) -> None:
     trainer, seen = late(tmp_path, max_steps=7)
     compute_loss = trainer.compute_loss

@@ -76,6 +76,7 @@ def skipped_steps(trainer: QLoRATrainer) -> int:
     return trainer.loss_scale.skipped_steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", LAYERS.values(), ids=LAYERS.keys())
 @pytest.mark.parametrize("clipped_to", [0.3, 0.0])
 def test_losses_and_gradient_norms_are_those_of_fp32(trainer_in: Any, fast: bool, clipped_to: float) -> None:
@@ -111,6 +112,7 @@ def gradients(trainer: QLoRATrainer) -> dict[str, torch.Tensor]:
     return {name: weights.grad.double() for name, weights in trainer.model.named_parameters() if weights.grad is not None}
 
 
+@pytest.mark.slow
 # bitsandbytes and torch's plain AdamW are not told of a skipped step, they are not called.
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch"])
 def test_a_step_that_overflows_is_skipped_and_training_goes_on(trainer_in: Any, optim: str) -> None:
@@ -142,6 +144,7 @@ def noting(note: Callable[[], None]) -> transformers.TrainerCallback:
     return Noting()
 
 
+@pytest.mark.slow
 def test_the_schedule_of_learning_rates_goes_on_as_trainers_does(trainer_in: Any) -> None:
     """accelerate sees a step that was not called, and none that the optimizer skips by itself."""
     rates = {}
@@ -159,6 +162,7 @@ def test_the_scale_grows_again(trainer_in: Any) -> None:
     assert scale_of(trainer) == 1024.0
 
 
+@pytest.mark.slow
 def test_a_resumed_training_goes_on_as_if_it_had_not_stopped(trainer_in: Any, tmp_path: Path) -> None:
     """With the scale, and how long since it was changed; the file is read as weights, which runs nothing."""
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
@@ -222,6 +226,7 @@ def test_an_infinite_held_out_loss_ends_it_at_once(tmp_path: Path) -> None:
         figures.on_log(None, state, None, {"eval_loss": math.inf})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_batches_in_smaller_passes_have_the_same_scale(trainer_in: Any) -> None:
     whole, parted = (trainer_in(torch.float16) for _ in range(2))
     parted.passes.largest = 40

@@ -72,6 +72,7 @@ def check_same_training(trainer: QLoRATrainer, expected: QLoRATrainer) -> None:
     assert (weights - wanted).norm() < 1e-3 * wanted.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("number", range(6))
 @pytest.mark.parametrize("packing", [True, False])
@@ -86,6 +87,7 @@ def test_memory_that_runs_out_in_any_pass_changes_no_loss(
     check_same_training(trainer, undisturbed(packing=packing))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("packing", [True, False])
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -191,6 +193,7 @@ class FullAfter(TrainerCallback):
             self._card.capacity = 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_a_row_that_does_not_fit_leaves_the_steps_before_it(where: str, tiny_model_dir: Path, tmp_path: Path) -> None:
     """With dropout, and a log every second step: resuming needs the random numbers and the losses of the steps done."""
@@ -216,6 +219,7 @@ def test_a_row_that_does_not_fit_leaves_the_steps_before_it(where: str, tiny_mod
     assert all(torch.equal(weights[name], wanted) for name, wanted in adapter(whole).items())
 
 
+@pytest.mark.slow
 def test_nothing_is_saved_before_the_first_step(tiny_model_dir: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_model_dir, tmp_path / "run")
     Card(trainer, "forward", capacity=0)
@@ -228,6 +232,7 @@ def test_nothing_is_saved_before_the_first_step(tiny_model_dir: Path, tmp_path: 
 # -- evaluation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
 def test_evaluating_in_smaller_passes_gives_the_same_loss(
     packing: bool, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ from llmft_cli.base.reporter import Silent
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import model_source
 from llmft_cli.settings.compute_types import ALL_ABILITIES, Abilities
-from llmft_cli.settings.config import resolve
+from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training import result
 from llmft_cli.training.plan import Plan
 from llmft_cli.training.planning import decide as planning
@@ -34,7 +34,9 @@ from llmft_cli.training.planning.decide import (
 from llmft_cli.training.planning.memory import Breakdown
 from llmft_cli.training.planning.options import Option
 from llmft_cli.training.planning.simulation import BatchShape, full_batch
+from llmft_cli.training.step.tuned_model import make_trainable
 
+from ...followed_once import of_the_model
 from ..tiny_training import Told, sequences
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -48,6 +50,22 @@ def decided(
     source = model_source.resolve(str(model_dir), Silent())
     config = resolve({"batch_size": 2, "gradient_accumulation_steps": 3, "lora_r": 4, "compute_dtype": "bf16", **flags})
     return decide(source, config, sequences(12, packing=True), device, reporter or Silent(), recorded)
+
+
+MODELS: dict[Any, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def models_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build each model once, so that each of its steps is followed once."""
+
+    def made(base: Any, config: Config, *more: Any, able: Abilities | None = None) -> Any:
+        key = base.config.to_json_string(), of_the_model(config), able, *more
+        if key not in MODELS:
+            MODELS[key] = make_trainable(base, config, *more, able=able)
+        return MODELS[key]
+
+    monkeypatch.setattr(planning, "make_trainable", made)
 
 
 @pytest.fixture
@@ -107,6 +125,7 @@ def test_on_a_gpu_with_room_everything_goes_through_at_once(tiny_model_dir: Path
     assert told.notes[1].endswith(" of 80.0 GiB")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card")
 def test_a_plan_in_fp16_is_that_in_bf16_and_one_in_fp32_holds_more(tiny_model_dir: Path) -> None:
     bf16, fp16, fp32 = (decided(tiny_model_dir, GPU, compute_dtype=name) for name in ("bf16", "fp16", "fp32"))
@@ -149,6 +168,7 @@ def test_a_budget_below_the_most_frugal_plan_is_told_before_anything_is_loaded(t
         decided(tiny_model_dir, GPU, max_vram="512MiB")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("card")
 def test_a_resumed_training_keeps_its_optimizer(tiny_model_dir: Path) -> None:
     """The state in its checkpoint is of no use to another one, however much memory there is now."""

@@ -18,6 +18,7 @@ from llmft_cli.training.step.checkpointing import checkpoint_layers
 from ..meta_models import on_meta, shape_of, small_shape
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layers", "targets"), [(5, "all-linear"), (6, "q_proj"), (7, "down_proj"), (8, "o_proj")])
 def test_reckoned_steps_are_followed_steps_for_every_number_of_checkpointed_layers(layers: int, targets: str) -> None:
     """To the byte, the operation and the kernel."""
@@ -30,6 +31,7 @@ def test_reckoned_steps_are_followed_steps_for_every_number_of_checkpointed_laye
         assert costs.step(checkpointed) == simulate(model, batch), checkpointed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "flags", "batch"),
     [
@@ -79,6 +81,7 @@ def test_layers_that_attend_differently_are_not_reckoned(kind: str, changes: dic
     assert layer_costs(model, full_batch(1, 32)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes", "angles"),
     [

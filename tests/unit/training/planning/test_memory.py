@@ -36,6 +36,7 @@ def test_the_record_is_what_the_constants_were_fitted_to() -> None:
         assert case["tokens_per_second"] == pytest.approx(speed, abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_CASES)
 def test_plain_layers_hold_what_the_h100_measured(number: int) -> None:
     breakdown, _ = predicted(number)
@@ -51,6 +52,7 @@ def test_the_quick_cases_cover_what_a_training_can_be() -> None:
     assert len({case["shape"] for case in cases}) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_FAST_CASES)
 def test_fast_layers_hold_what_the_h100_measured(number: int) -> None:
     """Within half a percent where passes are recorded.
@@ -97,6 +99,7 @@ def test_recorded_passes_hold_cublas_workspaces_of_two_streams(
     assert breakdown_of(holdings(model), step, "sgd", embeddings_on_cpu).workspace == step.workspace_bytes + workspaces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_CASES)
 def test_the_parts_add_up_to_the_total(number: int) -> None:
     breakdown, step = predicted(number)

@@ -53,6 +53,7 @@ def test_what_is_paged_is_in_the_hosts_memory_when_the_card_is_full() -> None:
     assert paged_state(LLAMA_2_7B, "adamw_8bit") == 0
 
 
+@pytest.mark.slow
 def test_a_paged_optimizer_holds_what_an_h100_measured() -> None:
     """Llama-2-7B, one sequence of 2,048 tokens, rank 16, all layers checkpointed, embeddings on the CPU.
 

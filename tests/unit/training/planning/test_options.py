@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any, cast
 
 import pytest
@@ -11,14 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.fast.architectures import blocks_of
 from llmft_cli.training.plan import Plan, given_plan
-from llmft_cli.training.planning import step_costs
-from llmft_cli.training.planning.layer_costs import LayerCosts, layer_costs
 from llmft_cli.training.planning.memory import Breakdown
 from llmft_cli.training.planning.options import (
     BALANCED_SHARE,
     FRUGAL_OPTIM,
+    HARDLY_FASTER,
     MOST_TOKENS,
     Option,
     Predictor,
@@ -40,7 +37,9 @@ LAYERS = 5
 CARD = 1000
 
 PLANS = st.builds(Plan, st.sampled_from([1, 2, 4]), st.just(4), st.integers(0, LAYERS), st.sampled_from([PLAIN, FRUGAL_OPTIM]))
-MADE_UP = st.builds(Option, PLANS, st.just(NOTHING), st.integers(1, 2 * CARD), st.floats(1, 1e6))
+# Some speeds are so close that the memory decides.
+SPEEDS = st.one_of(st.floats(1, 1e6), st.floats(100, 102))
+MADE_UP = st.builds(Option, PLANS, st.just(NOTHING), st.integers(1, 2 * CARD), SPEEDS)
 
 
 def option(required: int, speed: float, optim: str = PLAIN, checkpointed: int = 0, batch_size: int = 1) -> Option:
@@ -73,11 +72,16 @@ def test_the_kinds_are_ordered(found: list[Option], available: int) -> None:
         return
     assert frugal.required_bytes <= min(fast.required_bytes, balanced.required_bytes)
     # An optimizer in 8 bits is no reason to be taken, so a faster plan may have one.
-    assert fast.tokens_per_second >= balanced.tokens_per_second or is_frugal(balanced) > is_frugal(fast)
+    assert is_about_as_fast(fast, balanced) or is_frugal(balanced) > is_frugal(fast)
     if any(one.required_bytes <= BALANCED_SHARE * available for one in found):
         assert balanced.required_bytes <= BALANCED_SHARE * available
     else:
         assert balanced == frugal
+
+
+def is_about_as_fast(one: Option, other: Option) -> bool:
+    """Whether it is faster, or slower by no more than what memory is saved for."""
+    return one.tokens_per_second >= (1 - HARDLY_FASTER) * other.tokens_per_second
 
 
 def is_frugal(one: Option) -> bool:
@@ -91,7 +95,17 @@ def test_an_optimizer_in_8_bits_is_fast_only_where_nothing_else_fits(found: list
     if plain:
         assert chosen is not None
         assert not is_frugal(chosen)
-        assert chosen.tokens_per_second == max(one.tokens_per_second for one in plain)
+        assert all(is_about_as_fast(chosen, one) for one in plain)
+
+
+@given(st.lists(MADE_UP, min_size=1, max_size=12))
+def test_a_slower_plan_is_fastest_only_where_it_needs_less_and_recomputes_no_more(found: list[Option]) -> None:
+    chosen = fastest(found)
+    alike = [one for one in found if is_frugal(one) == is_frugal(chosen)]
+    best = max(alike, key=lambda one: (one.tokens_per_second, -one.plan.checkpointed_layers, one.plan.batch_size))
+    if chosen.tokens_per_second < best.tokens_per_second:
+        assert chosen.required_bytes < best.required_bytes
+        assert chosen.plan.checkpointed_layers <= best.plan.checkpointed_layers
 
 
 @given(st.lists(MADE_UP, min_size=1, max_size=12), st.sampled_from(["fast", "balanced"]))
@@ -151,29 +165,9 @@ def test_as_few_layers_are_checkpointed_as_fit(layers: int, standing: int, costs
     assert len(asked) <= 7  # halving, not trying
 
 
-@cache
-def costs_once(model: Any, batch: Any, kept: bool) -> LayerCosts | None:
-    return layer_costs(model, batch)
-
-
-def costs(model: Any, batch: Any) -> LayerCosts | None:
-    return costs_once(model, batch, is_kept(model))
-
-
-def is_kept(model: Any) -> bool:
-    return all(linear.kept is not None for block in blocks_of(model) for linear in block.linears)
-
-
 @pytest.fixture(scope="module")
-def small_model() -> Any:
+def model() -> Any:
     return on_meta(small_shape(LAYERS), target_modules="q_proj,v_proj")
-
-
-@pytest.fixture
-def model(small_model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A followed model; each micro-batch is followed once for all tests, since steps are the same every time."""
-    monkeypatch.setattr(step_costs, "layer_costs", costs)
-    return small_model
 
 
 def found_options(model: Any, available: int | None, length: int = 256, **flags: Any) -> list[Option]:

@@ -194,6 +194,7 @@ PLAIN_LAYER = 128 * (6 * 64) + 256 * 64 + 2 * (128 + 64 + 256) * (128 + 64) + 12
 FAST_LAYER = (128 * 64 + 192 * 256) + (128 * 64 + 192 * 128) + (128 * 64 + 192 * 512) + 256 * 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fast", "recomputed"), [(False, PLAIN_LAYER), (True, FAST_LAYER)])
 def test_checkpointing_trades_computation_for_memory(fast: bool, recomputed: int) -> None:
     """Each checkpointed layer is computed once more, and keeps its input alone; the last layer's peak is always there."""

@@ -26,6 +26,7 @@ STEPS = st.builds(
 RATES = st.builds(Rates, st.floats(1e12, 1e16), st.floats(1e10, 1e13))
 
 
+@pytest.mark.slow
 def test_plain_steps_take_about_as_long_as_the_h100_needed() -> None:
     """Most within a tenth, and none so far off that another plan would be taken for faster by half."""
     ratios = []
@@ -37,6 +38,7 @@ def test_plain_steps_take_about_as_long_as_the_h100_needed() -> None:
     assert all(2 / 3 < ratio < 3 / 2 for ratio in ratios)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_RECORDED_CASES)
 def test_recorded_steps_take_as_long_as_the_h100_needed(number: int) -> None:
     """Within a tenth; what a paged optimizer takes of a step is not predicted."""

@@ -176,6 +176,7 @@ def losses(run: RunDir) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_and_changes_nothing(tmp_path: Path, data_file: Path, tiny_model_dir: Path) -> None:
     told = Told()
     plain, result = trained(tmp_path / "plain", data_file, tiny_model_dir, False, told, eval_steps=4.0)
@@ -209,6 +210,7 @@ def test_a_training_too_short_for_a_profile_ends_well(tmp_path: Path, data_file:
     assert told.warnings[0].startswith("no profile: too few steps")
 
 
+@pytest.mark.slow
 def test_a_profiler_that_fails_fails_no_training(
     tmp_path: Path, data_file: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,8 @@ from llmft_cli.training.loop import trainer as trainer_module
 from llmft_cli.training.step.loss import loss_and_gradients
 from llmft_cli.training.step.tuned_model import make_trainable
 
-from .meta_models import small_shape
-from .tiny_training import make_trainer
+from ..meta_models import small_shape
+from ..tiny_training import make_trainer
 
 CPU = torch.device("cpu")
 

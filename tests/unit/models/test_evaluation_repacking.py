@@ -9,6 +9,9 @@ reached a held-out loss of 2.32 where they should have reached 1.86. Nothing sai
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torch")
+
 import torch
 
 from llmft_cli.base.reporter import Silent

@@ -17,7 +17,7 @@ from llmft_cli.training.planning.speed import REFERENCE_RATES
 from llmft_cli.training.planning.step_costs import StepCosts, can_keep_dequantized
 from llmft_cli.training.step.checkpointing import checkpoint_layers
 
-from .meta_models import on_meta, option_with, small_shape
+from ..meta_models import on_meta, option_with, small_shape
 
 PLAIN = "adamw_torch_fused"
 LAYERS, RANK = 5, 16
@@ -56,6 +56,7 @@ def test_what_saves_memory_is_not_given_up_for_kept_weights(flags: dict[str, Any
     assert {plan.checkpointed_layers for plan in kept} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "flags"),
     [
@@ -100,6 +101,7 @@ def test_dense_weights_in_fast_layers_are_no_dequantised_ones() -> None:
     assert breakdown.dense_weights > LAYERS * sum(matrix_bytes(*product) for product in PRODUCTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [2, LAYERS])
 @pytest.mark.parametrize("checkpointed", [0, 1, 2])
 def test_steps_with_kept_weights_are_those_of_a_model_that_keeps_them(layers: int, checkpointed: int) -> None:
@@ -122,6 +124,7 @@ def held(step: Step) -> tuple[int, ...]:
     return step.peak_bytes, step.activation_bytes, step.logits_bytes, step.workspace_bytes
 
 
+@pytest.mark.slow
 def test_as_few_layers_are_checkpointed_as_fit_beside_kept_weights() -> None:
     config = resolve({"batch_size": 1, "gradient_accumulation_steps": 1})
     predictor = Predictor(model_of(), config, full_batch(1, 4096), REFERENCE_RATES)

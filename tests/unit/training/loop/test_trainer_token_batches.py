@@ -12,7 +12,7 @@ from llmft_cli.training.batches.token_batches import largest_batch, padded_lengt
 from llmft_cli.training.loop.callbacks import Rehearsal
 from llmft_cli.training.loop.trainer import QLoRATrainer
 
-from .tiny_training import OUT_OF_MEMORY, Told, adapter, losses, make_trainer
+from ..tiny_training import OUT_OF_MEMORY, Told, adapter, losses, make_trainer
 
 TOKENS = 64
 
@@ -41,6 +41,7 @@ def gradients_of_a_step(trainer: QLoRATrainer) -> list[torch.Tensor]:
     return [before[name] - after for name, after in adapter(trainer).items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
 def test_a_step_is_that_of_the_same_rows_in_batches_of_a_number(tiny_model_dir: Path, tmp_path: Path, packing: bool) -> None:
     """Batches of unequal numbers of rows and of targets; the loss is the mean over the targets of all."""
@@ -86,6 +87,7 @@ def test_batches_hold_no_more_than_the_tokens_and_come_in_few_lengths(tiny_model
     assert len({len(batch["input_ids"]) for batch in batches}) > 1
 
 
+@pytest.mark.slow
 def test_a_resumed_training_goes_on_with_the_batches_that_were_next(tiny_model_dir: Path, tmp_path: Path) -> None:
     """In the midst of the second epoch, with dropout, whose random numbers must be the same too."""
     options: dict[str, Any] = {"packing": False, "tokens_per_batch": TOKENS, "dropout": 0.1, "gradient_accumulation_steps": 2}
@@ -117,6 +119,7 @@ def test_the_largest_batch_is_rehearsed(tiny_model_dir: Path, tmp_path: Path) ->
     assert told.notes == [f"longest batch ({largest.sequences} x {largest.length} tokens) fits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tokens", "advice"), [(TOKENS, "--tokens-per-batch 32"), (48, "a smaller --max-seq-length")])
 def test_where_memory_runs_out_fewer_tokens_are_the_way(tiny_model_dir: Path, tmp_path: Path, tokens: int, advice: str) -> None:
     """As long as the longest row, of 29 tokens, has no more than those."""

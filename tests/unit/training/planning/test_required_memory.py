@@ -28,7 +28,7 @@ from llmft_cli.training.planning.options import (
 from llmft_cli.training.planning.simulation import full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES
 
-from .meta_models import fast_model, on_meta, option_with, recorded, recorded_fast, small_shape
+from ..meta_models import fast_model, on_meta, option_with, recorded, recorded_fast, small_shape
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
 NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -162,6 +162,7 @@ def under(gibibytes: int) -> tuple[Option, ...]:
     return tuple(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "on_cpu"), [("fast", False), ("balanced", True), ("frugal", True)])
 def test_llama_2_7b_trains_in_6_gibibytes_with_activations_offloaded(kind: str, on_cpu: bool) -> None:
     """With the embeddings on the CPU too where as little as can be is wanted; that needs 5.4 GiB."""
@@ -173,6 +174,7 @@ def test_llama_2_7b_trains_in_6_gibibytes_with_activations_offloaded(kind: str, 
     assert plan_notice(option, 6 * GIBIBYTE).endswith(f"{what}; needs about {5.4 if on_cpu else 5.8} of 6.0 GiB")
 
 
+@pytest.mark.slow
 def test_embeddings_stay_on_the_card_as_long_as_a_plan_fits_so() -> None:
     for available in (6, 7, 8):
         chosen = choose(under(available), available * GIBIBYTE, "fast")
@@ -184,6 +186,7 @@ def test_embeddings_stay_on_the_card_as_long_as_a_plan_fits_so() -> None:
     assert frugal.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=True, activation_offloading=True)
 
 
+@pytest.mark.slow
 def test_activations_are_offloaded_where_more_goes_through_at_once_then() -> None:
     """Four sequences of 2,048 are 1.9 GiB less, and faster than two that keep everything on the card."""
     chosen = choose(under(8), 8 * GIBIBYTE, "fast")
@@ -201,6 +204,7 @@ def test_activations_are_offloaded_where_more_goes_through_at_once_then() -> Non
     assert 0.98 * kept.tokens_per_second < offloaded.tokens_per_second < 0.99 * kept.tokens_per_second
 
 
+@pytest.mark.slow
 def test_a_card_with_room_computes_nothing_twice_and_keeps_weights() -> None:
     chosen = choose(under(80), 80 * GIBIBYTE, "fast")
     assert chosen is not None

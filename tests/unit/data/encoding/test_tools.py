@@ -54,9 +54,9 @@ def encode(style: Style, tiny: Any, conversation: Conversation, train_on: str = 
     tokenizer = tokenizer_for(style, tiny)
     tokenizer.add_tokens(["<call>", "</call>"])
     encoder = ConversationEncoder(tokenizer, train_on)
-    layout = encoder.lay_out(conversation)
-    encoded = encoder.mask(layout, encoder.tokenise([layout])[0])
-    assert encoded.input_ids == tokenizer(layout.text, add_special_tokens=False)["input_ids"]
+    rendered = encoder.render_row(conversation)
+    encoded = encoder.mask(rendered, encoder.tokenise([rendered])[0])
+    assert encoded.input_ids == tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
     return encoder, text_of(tokenizer, encoded.input_ids), text_of(tokenizer, supervised(encoded))
 
 
@@ -94,13 +94,13 @@ def test_what_is_learned_can_be_chosen(style: Style, tiny_tokenizer: Any) -> Non
 
 
 def test_a_template_that_knows_nothing_of_tools_is_no_silent_loss(tiny_tokenizer: Any) -> None:
-    with pytest.raises(RowError, match=r"^the chat template does not show the tools$"):
+    with pytest.raises(RowError, match=r"^the chat template ignores the tools$"):
         encode(CHATML, tiny_tokenizer, Conversation(MESSAGES, TOOLS))
     with pytest.raises(RowError, match=r"^the chat template leaves out the tool calls in message 2$"):
         encode(CHATML, tiny_tokenizer, Conversation(MESSAGES))
     without_results = QWEN_TOOLS.template.replace("m.content + '</r>", "'</r>")
     silent = Style("silent", without_results, QWEN_TOOLS.specials, QWEN_TOOLS.end)
-    with pytest.raises(RowError, match=r"^the chat template leaves out the tool's answer in message 3$"):
+    with pytest.raises(RowError, match=r"^the chat template leaves out the tool result in message 3$"):
         encode(silent, tiny_tokenizer, Conversation(MESSAGES))
 
 
@@ -131,7 +131,7 @@ def test_a_special_token_spelled_beside_calls_is_refused(place: str, style: Styl
         messages[2]["content"] = spelled
     else:
         tools = [{"type": "function", "function": {"name": "wind", "description": spelled}}]
-    with pytest.raises(RowError, match=r"^a message spells a special token, and the chat template does not show"):
+    with pytest.raises(RowError, match=r"^a message contains the text of a special token"):
         encode(style, tiny_tokenizer, Conversation(messages, tools))
 
 
@@ -139,8 +139,8 @@ def test_plain_conversations_can_be_learned_in_part(encoders: Any) -> None:
     for style in (CHATML, DEEPSEEK):
         encoder = encoders[style.name]
         turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-        layout = encoder.lay_out(Conversation(talk(turns), trained=(False, True, False, False)))
-        encoded = encoder.mask(layout, encoder.tokenise([layout])[0])
+        rendered = encoder.render_row(Conversation(talk(turns), trained=(False, True, False, False)))
+        encoded = encoder.mask(rendered, encoder.tokenise([rendered])[0])
         assert text_of(encoder.tokenizer, supervised(encoded)) == "b" + style.end
         assert special_ids(encoder.tokenizer, encoded.input_ids) == special_ids(
             encoder.tokenizer, encoder.conversation(talk(turns)).input_ids

@@ -91,6 +91,7 @@ def gradients(model: Any) -> torch.Tensor:
     return torch.cat(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "kept_apart"), [*((kind, True) for kind in KEPT_APART), *((kind, False) for kind in SEE_OTHERS)]
 )

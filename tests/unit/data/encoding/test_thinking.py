@@ -38,10 +38,10 @@ def learned(style: Style, row: dict[str, Any], tiny: Any) -> str:
     encoder = ConversationEncoder(tokenizer_for(style, tiny))
     _, conversation = parse(row)
     assert isinstance(conversation, Conversation)
-    layout = encoder.lay_out(conversation)
-    tokens = encoder.tokenise([layout])[0]
-    assert tokens.ids == encoder.tokenizer(layout.text, add_special_tokens=False)["input_ids"]
-    return text_of(encoder.tokenizer, supervised(encoder.mask(layout, tokens)))
+    rendered = encoder.render_row(conversation)
+    tokens = encoder.tokenise([rendered])[0]
+    assert tokens.ids == encoder.tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
+    return text_of(encoder.tokenizer, supervised(encoder.mask(rendered, tokens)))
 
 
 def test_thinking_is_learned_as_the_template_shows_it(tiny_tokenizer: Any) -> None:
@@ -50,7 +50,7 @@ def test_thinking_is_learned_as_the_template_shows_it(tiny_tokenizer: Any) -> No
 
 
 def test_thinking_that_the_template_leaves_out_is_no_silent_loss(tiny_tokenizer: Any) -> None:
-    with pytest.raises(RowError, match=r"^the chat template does not show the reasoning_content of message 4$"):
+    with pytest.raises(RowError, match=r"^the chat template leaves out the reasoning_content of message 4$"):
         learned(CHATML, ROW, tiny_tokenizer)
     earlier = {"messages": [*ROW["messages"][:3], {"role": "assistant", "content": "d"}]}
     assert learned(CHATML, earlier, tiny_tokenizer) == "b<|im_end|>d<|im_end|>"
@@ -58,7 +58,7 @@ def test_thinking_that_the_template_leaves_out_is_no_silent_loss(tiny_tokenizer:
 
 def test_a_special_token_spelled_in_a_thought_is_refused(tiny_tokenizer: Any) -> None:
     messages = [ROW["messages"][0], {"role": "assistant", "content": "b", "reasoning_content": "<|im_end|>"}]
-    with pytest.raises(RowError, match=r"^a message spells a special token"):
+    with pytest.raises(RowError, match=r"^a message contains the text of a special token"):
         learned(EVERY, {"messages": messages}, tiny_tokenizer)
 
 

@@ -28,8 +28,8 @@ from llmft_cli.training.step.loss import summed_loss
 from llmft_cli.training.step.tuned_model import apply_plan, make_trainable
 from llmft_cli.training.train import train
 
-from .meta_models import on_meta, shape_of, small_shape
-from .tiny_training import sequences
+from ..meta_models import on_meta, shape_of, small_shape
+from ..tiny_training import sequences
 
 CPU = torch.device("cpu")
 PLAN = {"batch_size": 2, "gradient_accumulation_steps": 2, "checkpointed_layers": 0, "optim": "adamw_torch"}
@@ -160,6 +160,7 @@ def written_plan(folder: Path, **changes: Any) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_training_evaluating_and_resuming_give_the_same_adapter(
     quantization: str, tmp_path: Path, tiny_model_dir: Path

@@ -1,8 +1,8 @@
-"""Taking rows in: each tokenised, masked, fitted to the length, checked, and written to disk.
+"""Ingests rows: each is tokenised, masked, fitted to the maximum length, checked, and written to disk.
 
-Rows flow in chunks, so that memory does not grow with the data. While the tokenizer works on one
-chunk, on all cores and without Python's lock, the one before is masked and checked here. Chunks
-stay in order, so the result does not depend on how many cores there are.
+Rows are processed in chunks, so memory does not grow with the data. While the tokenizer works on
+one chunk (on all cores, without the GIL), the previous one is masked and checked. Chunks stay in
+order, so the result does not depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.checks import CheckedRow, Checks
 from llmft_cli.data.encoding.encoder import ConversationEncoder, Encoded
-from llmft_cli.data.encoding.overlength import Losses, cut, fitted, windows
+from llmft_cli.data.encoding.overlength import OverlengthLosses, apply_policy, slice_row, token_windows
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Tokens
 from llmft_cli.data.forms.formats import Conversation, Document, RowError, Tokenised
-from llmft_cli.data.inputs import Chunk, Input, Parsed, chunks
+from llmft_cli.data.inputs import Chunk, Input, ParsedRow, chunks
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.reading.rows import BadRow
 from llmft_cli.data.store import REJECTED_FILE, RowSpool
@@ -44,23 +44,23 @@ AnyTokens = Tokens | EncodedTokens
 
 
 class Rejections:
-    """Rows that are left out: each on a line of rejected.jsonl, the bad ones counted by reason.
+    """Rows that are not used: each is written to rejected.jsonl, and bad ones are counted by reason.
 
     Attributes:
-        reasons: how many rows were bad, and why.
+        reasons: number of bad rows by reason.
         places: the first places of each reason, as `file:line`.
-        first: the first row that was left out, a bad one where there is one.
+        first: the first row that was not used, a bad one if there is any.
     """
 
     def __init__(self, folder: Path) -> None:
-        # A file name that is not UTF-8 holds lone surrogates, which backslashes turn into JSON's own spelling of them.
+        # A file name that is not UTF-8 contains lone surrogates; backslashreplace turns them into JSON escapes.
         self._file = (folder / REJECTED_FILE).open("w", encoding="utf-8", errors="backslashreplace")
         self.reasons: Counter[str] = Counter()
         self.places: dict[str, list[str]] = {}
         self.first: BadRow | None = None
 
     def add(self, row: BadRow, bad: bool) -> None:
-        """Write a row down; one that is too long is not bad."""
+        """Record a row; `bad` is False for rows that are only too long."""
         self._file.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
         if self.first is None or (bad and not self.reasons):
             self.first = row
@@ -78,13 +78,13 @@ class Rejections:
         self._file.close()
 
 
-class Part(NamedTuple):
-    """What is written of a row: all of it, or a stretch of one that was too long.
+class RowPart(NamedTuple):
+    """What is written for a row: the whole row, or a part of one that was too long.
 
     Attributes:
-        text: by which near-duplicates are found.
-        number: from 0.
-        together: whether all stretches of the row belong on one side of the split.
+        text: used to find near-duplicates.
+        number: of the part, from 0.
+        together: whether all parts of the row must be on the same side of the split.
     """
 
     encoded: Encoded
@@ -94,11 +94,11 @@ class Part(NamedTuple):
 
 
 @dataclass
-class Intake:
-    """The rows taken in, and what became of the others.
+class IngestedRows:
+    """The ingested rows, and counts of the others.
 
     Attributes:
-        prompts: for each kept row a number that rows with the same prompt share.
+        prompts: for each kept row a key that rows with the same prompt share.
     """
 
     inputs: list[Input]
@@ -106,7 +106,7 @@ class Intake:
     rejections: Rejections
     checks: Checks
     near_duplicates: NearDuplicates | None
-    losses: Losses = field(default_factory=Losses)
+    losses: OverlengthLosses = field(default_factory=OverlengthLosses)
     forms: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     split_documents: int = 0
@@ -116,7 +116,7 @@ class Intake:
 
     @property
     def source_names(self) -> list[str]:
-        """The files that rows came from, by their number."""
+        """The files that rows came from, by number."""
         return list(self._sources)
 
     @property
@@ -127,12 +127,12 @@ class Intake:
     def bad(self) -> int:
         return self.rejections.reasons.total()
 
-    def reject(self, row: Parsed, reason: str) -> None:
+    def reject(self, row: ParsedRow, reason: str) -> None:
         self.inputs[row.input].rejected += 1
         self.rejections.add(BadRow(row.source, row.line, reason), bad=True)
 
-    def keep(self, row: Parsed, part: Part) -> bool:
-        """Write a row to disk, unless the same one is there already; says whether it was written."""
+    def keep(self, row: ParsedRow, part: RowPart) -> bool:
+        """Write a row to disk unless it is a duplicate; returns whether it was written."""
         content = array("i", part.encoded.input_ids).tobytes()
         key = hashlib.blake2b(content, digest_size=16).digest()
         if key in self._seen:
@@ -148,52 +148,52 @@ class Intake:
         return True
 
     def finish(self) -> None:
-        """Called when all rows are taken in, and before any is read again."""
+        """Called once all rows are ingested, before any is read back."""
         self.spool.finish()
         self._seen.clear()
 
 
 def prompt_key(prompt: bytes, row: int) -> int:
-    """A number that rows with the same prompt share; a row without one has a number of its own."""
-    if len(prompt) <= 4:  # a single token: what a document begins with
+    """A key that rows with the same prompt share; a row without a prompt has a key of its own."""
+    if len(prompt) <= 4:  # a single token: the beginning of a document
         return -row
     return int.from_bytes(hashlib.blake2b(prompt, digest_size=8).digest(), "big") >> 1
 
 
-def seen_by_checks(row: Parsed, part: Part, supervised: int) -> CheckedRow:
-    """What the checks look at: a conversation's messages, or a document's text; of token ids there is none."""
+def checked_row(row: ParsedRow, part: RowPart, supervised: int) -> CheckedRow:
+    """The input of the checks: a conversation's messages or a document's text; rows of token ids have neither."""
     messages = row.example.messages if isinstance(row.example, Conversation) else []
     texts = [part.text] if isinstance(row.example, Document) else [message["content"] for message in messages]
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     return CheckedRow(row.source, row.line, texts, answers, part.encoded.input_ids, supervised)
 
 
-def take_in(intake: Intake, encoder: ConversationEncoder, config: Config, reporter: Reporter) -> None:
-    """Read and encode every row; the bad, over-long and repeated ones are set aside and counted.
+def ingest_rows(ingested: IngestedRows, encoder: ConversationEncoder, config: Config, reporter: Reporter) -> None:
+    """Read and encode every row; bad, too long and duplicate rows are counted and left out.
 
     Raises:
-        DataError: a source as a whole cannot be read, or a row is too long and shall not be.
+        DataError: a source cannot be read, or a row is too long and the policy is `error`.
     """
-    total = sum(item.size_bytes for item in intake.inputs)
+    total = sum(item.size_bytes for item in ingested.inputs)
     with (
-        few_collections(),
+        fewer_garbage_collections(),
         reporter.track("reading", total=total, unit="bytes") as advance,
         ThreadPoolExecutor(1) as tokenizer,
     ):
         waiting: deque[tuple[Chunk, Future[list[AnyTokens]]]] = deque()
-        for chunk in chunks(intake.inputs, encoder, config, advance):
-            waiting.append((chunk, tokenizer.submit(encoder.tokenise, chunk.layouts)))
+        for chunk in chunks(ingested.inputs, encoder, config, advance):
+            waiting.append((chunk, tokenizer.submit(encoder.tokenise, chunk.rendered_rows)))
             if len(waiting) > CHUNKS_AHEAD:
                 done, tokens = waiting.popleft()
-                finish_chunk(done, tokens.result(), intake, encoder, config)
+                finish_chunk(done, tokens.result(), ingested, encoder, config)
         for done, tokens in waiting:
-            finish_chunk(done, tokens.result(), intake, encoder, config)
-    intake.finish()
+            finish_chunk(done, tokens.result(), ingested, encoder, config)
+    ingested.finish()
 
 
 @contextmanager
-def few_collections() -> Iterator[None]:
-    """Look seldom for reference cycles: rows make none, and the search among all that is alive took a tenth of the time."""
+def fewer_garbage_collections() -> Iterator[None]:
+    """Collect garbage less often: rows create no reference cycles, and collections took a tenth of the time."""
     before = gc.get_threshold()
     gc.set_threshold(COLLECTION_THRESHOLD, *before[1:])
     try:
@@ -203,7 +203,7 @@ def few_collections() -> Iterator[None]:
 
 
 def finish_chunk(
-    chunk: Chunk, tokens: Sequence[AnyTokens], intake: Intake, encoder: ConversationEncoder, config: Config
+    chunk: Chunk, tokens: Sequence[AnyTokens], ingested: IngestedRows, encoder: ConversationEncoder, config: Config
 ) -> None:
     """Mask, fit, write and check the rows of a chunk."""
     remaining = iter(tokens)
@@ -213,74 +213,77 @@ def finish_chunk(
         try:
             if row.error:
                 raise RowError(row.error)
-            parts = parts_of(row, next(remaining) if row.layout else None, intake, encoder, config)
+            parts = row_parts(row, next(remaining) if row.rendered else None, ingested, encoder, config)
         except RowError as error:
-            intake.reject(row, str(error))
+            ingested.reject(row, str(error))
             continue
-        intake.forms[row.form] += 1
+        ingested.forms[row.form] += 1
         for part in parts:
-            if intake.keep(row, part):
-                checked.append(seen_by_checks(row, part, intake.spool.supervised[-1]))
+            if ingested.keep(row, part):
+                checked.append(checked_row(row, part, ingested.spool.supervised[-1]))
                 texts.append(part.text)
-    intake.checks.look_at(checked)
-    if intake.near_duplicates:
-        intake.near_duplicates.add(texts)
+    ingested.checks.look_at(checked)
+    if ingested.near_duplicates:
+        ingested.near_duplicates.add(texts)
 
 
-def parts_of(
-    row: Parsed, tokens: AnyTokens | None, intake: Intake, encoder: ConversationEncoder, config: Config
-) -> Sequence[Part]:
-    """The rows that a row becomes: one, none, or as many as its length makes of it.
+def row_parts(
+    row: ParsedRow, tokens: AnyTokens | None, ingested: IngestedRows, encoder: ConversationEncoder, config: Config
+) -> Sequence[RowPart]:
+    """What to write for a row: all of it, nothing, or several parts if it is too long.
 
     Raises:
-        RowError: it cannot be used.
+        RowError: the row cannot be used.
     """
     if isinstance(row.example, Tokenised):
-        encoded = encoder.given(row.example)
+        encoded = encoder.from_token_ids(row.example)
     else:
-        assert row.layout is not None
+        assert row.rendered is not None
         assert tokens is not None
         if isinstance(row.example, Document):
             parts = document_parts(row.example, tokens, encoder, config.max_seq_length)
-            intake.split_documents += len(parts) > 1
+            ingested.split_documents += len(parts) > 1
             return parts
-        encoded = encoder.mask(row.layout, tokens)
-    rows = fitting(row, encoded, intake, config)
+        encoded = encoder.mask(row.rendered, tokens)
+    rows = fit_to_length(row, encoded, ingested, config)
     if len(rows) == 1 and isinstance(row.example, Conversation):
-        # Without the system message, which many rows share.
+        # The system message is left out, since many rows share it.
         spoken = [message["content"] for message in row.example.messages if message["role"] != "system"]
-        return [Part(rows[0], "\n".join(spoken))]
-    return [Part(encoded, " ".join(map(str, encoded.input_ids)), number, len(rows) > 1) for number, encoded in enumerate(rows)]
+        return [RowPart(rows[0], "\n".join(spoken))]
+    return [
+        RowPart(encoded, " ".join(map(str, encoded.input_ids)), number, len(rows) > 1) for number, encoded in enumerate(rows)
+    ]
 
 
-def fitting(row: Parsed, encoded: Encoded, intake: Intake, config: Config) -> list[Encoded]:
-    """A row as it is, or what the policy makes of one that is too long."""
+def fit_to_length(row: ParsedRow, encoded: Encoded, ingested: IngestedRows, config: Config) -> list[Encoded]:
+    """The row itself, or what the overlength policy makes of it."""
     length = len(encoded.input_ids)
     if length <= config.max_seq_length:
         return [encoded]
     reason = f"{length} tokens, more than --max-seq-length {config.max_seq_length}"
     if config.on_overlength == "error":
         raise DataError(
-            f"{row.source} line {row.line}: {reason}", "raise --max-seq-length, or see --on-overlength drop, truncate and split"
+            f"{row.source} line {row.line}: {reason}", "raise --max-seq-length, or use --on-overlength drop, truncate or split"
         )
-    rows = fitted(encoded, config.max_seq_length, config.on_overlength, intake.losses)
+    rows = apply_policy(encoded, config.max_seq_length, config.on_overlength, ingested.losses)
     if not rows:
-        intake.rejections.add(BadRow(row.source, row.line, reason), bad=False)
+        ingested.rejections.add(BadRow(row.source, row.line, reason), bad=False)
     return rows
 
 
-def document_parts(document: Document, tokens: AnyTokens, encoder: ConversationEncoder, capacity: int) -> list[Part]:
-    """A text as rows of at most `capacity` tokens with the text of each; all but a row's first token is supervised.
+def document_parts(document: Document, tokens: AnyTokens, encoder: ConversationEncoder, capacity: int) -> list[RowPart]:
+    """A document as rows of at most `capacity` tokens; all but the first token of each is supervised.
 
     Raises:
         RowError: there is nothing to learn.
     """
-    ids = encoder.framed(tokens.ids)
+    ids = encoder.with_bos_and_eos(tokens.ids)
     whole = Encoded(ids, [(1, len(ids))])
-    spans = windows(len(ids), capacity)
+    spans = token_windows(len(ids), capacity)
     if not spans:
         raise RowError("the text is a single token, with nothing to learn")
     if len(spans) == 1:
-        return [Part(cut(whole, spans[0]), document.text)]
-    size = -(-len(document.text) // len(spans))  # for the checks, about the text of each part is enough
-    return [Part(cut(whole, span), document.text[size * number : size * (number + 1)]) for number, span in enumerate(spans)]
+        return [RowPart(slice_row(whole, spans[0]), document.text)]
+    size = -(-len(document.text) // len(spans))  # the checks need only the approximate text of each part
+    texts = [document.text[size * number : size * (number + 1)] for number in range(len(spans))]
+    return [RowPart(slice_row(whole, span), text) for span, text in zip(spans, texts, strict=True)]

@@ -26,7 +26,7 @@ MODELS: dict[Any, Any] = {}
 
 @pytest.fixture(autouse=True)
 def models_and_steps_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build each model once, and follow each of its steps once, for all tests."""
+    """Build each model once, and simulate each of its steps once, for all tests."""
     build = fit.trainable
 
     def built(shape: Any, config: Any, device: str, plan: Any = None, able: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""Batches of so many tokens: how many there are, and how large."""
+"""Batches filled by tokens: their number and sizes."""
 
 from __future__ import annotations
 

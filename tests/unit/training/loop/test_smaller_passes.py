@@ -1,4 +1,4 @@
-"""Training that runs out of memory, anywhere, has the losses of one that does not."""
+"""Training that runs out of memory, wherever it does, has the same losses as one that does not."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_memory_that_runs_out_in_any_pass_changes_no_loss(
 def test_passes_shrink_until_they_fit(
     accumulation: int, packing: bool, where: str, tiny_model_dir: Path, tmp_path: Path, undisturbed: Callable[..., QLoRATrainer]
 ) -> None:
-    """At 45 tokens a packed sequence must be cut between its rows; each of these has fewer than 30."""
+    """With 45 tokens, a packed sequence must be split between its rows; each row has fewer than 30."""
     options = {"packing": packing, "gradient_accumulation_steps": accumulation}
     trainer = make_trainer(tiny_model_dir, tmp_path, **options)
     card = Card(trainer, where, capacity=45)
@@ -134,7 +134,7 @@ def test_the_smaller_pass_is_told_once_and_stays(tiny_model_dir: Path, tmp_path:
 def test_the_advice_keeps_the_effective_batch(
     batch_size: int, accumulation: int, advice: str, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """Three of seven sequences would fit, but seven are no multiple of that."""
+    """Three of seven sequences would fit, but seven is not a multiple of three."""
     told = Told()
     options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
     trainer = make_trainer(tiny_model_dir, tmp_path, reporter=told, **options)
@@ -182,7 +182,7 @@ def test_what_the_failed_pass_held_is_let_go_before_the_next() -> None:
 
 
 class FullAfter(TrainerCallback):
-    """Leaves a card no room from the end of a step on."""
+    """Leaves no GPU memory free after a step."""
 
     def __init__(self, card: Card, step: int) -> None:
         self._card = card

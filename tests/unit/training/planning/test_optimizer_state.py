@@ -1,4 +1,4 @@
-"""What optimizers keep: by arithmetic, as they make it on a CPU, and as an H100 measured it."""
+"""The size of optimizer states: by arithmetic, as allocated on a CPU, and as measured on an H100."""
 
 from __future__ import annotations
 

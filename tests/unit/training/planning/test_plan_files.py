@@ -1,4 +1,4 @@
-"""Plans as files have them, and what is wrong with those that are none."""
+"""Reading plans from files, and the errors for invalid ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A followed training step against graphs reckoned by hand, and against what torch itself keeps, computes and frees."""
+"""A simulated training step against graphs computed by hand, and against what torch itself keeps, computes and frees."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ FAST_LAYER = (128 * 64 + 192 * 256) + (128 * 64 + 192 * 128) + (128 * 64 + 192 *
 @pytest.mark.slow
 @pytest.mark.parametrize(("fast", "recomputed"), [(False, PLAIN_LAYER), (True, FAST_LAYER)])
 def test_checkpointing_trades_computation_for_memory(fast: bool, recomputed: int) -> None:
-    """Each checkpointed layer is computed once more, and keeps its input alone; the last layer's peak is always there."""
+    """Each checkpointed layer is computed once more and keeps only its input; the last layer's peak always remains."""
     shape, batch = small_shape(4), full_batch(2, 256)
     steps = [simulate(on_meta(shape, checkpointed, fast=fast), batch) for checkpointed in range(5)]
     peaks = [step.peak_bytes for step in steps]
@@ -350,7 +350,7 @@ def test_a_gpu_without_flash_attention_holds_one_mask_and_no_scores(fast: bool) 
 
 
 class Types(TorchDispatchMode):
-    """Sees the types of all tensors that there are."""
+    """Records the types of all tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -379,7 +379,7 @@ def test_a_gpu_without_triton_has_plain_layers() -> None:
 
 
 def test_the_batch_on_meta_is_as_training_makes_it() -> None:
-    """What `collate` hands to the loss, in the same shapes and types."""
+    """The same shapes and types as from `collate`."""
     row = {"input_ids": [5] * 24, "labels": [-100] * 4 + [5] * 8 + [-100] * 4 + [5] * 8, "row_lengths": [12, 12]}
     real = collate([row, row])
     made = BatchShape(2, 24, 32, 4, 12).on_meta()

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: names of kernels, which steps are profiled, the roofline, and a training on a CPU."""
+"""Profiling: groups of kernels, which steps are profiled, the roofline, and a training on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Input embeddings in the host's memory: the same training, and their bytes less on the card."""
+"""Input embeddings in host memory: the same training, with less GPU memory."""
 
 from __future__ import annotations
 

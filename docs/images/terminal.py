@@ -33,10 +33,10 @@ def main() -> None:
     picture, *files = map(Path, sys.argv[1:])
     with Path("/dev/null").open("w") as nowhere:
         console = Console(record=True, width=COLUMNS, file=nowhere, force_terminal=True, color_system="truecolor")
-        for file in files:
+        for number, file in enumerate(files):
             command, lines = command_and_lines(file.read_bytes().decode())
-            console.print(Text(f"$ {command}", style="bold"), soft_wrap=False)
-            console.print(Text.from_ansi("\n".join(lines).strip("\n")), "")
+            console.print(Text("\n" * min(number, 1) + f"$ {command}", style="bold"))
+            console.print(Text.from_ansi("\n".join(lines).strip("\n")))
         svg = console.export_svg(title="make demo", theme=MONOKAI)
     # No font from the network: pictures on the web may not fetch one.
     svg = re.sub(r"@font-face \{[^}]*\}\s*", "", svg).replace("Fira Code, monospace", FONT)

@@ -224,6 +224,19 @@ def test_every_path_of_code_that_is_named_exists(page: Path) -> None:
                 assert (ROOT / code).exists(), f"{named(page)} line {number}: {code}"
 
 
+def test_every_name_of_code_that_contributing_tells_exists() -> None:
+    folders = ("llmft_cli", "tests", "benchmarks")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py") if file != Path(__file__)]
+    words = {word for file in files for word in re.findall(r"\w+", file.read_text(encoding="utf-8"))}
+    modules = {file.name for file in files}
+    for _, line in prose(ROOT / "docs" / "contributing.md"):
+        for _, code in INLINE_CODE.findall(line):
+            if re.fullmatch(r"\w+\.py", code):
+                assert code in modules, code
+            elif re.fullmatch(r"[\w.]*(_|[A-Z])\w*", code):
+                assert set(code.split(".")) <= words, code
+
+
 def test_every_page_is_linked_from_readme() -> None:
     linked = {target.partition("#")[0] for target in LINK.findall(without_code(README))}
     assert {named(page) for page in DOCS} <= linked

@@ -1,9 +1,9 @@
-"""How fast one answer is written on a CPU: llmft's chat, and transformers' `generate` with the same base's fp32 weights.
+"""Generation speed on a CPU: llmft's chat against transformers' `generate` with the same base's fp32 weights.
 
     python benchmarks/answers.py RUN --out answers.json [--tokens 48] [--rounds 5]
 
-RUN is a trained run. Both sides answer the same prompt in one process, in turn, and write as many tokens; the prompt's own
-pass is in the time. `tuned` is llmft with the run's adapter, `base` without it.
+RUN is a trained run. Both sides answer the same prompt in turn, in one process, with the same number of tokens; the time
+includes processing the prompt. `tuned` is llmft with the run's adapter, `base` without it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How far gradients of LoRA matrices are from those of an fp32 reference: llmft's ways to train, and stock PEFT's.
+"""Errors of LoRA gradients against an fp32 reference, for llmft's ways to train and for stock PEFT.
 
     python benchmarks/gradients.py OUT.json [--device cuda] [--only llama] [--seeds 20]
 
-Small models of every architecture with fast layers, of random weights and adapters (no B is zero), on rows packed into
-sequences. The base is NF4 in bf16 and adapters are in fp32, as PEFT makes them; the reference is the same model in fp32 with
-the 16-bit values of its NF4 weights. The measure is `stock, autocast`, which is PEFT under `torch.autocast` in bf16.
+Small models of every architecture with fast layers, with random weights and adapters (no B is zero), on packed rows. The
+base is NF4 in bf16, adapters are in fp32 as PEFT creates them; the reference is the same model in fp32 with the 16-bit
+values of its NF4 weights. The baseline is `stock, autocast`: PEFT under `torch.autocast` in bf16.
 
-Errors are ||g - reference|| / ||reference||, and those of one matrix are put together over the seeds as root mean squares.
+Errors are ||g - reference|| / ||reference||, given for each matrix as root mean square over the seeds.
 """
 
 from __future__ import annotations
@@ -273,8 +273,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", default="", help="only architectures whose name starts so")
-    parser.add_argument("--seeds", type=int, default=5, help="models, adapters and inputs that are drawn")
+    parser.add_argument("--only", default="", help="only architectures whose name starts with this")
+    parser.add_argument("--seeds", type=int, default=5, help="number of random models, adapters and inputs")
     arguments = parser.parse_args()
     started = time.perf_counter()
     device = torch.device(arguments.device)

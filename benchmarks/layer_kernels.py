@@ -1,9 +1,9 @@
-"""Kernels of fast layers beside liger-kernel's and what torch.compile makes of the formula, by themselves.
+"""The fast layers' kernels in isolation, compared with liger-kernel and torch.compile.
 
     python benchmarks/layer_kernels.py OUT.json
 
-Forward and backward pass of what a layer of Llama-2-7B does to four sequences of 2,048 tokens beside its products, and of the
-output layer with its loss; each replayed as a CUDA graph, so that no launch counts. Liger must be importable.
+Forward and backward pass of everything but matrix products in a layer of Llama-2-7B, for four sequences of 2,048 tokens, and
+of the output layer with its loss. Each is replayed as a CUDA graph, so launch times do not count. Liger must be importable.
 """
 
 from __future__ import annotations

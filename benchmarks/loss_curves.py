@@ -1,14 +1,13 @@
-"""Losses of the same training by llmft's fast and plain layers, by PEFT's own modules, and in fp32.
+"""Loss curves of the same training with llmft's fast and plain layers, with PEFT's own modules, and in fp32.
 
     python benchmarks/loss_curves.py rows.json --out curves.json --chart curves.svg [--model M] [--steps 200] [--at-once 9]
 
-The data is any file that `llmft prepare` reads, the seed and so the batches are the same. Two kinds of noise are there to hold
-the fast layers against: plain layers again, as a GPU adds some sums up in another order each time (a CPU does not), and plain
-layers with each batch in two passes, which is the same training in exact arithmetic, so that what it differs by is rounding.
-Which of two layers that differ by more than noise is right says the training in fp32, of the same NF4 weights. On a GPU
-there are fast layers in fp16 as well, with its loss scale. And what adapters in 16 bits would cost, which are in fp32
-otherwise, says a training with them.
-OUT is written after each training; those that it has already of the same settings are not done again.
+The data is any file that `llmft prepare` reads; seed and batches are the same. The fast layers are compared with two kinds
+of noise: plain layers again, because a GPU adds some sums in a different order each time (a CPU does not), and plain layers
+with each batch in two passes, which differs only by rounding. If layers differ by more than noise, the training in fp32 with
+the same NF4 weights shows which is right. On a GPU, there are also fast layers in fp16, with loss scaling. One training has
+adapters in 16 bits instead of fp32, to show what that costs.
+OUT is written after each training; trainings that it already contains with the same settings are skipped.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.models import adapters  # noqa: E402
 from llmft_cli.run_dir import RunDir  # noqa: E402
 from llmft_cli.settings.config import resolve  # noqa: E402
-from llmft_cli.training import tuned_model  # noqa: E402
 from llmft_cli.training.loop.loss_chart import read_metrics  # noqa: E402
+from llmft_cli.training.step import tuned_model  # noqa: E402
 from llmft_cli.training.train import train  # noqa: E402
 
 
@@ -47,9 +46,9 @@ class Training:
     """How a training differs from the others.
 
     Attributes:
-        passes: into how many a batch is divided.
-        own_modules: PEFT's forward under autocast, as DoRA has it, instead of `LoraProduct`.
-        adapters_in_16_bits: and with them the optimizer's state.
+        passes: number of passes per batch.
+        own_modules: use PEFT's forward under autocast, as for DoRA, instead of `LoraProduct`.
+        adapters_in_16_bits: adapters and optimizer state in 16 bits.
     """
 
     fast: bool = False
@@ -72,7 +71,7 @@ TRAININGS = {
     EXACT: Training(compute_dtype="fp32"),
     "PEFT's own layers": Training(own_modules=True),
 }
-# Trainings that are the same but for rounding, and those that are held to them.
+# Trainings that differ only by rounding, and those that are compared with them.
 SAME = (PLAIN, f"{PLAIN}, again", f"{PLAIN}, a third time", f"{PLAIN}, in two passes")
 COMPARED = (FAST, f"{FAST}, again")
 GPU_ONLY = (FP16,)
@@ -163,7 +162,7 @@ def distances_from(reference: str, curves: dict[str, Curve]) -> dict[str, dict[s
 
 
 def noise(curves: dict[str, Curve]) -> dict[str, dict[str, float]]:
-    """Mean distances of the trainings that are the same but for rounding, of the fast ones, and of that in fp16."""
+    """Mean distances of the trainings that differ only by rounding, of the fast ones, and of that in fp16."""
     same = [curves[name].losses for name in SAME if name in curves]
     fast = [curves[name].losses for name in COMPARED if name in curves]
     half = [curves[name].losses for name in GPU_ONLY if name in curves]
@@ -225,8 +224,8 @@ def main() -> None:
     parser.add_argument("--max-seq-length", type=int, default=256)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--at-once", type=int, default=1, help="trainings in processes of their own, beside each other")
-    parser.add_argument("--only", action="append", choices=TRAININGS, help="trainings to do, given once for each; all without")
+    parser.add_argument("--at-once", type=int, default=1, help="number of trainings in parallel processes")
+    parser.add_argument("--only", action="append", choices=TRAININGS, help="run only this training (repeatable)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chart", type=Path, required=True)
     arguments = parser.parse_args()

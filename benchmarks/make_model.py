@@ -2,7 +2,7 @@
 
     python benchmarks/make_model.py /tmp/llama-2-7b-shape
 
-What it says is noise; how long it takes and how much memory it needs is what the real one takes.
+Its output is noise, but its speed and memory are those of the real model.
 """
 
 import argparse

@@ -2,8 +2,8 @@
 
     python benchmarks/memory.py OUT.json [--only NAME] [--no-fast]
 
-Models have random weights in the shapes of real ones and are quantised on the GPU, layer by layer. Each is held to the memory
-that is said to be required, so that one that was called safe and is not runs out.
+Models have the shapes of real ones and random weights, and are quantised on the GPU, layer by layer. Each case is limited to
+its predicted requirement, so a wrong prediction runs out of memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from llmft_cli.base.libraries import configure_libraries, hardware, versions
 
-configure_libraries()  # the allocator is set up as `llmft train` does it, before torch is there
+configure_libraries()  # sets up the allocator as `llmft train` does, before torch is imported
 
 import torch  # noqa: E402
 from transformers import LlamaConfig  # noqa: E402
@@ -184,8 +184,8 @@ def line(case: Case, result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--only", default="", help="only shapes whose name starts so")
-    parser.add_argument("--no-fast", action="store_true", help="plain layers, in those cases that they can be in")
+    parser.add_argument("--only", default="", help="only shapes whose name starts with this")
+    parser.add_argument("--no-fast", action="store_true", help="use plain layers in the cases that support them")
     arguments = parser.parse_args()
     results = []
     for case in CASES:

@@ -1,13 +1,13 @@
-"""How long preparing data takes: llmft, TRL, and the tokenizer alone, on the same rows.
+"""Time to prepare data: llmft, TRL, and the tokenizer alone, on the same rows.
 
     python benchmarks/prepare.py --seed-rows rows.json --trl trl-site --out benchmarks/results/prepare.json
 
-The rows are real ones (`--seed-rows`: alpaca or chat rows) with half of their longer words exchanged, so that
-all of them differ. Every measurement is a process of its own that has imported everything, and prepared a few
-rows, before its clock starts; rounds alternate between the candidates, and the medians are compared. The floor
-is what `tokenizers.Tokenizer.encode_batch` takes for the rendered texts, with nothing before or after it.
+The rows are real ones (`--seed-rows`: alpaca or chat rows) with half of their longer words replaced, so that
+all rows differ. Every measurement is a process of its own, which imports everything and prepares a few rows
+before its clock starts. Rounds alternate between the candidates, and the medians are compared. The lower bound
+is the time of `tokenizers.Tokenizer.encode_batch` alone, on the rendered texts.
 
-`--trl` names a folder with TRL installed (`pip install --target trl-site --no-deps trl`); without it TRL is left out.
+`--trl` names a folder with TRL installed (`pip install --target trl-site --no-deps trl`); without it, TRL is skipped.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How much of a small update of the adapters is there in the loss: with llmft's fast and plain layers, and stock PEFT's.
+"""How much of a small adapter update shows in the loss, with llmft's fast and plain layers and with stock PEFT.
 
     python benchmarks/small_updates.py OUT.json [--device cuda] [--hidden 1024]
 
-Two layers of Llama's kind with random NF4 weights, B zero as at the start of a training, and one step of some size along the
-sign of B's gradient in fp32, as Adam's first one is. What it changes of the loss is held to what it changes in fp32: where a
-base output is rounded to 16 bits before the adapter's is added, most of a small step is rounded away. Beside it the same of a
-single product by itself, in some of the ways that it can be computed.
+Two Llama layers with random NF4 weights and B = 0, as at the start of a training, take one step along the sign of B's fp32
+gradient, like Adam's first step. The change of the loss is compared with that in fp32: if a base output is rounded to 16
+bits before the adapter's output is added, most of a small step is rounded away. The same is measured for a single matrix
+product, computed in several ways.
 """
 
 from __future__ import annotations

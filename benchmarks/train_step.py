@@ -1,15 +1,15 @@
-"""How fast one training step is, and what memory it takes: llmft and its peers, on one GPU.
+"""Time and memory of one training step on one GPU: llmft and its peers.
 
     python benchmarks/train_step.py --out train-step.json [--only "4x2048"] [--sides llmft,unsloth] [--rounds 3]
     python benchmarks/train_step.py --table train-step.json [MORE.json ...]
 
 Every measurement is a process of its own (`train_step_side.py`), and rounds alternate between the sides. Models are
-checkpoints of random weights in the shapes of real ones, written to a temporary folder, unless `--model` names a
-directory. Where a side may choose (what it recomputes, how many rows go at once), the first round tries all of it and
-the others repeat its fastest. Peers must be importable: `unsloth` and `trl`, on PYTHONPATH or installed.
+checkpoints with random weights in the shapes of real ones, written to a temporary folder, unless `--model` names a
+directory. If a side has options (checkpointing, rows per micro-batch), the first round tries all of them and later
+rounds repeat the fastest. Peers must be importable: `unsloth` and `trl`, on PYTHONPATH or installed.
 
-The file is written after every measurement. `--limit-seconds` is when to start no other; what is left can be measured
-in another run, whose file `--table` puts together with the first, and which finds the checkpoints in `--models`.
+The file is written after every measurement. After `--limit-seconds`, no new measurement starts; the rest can be measured
+in another run, which reuses the checkpoints in `--models`, and `--table` merges the files.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Bench:
         return time.monotonic() - self.started > self.arguments.limit_seconds
 
     def model(self, shape: str) -> str:
-        """The directory of a checkpoint; one that is not there yet is made by a process that gives the card back."""
+        """The directory of a checkpoint; one that is not there yet is made by a process that frees the GPU when it exits."""
         if self.arguments.model:
             return str(self.arguments.model.resolve())
         folder = (self.arguments.models or self.folder) / shape
@@ -143,7 +143,7 @@ class Bench:
 
 
 def environment() -> dict[str, str]:
-    """The variables of a side's process, which runs elsewhere, so that what it leaves behind is no one's concern."""
+    """The variables of a side's process, which runs elsewhere, so its leftovers do no harm."""
     paths = [str(HERE.parent), *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))]
     return dict(os.environ, PYTHONPATH=os.pathsep.join(paths), HF_HUB_OFFLINE="1")
 
@@ -219,14 +219,16 @@ def row_of(case: str, side: str, figures: dict[str, Any], ours: dict[str, Any] |
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("train-step.json"))
-    parser.add_argument("--only", default="", help="only cases in whose name this is, or one of several between |")
+    parser.add_argument("--only", default="", help="only cases whose name contains this, or one of several separated by |")
     parser.add_argument("--sides", default=",".join(SIDES), help="of " + ", ".join(SIDES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit-seconds", type=float, default=float("inf"))
-    parser.add_argument("--model", type=Path, help="a model directory in place of random weights")
+    parser.add_argument("--model", type=Path, help="use this model directory instead of random weights")
     parser.add_argument("--shape", choices=SHAPES, help="only cases of this shape")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: only to try the script")
-    parser.add_argument("--models", type=Path, metavar="FOLDER", help="keep the checkpoints there, and use those that are")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu only serves to test the script")
+    parser.add_argument(
+        "--models", type=Path, metavar="FOLDER", help="keep checkpoints in this folder, and reuse existing ones"
+    )
     parser.add_argument("--table", type=Path, nargs="+", metavar="RESULT", help="print the table of earlier results")
     parser.add_argument("--write-model", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()

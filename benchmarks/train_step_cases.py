@@ -1,4 +1,4 @@
-"""What `train_step.py` measures: cases, who takes part in them and how, and the rows that are trained on."""
+"""The cases of `train_step.py`, the sides of each, and the training rows."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     python benchmarks/train_step_side.py MEASUREMENT
 
 MEASUREMENT is `train_step_cases.Measurement` as JSON; the last line of the output is the result as JSON. A step is a
-forward and a backward pass, AdamW, and forgetting the gradients, with LoRA of rank 16 on all linear layers of an NF4
-base in bf16 (fp16 for `llmft-fp16`). All sides train on the same ids, everything supervised, and start from the same base.
+forward and a backward pass, AdamW, and clearing the gradients, with LoRA of rank 16 on all linear layers of an NF4
+base in bf16 (fp16 for `llmft-fp16`). All sides train on the same token ids, all supervised, with the same base.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""What Trainer, callbacks, logging and the data loader add to the time of a training's steps.
+"""Overhead of Trainer, callbacks, logging and the data loader per training step.
 
     python benchmarks/trainer_overhead.py rows.json --model M --out overhead.json [--steps 20] [--rounds 3]
 
-`llmft train`'s stage and a bare loop take the same plan, the same batches in the same order and the same clock; the loop
-has its batches on the device from the start, and does nothing but passes, clipping and the optimizer's steps. The stage logs
-every step, and every tenth one, as is usual.
+`llmft train`'s stage and a bare loop use the same plan, the same batches in the same order and the same clock. The loop has
+its batches on the device from the start, and does nothing but passes, clipping and optimizer steps. The stage is measured
+with logging at every step, and at every tenth step, as is usual.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/workflow.py /tmp/llama-2-7b-shape --chat-template benchmarks/llama-2.jinja --out results.json
 
-Whether a model of that size goes through the whole workflow on this machine, and what each stage costs.
+Shows whether a model of that size completes the whole workflow on this machine, and what each stage costs.
 """
 
 import argparse

@@ -124,9 +124,7 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
     from llmft_cli.training.loop import schedule
     from llmft_cli.training.planning.decide import filled
 
-    check_can_be_predicted(config)
-    if measure and (gpu is None or gpu.device is None):
-        raise MachineError("--measure needs a GPU, and there is none here", "omit --measure, or run it on a machine with a GPU")
+    check_request(config, gpu, measure)
     sequences = training_sequences(run) if run else None
     config, able = for_gpu(filled(config, sequences), gpu, reporter)
     shape, weights_here = shape_of(config, reporter)
@@ -179,7 +177,7 @@ def host_resources_of(plans: Plans, config: Config, weights_here: bool) -> HostR
     )
 
 
-def check_can_be_predicted(config: Config) -> None:
+def check_request(config: Config, gpu: TargetGpu | None, measure: bool) -> None:
     from llmft_cli.training.planning.decide import can_be_predicted
 
     if not can_be_predicted(config):
@@ -187,6 +185,8 @@ def check_can_be_predicted(config: Config) -> None:
             "the memory of --quantization int8, --use-dora and --trust-remote-code cannot be predicted",
             "omit them, or test with: llmft train --max-steps 1, which tries the longest batch first",
         )
+    if measure and (gpu is None or gpu.device is None):
+        raise MachineError("--measure needs a GPU, and there is none here", "omit --measure, or run it on a machine with a GPU")
 
 
 def trainable(

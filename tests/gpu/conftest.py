@@ -1,4 +1,4 @@
-"""Programs beside the tests, and torch's allocator set up as llmft does."""
+"""Helper programs for the tests, and torch's allocator configured as in llmft."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from programs import GpuCheck, Program, Start
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Start a program; it ends with the test at the latest."""
+    """Start a program; it is stopped at the end of the test."""
     started: list[Program] = []
 
     def run(command: list[str], environment: Mapping[str, str] | None = None) -> Program:
@@ -35,7 +35,7 @@ def gpu_check(start: Start) -> GpuCheck:
 
 @pytest.fixture(scope="module")
 def segments_that_grow() -> Iterator[None]:
-    """As `libraries.configure_libraries` sets torch's allocator up, whatever other tests have started it with."""
+    """Configure torch's allocator like `libraries.configure_libraries`, whatever other tests did."""
     import torch
 
     torch.cuda.memory._set_allocator_settings("expandable_segments:True")

@@ -1,4 +1,4 @@
-"""Programs on the card that never keep a test waiting: one that gives no answer in time fails it, and tells where it stands."""
+"""Programs on the GPU with a timeout: one that does not answer in time fails the test, with its stack."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAST_WORDS_SECONDS = 5.0
 
 
 class Lines:
-    """The lines of a pipe, read beside: whoever waits for them need not wait for ever."""
+    """Reads the lines of a pipe in a thread, so that waiting for one can time out."""
 
     def __init__(self, pipe: IO[str]) -> None:
         self._lines: SimpleQueue[str] = SimpleQueue()
@@ -36,7 +36,7 @@ class Lines:
         return self._lines.get(timeout=limit_seconds)
 
     def said(self) -> str:
-        """What comes until the end, or until nothing more comes."""
+        """The rest of the output, until it ends or the timeout."""
         lines = []
         with suppress(Empty):
             while line := self.next(LAST_WORDS_SECONDS):
@@ -45,7 +45,7 @@ class Lines:
 
 
 class Program:
-    """A program that was started, with pipes to it."""
+    """A running program, with pipes."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         self._command = command
@@ -79,7 +79,7 @@ class Program:
         self._process.stdin.write(f"{line}\n")
 
     def ended(self, limit_seconds: float = LIMIT_SECONDS) -> subprocess.CompletedProcess[str]:
-        """What it gave in the end."""
+        """Its final result."""
         try:
             code = self._process.wait(limit_seconds)
         except subprocess.TimeoutExpired:
@@ -87,7 +87,7 @@ class Program:
         return subprocess.CompletedProcess(self._command, code, self.out.said(), self.err.said())
 
     def kill(self) -> None:
-        """End it; it is not waited for long, since a process that hangs in the driver does not end."""
+        """Kill it, with a short wait, because a process that hangs in the driver does not end."""
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(LAST_WORDS_SECONDS)
@@ -107,7 +107,7 @@ GpuCheck = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def places_in_the_kernel(pid: int) -> str:
-    """Where a process's threads are in the kernel: in the driver, say, if they hang there."""
+    """The kernel stacks of a process's threads, which show whether they hang in the driver."""
     places = []
     for thread in Path(f"/proc/{pid}/task").glob("*"):
         with suppress(OSError):

@@ -30,7 +30,7 @@ VOCABULARY = 32_000
 
 
 def wide(rows: int, columns: int) -> torch.Tensor:
-    """Random values in rows that stand further apart than they are long."""
+    """Random values in rows with padding between them."""
     return torch.randn(rows, columns + 64, device=CARD, dtype=torch.bfloat16)[:, :columns]
 
 
@@ -74,7 +74,7 @@ def kernel_cases() -> list[tuple[str, list[Any]]]:
 
 
 def test_kernels_compute_what_torch_does() -> None:
-    """All that they write, and nothing of what they only read; bf16 has eight bits."""
+    """Compare everything that they write, and check that their inputs are unchanged; bf16 has eight bits."""
     from llmft_cli.training.fast.kernels import triton
 
     for name, arguments in kernel_cases():
@@ -101,7 +101,7 @@ def test_weights_are_dequantised_to_the_bit(kind: str, nested: bool) -> None:
 
 @pytest.mark.parametrize("key_heads", [8, 2])
 def test_dense_attention_is_that_of_rows_as_long_as_their_sequences(key_heads: int) -> None:
-    """Outputs and gradients, for heads that share keys too."""
+    """Outputs and gradients, also for shared key-value heads."""
     torch.manual_seed(0)
     starts = torch.tensor([0, 256, 512], device=CARD, dtype=torch.int32)
     parts = [torch.randn(2, heads, 256, 64, device=CARD, dtype=torch.bfloat16) for heads in (8, key_heads, key_heads)]
@@ -134,7 +134,7 @@ def small_model(layers: int, checkpointed: int | None, activation_offloading: bo
 
 @pytest.mark.parametrize("checkpointed", [None, 4])
 def test_what_is_offloaded_comes_back_as_it_was(checkpointed: int | None) -> None:
-    """In passes of several sizes one after the other, and not all at once on the card."""
+    """In passes of several sizes one after the other, with only some on the GPU at a time."""
     results = []
     for offloaded in (False, False, True):
         model = small_model(8, checkpointed, offloaded)
@@ -155,7 +155,7 @@ def test_what_is_offloaded_comes_back_as_it_was(checkpointed: int | None) -> Non
 @pytest.mark.parametrize("offloaded", [False, True])
 @pytest.mark.parametrize("checkpointed", [0, None])
 def test_a_recorded_pass_has_the_loss_and_gradients_of_the_pass(checkpointed: int | None, offloaded: bool) -> None:
-    """For batches of four shapes and one of them again, each added to what there is."""
+    """For batches of four shapes and one of them again, each added to the existing gradients."""
     model = small_model(3, checkpointed, offloaded)
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     work = partial(loss_and_gradients, model)
@@ -221,7 +221,7 @@ def test_a_recording_that_breaks_off_leaves_everything_as_it_was(offloaded: bool
 
 
 def test_of_more_shapes_than_are_kept_the_oldest_recordings_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six shapes in turn, of which four are kept, and two of them often; whatever is replayed, losses stay the same."""
+    """Six shapes in turn with at most four recordings, two of them used often; losses stay the same."""
     monkeypatch.setattr(cuda_graphs, "MOST_RECORDINGS", 4)
     model = small_model(3, 0)
     work = partial(loss_and_gradients, model)
@@ -236,7 +236,7 @@ def test_of_more_shapes_than_are_kept_the_oldest_recordings_go(monkeypatch: pyte
 
 
 def test_heads_of_a_size_that_flash_attention_does_not_take() -> None:
-    """OpenLLaMA 3B's have 100 values; packed rows ended in the kernel's own complaint."""
+    """OpenLLaMA 3B's heads have 100 values; packed rows failed with the kernel's own error."""
     shape = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=1600, intermediate_size=1408, num_hidden_layers=2, num_attention_heads=16
     )

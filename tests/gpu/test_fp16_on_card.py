@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: training in fp16, and on one that pretends to be older. Run by hand: pytest -m gpu tests/gpu"""
+"""On an NVIDIA GPU: training in fp16, also on a GPU that is made to look older. Run by hand: pytest -m gpu tests/gpu"""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def give_back() -> None:
 
 @pytest.fixture
 def turing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The GPU says that it is as old as a T4; Triton knows better, and compiles for what it is."""
+    """torch reports the GPU as a T4; Triton still compiles for the real GPU."""
     select.has_triton.cache_clear()
     monkeypatch.setattr(compute_types, "capability_of", lambda device: (7, 5))
     yield
@@ -155,7 +155,7 @@ def test_fast_layers_in_fp32_compute_what_plain_ones_do() -> None:
 
 @pytest.mark.usefixtures("turing")
 def test_an_older_gpu_computes_the_same_without_flash_attention_and_bf16() -> None:
-    """By a mask, with Triton's programs, which are tried out first; replayed as well."""
+    """With a mask and Triton's kernels, which are tested first; also replayed as a CUDA graph."""
     assert select.has_triton(CARD)
     model = dense_model(torch.float16)
     assert model.get_base_model().config._attn_implementation == varlen.MASKED
@@ -189,7 +189,7 @@ def seven_b_wide() -> LlamaConfig:
 
 
 def peaks(dtype: str, **flags: Any) -> tuple[int, int]:
-    """Predicted and measured, of the fast plan with all sequences at once."""
+    """Predicted and measured memory of the fast plan with all sequences in one pass."""
     config: Config = resolve({"batch_size": 4, "gradient_accumulation_steps": 1, "max_seq_length": TOKENS, **flags})
     kind, able = compute_types.torch_type(dtype), select.abilities_of(CARD)
     found = predicted_options(seven_b_wide(), config, kind, longest_batches(config), None, able=able)
@@ -250,7 +250,7 @@ def losses(run: RunDir) -> list[float]:
 
 
 class Told(Silent):
-    """Keeps what is noted, and asks to stop after a step where it is to."""
+    """Collects notes, and requests a stop after a given step."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.notes: list[str] = []
@@ -270,7 +270,7 @@ def test_losses_are_those_of_bf16_and_fp32(run: RunDir) -> None:
         result = trained(run, told, max_steps=12, compute_dtype=dtype)
         assert (result.plan["fast"], result.skipped_steps) == (True, 0 if dtype == "fp16" else None)
         assert result.plan["predicted_peak_bytes"] > 0
-        assert not [note for note in told.notes if "one kernel at a time" in note]
+        assert not [note for note in told.notes if "without CUDA graphs" in note]
         found[dtype] = losses(run)
     assert found["fp16"] == pytest.approx(found["fp32"], rel=5e-3)
     assert found["bf16"] == pytest.approx(found["fp32"], rel=2e-2)
@@ -279,14 +279,14 @@ def test_losses_are_those_of_bf16_and_fp32(run: RunDir) -> None:
 @pytest.mark.parametrize("optim", ["adamw_torch_fused", "paged_adamw_8bit"])
 @pytest.mark.parametrize("flags", [{}, {"fast": False}, {"gradient_accumulation_steps": 2, "plan": "given"}])
 def test_a_forced_overflow_is_survived(run: RunDir, optim: str, flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """From an enormous scale on, with recorded passes: steps are skipped until it fits, and then the training learns."""
+    """Starting from a huge scale, with recorded passes: steps are skipped until the scale fits, then the loss falls."""
     monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**40))
     told = Told()
     result = trained(run, told, optim=optim, max_steps=60, **flags)
     assert result.skipped_steps is not None
     assert 10 < result.skipped_steps < 40
     assert [note for note in told.notes if note.startswith(f"{result.skipped_steps} steps were skipped")]
-    assert not [note for note in told.notes if "one kernel at a time" in note]
+    assert not [note for note in told.notes if "without CUDA graphs" in note]
     found = losses(run)
     assert all(loss == loss for loss in found)
     assert sum(found[-3:]) < 0.9 * sum(found[:3])
@@ -306,7 +306,7 @@ def test_a_whole_training_as_on_an_older_gpu(run: RunDir, flags: dict[str, Any])
     told = Told()
     result = trained(run, told, max_steps=12, compute_dtype="auto", **flags)
     assert result.plan["compute_dtype"] == "float16"
-    assert not [note for note in told.notes if "one kernel at a time" in note]
+    assert not [note for note in told.notes if "without CUDA graphs" in note]
     assert losses(run)[-1] < losses(run)[0]
 
 
@@ -329,7 +329,7 @@ def scaler_state(run: RunDir, step: int) -> Any:
 
 
 def test_memory_that_runs_out_is_recovered_from(run: RunDir) -> None:
-    """A pass that fails is done in smaller ones, with the same scale."""
+    """A failed pass is repeated in smaller ones, with the same scale."""
     from llmft_cli.training.loop import trainer as module
 
     expected = trained(run, max_steps=6, batch_size=4, plan="given")

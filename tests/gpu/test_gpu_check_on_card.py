@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: what gpu-check measures on the card. Run by hand: pytest -m gpu tests/gpu"""
+"""On an NVIDIA GPU: gpu-check's measurements. Run by hand: pytest -m gpu tests/gpu"""
 
 from __future__ import annotations
 

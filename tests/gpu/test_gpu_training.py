@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: the same stages as on the CPU, on the card. Run by hand: pytest -m gpu tests/gpu"""
+"""On an NVIDIA GPU: the same stages as in the CPU tests. Run by hand: pytest -m gpu tests/gpu"""
 
 import json
 

@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: what a plan is said to need is enough for it. Run by hand: pytest -m gpu tests/gpu"""
+"""On an NVIDIA GPU: a plan's predicted memory is enough for it. Run by hand: pytest -m gpu tests/gpu"""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def settings(sequences: int, **flags: Any) -> Config:
 
 
 def predicted(config: Config, kind: str) -> Option:
-    """The plan of a kind on a card without an end, with all sequences at once."""
+    """The plan of a kind on a GPU with unlimited memory, with all sequences in one pass."""
     found = predicted_options(seven_b_wide(), config, torch.bfloat16, longest_batches(config), None)
     option = choose([one for one in found if one.plan.batch_size == config.batch_size], None, kind)
     assert option is not None
@@ -76,7 +76,7 @@ def predicted(config: Config, kind: str) -> Option:
 
 
 def measured_within(budget_bytes: int, config: Config, plan: Plan) -> Measured:
-    """Steps of the plan, held to the budget from before the weights are made."""
+    """Steps of the plan, limited to the budget before the weights are created."""
     hold_to(budget_bytes, DEVICE)
     base = random_model.build(seven_b_wide(), DEVICE, "nf4", torch.bfloat16)
     model = make_trainable(base, config, "random")
@@ -126,7 +126,7 @@ def trained(run: RunDir, **flags: Any) -> TrainResult:
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_a_whole_training_with_embeddings_on_the_cpu(quantization: str, tmp_path: Path, tiny_model_dir: Path) -> None:
-    """accelerate moves a dense model to the card as a whole, and leaves a quantised one alone."""
+    """accelerate moves a whole dense model to the GPU, but not a quantised one."""
     words = ["red", "green", "blue", "white", "black", "amber", "violet"]
     rows = [
         {

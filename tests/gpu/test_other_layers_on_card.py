@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: layers that are not the fast ones of Llama's like. Run by hand: pytest -m gpu tests/gpu"""
+"""On an NVIDIA GPU: plain layers, and fast layers of other types than Llama. Run by hand: pytest -m gpu tests/gpu"""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def product_of(base: torch.nn.Linear, rows: torch.Tensor, lora_a: torch.Tensor, 
 @pytest.mark.parametrize("bias", [None, 0.0, 8.0])
 @pytest.mark.parametrize(("tokens", "inputs", "outputs"), [(2048, 4096, 4096), (1024, 4096, 11_008), (512, 11_008, 4096)])
 def test_a_small_update_is_not_rounded_away(tokens: int, inputs: int, outputs: int, bias: float | None) -> None:
-    """cuBLAS rounds a product before `addmm` adds to it: of an update of a ten-thousandth a hundredth was left on an H100."""
+    """cuBLAS rounds a product before `addmm` adds it: on an H100, 1/100 of an update of 1/10,000 was left."""
     torch.manual_seed(0)
     base = torch.nn.Linear(inputs, outputs, bias is not None, CARD, torch.bfloat16).requires_grad_(False)
     if bias is not None:
@@ -70,7 +70,7 @@ def test_a_small_update_is_not_rounded_away(tokens: int, inputs: int, outputs: i
 
 @pytest.mark.parametrize("inputs", [4096, 96])
 def test_products_are_those_of_bitsandbytes_and_of_the_adapter(inputs: int) -> None:
-    """Rows of 96 values end within a block of 64, which the kernel for whole blocks does not know."""
+    """Rows of 96 values end within a block of 64, which the kernel for whole blocks cannot handle."""
     torch.manual_seed(0)
     base = bitsandbytes.nn.Linear4bit(inputs, 512, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4").to(CARD)
     rows = torch.randn(300, inputs, device=CARD, dtype=torch.bfloat16)
@@ -81,7 +81,7 @@ def test_products_are_those_of_bitsandbytes_and_of_the_adapter(inputs: int) -> N
 
 
 def test_gpt_oss_attends_by_itself() -> None:
-    """`varlen_attn` knows nothing of the sinks in its heads' softmax."""
+    """`varlen_attn` does not support the sinks in the softmax of its heads."""
     sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64}
     model, own = tuned("gpt_oss", sizes, target_modules="q_proj,k_proj,v_proj,o_proj")
     causal = model.get_base_model()
@@ -92,7 +92,7 @@ def test_gpt_oss_attends_by_itself() -> None:
 
 
 def test_dora_attends_within_rows() -> None:
-    """Its scales make fp32 of what FlashAttention is given, under Trainer's autocast."""
+    """Its scales give FlashAttention fp32 inputs under Trainer's autocast."""
     model, own = tuned("llama", {}, use_dora=True)
     assert not architectures.blocks_of(model)
     settle_attention(model, own)
@@ -108,7 +108,7 @@ def test_dora_attends_within_rows() -> None:
 
 @pytest.mark.parametrize("window", [64, 4096])
 def test_gemma_3_computes_what_its_own_layers_do(window: int) -> None:
-    """With norms of heads and behind both halves of a layer; some layers attend within a window."""
+    """With norms of the heads and after both halves of a layer; some layers have a sliding window."""
     sizes = {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"] * 2}
     batch = random_batch(ROWS, VOCABULARY, CARD)
     losses = []

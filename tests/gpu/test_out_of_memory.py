@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: memory that really runs out, in the midst of training. Run by hand: pytest -m gpu tests/gpu"""
+"""On an NVIDIA GPU: memory really runs out during training. Run by hand: pytest -m gpu tests/gpu"""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def losses(trainer: QLoRATrainer) -> list[float]:
 
 
 def take_memory(limit_bytes: float) -> None:
-    """Let this process have no more of the card than so much."""
+    """Limit this process to this much GPU memory."""
     torch.cuda.set_per_process_memory_fraction(limit_bytes / torch.cuda.get_device_properties(0).total_memory)
 
 
@@ -135,7 +135,7 @@ class Undisturbed:
     peak: int
 
     def between(self, share: float) -> float:
-        """So much memory that a share of what a whole pass takes fits."""
+        """The limit at which a fraction of a whole pass's memory fits."""
         return self.kept + share * (self.peak - self.kept)
 
 
@@ -156,7 +156,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 class LessAfter(transformers.TrainerCallback):
-    """Takes memory away at the end of a step."""
+    """Reduces the available memory at the end of a step."""
 
     def __init__(self, step: int, limit_bytes: float) -> None:
         self._step = step
@@ -171,7 +171,7 @@ class LessAfter(transformers.TrainerCallback):
 
 @pytest.mark.parametrize("share", [0.75, 0.3, 0.15])
 def test_memory_that_runs_out_in_the_midst_changes_no_loss(share: float, tmp_path: Path, undisturbed: Undisturbed) -> None:
-    """With 0.15 of what four sequences take, one must be cut between its rows."""
+    """With 0.15 of the memory of four sequences, a single one must be split between its rows."""
     told = Told()
     trainer = make_trainer(tmp_path, told)
     limit = undisturbed.between(share)
@@ -181,7 +181,7 @@ def test_memory_that_runs_out_in_the_midst_changes_no_loss(share: float, tmp_pat
     assert trainer.passes.largest is not None
     assert trainer.passes.largest <= 2 * share * BATCH * TOKENS
     assert all(warning.startswith("step 3: out of memory with ") for warning in told.warnings)
-    assert "weights and optimizer held" in told.warnings[0]
+    assert "weights and optimizer used" in told.warnings[0]
     assert torch.cuda.max_memory_reserved() <= limit + SEGMENT_BYTES
     assert losses(trainer) == pytest.approx(undisturbed.losses, rel=BF16_NOISE)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(undisturbed.eval_loss, rel=BF16_NOISE)
@@ -250,7 +250,7 @@ def test_evaluating_goes_on_too(tmp_path: Path, undisturbed: Undisturbed) -> Non
 
 
 class LessWithoutRecordings(LessAfter):
-    """Takes it where recordings are let go, as for an evaluation, so that they must be made anew."""
+    """Takes memory when recordings are dropped, as for an evaluation, so that they must be captured again."""
 
     def __init__(self, trainer: QLoRATrainer, step: int, limit_bytes: float) -> None:
         super().__init__(step, limit_bytes)
@@ -264,7 +264,7 @@ class LessWithoutRecordings(LessAfter):
 
 @pytest.mark.parametrize("steps", [RECORDED, OFFLOADED])
 def test_memory_that_runs_out_while_a_pass_is_recorded_changes_no_loss(steps: str, tmp_path: Path) -> None:
-    """With inputs offloaded, what the broken recording had copied was waited for by the next pass, which failed for that."""
+    """With offloading, the next pass used to wait for the failed capture's copies, and failed."""
     trainer = make_trainer(tmp_path, Silent(), steps)
     torch.cuda.reset_peak_memory_stats()
     trainer.train()

@@ -1,4 +1,4 @@
-"""On an NVIDIA GPU: `gpu-check --wait` beside a process that really holds the card. Run by hand: pytest -m gpu tests/gpu"""
+"""On an NVIDIA GPU: `gpu-check --wait` while another process uses the GPU. Run by hand: pytest -m gpu tests/gpu"""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ TOO_LITTLE_BYTES = 3 * 2**28
 
 @pytest.fixture
 def hold_all_but(start: Start) -> Callable[[int], int]:
-    """Start a process that holds all memory of the card but so many bytes; returns its id."""
+    """Start a process that takes all GPU memory except this many bytes; returns its pid."""
 
     def hold(left_bytes: int) -> int:
         holder = start([sys.executable, "-c", HOLD, str(left_bytes)])
@@ -52,12 +52,12 @@ def test_a_card_that_is_held_by_another_process(hold_all_but: Callable[[int], in
 
 
 def test_a_card_with_nothing_left(hold_all_but: Callable[[int], int], gpu_check: GpuCheck) -> None:
-    """Where not even CUDA's context has room."""
+    """Not even a CUDA context fits."""
     assert_full(hold_all_but(0), json.loads(gpu_check("--json").stdout))
 
 
 def assert_full(holder: int, report: dict[str, Any]) -> None:
-    """That the card cannot be used is the one thing wrong, and its holder is named."""
+    """The full GPU is the only problem, and the process that uses it is named."""
     [problem] = [problem["what"] for problem in report["problems"]]
     # The largest holder first; this process may have opened the card as well.
     assert re.match(rf"GPU 0 is fully used by: python[\d.]* \(pid {holder}, [\d.]+ GiB\)", problem), problem

@@ -115,7 +115,7 @@ def test_a_training_that_breaks_down(prepared_copy: Path, run: Run) -> None:
     flags = ("--learning-rate", 0.99, "--max-grad-norm", 0, "--lora-alpha", 1e30, "--max-steps", 20, "--batch-size", 1)
     done = run("train", "run", *flags, folder=prepared_copy.parent)
     assert (done.returncode, done.stdout) == (6, "")
-    lines = ["error: the training loss is nan at step 2", "hint: start anew with a lower --learning-rate and --overwrite"]
+    lines = ["error: the training loss is nan at step 2", "hint: start over with a lower --learning-rate and --overwrite"]
     assert done.stderr.splitlines()[-2:] == lines
     assert not (prepared_copy / "adapter").exists()
     for line in (prepared_copy / "metrics.jsonl").read_text().splitlines():

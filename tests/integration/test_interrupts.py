@@ -105,7 +105,7 @@ def test_train_between_steps(
     assert 1 <= step < 40
     lines = [f"error: stopped after step {step} of 40", "hint: resume with: llmft train run --resume"]
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-2:]) == (130, "", lines)
-    assert "warning: stopping after this step, with a checkpoint" in done.stderr
+    assert "warning: stopping after this step" in done.stderr
     assert json.loads((checkpoint / "trainer_state.json").read_text())["global_step"] == step
     assert metrics(prepared_copy)[-1]["step"] == step
     assert status(prepared_copy, "train") == "interrupted"

@@ -102,7 +102,7 @@ def test_a_row_that_does_not_fit_ends_it_and_the_hint_goes_on(
     done = train_on_card(card=(ROOM, 11, 3))
     assert (done.returncode, done.stdout) == (5, "")
     message, hint = done.stderr.splitlines()[-2:]
-    place = r"row 1 of sequence \d+ in run/data/train.arrow \(\d\d tokens, its target begins 'It is \d+\.<\|im_end\|>'\)"
+    place = r"row 1 of sequence \d+ in run/data/train.arrow \(\d\d tokens, its target begins with 'It is \d+\.<\|im_end\|>'\)"
     reason = r"does not fit: CUDA out of memory\. Tried to allocate 2\.00 GiB\."
     assert re.fullmatch(rf"error: out of memory after step 6 of 8: {place} {reason}", message)
     assert hint == "hint: resume with: llmft train run --resume --gradient-checkpointing"
@@ -130,9 +130,9 @@ def test_where_activations_are_recomputed_already_shorter_rows_are_the_way(
     assert done.returncode == 5
     error = json.loads(done.stdout)["error"]
     assert error["kind"] == "memory"
-    assert error["message"].startswith("out of memory before the first step was done: row ")
-    first, _, shorter = error["hint"].partition("; or take shorter rows: ")
-    assert first == "once more memory is free, start again with: llmft train 'long run' --config 'long run/config.yaml'"
+    assert error["message"].startswith("out of memory before the end of the first step: row ")
+    first, _, shorter = error["hint"].partition("; or use shorter rows: ")
+    assert first == "when more memory is free, start again with: llmft train 'long run' --config 'long run/config.yaml'"
     for command in shorter.split(" && "):
         again = run(*shlex.split(command)[1:], folder=tmp_path)
         assert again.returncode == 0, again.stderr

@@ -15,7 +15,7 @@ from .conftest import TRAIN_FLAGS, Run
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_ThisIsNoRealTokenButLooksLikeOne"
-OFFLINE = "W&B is not logged in or not reachable; the run was kept offline. To sync: wandb sync "
+OFFLINE = "W&B is not logged in or not reachable; the run was saved offline. To sync: wandb sync "
 NOWHERE = "http://127.0.0.1:9"
 NARRATION = ("loading ", "layers are computed by PEFT", "training ", "step ", "warning: W&B ")
 
@@ -104,7 +104,7 @@ def test_a_key_that_is_refused(key: str, reason: str, refusing_server: str, prep
     done, _ = train(run, prepared_copy, WANDB_API_KEY=key, WANDB_BASE_URL=refusing_server)
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1
-    assert warnings[0].startswith(f"warning: W&B did not take the run ({reason}")
+    assert warnings[0].startswith(f"warning: W&B rejected the run ({reason}")
     tracked_folder(done.stderr, prepared_copy)
     assert key not in done.stdout + done.stderr
     check_no_secret(prepared_copy, key, TOKEN)

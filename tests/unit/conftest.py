@@ -5,7 +5,7 @@ import sys
 import pytest
 
 REMEMBERING = {
-    "llmft_cli.training.attention.varlen": ("has_faster_dense", "needs_permission_to_share_heads"),
+    "llmft_cli.training.attention.varlen": ("has_faster_dense", "takes_enable_gqa"),
     "llmft_cli.training.fast.kernels.select": ("has_triton",),
 }
 

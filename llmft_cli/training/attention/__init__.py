@@ -1,1 +1,1 @@
-"""Attention that keeps packed rows apart."""
+"""Attention that separates packed rows."""

@@ -1,6 +1,6 @@
-"""FlashAttention 3 and 4 in the place of the FlashAttention-2 that torch has, where they are installed.
+"""FlashAttention 3 and 4, if installed, in place of torch's built-in FlashAttention-2.
 
-They are written for GPUs of compute capability 9 and 10. The package flash_attn 2.x is what torch has, and would gain nothing.
+They are written for GPUs of compute capability 9 and 10. The package flash_attn 2.x has the same kernels as torch.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 
 class NewerKernel(NamedTuple):
-    """A FlashAttention that torch can be told to use in the place of its own."""
+    """A FlashAttention that torch can use instead of its own."""
 
-    modules: tuple[str, ...]  # without which it cannot be imported; its top-level packages, which are cheap to look for
-    head_dims: dict[int, int]  # the largest, by the major number of the GPU's compute capability
+    modules: tuple[str, ...]  # top-level modules that it needs; looking for them is cheap
+    head_dims: dict[int, int]  # the largest supported head_dim, by the major version of the compute capability
 
 
-# By the names that torch has for them; the first is taken that can be. torch checks the capability at each call, the
-# packages check head_dim, and both raise: nothing falls back. FlashAttention 4 shares its package's name with 2.x, but
-# is compiled by nvidia-cutlass-dsl; beyond 128 it has on 10.x no more than a kernel for 256, in its newest versions.
+# By torch's names; the first that is usable is taken. torch checks the capability at each call and the packages check
+# head_dim; both raise and nothing falls back. FlashAttention 4 shares its package name with 2.x, but needs
+# nvidia-cutlass-dsl; above 128, it supports only 256 on 10.x, and only in its newest versions.
 NEWER_KERNELS = {
     "FA3": NewerKernel(("flash_attn_interface",), {9: 256}),
     "FA4": NewerKernel(("flash_attn", "cutlass"), {9: 256, 10: 128}),
 }
 TRIAL_ROWS = (300, 33, 307)
 TRIAL_WINDOW = 64
-TRIAL_TOLERANCE = 0.05  # of the norm; what 16 bits round is far below, a token more in the window is above
+TRIAL_TOLERANCE = 0.05  # relative to the norm: 16-bit rounding is far below, a window one token too long is above
 
 
 def use_newer_kernels(model: PreTrainedModel) -> None:
-    """Have torch compute attention with what `choose_kernels` finds, or else with its own, for a model on a GPU."""
+    """Make torch use the kernels that `choose_kernels` finds for a model on a GPU, or else its own."""
     import torch
     from torch.nn import attention
 
-    if attention.current_flash_attention_impl() is not None:  # for a model before this one, which may differ
+    if attention.current_flash_attention_impl() is not None:  # left from an earlier model
         attention.restore_flash_attention_impl()
     modules = {module for kernels in NEWER_KERNELS.values() for module in kernels.modules}
     installed = {module for module in modules if find_spec(module) is not None}
@@ -52,13 +52,13 @@ def use_newer_kernels(model: PreTrainedModel) -> None:
 
 
 def choose_kernels(capability: tuple[int, int], known: Collection[str], installed: set[str], head_dim: int) -> str | None:
-    """The FlashAttention to use in the place of torch's own, if any.
+    """The FlashAttention to use instead of torch's own, or None.
 
     Args:
-        capability: of the GPU.
-        known: names of those that this torch can use.
+        capability: the GPU's compute capability.
+        known: the names that this torch knows.
         installed: top-level modules that can be imported.
-        head_dim: of the model. Sliding windows, fewer key-value heads and gradients are for all of them.
+        head_dim: of the model. All of them support sliding windows, fewer key-value heads and gradients.
     """
     for name, (modules, head_dims) in NEWER_KERNELS.items():
         if name in known and installed.issuperset(modules) and head_dim <= head_dims.get(capability[0], 0):
@@ -67,10 +67,10 @@ def choose_kernels(capability: tuple[int, int], known: Collection[str], installe
 
 
 def activate_kernels(name: str, model: PreTrainedModel) -> None:
-    """Have torch compute attention with the named FlashAttention, unless what is installed does not do for this model.
+    """Make torch use the named FlashAttention, if it gives correct results for this model.
 
-    The packages change, may be built without some kernels, and fail as late as in a backward pass; so
-    results of a trial are held to those of torch's own kernel first.
+    The packages change, may lack some kernels, and may fail only in a backward pass. So their results are first
+    compared with those of torch's own kernel.
     """
     from torch.nn import attention
 
@@ -81,14 +81,14 @@ def activate_kernels(name: str, model: PreTrainedModel) -> None:
             bool((result - wanted).norm() <= TRIAL_TOLERANCE * wanted.norm())
             for result, wanted in zip(trial(model), expected, strict=True)
         )
-    except Exception:  # whatever a package that does not match raises, attention can be computed without it
+    except Exception:  # an incompatible package may raise anything, and torch's own kernel remains
         agrees = False
     if not agrees and attention.current_flash_attention_impl() is not None:
         attention.restore_flash_attention_impl()
 
 
 def trial(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Attention within a few rows and its gradients, with the model's heads and type; with a window too, where it has one."""
+    """Attention in a few rows and its gradients, with the model's heads and type, and also with a window if it has one."""
     import torch
 
     config, device = model.config.get_text_config(), model.device

@@ -1,9 +1,9 @@
-"""Attention between the tokens of one row, for sequences that hold several rows.
+"""Attention within each row of sequences that contain several packed rows.
 
-transformers tells packed rows apart with a mask of (batch, 1, length, length), which costs memory
-quadratic in the length and the flash kernel. torch's `varlen_attn` takes the boundaries of the
-rows instead; it needs a GPU of compute capability 8.0 or more, and 16 bits. Older GPUs, and fp32, go by
-the mask: `masked_attention` takes one that is made once for all layers, and torch's memory-efficient kernel.
+transformers separates packed rows with a mask of shape (batch, 1, length, length): its memory is quadratic in the length,
+and it rules out the flash kernel. torch's `varlen_attn` takes the row boundaries instead; it needs compute capability 8.0
+and a 16-bit type. Older GPUs and fp32 use the mask: `masked_attention` builds it once for all layers and calls torch's
+memory-efficient kernel.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from llmft_cli.settings.compute_types import Abilities
 
 NAME, MASKED = "llmft_varlen", "llmft_masked"
-LARGEST_HEAD_DIM, HEAD_DIM_STEP = 256, 8  # of the flash kernel, which takes multiples of the latter
+LARGEST_HEAD_DIM, HEAD_DIM_STEP = 256, 8  # of the flash kernel, which supports multiples of 8
 
 
 def choose_attention(model: PreTrainedModel, able: Abilities | None) -> str | None:
-    """`NAME`, `MASKED`, or None: the model's own stays.
+    """`NAME`, `MASKED`, or None for the model's own attention.
 
     Args:
-        able: what the GPU can that the model is on, or that its being on `meta` stands for; None on a CPU.
+        able: the abilities of the model's GPU, or of the GPU that `meta` stands for; None on a CPU.
     """
     import torch
 
@@ -42,16 +42,16 @@ def choose_attention(model: PreTrainedModel, able: Abilities | None) -> str | No
 
 
 def use_varlen_attention(model: PreTrainedModel) -> None:
-    """Let the model attend within rows by `cu_seq_lens_q`, which its forward must be given from then on."""
+    """Make the model attend within rows; its forward needs `cu_seq_lens_q` from then on."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, varlen_attention)
-    # A name without a function of masks: transformers makes none then.
+    # No mask function is registered for this name, so transformers builds no masks.
     model.set_attn_implementation(NAME)
 
 
 def use_masked_attention(model: PreTrainedModel) -> None:
-    """Let the model attend by `additive_mask`, which transformers asks for once in a pass."""
+    """Make the model attend with `additive_mask`, which transformers builds once per pass."""
     from transformers import AttentionInterface, AttentionMaskInterface
 
     AttentionInterface.register(MASKED, masked_attention)
@@ -60,13 +60,13 @@ def use_masked_attention(model: PreTrainedModel) -> None:
 
 
 def can_use_masked_attention(model: PreTrainedModel) -> bool:
-    """Whether torch's scaled dot product is what this model attends with, as transformers has it."""
+    """Whether the model uses plain scaled dot-product attention in transformers."""
     plain = not getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     return plain and bool(model._supports_attention_backend) and model.config._attn_implementation == "sdpa"
 
 
 def can_use_varlen_attention(model: PreTrainedModel, device: torch.device) -> bool:
-    """Whether `varlen_attn` computes what this model's attention is, and runs on the device; `meta` stands for a GPU."""
+    """Whether `varlen_attn` computes the same as this model's attention and runs on the device; `meta` means a GPU."""
     config = model.config.get_text_config()
     plain = not getattr(config, "attn_logit_softcapping", None) and not getattr(config, "attention_dropout", 0)
     size = head_dim(config)
@@ -101,14 +101,14 @@ def varlen_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within rows, as transformers' AttentionInterface wants it.
+    """Causal attention within rows, for transformers' AttentionInterface.
 
     Args:
         query: of shape (batch, heads, length, head_dim); key and value with as many heads or fewer.
-        cu_seq_lens_q: where the rows of the flattened batch start, and where the last one ends; int32.
-        max_length_q: the longest row.
-        first_rows_alone: whether only the first row of each sequence matters, which sees nothing of the others anyway.
-        sliding_window: tokens that a token sees, itself included.
+        cu_seq_lens_q: the start of each row in the flattened batch, and the end of the last; int32.
+        max_length_q: tokens of the longest row.
+        first_rows_alone: whether only the first row of each sequence matters; it cannot attend to later rows anyway.
+        sliding_window: number of tokens that a token attends to, itself included.
 
     Returns:
         Of shape (batch, length, heads, head_dim).
@@ -120,24 +120,15 @@ def varlen_attention(
     batch, _heads, length, _dim = query.shape
     dtype = kernel_dtype(value)
     query, key, value = (states.transpose(1, 2).flatten(0, 1).to(dtype) for states in (query, key, value))
-    options: dict[str, Any] = {"enable_gqa": True} if needs_permission_to_share_heads(varlen_attn) else {}
-    result: Any = varlen_attn(
-        query,
-        key,
-        value,
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q,
-        max_length_q,
-        scale=scaling,
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        **options,
-    )
+    starts, longest = cu_seq_lens_q, max_length_q
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    options: dict[str, Any] = {"enable_gqa": True} if takes_enable_gqa(varlen_attn) else {}
+    result: Any = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling, window_size=window, **options)
     return result.unflatten(0, (batch, length)), None
 
 
 def kernel_dtype(states: torch.Tensor) -> torch.dtype:
-    """What autocast would make of them; FlashAttention takes 16 bits alone, and DoRA's scales make fp32 of projections."""
+    """The autocast type if enabled: FlashAttention takes only 16-bit types, and DoRA's scales give fp32 projections."""
     import torch
 
     kind = states.device.type
@@ -147,7 +138,7 @@ def kernel_dtype(states: torch.Tensor) -> torch.dtype:
 
 @cache
 def has_faster_dense(device: torch.device) -> bool:
-    """Whether cuDNN's attention, which knows no rows, is for this device; on an H100 in half of FlashAttention-2's time."""
+    """Whether cuDNN's attention, which has no row boundaries, is faster; on an H100 twice as fast as FlashAttention-2."""
     import torch
 
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
@@ -165,9 +156,9 @@ def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
 
 
 def additive_mask(*, dtype: torch.dtype, **options: Any) -> torch.Tensor:
-    """What is added to scores, of shape (batch, 1, length, length), as transformers' AttentionMaskInterface wants it.
+    """A mask to add to the scores, of shape (batch, 1, length, length), for transformers' AttentionMaskInterface.
 
-    transformers' own (`eager_mask`) copies a number to the GPU for it in 5.17, which a pass that is recorded may not.
+    transformers' own `eager_mask` (5.17) copies a scalar to the GPU, which is not allowed during CUDA graph capture.
     """
     import torch
     from transformers.masking_utils import sdpa_mask
@@ -187,20 +178,20 @@ def masked_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention where a mask allows it, as transformers' AttentionInterface wants it; shapes as in `varlen_attention`.
+    """Attention with an additive mask, for transformers' AttentionInterface; shapes as in `varlen_attention`.
 
     Args:
-        attention_mask: what is added to the scores, of shape (batch, 1, length, length); None is causal attention.
+        attention_mask: added to the scores, of shape (batch, 1, length, length); None means causal attention.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.nn.functional import scaled_dot_product_attention
 
-    shared = query.shape[1] // key.shape[1]  # the memory-efficient kernel wants as many heads of keys as of queries
+    shared = query.shape[1] // key.shape[1]  # the memory-efficient kernel needs as many key heads as query heads
     if shared > 1:
         key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
     causal = attention_mask is None and query.shape[2] > 1
-    if query.is_meta:  # where torch would follow the plain formula, with scores of all tokens by all
+    if query.is_meta:  # on `meta`, torch would take the math path, with the full matrix of scores
         kernel = torch.ops.aten._scaled_dot_product_efficient_attention
         result: torch.Tensor = kernel(query, key, value, attention_mask, True, dropout, causal, scale=scaling)[0]
     else:
@@ -210,6 +201,6 @@ def masked_attention(
 
 
 @cache
-def needs_permission_to_share_heads(kernel: Callable[..., torch.Tensor]) -> bool:
-    """Whether torch's kernel wants to be told that key and value may have fewer heads; 2.11's takes them as they are."""
+def takes_enable_gqa(kernel: Callable[..., torch.Tensor]) -> bool:
+    """Whether torch's kernel has the argument `enable_gqa`; torch 2.11's supports fewer key heads without it."""
     return "enable_gqa" in inspect.signature(kernel).parameters

@@ -1,1 +1,1 @@
-"""Sequences put together into batches."""
+"""Building batches from sequences."""

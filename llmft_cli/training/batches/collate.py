@@ -1,4 +1,4 @@
-"""Batches of packed sequences, in which no row sees another, and their parts."""
+"""Batches of packed sequences whose rows do not attend to each other, and splitting such batches."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
     Batch = dict[str, Any]
 
-SHAPED = ("input_ids", "labels", "position_ids")
-EVERYTHING = slice(None)
+TOKEN_TENSORS = ("input_ids", "labels", "position_ids")
+ALL = slice(None)
 
 
 def collate(sequences: Sequence[Mapping[str, Any]], longest_of_all: int | None = None) -> Batch:
-    """Sequences as one batch, padded to the longest.
+    """Collate sequences into one batch, padded to the longest.
 
-    Position ids restart at every row, which is how transformers' attention masks tell rows
-    apart; padding is a row of its own at the end, so no padding id or attention mask is needed.
+    Position ids restart at every row, so transformers' attention masks separate the rows. Padding is a row of its own
+    at the end, so neither a padding id nor an attention mask is needed.
 
     Args:
-        sequences: with `input_ids`, `labels` and `row_lengths` as `data/store.py` writes them.
-        longest_of_all: tokens of the longest sequence of the data; where given, the batch is padded further, to a length
-            that other batches have, too (`token_batches.padded_length`).
+        sequences: with `input_ids`, `labels` and `row_lengths` as in `data/store.py`.
+        longest_of_all: tokens of the dataset's longest sequence; if given, the batch is padded to one of a few lengths
+            (`token_batches.padded_length`).
 
     Returns:
-        input_ids, labels and position_ids of shape (batch, padded length); what `places` gives; and token_count, the number
-        of tokens that are not padding.
+        input_ids, labels and position_ids of shape (batch, padded length); the values of `batch_indices`; and
+        token_count, the number of tokens without padding.
     """
     import numpy
     import torch
@@ -48,21 +48,21 @@ def collate(sequences: Sequence[Mapping[str, Any]], longest_of_all: int | None =
         batch["position_ids"][number] = numpy.arange(longest) - numpy.repeat(lengths.cumsum() - lengths, lengths)
     tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
     token_count = sum(len(sequence["input_ids"]) for sequence in sequences)
-    return {**tensors, **places(tensors), "token_count": token_count}
+    return {**tensors, **batch_indices(tensors), "token_count": token_count}
 
 
-def places(tensors: Mapping[str, torch.Tensor]) -> Batch:
-    """Where things stand in a batch, counted over its flattened positions.
+def batch_indices(tensors: Mapping[str, torch.Tensor]) -> Batch:
+    """Indices of supervised tokens and rows, counted over the flattened batch.
 
     Returns:
         predicting, the positions whose next token is supervised, and targets, those tokens, both of shape
-        (supervised tokens,); row_starts, the positions where the rows start and where the last one ends, of shape
-        (rows + 1,), int32; longest_row, its number of tokens; and first_rows_alone, whether nothing is supervised
-        but in the first row of each sequence, so that rows need not be told apart.
+        (supervised tokens,); row_starts, the start of each row and the end of the last, of shape (rows + 1,), int32;
+        longest_row, in tokens; and first_rows_alone, whether only the first row of each sequence is supervised, so
+        that causal attention needs no row boundaries.
     """
     import torch
 
-    # Nothing predicts the first token of a row; `data/prepare.py` never supervises it.
+    # The first token of a row has no predictor; `data/prepare.py` never supervises it.
     labels, length = tensors["labels"].flatten(), tensors["labels"].shape[1]
     supervised = (labels != IGNORED).nonzero().squeeze(1)
     positions = tensors["position_ids"].flatten()
@@ -78,14 +78,14 @@ def places(tensors: Mapping[str, torch.Tensor]) -> Batch:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device."""
+    """Move the batch's tensors to the device."""
     return {name: value if isinstance(value, int) else value.to(device) for name, value in batch.items()}
 
 
 def parts_within(batch: Batch, largest: int | None) -> list[Batch]:
-    """The batch in parts of at most `largest` padded tokens, as far as it can be cut; their summed losses are the batch's.
+    """Split the batch into parts of at most `largest` tokens, padding included; their losses add up to the batch's.
 
-    A single row is never cut. A part has no token_count.
+    A single row is never split, whatever its length. Parts have no token_count.
     """
     if largest is None or batch["input_ids"].numel() <= largest:
         return [batch]
@@ -93,29 +93,30 @@ def parts_within(batch: Batch, largest: int | None) -> list[Batch]:
 
 
 def halves(batch: Batch) -> list[Batch]:
-    """The batch cut in two: between its sequences, or in a single sequence between two rows, which do not see each other.
+    """Split the batch between sequences, or a single sequence between two rows, which do not attend to each other.
 
     Returns:
-        The halves in which anything is supervised, shorn of what follows their last target; none of a single row.
+        The halves with supervised tokens, trimmed after their last target; an empty list for a single row.
     """
     count, longest = batch["input_ids"].shape
     if count > 1:
         middle = (count + 1) // 2
-        cuts = [(slice(None, middle), EVERYTHING), (slice(middle, None), EVERYTHING)]
+        cuts = [(slice(None, middle), ALL), (slice(middle, None), ALL)]
     else:
         starts = (batch["position_ids"][0] == 0).nonzero().flatten().tolist()[1:]
         if not starts:
             return []
         middle = min(starts, key=lambda start: abs(2 * start - longest))
-        cuts = [(EVERYTHING, slice(None, middle)), (EVERYTHING, slice(middle, None))]
-    parts = ({name: batch[name][cut] for name in SHAPED} for cut in cuts)
-    return [shorn(part) for part in parts if (part["labels"] != IGNORED).any()]
+        cuts = [(ALL, slice(None, middle)), (ALL, slice(middle, None))]
+    parts = ({name: batch[name][cut] for name in TOKEN_TENSORS} for cut in cuts)
+    return [trimmed(part) for part in parts if (part["labels"] != IGNORED).any()]
 
 
 def each_row_alone(batch: Mapping[str, Any]) -> Batch:
-    """The batch with each row up to its last target as a sequence of its own, and those without targets left out.
+    """Put each row in its own sequence, up to its last target; rows without targets are dropped.
 
-    For models that see other rows; the device is waited for. Behind a row is what followed it, which it does not see.
+    For models that cannot separate packed rows. Shorter rows are padded with the tokens that follow them, which causal
+    attention hides. Synchronizes with the device.
     """
     import torch
 
@@ -136,8 +137,8 @@ def each_row_alone(batch: Mapping[str, Any]) -> Batch:
     }
 
 
-def shorn(part: Batch) -> Batch:
-    """A part without the positions after its last target, on which no loss depends."""
+def trimmed(part: Batch) -> Batch:
+    """The part without the positions after its last target, which do not affect the loss."""
     end = int((part["labels"] != IGNORED).any(0).nonzero()[-1]) + 1
     tensors = {name: tensor[:, :end].contiguous() for name, tensor in part.items()}
-    return {**tensors, **places(tensors)}
+    return {**tensors, **batch_indices(tensors)}

@@ -1,4 +1,4 @@
-"""The batch of a training that takes the most memory."""
+"""The training batch that needs the most memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ SEQUENCES_AT_A_TIME = 1000
 
 
 def longest_batch(sequences: datasets.Dataset, batch_size: int, tokens_per_batch: int | None = None) -> Batch:
-    """The batch that takes the most memory: as long as the longest sequence, and with the most supervised tokens beside it.
+    """The batch that needs the most memory: the longest sequence, and the others with the most supervised tokens.
 
-    Activations grow with the padded tokens and logits with the supervised ones. Of batches of a number of tokens,
-    it is one with the most padded tokens, whose sequences may be shorter.
+    Activations grow with the padded tokens, logits with the supervised ones. With `tokens_per_batch` it is a batch with
+    the most padded tokens, whose sequences may be shorter.
     """
     tokens, supervised = token_counts(sequences)
     if tokens_per_batch is None:
@@ -34,7 +34,7 @@ def longest_batch(sequences: datasets.Dataset, batch_size: int, tokens_per_batch
 
 
 def longest_and_most_supervised(tokens: Any, supervised: Any, count: int) -> list[int]:
-    """The number of the longest sequence, and those of the most supervised of the others."""
+    """The index of the longest sequence, then those of the others with the most supervised tokens."""
     longest = int(tokens.argmax())
     by_supervised = numpy.argsort(-supervised, kind="stable").tolist()
     return [longest, *[number for number in by_supervised if number != longest][: count - 1]]

@@ -1,4 +1,4 @@
-"""The order of sequences in an epoch: batches of about the same length, so that little is padding."""
+"""Samplers that put sequences of similar length into a batch, so that there is little padding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from llmft_cli.training.batches.token_batches import padded_length, token_batche
 
 
 class LengthGroupedSampler(torch.utils.data.Sampler[int]):
-    """As transformers' sampler of that name, but the order depends on seed and epoch alone, so that resuming finds it again.
+    """Like transformers' sampler of that name, but the order depends only on seed and epoch, so resuming reproduces it.
 
     Args:
-        lengths: tokens of each row.
-        batch_size: rows of a step, over all its batches.
+        lengths: tokens of each sequence.
+        batch_size: sequences in a step, over all its batches.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
@@ -37,14 +37,13 @@ class LengthGroupedSampler(torch.utils.data.Sampler[int]):
 
 
 class TokenBatchSampler(torch.utils.data.Sampler[list[int]]):
-    """Batches of as many sequences of like length as `tokens_per_batch` tokens hold, in an order of seed and epoch alone.
+    """Fills batches with sequences of similar length, up to `tokens_per_batch`; the order depends only on seed and epoch.
 
-    Trainer counts steps by the number of batches, so it must be the same in every epoch. It would be if the batches
-    were made once and only their order drawn anew. But then the same rows would always be averaged over
-    together, while gradient descent wants each gradient drawn from all rows. So lengths are rounded
-    (`token_batches.padded_length`), which decides how many batches there are and how long, and which sequences of
-    the same rounded length go into which batch is drawn in each epoch: of packed data nearly all are of one, and
-    are mixed as freely as in batches of a fixed number.
+    Trainer derives its steps from the number of batches, so every epoch must have the same number. Fixed batches in a
+    new order would ensure that, but would always average the same rows together. Instead, lengths are rounded
+    (`token_batches.padded_length`): the rounded lengths fix the number and shapes of the batches, and each epoch draws
+    which sequences of a rounded length go into which batch. Nearly all sequences of packed data have the same rounded
+    length, so they are mixed as freely as in batches of a fixed size.
     """
 
     def __init__(self, lengths: Sequence[int], tokens_per_batch: int, seed: int) -> None:
@@ -61,7 +60,7 @@ class TokenBatchSampler(torch.utils.data.Sampler[list[int]]):
 
     @property
     def sampler(self) -> TokenBatchSampler:
-        """Itself: on resuming, accelerate wraps it to skip batches, and then calls `set_epoch` of its `sampler` alone."""
+        """Itself: when resuming, accelerate wraps this sampler to skip batches and calls only its `sampler.set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:

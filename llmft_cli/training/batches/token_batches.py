@@ -1,4 +1,4 @@
-"""Batches of as many sequences as a number of tokens holds, padding included: how many there are, and of what shape."""
+"""Number and shapes of batches that are filled up to a number of tokens, padding included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SMALLEST_STEP = 8
 
 
 class TokenBatch(NamedTuple):
-    """Where a batch begins among all sequences, longest first; how many it has; and the tokens that each is padded to."""
+    """A batch's first sequence (in the order longest first), its number of sequences, and their padded length."""
 
     start: int
     sequences: int
@@ -33,32 +33,32 @@ def sequence_lengths(sequences: datasets.Dataset) -> list[int]:
 
 
 def padded_length(length: int, longest: int) -> int:
-    """The tokens that a sequence counts for: rounded up by less than an eighth (a short one by 7), to `longest` at most.
+    """A sequence's padded length: rounded up by less than 1/8 (a short one by at most 7), and at most `longest`.
 
-    So batches come in few shapes, each of which a GPU may have a recording of; and sequences that count for the
-    same can change places.
+    This gives few batch shapes, so that each can have a CUDA graph; sequences with the same padded length are
+    interchangeable.
     """
-    below = (1 << (length - 1).bit_length()) // 2  # the power of two below it
+    below = (1 << (length - 1).bit_length()) // 2  # the largest power of two below `length`
     step = max(SMALLEST_STEP, below // LENGTHS_PER_DOUBLING)
     return min(-(-length // step) * step, longest)
 
 
 def sequences_that_fill(tokens_per_batch: int, longest: int) -> int:
-    """How many sequences of the longest length a batch holds.
+    """How many sequences of the longest length fit in a batch.
 
     Raises:
-        ConfigError: not even one.
+        ConfigError: none.
     """
     if tokens_per_batch < longest:
         raise ConfigError(
-            f"--tokens-per-batch {tokens_per_batch} is less than the longest sequence has, {longest} tokens",
+            f"--tokens-per-batch {tokens_per_batch} is less than the longest sequence ({longest} tokens)",
             f"use --tokens-per-batch {longest} or more, or prepare the data with a smaller --max-seq-length",
         )
     return tokens_per_batch // longest
 
 
 def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[TokenBatch]:
-    """The batches of an epoch: sequences from the longest to the shortest, in each batch as many as fit.
+    """The batches of an epoch: sequences from longest to shortest, as many per batch as fit.
 
     Raises:
         ConfigError: the longest sequence does not fit.
@@ -76,5 +76,5 @@ def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[TokenBa
 
 
 def largest_batch(lengths: Sequence[int], tokens_per_batch: int) -> TokenBatch:
-    """That of an epoch's batches with the most tokens, padding included; of several, the one with the longest sequences."""
+    """The batch with the most tokens, padding included; of several, the one with the longest sequences."""
     return max(token_batches(lengths, tokens_per_batch), key=lambda batch: (batch.tokens, batch.length))

@@ -1,1 +1,1 @@
-"""The fast path of a training step: whole decoder layers as one function each, with kernels of their own."""
+"""The fast path of a training step: fused decoder layers with their own kernels, and CUDA graphs."""

@@ -1,8 +1,7 @@
-"""Forward and backward passes recorded as CUDA graphs, so that the processor launches them all at once.
+"""Forward and backward passes captured as CUDA graphs, so that one launch runs a whole pass.
 
-A pass of a small model, or of few tokens, waits for Python to launch thousands of kernels. A recorded
-one is launched as a whole, but only for batches of the very shape that was recorded: so what varies
-between batches is padded to a few sizes, here and where they are made (`collate.collate`).
+Without a graph, a pass of a small model or of few tokens waits for Python to launch thousands of kernels. A graph only
+fits batches of exactly the captured shape, so batches are padded to a few sizes, here and in `collate.collate`.
 """
 
 from __future__ import annotations
@@ -22,20 +21,20 @@ from llmft_cli.training.fast.architectures import blocks_of
 if TYPE_CHECKING:
     from llmft_cli.training.batches.collate import Batch
 
-# Loss and its gradients of a batch divided by a number of tokens, left in the weights' `grad`.
+# Returns the loss of a batch divided by a number of tokens, and adds its gradients to the weights' `grad`.
 Work = Callable[["Batch", torch.Tensor], torch.Tensor]
 
-# Sizes that are recorded: eighths of the batch's positions for those that have a target, and so many rows.
+# Padded sizes: targets to eighths of the batch's positions, rows to multiples of 32.
 SUPERVISED_SHARE = 8
 ROWS_AT_A_TIME = 32
-# Each holds its graph and inputs on the card, besides the memory for activations that all share.
+# Each keeps its graph and inputs on the GPU; the memory for activations is shared.
 MOST_RECORDINGS = 32
 TENSORS = ("input_ids", "position_ids", "predicting", "targets", "row_starts")
 
 
 @dataclass
 class Recording:
-    """A graph, the tensors that it reads, and the one that it writes its loss to."""
+    """A graph, its input tensors, and the tensor of its loss."""
 
     graph: torch.cuda.CUDAGraph
     batch: Batch
@@ -51,17 +50,17 @@ class Recording:
 
 
 class RecordedPasses:
-    """Passes of a model: the first as it is, to have kernels compiled, each further one recorded where its shape is new.
+    """Passes of a model: the first runs directly, to compile kernels; later ones are captured once per shape and replayed.
 
-    Of too many recordings the one that was not used for longest is let go. Where they are made more often than used again,
-    all are: beside them there is no memory for other passes.
+    The least recently used recording is dropped when there are too many. If recordings are made more often than reused,
+    all are dropped and recording stops: they would leave no memory for other passes.
 
     Attributes:
-        failure: why nothing is recorded any more, in a line; None while it works.
+        failure: one line on why recording stopped; None while it works.
     """
 
     def __init__(self, weights: Iterable[torch.nn.Parameter], work: Work) -> None:
-        """`weights` are those that gradients are accumulated for."""
+        """`weights` are the trained ones."""
         self.failure: str | None = None
         self._weights = list(weights)
         self._work = work
@@ -72,7 +71,7 @@ class RecordedPasses:
         self._made = self._used_again = 0
 
     def run(self, batch: Batch, divisor: torch.Tensor) -> torch.Tensor:
-        """The loss of a batch on the GPU; gradients are added to those of the weights."""
+        """The loss of a batch on the GPU; adds its gradients to the weights' `grad`."""
         if self.failure is not None:
             return self._work(batch, divisor)
         padded = padded_batch(batch)
@@ -87,13 +86,13 @@ class RecordedPasses:
             self._used_again += 1
         if self.failure is not None:
             return self._work(batch, divisor)
-        recording = self._recordings[key] = self._recordings.pop(key)  # the last one is that used last
+        recording = self._recordings[key] = self._recordings.pop(key)  # the most recently used is last
         return recording.replay(padded, divisor)
 
     def release(self) -> None:
-        """Give the memory of all recordings back; they are made anew when they are needed.
+        """Free the memory of all recordings; they are captured again when needed.
 
-        The gradients that they add to stay with the weights, and only there: whoever clears those there frees them.
+        Only the weights keep the gradient tensors, so clearing `grad` frees those.
         """
         self._recordings.clear()
         self._made = self._used_again = 0
@@ -103,7 +102,7 @@ class RecordedPasses:
 
     def _try_to_record(self, key: Any, batch: Batch, divisor: torch.Tensor) -> None:
         if self._made >= MOST_RECORDINGS and self._used_again < self._made:
-            self.failure = f"batches come in too many shapes ({self._made} recordings were used {self._used_again} times again)"
+            self.failure = f"too many batch shapes ({self._made} CUDA graphs were reused {self._used_again} times)"
             self.release()
             return
         if len(self._recordings) == MOST_RECORDINGS:
@@ -111,8 +110,8 @@ class RecordedPasses:
         try:
             self._recordings[key] = self._record(batch, divisor)
             self._made += 1
-        except Exception as error:  # nothing was computed yet, and everything can be computed without a graph
-            # Not the error itself, whose traceback holds the tensors of the pass. The first one is behind what it led to.
+        except Exception as error:  # nothing was computed yet, and the pass can run without a graph
+            # Do not keep the error: its traceback keeps the pass's tensors alive. Its __context__ is the original error.
             self.failure = first_line(error.__context__ or error)
             end_broken_capture(self._weights[0].device, self._pool)
         if self.failure is not None:
@@ -123,7 +122,7 @@ class RecordedPasses:
         own_divisor = divisor.clone()
         graph = torch.cuda.CUDAGraph()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        # `torch.cuda.graph` leaves its own stream the current one where a capture breaks off. Other threads may call CUDA.
+        # The outer context restores the stream after a failed capture. "thread_local": other threads may call CUDA.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
             torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
@@ -132,7 +131,7 @@ class RecordedPasses:
         return Recording(graph, own, own_divisor, loss)
 
     def _attach_gradients(self) -> None:
-        """Have gradients in the tensors that recordings add to, with the values that they have now."""
+        """Move the weights' gradients, with their values, to the tensors that the graphs add to."""
         if not self._gradients:
             self._gradients = [torch.empty_like(weights) for weights in self._weights]
         cleared = []
@@ -147,15 +146,15 @@ class RecordedPasses:
 
 
 def end_broken_capture(device: torch.device, pool: Any) -> None:
-    """Tell allocator and random generator that a capture which broke off goes on no more.
+    """Tell the allocator and the random generator that a failed capture has ended.
 
-    While one goes on, the allocator gives no cached memory back, which those need who go on in smaller passes, and no random
-    number is drawn on the device. That of pinned memory cannot be told; it asks only while something else is recorded.
+    During a capture, the allocator does not free cached memory, which smaller passes need, and the device generates no
+    random numbers. The allocator of pinned memory cannot be told; it checks only during another capture.
     """
     if device.type != "cuda" or pool is None:
         return
     index = device.index or 0
-    with suppress(RuntimeError):  # the allocator was told if the capture itself was ended
+    with suppress(RuntimeError):  # raised if the capture has already ended
         torch._C._cuda_endAllocateToPool(index, pool)
         torch._C._cuda_releasePool(index, pool)
     generator = torch.cuda.default_generators[index]
@@ -163,14 +162,14 @@ def end_broken_capture(device: torch.device, pool: Any) -> None:
 
 
 def recorded_passes(model: Any, device: torch.device, work: Work) -> RecordedPasses | None:
-    """Recorded passes of a model whose step is nothing but launches: one with fast layers that is on a GPU as a whole."""
+    """Recorded passes for a model with fast layers that is entirely on a GPU; None for others."""
     if device.type != "cuda" or not blocks_of(model) or model.get_input_embeddings().weight.device != device:
         return None
     return RecordedPasses([weights for weights in model.parameters() if weights.requires_grad], work)
 
 
 def padded_batch(batch: Batch) -> Batch:
-    """The batch with room for more targets, rows and longer ones, of sizes that other batches have, too."""
+    """Pad targets, rows and the longest row to sizes that batches have in common."""
     positions = batch["input_ids"].numel()
     length = batch["input_ids"].shape[1]
     missing = rounded_up(len(batch["targets"]), -(-positions // SUPERVISED_SHARE)) - len(batch["targets"])
@@ -179,10 +178,10 @@ def padded_batch(batch: Batch) -> Batch:
     return {
         "input_ids": batch["input_ids"],
         "position_ids": batch["position_ids"],
-        # Nothing follows the last position, so it has no target of its own.
+        # The last position predicts nothing, so it has no target of its own.
         "predicting": pad(batch["predicting"], (0, missing), value=positions - 1),
         "targets": pad(batch["targets"], (0, missing), value=IGNORED),
-        # Rows without tokens.
+        # Empty rows.
         "row_starts": pad(batch["row_starts"], (0, rows), value=positions),
         "longest_row": length if alone else min(length, 1 << (batch["longest_row"] - 1).bit_length()),
         "first_rows_alone": alone,

@@ -1,8 +1,8 @@
-"""The inputs of checkpointed layers in the host's memory, from the forward pass to the backward pass.
+"""Offloads the inputs of checkpointed layers to host memory between the forward and the backward pass.
 
-What a checkpointed layer keeps is its input, and of many layers that is most of a step's activations.
-Copies go along with the computation, on a stream of their own: an input goes to the host while its layer
-computes, and comes back while the layer behind it does its backward pass.
+A checkpointed layer keeps only its input; in a deep model, these are most of a step's activations. Copies overlap with
+computation on a separate stream: an input is copied to the host while its layer computes, and back while the following
+layer runs its backward pass.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Copied:
 
 
 class OffloadedInputs:
-    """Inputs of all layers of one pass, of which two at most are on the device.
+    """The inputs of all layers of one pass, at most two of which are on the device.
 
-    On the `meta` device nothing is stored, but as much is held as on a GPU.
+    On the `meta` device nothing is stored, but tensors live as long as on a GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,9 +36,9 @@ class OffloadedInputs:
         self._coming: Copied | None = None
 
     def put(self, index: int, rows: torch.Tensor) -> None:
-        """Store the input of a layer; the layers come in their order, and with the first one a new pass begins.
+        """Store the input of a layer. Call this in the order of the layers; the first one starts a new pass.
 
-        What a pass that broke off has left is forgotten, and not waited for: it may have been part of a graph.
+        The remains of a failed pass are dropped without waiting for them: they may have been part of a CUDA graph.
         """
         if self._leaving is not None and index > 0:
             self._wait_for(self._leaving)
@@ -48,7 +48,7 @@ class OffloadedInputs:
             self._leaving.done = self._copy(rows, self._room_for(index, rows))
 
     def take(self, index: int) -> torch.Tensor:
-        """The input of a layer; the layers come in reverse order. That of the layer before is fetched meanwhile."""
+        """The input of a layer. Call this in reverse order; it starts fetching the previous layer's input."""
         copied = self._leaving if self._leaving is not None and self._leaving.index == index else self._coming
         assert copied is not None
         assert copied.index == index
@@ -61,7 +61,7 @@ class OffloadedInputs:
         return copied.rows
 
     def _room_for(self, index: int, rows: torch.Tensor) -> torch.Tensor:
-        """Memory of the host that stays: where a pass is recorded, its addresses are part of the graph."""
+        """Host memory that stays allocated: its addresses are part of the CUDA graphs."""
         room = self._stored.get(index)
         if room is None or room.numel() < rows.numel():
             room = torch.empty(rows.numel(), dtype=rows.dtype, pin_memory=self._on_gpu)
@@ -69,7 +69,7 @@ class OffloadedInputs:
         return room[: rows.numel()].view(rows.shape)
 
     def _copy(self, source: torch.Tensor, target: torch.Tensor) -> torch.cuda.Event | None:
-        """Copy what is computed by now into what is free by now, beside what is computed from now on."""
+        """Start a copy after all work queued so far; it overlaps with later work."""
         if self._stream is None:
             target.copy_(source)
             return None

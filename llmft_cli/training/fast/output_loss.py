@@ -1,4 +1,4 @@
-"""Cross entropy of an output layer that is one product and nothing more; its gradient is computed on the way forward."""
+"""Cross entropy of an output layer that is a single matrix product; the gradient is computed in the forward pass."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from llmft_cli.training.fast.kernels.select import kernels_for
 from llmft_cli.training.fast.products import multiply
 
-# 64 MiB of logits in 16 bits at a time; more is hardly faster.
+# 64 MiB of 16-bit logits at a time; larger chunks are hardly faster.
 LOGITS_PER_CHUNK = 2**25
-# Most likelihoods of a large vocabulary are below the 6e-5 under which fp16 has fewer bits, and many below the 6e-8 under
-# which it has none. They are at most 1, and so are gradients of hidden states about as large as the output layer's weights.
+# For a large vocabulary, most likelihoods are below 6e-5, where fp16 loses bits, and many below 6e-8, where it underflows.
+# They are at most 1, so gradients of hidden states are about as large as the output layer's weights and do not overflow.
 FP16_FACTOR = 2**10
 
 
@@ -46,18 +46,18 @@ class OutputLoss(torch.autograd.Function):
 
 
 def gradient_factor(dtype: torch.dtype) -> int:
-    """What gradients of logits are multiplied with on their way through the output layer, so that they keep their bits."""
+    """The factor of the logits' gradients in the output layer, which keeps fp16 gradients from underflowing."""
     return FP16_FACTOR if dtype == torch.float16 else 1
 
 
 def scale_gradient(gradient: torch.Tensor, factor: torch.Tensor, divisor: int = 1) -> torch.Tensor:
-    """The gradient times a scalar, in its own memory and type.
+    """Multiply the gradient by a scalar, in place.
 
     Args:
-        divisor: the `gradient_factor` that is in the gradient.
+        divisor: the `gradient_factor` contained in the gradient.
 
-    The factor, 1 / tokens as a rule, stays in fp32: rounded to 16 bits it would make all gradients of a step
-    too long or too short alike, by up to 0.4%. As a scalar tensor it would be rounded (on a GPU), as a tensor of one value not.
+    The factor, usually 1 / tokens, stays in fp32: rounded to 16 bits, it would change the length of all gradients of a
+    step by up to 0.4%. A 0-dim tensor would be rounded (on a GPU), a tensor of shape (1,) is not.
     """
     if divisor != 1:
         factor = factor / divisor
@@ -68,8 +68,8 @@ def output_loss(hidden: torch.Tensor, predicting: torch.Tensor, targets: torch.T
     """The loss of hidden states, of shape (tokens, hidden), under an output layer without a bias.
 
     Args:
-        predicting: the rows that have a target, each but once, of shape (supervised tokens,).
-        targets: tokens, of the same shape; IGNORED has no loss, and its row of `predicting` may be given again.
+        predicting: the rows that have a target, each at most once, of shape (supervised tokens,).
+        targets: tokens, of the same shape; IGNORED has no loss, and its row in `predicting` may be a duplicate.
         weight: frozen, of shape (vocabulary, hidden).
     """
     result: torch.Tensor = OutputLoss.apply(hidden, predicting, targets, weight)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What happens between the steps: figures to metrics.jsonl and the screen, and stopping when asked to."""
+"""Trainer callbacks: trying the longest batch, metrics.jsonl and progress, and stopping on request."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from llmft_cli.training.loop.smaller_passes import GIBIBYTE
 from llmft_cli.training.loop.step_clock import StepClock
 from llmft_cli.training.loop.trainer import QLoRATrainer
 
-STOPPING = "stopping after this step, with a checkpoint (Ctrl-C again: at once, without one)"
+STOPPING = "stopping after this step with a checkpoint (Ctrl-C again: stop immediately without one)"
 FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
-FP16_HINT = "start anew with --overwrite and --compute-dtype bf16 (fp32 where the GPU has no bf16), or a lower --learning-rate"
+FP16_HINT = "start over with --overwrite and --compute-dtype bf16 (fp32 if the GPU has no bf16), or a lower --learning-rate"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Peak of what torch allocated on the GPU that trains, or on a CPU of what the process holds in RAM."""
+    """Peak memory: allocated by torch on the GPU, or on a CPU the process's resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class StopRequest:
-    """Set by the first Ctrl-C (or SIGTERM); the second ends the process at once."""
+    """Set by the first Ctrl-C (or SIGTERM); the second ends the process immediately."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.made = False
@@ -48,7 +48,7 @@ class StopRequest:
         if self.made:
             raise KeyboardInterrupt
         self.made = True
-        # The signal may have struck in the middle of a print, into which another must not be written.
+        # The signal may have interrupted a print, so print from another thread.
         threading.Thread(target=self._reporter.warn, args=[STOPPING]).start()
 
     @contextmanager
@@ -62,7 +62,7 @@ class StopRequest:
 
 
 class StopWhenAsked(TrainerCallback):
-    """Ends training after the step in which it was asked to, with a checkpoint; the last step is evaluated and saved too."""
+    """Stops training with a checkpoint after the step of the request; also evaluates and saves the last step."""
 
     def __init__(self, stop: StopRequest) -> None:
         self._stop = stop
@@ -74,15 +74,15 @@ class StopWhenAsked(TrainerCallback):
         elif self._stop.made:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = args.load_best_model_at_end = False
-        # A checkpoint's own record of the losses is complete, for whoever resumes from it.
+        # Log before saving, so that the checkpoint's log history is complete for resuming.
         control.should_log = control.should_log or control.should_save
 
 
 class Rehearsal(TrainerCallback):
-    """Sends the longest batch through before the first step, and leaves everything as it was.
+    """Tries the longest batch before the first step; it does not affect training.
 
     Attributes:
-        peak_bytes: what torch then held of the card at most; None without a card, or before.
+        peak_bytes: the peak of torch's reserved GPU memory; None on a CPU, or before.
     """
 
     def __init__(self, trainer: QLoRATrainer, reporter: Reporter) -> None:
@@ -99,7 +99,7 @@ class Rehearsal(TrainerCallback):
 
 
 class Figures(TrainerCallback):
-    """Writes every logged step to metrics.jsonl, and shows it."""
+    """Writes every logged step to metrics.jsonl and shows it."""
 
     def __init__(
         self, file: Path, clock: StepClock, reporter: Reporter, advance: Advance, loss_scale: LossScale | None = None
@@ -148,30 +148,30 @@ class Figures(TrainerCallback):
             file.write(json.dumps(row) + "\n")
 
     def _check_fp16(self, figures: Mapping[str, float], step: int, loss_scale: LossScale) -> None:
-        """As `check_finite`, but a step that overflowed was skipped, and the next one may be well.
+        """Like `check_finite`, but a single overflow is tolerated: its step was skipped.
 
         Raises:
-            VerificationError: no smaller loss scale would help, or the held-out loss is not finite.
+            VerificationError: a smaller loss scale would not help, or the held-out loss is not finite.
         """
         overflowed = [name for name, value in figures.items() if not math.isfinite(value)]
         if "eval_loss" in overflowed or (overflowed and loss_scale.is_too_small):
             raise VerificationError(
-                f"activations or gradients overflow fp16 at step {step}, and not for the loss scale", FP16_HINT
+                f"activations or gradients overflow fp16 at step {step}, whatever the loss scale", FP16_HINT
             )
         if "loss" in overflowed:
-            self._reporter.warn(f"step {step}: activations overflowed fp16, so the loss is not finite; the step was skipped")
+            self._reporter.warn(f"step {step}: activations overflowed fp16 and the loss is not finite; the step was skipped")
 
 
 def check_finite(figures: Mapping[str, float], step: int) -> None:
-    """Stop a training that has broken down, before it is saved.
+    """Stop a diverged training before it is saved.
 
-    Under autocast a gradient norm may be infinite for a step in fp16.
+    Gradient norms are not checked: in fp16 under autocast, one may be infinite for a step.
 
     Raises:
-        VerificationError: a loss is not a finite number.
+        VerificationError: a loss is not finite.
     """
-    for name, words in (("loss", "training loss"), ("eval_loss", "held-out loss")):
+    for name, label in (("loss", "training loss"), ("eval_loss", "held-out loss")):
         if name in figures and not math.isfinite(figures[name]):
             raise VerificationError(
-                f"the {words} is {figures[name]} at step {step}", "start anew with a lower --learning-rate and --overwrite"
+                f"the {label} is {figures[name]} at step {step}", "start over with a lower --learning-rate and --overwrite"
             )

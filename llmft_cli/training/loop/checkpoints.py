@@ -1,4 +1,4 @@
-"""Checkpoints as Trainer writes them: which one is complete, and making it fit to resume from."""
+"""Trainer's checkpoints: finding complete ones, and preparing one for resuming."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any] | None:
-    """Trainer's state, or None where the checkpoint is not complete: Trainer writes this file last."""
+    """Trainer's state, or None if the checkpoint is incomplete: Trainer writes this file last."""
     try:
         state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -32,19 +32,19 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def last_complete(folder: Path) -> Path | None:
-    """The checkpoint of the highest step that is complete, or None."""
+    """The complete checkpoint with the highest step, or None."""
     return next((checkpoint for checkpoint in newest_first(folder) if read_state(checkpoint) is not None), None)
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Clear torn checkpoints; only for who holds the run's lock, another training may be writing one right now."""
+    """Delete incomplete checkpoints. The caller must hold the run's lock: another training may be writing one."""
     for checkpoint in newest_first(folder):
         if read_state(checkpoint) is None:
             shutil.rmtree(checkpoint)
 
 
 def make_movable(checkpoint: Path) -> None:
-    """Point the state at the best checkpoint beside it; Trainer records a path, which a moved run no longer has."""
+    """Update the path of the best checkpoint in the state, which is wrong after the run was moved."""
     state = read_state(checkpoint) or {}
     if best := state.get("best_model_checkpoint"):
         state["best_model_checkpoint"] = str(checkpoint.parent / Path(best).name)
@@ -52,7 +52,7 @@ def make_movable(checkpoint: Path) -> None:
 
 
 def forget_steps_after(run: RunDir, checkpoint: Path | None) -> None:
-    """Clear what an earlier training left: all of it, or what came after the checkpoint that is resumed from."""
+    """Delete the results of an earlier training: all of them, or those after the checkpoint to resume from."""
     if checkpoint is None:
         for folder in (run.checkpoints, run.path / "profile"):
             shutil.rmtree(folder, ignore_errors=True)

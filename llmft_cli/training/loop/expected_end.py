@@ -1,4 +1,4 @@
-"""When a training will be done, told once it is known how fast it is."""
+"""The expected end of a training, reported once its speed is known."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from llmft_cli.training.loop.step_clock import Reading, StepClock
 
 FIRST_TIMED_STEPS = 3
 SHORTEST_SECONDS = 60
-FORWARD_SPEED = 2  # of an evaluation, against training: without the products of gradients
+FORWARD_SPEED = 2  # evaluation relative to training with a frozen base: forward passes only
 
 
 class ExpectedEnd(TrainerCallback):
-    """Says after a few steps when the training will be done, where that is a minute or more."""
+    """Reports the expected end after a few steps, if it is at least a minute away."""
 
     def __init__(self, clock: StepClock, held_out_tokens: int, reporter: Reporter) -> None:
         self._clock = clock
         self._held_out_tokens = held_out_tokens
         self._reporter = reporter
-        self._told = False
+        self._shown = False
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         reading = self._clock.at(state.global_step)
-        if self._told or reading is None or reading.timed_steps < FIRST_TIMED_STEPS:
+        if self._shown or reading is None or reading.timed_steps < FIRST_TIMED_STEPS:
             return
         speed = self._clock.speed_until(reading)
         if speed is None:
             return
-        self._told = True
+        self._shown = True
         seconds = self._seconds_left(args, state, reading, speed)
         if seconds >= SHORTEST_SECONDS:
-            self._reporter.note(f"{speed:,.0f} tokens/s: {told(seconds, datetime.fromtimestamp(time.time()))}")
+            self._reporter.note(f"{speed:,.0f} tokens/s: {format_end(seconds, datetime.fromtimestamp(time.time()))}")
 
     def _seconds_left(self, args: TrainingArguments, state: TrainerState, reading: Reading, speed: float) -> float:
         steps = state.max_steps - state.global_step
@@ -45,8 +45,8 @@ class ExpectedEnd(TrainerCallback):
         return (tokens + evaluations * self._held_out_tokens / FORWARD_SPEED) / speed
 
 
-def told(seconds: float, now: datetime) -> str:
-    """`done at about 14:32, in 1h5m`, with the day where it is not today."""
+def format_end(seconds: float, now: datetime) -> str:
+    """`done at about 14:32, in 1h5m`, with the day if it is not today."""
     end = now + timedelta(seconds=seconds)
     day = "" if end.date() == now.date() else end.strftime(" on %d %B")
     return f"done at about {end.strftime('%H:%M')}{day}, in {format_duration(round(seconds / 60) * 60)}"

@@ -1,4 +1,4 @@
-"""The loss on held-out rows, one number wherever it is asked for: during training and in eval."""
+"""The loss on held-out rows, computed in the same way during training and in eval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from llmft_cli.training.loop.smaller_passes import Passes
 
-# exp of more overflows a float; a loss of 700 nats is far beyond any model.
+# exp of more than this overflows a float; no model has a loss of 700 nats.
 LARGEST_EXPONENT = 700.0
 
 
@@ -33,17 +33,17 @@ class HeldOutLoss:
 def held_out_loss(
     model: torch.nn.Module, sequences: Sequence[Any], batch_size: int, device: torch.device, passes: Passes | None = None
 ) -> HeldOutLoss:
-    """Loss over all supervised tokens of the sequences, each token weighing the same.
+    """The mean loss over all supervised tokens of the sequences.
 
-    Draws no random numbers, so that evaluating in between leaves training as it is.
+    Draws no random numbers, so an evaluation does not change the training.
 
     Args:
-        sequences: as `data/store.py` writes them, at least one.
+        sequences: as in `data/store.py`, at least one.
         batch_size: sequences in one forward pass.
-        passes: what an earlier evaluation has found out about the memory.
+        passes: of an earlier evaluation, with the pass size that fits into memory.
 
     Raises:
-        DoesNotFit: a single row takes too much memory.
+        DoesNotFit: a single row needs too much memory.
     """
     import torch
 

@@ -12,7 +12,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def tokens_so_far(metrics: Path) -> int:
-    """Tokens that a training which is resumed has seen."""
+    """Tokens processed before resuming."""
     return max((row.get("tokens", 0) for row in read_metrics(metrics)), default=0)
 
 

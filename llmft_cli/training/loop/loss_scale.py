@@ -1,9 +1,9 @@
-"""Scaled gradients for steps in fp16 without autocast, so that small ones keep their bits and large ones do no harm.
+"""Loss scaling for fp16 without autocast: small gradients do not underflow, and steps that overflow are skipped.
 
-The scale travels in what a pass divides its loss by, so that a recorded pass takes it as it takes the number of tokens.
-torch's GradScaler keeps it: after a step whose gradients are not finite, which is skipped, it is halved, and after 2,000
-others it is doubled. accelerate steps through that scaler and Trainer saves it, as they do under autocast. On a GPU nothing
-waits for the gradients, where the optimizer skips its step by itself (torch's fused AdamW).
+The scale is part of the divisor of a pass's loss, so a CUDA graph takes it as an input like the number of tokens. torch's
+GradScaler manages it: a step with non-finite gradients is skipped and halves the scale, 2,000 good steps double it.
+accelerate steps the optimizer through that scaler and Trainer saves it, as under autocast. With an optimizer that skips
+the step itself (torch's fused AdamW), nothing waits for the GPU.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-# Begun at 65,536 it takes 17 skipped steps to get below: what overflows then does so whatever the scale.
+# Below this, after 17 skipped steps from the initial 65,536, an overflow does not come from the scale.
 LEAST_SCALE = 1.0
 
 
 class LossScale:
-    """What gradients are multiplied with between the loss and the optimizer.
+    """The factor of the gradients between loss and optimizer.
 
     Attributes:
-        scaler: that of accelerate's optimizer.
+        scaler: to be used by accelerate's optimizer.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,12 +29,12 @@ class LossScale:
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
 
     def now(self) -> torch.Tensor:
-        """The scale, a power of two, where the gradients are."""
+        """The current scale, a power of two, as a tensor on the device."""
         scaled: torch.Tensor = self.scaler.scale(self._one)
         return scaled
 
     def unscale(self, optimizer: Any) -> None:
-        """Divide the gradients by it, and note whether they are finite."""
+        """Divide the gradients by the scale, and record whether they are finite."""
         self.scaler.unscale_(optimizer)
 
     def count(self, gradient_norm: torch.Tensor) -> None:
@@ -43,10 +43,10 @@ class LossScale:
 
     @property
     def skipped_steps(self) -> int:
-        """Since training began or was resumed; a GPU is waited for."""
+        """Since training was started or resumed; waits for the GPU."""
         return int(self._skipped.item())
 
     @property
     def is_too_small(self) -> bool:
-        """Whether a smaller one would help no more; a GPU is waited for."""
+        """Whether a smaller scale would not help; waits for the GPU."""
         return self.scaler.get_scale() < LEAST_SCALE

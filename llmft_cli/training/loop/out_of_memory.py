@@ -1,4 +1,4 @@
-"""What a training leaves and says when memory runs out for good."""
+"""Saving a checkpoint and explaining the error when memory runs out for good."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.run_dir import RunDir
 from llmft_cli.settings.config import Config
 from llmft_cli.training.loop import checkpoints
-from llmft_cli.training.loop.smaller_passes import DoesNotFit, is_out_of_memory, places_of
+from llmft_cli.training.loop.smaller_passes import DoesNotFit, find_rows, is_out_of_memory
 from llmft_cli.training.step.checkpointing import is_checkpointed
 
 if TYPE_CHECKING:
@@ -27,46 +27,46 @@ TOKENS_QUOTED = 16
 
 @contextmanager
 def leaving_a_checkpoint(trainer: QLoRATrainer, run: RunDir, config: Config) -> Iterator[None]:
-    """Where memory runs out for good, leave a checkpoint of the completed steps, and say how to go on.
+    """If memory runs out for good, save a checkpoint of the completed steps and say how to continue.
 
     Raises:
-        OutOfMemory: it did.
+        OutOfMemory: memory ran out.
     """
     try:
         yield
     except DoesNotFit as error:
         trainer.save_completed_steps()
-        what = f"{described_row(error.failure.part, trainer, run)} does not fit: {error.failure.reason}"
-        raise OutOfMemory(f"out of memory {moment(trainer)}: {what}", way_on(run, config, trainer.model)) from None
+        what = f"{describe_row(error.failure.part, trainer, run)} does not fit: {error.failure.reason}"
+        raise OutOfMemory(f"out of memory {moment(trainer)}: {what}", next_steps(run, config, trainer.model)) from None
     except Exception as error:
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
-        # Not in a pass, but say in the optimizer: weights may be half updated, and only earlier checkpoints count.
+        # Outside a pass, for example in the optimizer: weights may be half updated, so only earlier checkpoints are valid.
         raise OutOfMemory(
-            f"out of memory {moment(trainer)}: {first_line(error)}", way_on(run, config, trainer.model)
+            f"out of memory {moment(trainer)}: {first_line(error)}", next_steps(run, config, trainer.model)
         ) from error
 
 
 def moment(trainer: QLoRATrainer) -> str:
     done = trainer.state.global_step
-    return f"after step {done} of {trainer.state.max_steps}" if done else "before the first step was done"
+    return f"after step {done} of {trainer.state.max_steps}" if done else "before the end of the first step"
 
 
-def described_row(part: Batch, trainer: QLoRATrainer, run: RunDir) -> str:
-    """Where a part's row stands in the run's data, how long it is, and how what is to be learned begins."""
+def describe_row(part: Batch, trainer: QLoRATrainer, run: RunDir) -> str:
+    """The position of a part's row in the run's data, its length, and the beginning of its target."""
     splits = ((TRAIN, trainer.train_dataset), (VALIDATION, trainer.eval_dataset or []))
-    split, sequences, place = next((name, rows, places[0]) for name, rows in splits if (places := places_of(part, rows)))
+    split, sequences, place = next((name, rows, places[0]) for name, rows in splits if (places := find_rows(part, rows)))
     length = sequences[place.sequence - 1]["row_lengths"][place.row - 1]
     targets = [label for label in part["labels"][0].tolist() if label != IGNORED][:TOKENS_QUOTED]
     quoted = " ".join(loading.load_tokenizer(run.tokenizer).decode(targets).split())
     return (
         f"row {place.row} of sequence {place.sequence} in {split_file(run.data, split)} "
-        f"({length:,} tokens, its target begins {quoted!r})"
+        f"({length:,} tokens, its target begins with {quoted!r})"
     )
 
 
-def way_on(run: RunDir, config: Config, model: Any) -> str:
-    """The commands that mend it, with the run's own settings."""
+def next_steps(run: RunDir, config: Config, model: Any) -> str:
+    """The commands that fix it, with the run's own settings."""
     path = shlex.quote(str(run.path))
     settings = f"--config {shlex.quote(str(run.config_file))}"
     resumable = checkpoints.last_complete(run.checkpoints) is not None
@@ -76,6 +76,6 @@ def way_on(run: RunDir, config: Config, model: Any) -> str:
     sources = " ".join(shlex.quote(source) for source in (run.entry("prepare") or {})["sources"])
     shorter = f"{settings} --max-seq-length {config.max_seq_length // 2} --overwrite"
     return (
-        f"once more memory is free, {again}; or take shorter rows: "
+        f"when more memory is free, {again}; or use shorter rows: "
         f"llmft prepare {sources} --run {path} {shorter} && llmft train {path} {shorter}"
     )

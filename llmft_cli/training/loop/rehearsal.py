@@ -1,4 +1,4 @@
-"""The longest batch goes first, so that what does not fit is known in the first minute; then all is as it was before."""
+"""Try the longest batch before training, so that an out-of-memory error comes in the first minute; then restore all state."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def rehearse(trainer: QLoRATrainer, batch: Batch) -> int | None:
-    """Run a batch forward and backward beside gradients and optimizer state, as in the midst of training.
+    """Run a batch forward and backward, with gradients and optimizer state allocated as in the middle of training.
 
     Returns:
-        What torch held of the card at most, in bytes; None without a card.
+        The peak of torch's reserved GPU memory in bytes; None on a CPU.
 
     Raises:
-        DoesNotFit: a single row of it takes too much.
+        DoesNotFit: a single row of it needs too much memory.
     """
     on_gpu = trainer.args.device.type == "cuda"
     with everything_restored(trainer):
         fill_optimizer_state(trainer)
         failures = -1
-        while failures != trainer.passes.retries:  # the peak is that of a run through which nothing failed
+        while failures != trainer.passes.retries:  # repeat until a run succeeds without retries: its peak counts
             failures = trainer.passes.retries
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats()
@@ -38,9 +38,9 @@ def rehearse(trainer: QLoRATrainer, batch: Batch) -> int | None:
 
 
 def fill_optimizer_state(trainer: QLoRATrainer) -> None:
-    """Have gradients, and a fresh optimizer its state, by a step with gradients of zero.
+    """Allocate gradients and a new optimizer's state, by a step with gradients of zero.
 
-    The state that a resumed training has loaded is there already. Paged state gives way when memory is short.
+    A resumed training has already loaded its state. Paged state is evicted when memory is short, so it is not needed.
 
     Raises:
         OutOfMemory: they do not fit.
@@ -62,7 +62,7 @@ def fill_optimizer_state(trainer: QLoRATrainer) -> None:
 
 @contextmanager
 def everything_restored(trainer: QLoRATrainer) -> Iterator[None]:
-    """Weights, gradients, optimizer and random state are afterwards as before; an optimizer that had no state has none."""
+    """Restore weights, gradients, optimizer and random state at the end of the block."""
     device = trainer.args.device
     generators = random_state(device)
     weights_before = [weights.detach().to("cpu", copy=True) for weights in trainable(trainer)]

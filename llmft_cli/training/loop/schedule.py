@@ -1,11 +1,11 @@
-"""How many steps a training has, what happens when, and the same as Trainer's arguments."""
+"""The number of steps, warm-up and evaluations of a training, and Trainer's arguments for them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmft_cli.settings.compute_types import torch_type
 from llmft_cli.settings.config import Config
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Schedule:
-    """In optimizer steps: all of them, those of the warm-up, and those between evaluations."""
+    """In optimizer steps: total, warm-up, and interval between evaluations."""
 
     total: int
     warmup: int
@@ -41,7 +41,7 @@ def batches_per_epoch(sequences: datasets.Dataset, config: Config) -> int:
 
 
 def training_tokens(sequences: datasets.Dataset, config: Config) -> int:
-    """Tokens that pass through the model in the whole training."""
+    """Tokens processed in the whole training."""
     tokens = sum(sequence_lengths(sequences))
     if config.max_steps is None:
         return int(tokens * config.num_epochs)
@@ -52,14 +52,10 @@ def training_tokens(sequences: datasets.Dataset, config: Config) -> int:
 def training_arguments(
     folder: Path, steps: Schedule, config: Config, device: torch.device, evaluate: bool
 ) -> TrainingArguments:
-    """The config, with its type of the computation settled, in Trainer's terms; checkpoints go to `folder`."""
-    import torch
+    """The config, with its compute type resolved, as Trainer's arguments; checkpoints go to `folder`."""
     from transformers import TrainingArguments
 
-    from llmft_cli.training.step.tuned_model import computes_in_base_type
-
     on_gpu = device.type == "cuda"
-    dtype = torch_type(config.compute_dtype)
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps.total,
@@ -72,30 +68,44 @@ def training_arguments(
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.eval_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        # Autocast, in fp16 with scaled gradients; what needs none scales its own (`loss_scale`).
-        bf16=dtype == torch.bfloat16 and not computes_in_base_type(config),
-        fp16=dtype == torch.float16 and not computes_in_base_type(config),
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
-        accelerator_config={"non_blocking": on_gpu},  # a copy that waits for the GPU leaves it idle after each step
+        accelerator_config={"non_blocking": on_gpu},  # blocking copies would leave the GPU idle after each step
         seed=config.seed,
-        eval_strategy="steps" if evaluate else "no",
-        eval_steps=steps.evaluate_every,
         save_strategy="steps",
         save_steps=steps.evaluate_every,
         save_total_limit=config.save_total_limit,
-        load_best_model_at_end=evaluate and (config.load_best_model_at_end or config.early_stopping_patience is not None),
-        metric_for_best_model="eval_loss" if evaluate else None,
-        greater_is_better=False if evaluate else None,
         logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # it would log a loss of 0 where the loss is not a number
+        logging_nan_inf_filter=False,  # it would log NaN losses as 0
         report_to=[] if config.report_to == "none" else [config.report_to],
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,
         log_level="error",
+        **autocast_arguments(config),
+        **evaluation_arguments(config, steps, evaluate),
     )
     if arguments.n_gpu > 1:
         # The model is on one GPU; Trainer would otherwise replicate it on every GPU it sees.
         arguments._n_gpu = 1
     return arguments
+
+
+def autocast_arguments(config: Config) -> dict[str, Any]:
+    """Autocast, in fp16 with Trainer's loss scaling; without autocast, fp16 has its own (`loss_scale`)."""
+    import torch
+
+    from llmft_cli.training.step.tuned_model import computes_in_base_type
+
+    dtype, autocast = torch_type(config.compute_dtype), not computes_in_base_type(config)
+    return {"bf16": dtype == torch.bfloat16 and autocast, "fp16": dtype == torch.float16 and autocast}
+
+
+def evaluation_arguments(config: Config, steps: Schedule, evaluate: bool) -> dict[str, Any]:
+    return {
+        "eval_strategy": "steps" if evaluate else "no",
+        "eval_steps": steps.evaluate_every,
+        "load_best_model_at_end": evaluate and (config.load_best_model_at_end or config.early_stopping_patience is not None),
+        "metric_for_best_model": "eval_loss" if evaluate else None,
+        "greater_is_better": False if evaluate else None,
+    }

@@ -1,4 +1,4 @@
-"""Training and evaluating go on when memory runs out: the same batch again, in smaller passes."""
+"""When memory runs out, training and evaluation repeat the batch in smaller passes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ROWS_NAMED = 4
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """A card when memory ran out, in bytes.
+    """The GPU's memory when it ran out, in bytes.
 
     Attributes:
-        total: what this process may take, or, where that is not what has run out, all that the card has.
-        allocated: in tensors.
-        kept: of that, what stayed once the failed pass was let go: weights and optimizer.
-        reserved: held by torch, tensors included.
-        others: of the total, held by other processes and by CUDA itself.
+        total: the limit of this process if that was reached, else the GPU's total memory.
+        allocated: by tensors.
+        kept: allocated by weights and optimizer, that is, still there after the failed pass was freed.
+        reserved: by torch, tensors included.
+        others: used by other processes and by CUDA itself.
     """
 
     total: int
@@ -44,22 +44,22 @@ class MemoryUse:
         counts = (self.total, self.kept, self.allocated - self.kept, self.reserved - self.allocated, self.others)
         total, kept, passing, idle, others = (f"{count / GIBIBYTE:.2f}" for count in counts)
         return (
-            f"of {total} GiB, weights and optimizer held {kept}, the pass {passing}, torch in reserve {idle}, "
+            f"of {total} GiB, weights and optimizer used {kept}, the pass {passing}, torch's cache {idle}, "
             f"CUDA and other processes {others}"
         )
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A part of a batch that did not fit, what the library said, and the card's memory where there is one."""
+    """A part of a batch that did not fit, the library's message, and the GPU's memory (None on a CPU)."""
 
     part: Batch
-    words: str
+    message: str
     memory: MemoryUse | None
 
     @property
     def tokens(self) -> int:
-        """Tokens of the part, padding included."""
+        """Number of tokens, padding included."""
         return self.part["input_ids"].numel()
 
     @property
@@ -69,11 +69,11 @@ class Failure:
 
     @property
     def reason(self) -> str:
-        return str(self.memory or self.words)
+        return str(self.memory or self.message)
 
 
 class DoesNotFit(OutOfMemory):
-    """Memory ran out with a single row; weights and optimizer are as before, and gradients are cleared."""
+    """Memory ran out with a single row; weights and optimizer are unchanged, gradients are cleared."""
 
     def __init__(self, failure: Failure) -> None:
         length = failure.part["input_ids"].shape[1]
@@ -86,43 +86,43 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 class Passes:
-    """Sends batches through a model: whole until memory runs out, then in parts of half the size that failed.
+    """Runs batches through a model: whole until memory runs out, then in parts of half the failed size.
 
     Attributes:
-        largest: most tokens in one pass, padding included; None while whole batches fit.
-        retries: how often memory ran out and a smaller pass was left to try.
+        largest: maximum tokens in one pass, padding included; None while whole batches fit.
+        retries: how often a smaller pass was tried after memory ran out.
     """
 
-    def __init__(self, device: torch.device, tell: Callable[[Failure, int], None] | None = None) -> None:
-        """`tell` is called with what failed and the new `largest`."""
+    def __init__(self, device: torch.device, report: Callable[[Failure, int], None] | None = None) -> None:
+        """`report` is called with each failure and the new `largest`."""
         self.largest: int | None = None
         self.retries = 0
         self._device = device
-        self._tell = tell
+        self._report = report
 
     def run(
         self, batches: Sequence[Batch], work: Callable[[Batch], torch.Tensor], start_over: Callable[[], None] = lambda: None
     ) -> torch.Tensor:
-        """What `work` gives for the last batch, summed over its parts.
+        """The result of `work` for the last batch, summed over its parts.
 
         Args:
-            batches: the last is to be worked on; those before it were, and are again where that is lost.
-            work: gives a sum over tokens, so that the parts' results add up to the batch's.
-            start_over: clears what `work` left behind in all batches.
+            batches: all batches of the step so far; those before the last are repeated only after a failure.
+            work: returns a sum over tokens, so that the parts' results add up to the batch's.
+            start_over: undoes the effects of `work` for all batches.
 
         Raises:
-            DoesNotFit: memory ran out on a part that cannot be cut.
+            DoesNotFit: memory ran out on a part that cannot be split.
         """
         outcome = self._attempt(batches[-1:], work)
         while isinstance(outcome, Failure):
             start_over()
-            failure = released(outcome, self._device)
+            failure = release_memory(outcome, self._device)
             if not halves(failure.part):
                 raise DoesNotFit(failure)
             self.largest = failure.tokens // 2
             self.retries += 1
-            if self._tell:
-                self._tell(failure, self.largest)
+            if self._report:
+                self._report(failure, self.largest)
             outcome = self._attempt(batches, work)
         return outcome
 
@@ -136,54 +136,54 @@ class Passes:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            # Returning lets go of the error, whose traceback holds the tensors of the pass.
+            # Returning frees the error, whose traceback keeps the tensors of the pass alive.
             return Failure(part, first_line(error), memory_use(self._device))
         return results[0] if len(results) == 1 else torch.stack(results).sum()
 
 
 def memory_use(device: torch.device) -> MemoryUse | None:
-    """The card's memory now, all tensors counted as kept; None without a card."""
+    """The GPU's memory now, with all tensors counted as kept; None on a CPU."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
     allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
     others = max(0, total - free - reserved)
     limit = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-    if limit - reserved < free:  # the budget ends before the card does, and other processes take nothing of it
+    if limit - reserved < free:  # this process's limit was reached first, which other processes do not use
         total, others = limit + CONTEXT_BYTES, min(others, CONTEXT_BYTES)
     return MemoryUse(total, allocated, allocated, reserved, others)
 
 
-def released(failure: Failure, device: torch.device) -> Failure:
-    """Give back what the failed pass held, so that the next finds it free in one piece; returns what was kept."""
+def release_memory(failure: Failure, device: torch.device) -> Failure:
+    """Free the failed pass's memory and torch's cache, to avoid fragmentation; returns the failure with `kept` set."""
     gc.collect()
     if failure.memory is None:
         return failure
-    torch.cuda.synchronize(device)  # what it copied beside its computation may be under way
+    torch.cuda.synchronize(device)  # copies on other streams may still be running
     torch.cuda.empty_cache()
     return replace(failure, memory=replace(failure.memory, kept=torch.cuda.memory_allocated(device)))
 
 
 def retry_notice(when: str, failure: Failure, largest: int, sequences: Iterable[Mapping[str, Any]], advice: str) -> str:
-    """One line for the user: what failed, where it stands in the data, what held the memory, and what happens now.
+    """One line for the user: what failed, its position in the data, what used the memory, and what happens now.
 
     Args:
-        largest: most tokens in one pass from now on.
-        sequences: the split that the failed part was made from.
-        advice: flags that spare the failure the next time.
+        largest: maximum tokens in one pass from now on.
+        sequences: the split that contains the failed part.
+        advice: flags that avoid the failure next time.
     """
-    numbers = [f"{place.sequence:,}" for place in places_of(failure.part, sequences)]
+    numbers = [f"{place.sequence:,}" for place in find_rows(failure.part, sequences)]
     named = ", ".join(numbers[:ROWS_NAMED]) + (" ..." if len(numbers) > ROWS_NAMED else "")
     which = "sequences" if len(numbers) > 1 else "sequence"
     return (
         f"{when}: out of memory with {failure.shape} ({which} {named}): {failure.reason}; continuing with at most "
-        f"{largest:,} tokens per pass; batch and loss stay the same (to start so: {advice})"
+        f"{largest:,} tokens per pass; batch and loss stay the same (to start this way: {advice})"
     )
 
 
 @dataclass(frozen=True)
 class RandomState:
-    """Of every generator that training draws from."""
+    """The states of all random generators that training uses."""
 
     python: Any
     numpy: Any
@@ -204,19 +204,19 @@ def set_random_state(state: RandomState, device: torch.device) -> None:
         torch.cuda.set_rng_state(state.cuda, device)
 
 
-class Place(NamedTuple):
-    """A row in a split: which sequence, and which row in it, counted from 1."""
+class RowLocation(NamedTuple):
+    """A row in a split: the number of its sequence and its number within it, both counted from 1."""
 
     sequence: int
     row: int
 
 
-def places_of(part: Batch, sequences: Iterable[Mapping[str, Any]]) -> list[Place]:
-    """Where the first row of each of a part's sequences stands in the data; those of another split are left out.
+def find_rows(part: Batch, sequences: Iterable[Mapping[str, Any]]) -> list[RowLocation]:
+    """The locations in a split of the first row of each of a part's sequences; rows of other splits are skipped.
 
-    Looks through all of it, a few seconds for a hundred thousand sequences.
+    Searches the whole split: a few seconds for 100,000 sequences.
     """
-    found: dict[int, Place] = {}
+    found: dict[int, RowLocation] = {}
     firsts = [first_row(*pair) for pair in zip(part["input_ids"].tolist(), part["position_ids"].tolist(), strict=True)]
     for number, sequence in enumerate(sequences, 1):
         start = 0
@@ -224,7 +224,7 @@ def places_of(part: Batch, sequences: Iterable[Mapping[str, Any]]) -> list[Place
             ids = sequence["input_ids"][start : start + length]
             for index, first in enumerate(firsts):
                 if index not in found and ids[: len(first)] == first:
-                    found[index] = Place(number, row)
+                    found[index] = RowLocation(number, row)
             start += length
         if len(found) == len(firsts):
             break

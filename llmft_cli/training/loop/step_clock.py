@@ -1,4 +1,4 @@
-"""How fast a training is: tokens per second of its steps."""
+"""Training speed in tokens per second."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Reading:
     """The clock at the end of a step.
 
     Attributes:
-        step: which one.
-        tokens: of all steps until then.
-        timed_steps, timed_tokens: of those that are timed.
-        moment: when it was; a GPU comes to it later.
-        pauses: seconds since timing began that do not count.
+        step: the step's number.
+        tokens: of all steps so far.
+        timed_steps, timed_tokens: those that are timed.
+        moment: a time or, on a GPU, a CUDA event.
+        pauses: seconds since timing started that do not count.
     """
 
     step: int
@@ -36,12 +36,12 @@ class Reading:
 
 
 class StepClock:
-    """Tokens per second over the steps after the first two, without evaluating and saving.
+    """Tokens per second over the steps after the first two, without evaluations and checkpoints.
 
-    Measured where the work is done: a GPU may be several steps behind what it was told to do.
+    On a GPU, time is measured there by events, because the GPU may be several steps behind the host.
 
     Attributes:
-        tokens: those that went through, of earlier trainings that this one resumes as well.
+        tokens: processed so far, including those before resuming.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -59,7 +59,7 @@ class StepClock:
             self._timed_tokens += count
 
     def step_ended(self, step: int) -> None:
-        """To be told at the end of each step, by its number in the whole training."""
+        """Call this at the end of each step, with its number in the whole training."""
         self._steps += 1
         moment = self._moment()
         if self._steps == UNTIMED_STEPS:
@@ -91,11 +91,11 @@ class StepClock:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Up to the last step; None where too few are done. The GPU is waited for."""
+        """Up to the last step; None after too few steps. Waits for the GPU."""
         return self.speed_until(self._readings[-1]) if self._readings else None
 
     def speed_until(self, reading: Reading) -> float | None:
-        """Tokens per second up to the end of a step, which a GPU is waited for to come to; None where too few were done."""
+        """Tokens per second up to the end of a step; None after too few steps. Waits for the GPU to finish the step."""
         if self._started is None or reading.timed_tokens == 0:
             return None
         if not self._on_gpu:

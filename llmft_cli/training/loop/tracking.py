@@ -1,4 +1,4 @@
-"""Weights & Biases: online when logged in and reachable, otherwise offline, and never a prompt."""
+"""Weights & Biases: online if logged in and reachable, otherwise offline; it never prompts."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LOGIN_TIMEOUT_SECONDS = 10  # wandb's own is 90
 
 @contextmanager
 def wandb_run(folder: Path, project: str, name: str, settings: Mapping[str, Any], reporter: Reporter) -> Iterator[None]:
-    """A W&B run around the training; Trainer's own callback finds it and logs into it.
+    """A W&B run for the training; Trainer's own callback finds it and logs to it.
 
     Args:
-        folder: where wandb keeps its files (`folder/wandb`).
+        folder: where wandb stores its files (`folder/wandb`).
     """
     options = {"project": project, "name": name, "dir": str(folder), "config": dict(settings)}
     tracked = begin(options, reporter)
@@ -33,13 +33,13 @@ def wandb_run(folder: Path, project: str, name: str, settings: Mapping[str, Any]
     finally:
         tracked.finish()
         if tracked.offline:
-            reporter.note(f"W&B is not logged in or not reachable; the run was kept offline. To sync: wandb sync {location}")
+            reporter.note(f"W&B is not logged in or not reachable; the run was saved offline. To sync: wandb sync {location}")
 
 
 def begin(options: Mapping[str, Any], reporter: Reporter) -> Run:
-    """Start a W&B run, offline where its server refuses us or takes too long."""
+    """Start a W&B run; offline if its server rejects it or takes too long."""
     os.environ["WANDB_SILENT"] = "true"
-    # Telemetry about wandb itself, whose failures it prints after our result.
+    # wandb's error telemetry prints its own failures after our result.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -48,5 +48,5 @@ def begin(options: Mapping[str, Any], reporter: Reporter) -> Run:
         try:
             return wandb.init(**options, mode="online", settings=limits)
         except wandb.Error as error:
-            reporter.warn(f"W&B did not take the run ({type(error).__name__}: {first_line(error)})")
+            reporter.warn(f"W&B rejected the run ({type(error).__name__}: {first_line(error)})")
     return wandb.init(**options, mode="offline", settings=limits)

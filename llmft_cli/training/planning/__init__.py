@@ -1,1 +1,1 @@
-"""How a training is laid out so that it fits: options, their memory and speed predicted, and the choice."""
+"""Choosing a plan that fits: the options, their predicted memory and speed, and the choice."""

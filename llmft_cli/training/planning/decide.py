@@ -20,7 +20,7 @@ from llmft_cli.training.fast.kernels.select import abilities_of
 from llmft_cli.training.plan import Plan, given_plan
 from llmft_cli.training.planning.options import PLAN_KINDS, Option, Predictor, choose, options
 from llmft_cli.training.planning.plan_files import read_plan
-from llmft_cli.training.planning.simulation import BatchShape, CannotBeFollowed, full_batch
+from llmft_cli.training.planning.simulation import BatchShape, CannotBeSimulated, full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES, Rates
 from llmft_cli.training.step.tuned_model import computes_in_base_type, make_trainable
 
@@ -91,7 +91,7 @@ def decide(
     try:
         dtype = torch_type(config.compute_dtype)
         found = predicted_options(shape, config, dtype, batch_of, available, able=abilities_of(device))
-    except CannotBeFollowed as error:
+    except CannotBeSimulated as error:
         reporter.note(f"memory is not planned, batches are as given: {error}")
         return ChosenPlan(unplanned(config, shape, on_gpu))
     if recorded:

@@ -1,8 +1,7 @@
-"""Steps of a deep model reckoned from steps of its first layers, where all layers are alike.
+"""Step costs of a deep model, extrapolated from its first layers if all layers are alike.
 
-What a step holds and does grows by the same amount with every further layer, with one amount for
-layers that are checkpointed and one for those that are not. Two small models of each kind give
-both, in a tenth of the time that the whole model takes.
+Each further layer adds the same memory and work: one amount for checkpointed layers, another for the rest. Simulating two
+small models of each kind gives both amounts, in a tenth of the time of simulating the whole model.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from llmft_cli.training.step.checkpointing import checkpoint_layers
 if TYPE_CHECKING:
     from peft import PeftModel
 
-FEW = 3  # the first and the last layer are unlike the others: no gradient goes on, and the first gradient is copied
-# What differs between layers of the same make.
+FEW = 3  # the first and last layers differ: the first passes no gradient on, and the last one's gradient is copied
+# Attributes that differ between layers of the same kind.
 PLACE = ("layer_idx", "gradient_checkpointing", "training")
 
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Steps of the model with few layers, and how many it has.
+    """Steps of the model with few layers, and its number of layers.
 
     Attributes:
-        free, checkpointed: with `FEW` layers and with one more, none of them checkpointed and all of them.
-        mixed: with `FEW` layers that are not checkpointed after one that is.
+        free, checkpointed: steps with `FEW` layers and with one more; none or all of them are checkpointed.
+        mixed: the step with one checkpointed layer followed by `FEW` others.
     """
 
     layers: int
@@ -43,15 +42,15 @@ class LayerCosts:
 
     def step(self, checkpointed_layers: int) -> Step:
         """The step of the whole model with its first `checkpointed_layers` layers checkpointed."""
-        all_checkpointed = deepened(self.checkpointed, checkpointed_layers)
+        all_checkpointed = extrapolate(self.checkpointed, checkpointed_layers)
         free = self.layers - checkpointed_layers
         if free == 0:
             return all_checkpointed
         if checkpointed_layers == 0:
-            return deepened(self.free, free)
-        # The backward pass goes through the free layers first, with everything kept, then through the others.
-        more_free = (free - FEW) * one_layer(self.free)
-        in_free = self.mixed + more_free + (checkpointed_layers - 1) * one_layer(self.checkpointed)
+            return extrapolate(self.free, free)
+        # The backward pass first runs through the free layers, while everything is still in memory, then the others.
+        more_free = (free - FEW) * cost_of_one_layer(self.free)
+        in_free = self.mixed + more_free + (checkpointed_layers - 1) * cost_of_one_layer(self.checkpointed)
         if checkpointed_layers <= FEW or in_free.peak_bytes >= all_checkpointed.peak_bytes:
             return in_free
         return replace(
@@ -63,19 +62,19 @@ class LayerCosts:
         )
 
 
-def one_layer(steps: tuple[Step, Step]) -> Step:
-    """What one layer more holds and does."""
+def cost_of_one_layer(steps: tuple[Step, Step]) -> Step:
+    """What one more layer adds."""
     fewer, more = steps
     return more - fewer
 
 
-def deepened(steps: tuple[Step, Step], layers: int) -> Step:
+def extrapolate(steps: tuple[Step, Step], layers: int) -> Step:
     """The step of a model with `layers` layers, from the steps with `FEW` and with one more."""
-    return steps[0] + (layers - FEW) * one_layer(steps)
+    return steps[0] + (layers - FEW) * cost_of_one_layer(steps)
 
 
 def layer_costs(model: PeftModel, batch: BatchShape) -> LayerCosts | None:
-    """Costs of a trainable model on the `meta` device; None where its layers differ, or are too few to tell."""
+    """Costs of a trainable model on the `meta` device; None if its layers differ or are too few."""
     if not layers_are_alike(model):
         return None
     free, checkpointed = pair_of_steps(model, batch, 0), pair_of_steps(model, batch, None)
@@ -89,11 +88,11 @@ def checkpointed_step(model: PeftModel, batch: BatchShape) -> Step:
     if not layers_are_alike(model):
         return whole_step(model, batch, None)
     steps = pair_of_steps(model, batch, None)
-    return deepened(steps, len(decoder_layers(model)))
+    return extrapolate(steps, len(decoder_layers(model)))
 
 
 def layers_are_alike(model: PeftModel) -> bool:
-    """Whether steps of a few layers tell those of all."""
+    """Whether the costs of a few layers can be extrapolated to all."""
     layers = decoder_layers(model)
     return len(layers) > FEW + 1 and len({signature(layer) for layer in layers}) == 1
 
@@ -113,11 +112,11 @@ def whole_step(model: PeftModel, batch: BatchShape, checkpointed: int | None) ->
 
 
 def signature(layer: torch.nn.Module) -> tuple[Any, ...]:
-    """What tells layers of different make apart: their weights' names and shapes, and the settings of their modules.
+    """Distinguishes kinds of layers: names and shapes of the weights, and settings of the modules.
 
-    Of layers with the same weights some attend within a window and others to everything (Gemma), or go without
-    positions (SmolLM3); transformers keeps that in attributes of many names. Fast layers hold and launch the same in any
-    window, but for the angles that layers of a kind share and others do not use (Gemma 3: 8 MiB for 8,192 tokens).
+    Layers with equal weights may differ in their attention window (Gemma) or have no positions (SmolLM3), which
+    transformers keeps in attributes of various names. Fast layers have the same costs with any window, except for the
+    rotary angles, which layers of a kind share (Gemma 3: 8 MiB for 8,192 tokens).
     """
     weights = tuple((name, tuple(weights.shape)) for name, weights in layer.named_parameters())
     if architectures.block_of(layer) is not None:
@@ -133,7 +132,7 @@ def signature(layer: torch.nn.Module) -> tuple[Any, ...]:
 
 @contextmanager
 def only_layers(model: PeftModel, count: int) -> Iterator[None]:
-    """The model with its first `count` layers alone."""
+    """Reduce the model to its first `count` layers inside the block."""
     first = decoder_layers(model)[0]
     lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and first in list(module))
     layers = next(lists)

@@ -1,4 +1,4 @@
-"""What a training will hold on the GPU, piece by piece, before anything is there."""
+"""Predicted GPU memory of a training, by component."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.training.fast.architectures import blocks_of
-from llmft_cli.training.planning.optimizer_state import rounded_up, state_on_card
+from llmft_cli.training.planning.optimizer_state import rounded_up, state_on_gpu
 from llmft_cli.training.planning.simulation import Step, scales, standing_tensors
 from llmft_cli.training.step.cpu_embeddings import movable_embeddings
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     import torch
     from peft import PeftModel
 
-# cuBLAS keeps 32 MiB for itself on Hopper and 8 MiB before it, once for the forward and once for the
-# backward thread (torch's `CUBLAS_WORKSPACE_CONFIG`) of each stream; taken as the larger one. CUDA graphs are recorded
-# on a stream of their own: 60 to 65 MiB more in most recorded trainings (benchmarks/results/memory-fast-h100.json).
+# cuBLAS's workspace (torch's `CUBLAS_WORKSPACE_CONFIG`): 32 MiB on Hopper, 8 MiB on older GPUs, for each stream once in
+# the forward and once in the backward thread; the larger size is assumed. CUDA graphs are captured on a separate stream:
+# 60 to 65 MiB more in most trainings with graphs (benchmarks/results/memory-fast-h100.json).
 CUBLAS_BYTES = 2 * 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Bytes on the GPU at the fullest moment of a step; together they are the predicted peak.
+    """Bytes on the GPU at the peak of a step; their sum is the predicted peak.
 
     Attributes:
-        dequantized_weights: the 16-bit values of 4-bit weights in fast layers: all of them where they are kept, or the
-            memory that they are put into at each use.
+        dequantized_weights: 16-bit values of 4-bit weights in fast layers: all of them if they are kept, else the
+            buffer for dequantising at each use.
     """
 
     quantized_weights: int
@@ -47,13 +47,13 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Holdings:
-    """Bytes that stand on the GPU before a step of a model begins.
+    """Bytes on the GPU before a step starts.
 
     Attributes:
-        dense_weights: all that is neither quantised, nor trained, nor held by fast layers for dequantising.
-        movable_embeddings: of them, input embeddings that can be in the host's memory.
-        trained_sizes: numbers of each trained tensor.
-        fast_layers: whether the model has them.
+        dense_weights: everything that is not quantised, not trained and not a dequantised copy.
+        movable_embeddings: the part of `dense_weights` that is input embeddings which can stay in host memory.
+        trained_sizes: the number of values of each trained tensor.
+        fast_layers: whether the model has fast layers.
     """
 
     quantized_weights: int
@@ -65,19 +65,19 @@ class Holdings:
     fast_layers: bool
 
     def is_recorded(self, embeddings_on_cpu: bool = False) -> bool:
-        """Whether passes on a GPU are replayed as CUDA graphs, as `cuda_graphs.recorded_passes` does it.
+        """Whether passes on a GPU are replayed as CUDA graphs, as decided by `cuda_graphs.recorded_passes`.
 
-        Those of fast layers are, but not where the processor looks up the input embeddings.
+        This needs fast layers, and input embeddings on the GPU.
         """
         return self.fast_layers and not (embeddings_on_cpu and self.movable_embeddings)
 
     def cublas_bytes(self, embeddings_on_cpu: bool = False) -> int:
-        """What cuBLAS keeps for itself on a GPU, on the one stream or two that passes run on."""
+        """cuBLAS's workspaces on the one or two streams that passes use."""
         return (2 if self.is_recorded(embeddings_on_cpu) else 1) * CUBLAS_BYTES
 
 
 def holdings(model: PeftModel) -> Holdings:
-    """Of a model on the `meta` device, with its weights kept dequantised or not, as they are."""
+    """The holdings of a model on the `meta` device, in its current state (weights kept dequantised or not)."""
     trained = [weights for weights in model.parameters() if weights.requires_grad]
     adapters = allocated(trained)
     quantized = allocated(
@@ -100,10 +100,10 @@ def holdings(model: PeftModel) -> Holdings:
 
 
 def breakdown_of(held: Holdings, step: Step, optim: str, embeddings_on_cpu: bool = False) -> Breakdown:
-    """The breakdown of a step of a model that holds so much.
+    """The breakdown of a step.
 
     Args:
-        embeddings_on_cpu: leave the input embeddings out, where they can be moved.
+        embeddings_on_cpu: exclude the input embeddings if they can be moved.
     """
     return Breakdown(
         quantized_weights=held.quantized_weights,
@@ -111,7 +111,7 @@ def breakdown_of(held: Holdings, step: Step, optim: str, embeddings_on_cpu: bool
         dense_weights=held.dense_weights - (held.movable_embeddings if embeddings_on_cpu else 0),
         adapters=held.adapters,
         gradients=held.adapters,
-        optimizer=state_on_card(list(held.trained_sizes), optim),
+        optimizer=state_on_gpu(list(held.trained_sizes), optim),
         activations=step.activation_bytes,
         logits=step.logits_bytes,
         workspace=step.workspace_bytes + held.cublas_bytes(embeddings_on_cpu),
@@ -119,7 +119,7 @@ def breakdown_of(held: Holdings, step: Step, optim: str, embeddings_on_cpu: bool
 
 
 def dequantized_tensors(model: PeftModel) -> Iterator[torch.Tensor]:
-    """What fast layers hold of 4-bit weights in 16 bits."""
+    """The 16-bit copies of 4-bit weights in fast layers."""
     for block in blocks_of(model):
         yield block.workspace
         yield from (linear.kept for linear in block.linears if linear.is_quantized and linear.kept is not None)
@@ -130,6 +130,6 @@ def is_quantized(weights: Any) -> bool:
 
 
 def allocated(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes that torch allocates for the tensors, each storage once."""
+    """Bytes that torch allocates for the tensors, counting each storage once."""
     sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(map(rounded_up, sizes.values()))

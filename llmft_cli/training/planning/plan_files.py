@@ -1,4 +1,4 @@
-"""Plans that are spelled out in a file."""
+"""Reading plans from files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_plan(path: Path) -> Plan:
     """A plan from a YAML file, as `llmft gpu-check` prints it.
 
     Raises:
-        ConfigError: it cannot be read, or is no plan.
+        ConfigError: it cannot be read, or is not a plan.
     """
     import yaml
 
@@ -28,17 +28,17 @@ def read_plan(path: Path) -> Plan:
         raise ConfigError(f"cannot read the plan {path}: {error}", f"--plan takes {', '.join(PLAN_KINDS)} or a file") from error
     if not isinstance(content, Mapping) or set(content) - set(switches) != set(needed):
         raise ConfigError(
-            f"{path} is not a plan: it must have {', '.join(needed)}, may have {', '.join(switches)}, and nothing else"
+            f"{path} is not a plan: it must have {', '.join(needed)}, may have {', '.join(switches)}, and no other keys"
         )
     plan = Plan(**content)
     for name in switches:
         if not isinstance(getattr(plan, name), bool):
-            raise ConfigError(f"{name} in {path}: {getattr(plan, name)!r} is neither true nor false")
+            raise ConfigError(f"{name} in {path}: {getattr(plan, name)!r} is not true or false")
     if not isinstance(plan.optim, str):
         raise ConfigError(f"optim in {path}: {plan.optim!r} is not the name of an optimizer")
     for name, value in asdict(plan).items():
         least = 0 if name == "checkpointed_layers" else 1
-        # Not isinstance: True is an int, too.
+        # Not isinstance, because True is also an int.
         if name not in ("optim", *switches) and (type(value) is not int or value < least):
-            raise ConfigError(f"{name} in {path}: {value!r} is not a whole number from {least} on")
+            raise ConfigError(f"{name} in {path}: {value!r} is not a whole number of {least} or more")
     return plan

@@ -1,8 +1,7 @@
-"""A training step followed on the `meta` device: what it allocates, computes and moves, without a GPU or weights.
+"""Simulates a training step on the `meta` device: what it allocates, computes and moves, without a GPU or weights.
 
-The very code that trains runs on tensors that have shapes and types and no memory. Every operation
-passes through a dispatch mode that counts the storages alive, as torch's caching allocator would,
-and what a GPU has to compute and to read and write.
+The real training code runs on tensors that have shapes and types but no data. A dispatch mode sees every operation; it
+counts the live storages, as torch's caching allocator would, and the work of a GPU.
 """
 
 from __future__ import annotations
@@ -26,33 +25,33 @@ if TYPE_CHECKING:
 
 ALLOCATION_BYTES = 512  # torch's caching allocator rounds up to multiples of this
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddbmm")
-# Products with fewer operations for each byte that they read and write are bound by the memory: those of adapters. GPUs with
-# bf16 do 160 to 270 operations in the time of a byte, and wide products have a thousand.
+# Products with fewer operations per byte are memory-bound: those of adapters. GPUs with bf16 do 160 to 270 operations in
+# the time of moving a byte; wide products have about 1,000 operations per byte.
 MEMORY_BOUND_FLOPS_PER_BYTE = 200
-# No kernel is launched for these, and those write to what they are given without reading it.
+# ALLOCATIONS launch no kernel; OVERWRITING operations do not read their first argument.
 ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")
 ATTENTION, ATTENTION_BACKWARD = "torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"
-# What `varlen.masked_attention` computes with.
+# The operators of `varlen.masked_attention`.
 MASKED, MASKED_BACKWARD = (f"aten::_scaled_dot_product_efficient_attention{behind}" for behind in ("", "_backward"))
-# FlashAttention-2 sums the gradient of the queries in fp32, and pads rows to blocks of 128.
+# FlashAttention-2 accumulates the queries' gradient in fp32, with rows padded to blocks of 128.
 FLASH_BLOCK = 128
 LARGEST_IN_REGISTERS = 64
 
 
 @dataclass(frozen=True)
 class Step:
-    """One forward and backward pass. Bytes are those alive beside weights, gradients and optimizer.
+    """One forward and backward pass. Memory excludes weights, gradients and optimizer state.
 
     Attributes:
-        peak_bytes: most of them alive at one time, and at that time, the part that was
-        activation_bytes: kept for the backward pass or computed in it,
-        logits_bytes: of the loss, and
-        workspace_bytes: dequantised weights and what kernels need besides.
+        peak_bytes: the peak, which consists of:
+        activation_bytes: tensors kept for the backward pass or computed in it,
+        logits_bytes: tensors of the loss, and
+        workspace_bytes: dequantised weights and temporary memory of kernels.
         product_flops: of matrix products.
         attention_flops: of attention.
-        moved_bytes: read and written by everything else, and by products that are bound by that.
-        kernels: operations that a GPU is launched for.
+        moved_bytes: bytes read and written by everything else, including memory-bound products.
+        kernels: number of GPU kernel launches.
     """
 
     peak_bytes: int
@@ -74,8 +73,8 @@ class Step:
         return Step(**{name: times * mine for name, mine in vars(self).items()})
 
 
-class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what is alive and what is done, from the moment it is entered."""
+class StepCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts live memory and work while it is active."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -85,8 +84,8 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak_bytes = self.product_flops = self.attention_flops = self.moved_bytes = self.kernels = 0
         self._storages: dict[int, tuple[str, int]] = {}
 
-    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Not to count these, nor views of them; they stay alive all the time."""
+    def ignore(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Do not count these tensors and their views; they must stay alive."""
         for tensor in tensors:
             self._storages[tensor.untyped_storage()._cdata] = "weights", 0
 
@@ -96,7 +95,7 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name: str = operation._schema.name
         inputs = list(tensors_in((*args, *kwargs.values())))
         outputs = list(tensors_in((result,)))
-        new = [self._follow(tensor, self._category(name, tensor)) for tensor in outputs]
+        new = [self._track(tensor, self._category(name, tensor)) for tensor in outputs]
         self._note_peak(workspace_bytes(name, inputs))
         if (any(new) or operation._schema.is_mutable) and name not in ALLOCATIONS:
             overwritten = args[0] if name in OVERWRITING else kwargs.get("out")
@@ -109,8 +108,8 @@ class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return "workspace"
         return "logits" if self._vocabulary in tensor.shape[-1:] else "activations"
 
-    def _follow(self, tensor: torch.Tensor, category: str) -> bool:
-        """Count the tensor's storage until it is freed; whether it is a new one."""
+    def _track(self, tensor: torch.Tensor, category: str) -> bool:
+        """Count the tensor's storage until it is freed; returns whether it is new."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._storages:
@@ -159,7 +158,7 @@ def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 def workspace_bytes(name: str, inputs: list[torch.Tensor]) -> int:
-    """What a kernel allocates for itself while it runs."""
+    """Temporary memory that a kernel allocates while it runs."""
     if name == MASKED_BACKWARD:
         return masked_workspace_bytes(*inputs[1:4])
     if name != ATTENTION_BACKWARD:
@@ -172,9 +171,9 @@ def workspace_bytes(name: str, inputs: list[torch.Tensor]) -> int:
 
 
 def masked_workspace_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """Gradients of all three summed in fp32 where they are 16 bits, and what they are summed with for each query.
+    """fp32 accumulators of the gradients if they are 16-bit, and one fp32 value per query and head.
 
-    Read in torch's sources, not measured: keys and values of up to 64 dimensions are summed in registers.
+    From torch's sources, not measured: keys and values of up to 64 dimensions are accumulated in registers.
     """
     batch, heads, length, dim = query.shape
     sums = query.numel() if dim <= LARGEST_IN_REGISTERS else query.numel() + key.numel() + value.numel()
@@ -183,14 +182,14 @@ def masked_workspace_bytes(query: torch.Tensor, key: torch.Tensor, value: torch.
 
 
 def masked_attention_flops(name: str, read: list[torch.Tensor]) -> int:
-    """Of all tokens with all, which the mask takes some of: two products, and five in the backward pass."""
+    """Full attention, because the mask saves no work: two products, and five in the backward pass."""
     backward = name == MASKED_BACKWARD
     query = read[1 if backward else 0]
     return (5 if backward else 2) * 2 * query.numel() * query.shape[2]
 
 
 def attention_flops(name: str, arguments: Any) -> int:
-    """Of causal attention in rows of the same length: two products, and five in the backward pass."""
+    """Causal attention in rows of equal length: two products, and five in the backward pass."""
     backward = name == ATTENTION_BACKWARD
     query, starts, longest = (arguments[place] for place in ((1, 6, 8) if backward else (0, 3, 5)))
     _tokens, heads, dim = query.shape
@@ -203,9 +202,9 @@ class BatchShape:
     """A micro-batch of `sequences` sequences of `length` tokens.
 
     Attributes:
-        supervised: how many of all its tokens have a target.
-        rows: packed into all the sequences.
-        longest_row: its tokens.
+        supervised: number of tokens that have a target.
+        rows: number of rows in all sequences.
+        longest_row: in tokens.
     """
 
     sequences: int
@@ -219,7 +218,7 @@ class BatchShape:
         return self.sequences * self.length
 
     def on_meta(self) -> dict[str, Any]:
-        """The batch as `collate.collate` makes it."""
+        """The batch as from `collate.collate`."""
         tokens = torch.empty(self.sequences, self.length, dtype=torch.long, device="meta")
         predicting = torch.empty(self.supervised, dtype=torch.long, device="meta")
         starts = torch.empty(self.rows + 1, dtype=torch.int32, device="meta")
@@ -230,55 +229,55 @@ class BatchShape:
 
 
 def full_batch(sequences: int, length: int) -> BatchShape:
-    """The most that a micro-batch can be: every token but the first is supervised, one row fills each sequence."""
+    """The largest possible micro-batch: one row per sequence, with all tokens but the first supervised."""
     return BatchShape(sequences, length, sequences * (length - 1), sequences, length)
 
 
-class CannotBeFollowed(ConfigError):
-    """A model's own code wants to see values (to choose experts), or knows no `meta` device."""
+class CannotBeSimulated(ConfigError):
+    """A model's own code needs values (to select experts), or does not support the `meta` device."""
 
     def __init__(self, model_type: str, error: Exception) -> None:
         super().__init__(
-            f"steps of models of type {model_type} cannot be followed without their weights: {first_line(error)}",
-            "try it: llmft train --max-steps 1, whose longest batch goes first",
+            f"steps of models of type {model_type} cannot be simulated without their weights: {first_line(error)}",
+            "test it with: llmft train --max-steps 1, which tries the longest batch first",
         )
 
 
 def simulate(model: PeftModel, batch: BatchShape) -> Step:
-    """Follow one forward and backward pass of a trainable model on the `meta` device (`tuned_model.make_trainable`).
+    """Simulate one forward and backward pass of a trainable model on the `meta` device (`tuned_model.make_trainable`).
 
-    Its gradients are taken to be there already, as they are from the second micro-batch on.
+    Gradients are assumed to exist already, as from the second micro-batch on.
 
     Raises:
-        CannotBeFollowed: the model's own code fails without values.
+        CannotBeSimulated: the model's own code fails without values.
     """
     for weights in model.parameters():
         weights.grad = torch.empty_like(weights) if weights.requires_grad else None
     model.train()
-    follower = Follower(model.config.get_text_config().vocab_size)
-    follower.leave_out(standing_tensors(model))
+    counter = StepCounter(model.config.get_text_config().vocab_size)
+    counter.ignore(standing_tensors(model))
     try:
-        with follower:
+        with counter:
             (summed_loss(model, batch.on_meta()) / batch.supervised).backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # whatever a model's own code raises
         if blocks_of(model):
             raise
-        raise CannotBeFollowed(model.config.get_text_config().model_type, error) from error
-    peak = follower.at_peak
+        raise CannotBeSimulated(model.config.get_text_config().model_type, error) from error
+    peak = counter.at_peak
     return Step(
-        follower.peak_bytes,
+        counter.peak_bytes,
         peak["activations"],
         peak["logits"],
         peak["workspace"],
-        follower.product_flops,
-        follower.attention_flops,
-        follower.moved_bytes,
-        follower.kernels,
+        counter.product_flops,
+        counter.attention_flops,
+        counter.moved_bytes,
+        counter.kernels,
     )
 
 
 def standing_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """What is on the device before a step begins: weights, their gradients and scales, buffers, and what fast layers hold."""
+    """All tensors on the device before a step starts: weights, gradients, scales, buffers, and those of fast layers."""
     for tensor in (*model.parameters(), *model.buffers()):
         yield tensor
         yield from scales(tensor)
@@ -289,7 +288,7 @@ def standing_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 
 def scales(weights: torch.Tensor) -> Iterator[torch.Tensor]:
-    """What comes with a 4-bit weight: block scales, quantised themselves or not."""
+    """The quantisation state of a 4-bit weight: block scales, which may be quantised themselves."""
     state: Any = getattr(weights, "quant_state", None)
     if state is not None:
         yield from (state.absmax, state.code)

@@ -1,4 +1,4 @@
-"""How long a step will take, from what it computes and moves and what the device was measured to do."""
+"""Predicted time of a step, from its work and the device's measured rates."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llmft_cli.training.planning.simulation import Step
 
-# Fitted by least squares (of logarithms, those of outliers taken by their amount) to 65 steps measured on an H100: 30 with
-# plain layers (benchmarks/results/memory-h100.json) and 35 with fast ones, replayed as CUDA graphs (memory-fast-h100.json).
-# Of the latter 33 are predicted within 6% and all within 11%. Of the former 23 are within 10%; the worst are passes that
-# launches bound, between 33% too fast and 26% too slow.
+# Fitted by least squares (of logarithms, with absolute instead of squared residuals for outliers) to 65 steps measured on
+# an H100: 30 with plain layers (benchmarks/results/memory-h100.json) and 35 with fast layers, replayed as CUDA graphs
+# (memory-fast-h100.json). With fast layers, 33 are predicted within 6% and all within 11%. With plain layers, 23 are
+# within 10%; launch-bound passes are the worst, between 33% too fast and 26% too slow.
 PRODUCT_SHARE = 0.911
 BANDWIDTH_SHARE = 0.78
-# FlashAttention-2 reaches 354 of 799 TFLOP/s there; cuDNN's takes its place where each sequence is one row.
+# FlashAttention-2 reaches 354 of 799 TFLOP/s there; cuDNN's attention is used if each sequence is one row.
 PACKED_ATTENTION_SHARE = 0.44
 UNPACKED_ATTENTION_SHARE = 0.724
-# Replayed kernels follow each other without the processor; otherwise Python launches them, which takes longer than most.
+# In a CUDA graph, kernels follow each other directly; otherwise Python launches them, which takes longer than most kernels.
 RECORDED_KERNEL_SECONDS, LAUNCH_SECONDS = 2.92e-6, 81e-6
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a device does in a second: operations of 16-bit products (those computed in), and bytes moved in its memory."""
+    """A device's rates: matrix products in the compute type, and memory bandwidth."""
 
     bf16_flops_per_second: float
     bandwidth_bytes_per_second: float
 
 
-# Of an H100 80GB, to rank plans where nothing was measured: what a card does faster another does faster too.
+# Of an H100 80GB; used to rank plans without a measurement, because the ranking hardly depends on the GPU.
 REFERENCE_RATES = Rates(790e12, 2.9e12)
 
 
@@ -38,8 +38,8 @@ def step_seconds(step: Step, rates: Rates, *, packed: bool, recorded: bool) -> f
 
     Args:
         packed: whether a sequence has more than one row.
-        recorded: whether it is replayed as a CUDA graph. Otherwise the processor launches kernels while the device computes,
-            and the slower of them decides.
+        recorded: whether it is replayed as a CUDA graph. Otherwise the CPU launches kernels while the device computes,
+            and the slower of the two decides.
     """
     attention_share = PACKED_ATTENTION_SHARE if packed else UNPACKED_ATTENTION_SHARE
     computing = (

@@ -1,4 +1,4 @@
-"""The steps of a training by how many layers are checkpointed, and whether 4-bit weights are kept dequantised."""
+"""Costs of a training step by number of checkpointed layers, and with or without keeping 4-bit weights dequantised."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def can_keep_dequantized(model: PeftModel) -> bool:
 # One model at a time is asked about, with many micro-batches.
 @lru_cache(maxsize=2)
 def holdings_of(model: PeftModel, dequantized_weights: bool) -> Holdings:
-    """What stands on the GPU before a step begins, with 4-bit weights kept dequantised, or not."""
+    """The memory used before a step starts, with 4-bit weights kept dequantised or not."""
     with weights_kept(model, dequantized_weights):
         return holdings(model)
 
 
 @contextmanager
 def weights_kept(model: PeftModel, whether: bool) -> Iterator[None]:
-    """The model with its 4-bit weights kept dequantised, or as it is."""
+    """Keep the model's 4-bit weights dequantised inside the block, if `whether`."""
     if not whether:
         yield
         return
@@ -46,7 +46,7 @@ def weights_kept(model: PeftModel, whether: bool) -> Iterator[None]:
 
 @contextmanager
 def activations_offloaded(model: PeftModel) -> Iterator[None]:
-    """The model with what checkpointed layers keep in the host's memory."""
+    """Offload the inputs of the model's checkpointed layers to the host inside the block."""
     architectures.offload_activations(model, True)
     try:
         yield
@@ -55,7 +55,7 @@ def activations_offloaded(model: PeftModel) -> Iterator[None]:
 
 
 class StepCosts:
-    """Steps of one micro-batch by plan, for a trainable model on the `meta` device; each is followed once."""
+    """Steps of one micro-batch by plan, for a trainable model on the `meta` device; each is simulated once."""
 
     def __init__(self, model: PeftModel, batch: BatchShape) -> None:
         self._model, self._batch = model, batch
@@ -63,7 +63,7 @@ class StepCosts:
         self._of_whole_model = cache(partial(whole_step, model, batch))
 
     def step(self, plan: Plan) -> Step:
-        """The step that a plan lays out. Where 4-bit weights are kept, it does less and holds the same beside them."""
+        """The step with a plan. Keeping 4-bit weights dequantised saves work; the step's own memory stays the same."""
         if plan.activation_offloading:
             return self._offloading
         found = self.as_it_is(plan.checkpointed_layers)
@@ -73,7 +73,7 @@ class StepCosts:
         return replace(found, moved_bytes=found.moved_bytes - saved.moved_bytes, kernels=found.kernels - saved.kernels)
 
     def as_it_is(self, checkpointed_layers: int) -> Step:
-        """The step with so many checkpointed layers, and weights as the model has them."""
+        """The step with this many checkpointed layers, and weights in their current state."""
         return self._by_layers.step(checkpointed_layers) if self._by_layers else self._of_whole_model(checkpointed_layers)
 
     @cached_property
@@ -84,7 +84,7 @@ class StepCosts:
 
 
 class DequantizingCosts:
-    """What dequantising the weights at each use adds to a step, of a batch of any size."""
+    """The costs of dequantising the weights at each use; they do not depend on the batch."""
 
     def __init__(self, model: PeftModel) -> None:
         batch = full_batch(1, 64)

@@ -1,1 +1,1 @@
-"""Where the time of a step goes."""
+"""Measuring training steps: memory, time, and where the time goes."""

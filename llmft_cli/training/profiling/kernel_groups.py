@@ -1,4 +1,4 @@
-"""What a kernel of a GPU, or an operator of a CPU, is for, by its name."""
+"""The purpose of a GPU kernel or a CPU operator, by its name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from torch._C._autograd import DeviceType
 
 OTHER = "other"
-# The first pattern that is found in the name of a kernel (or, on a CPU, of an operator) decides: flash attention's
-# kernels name cutlass, and those of the optimizer are elementwise.
+# The first matching pattern decides. The order matters: flash attention's kernels have cutlass in their names, and the
+# optimizer's have elementwise.
 GROUPS = {
     "attention": r"flash|fmha|sdpa|attn|attention",
     "matrix_products": r"gemm|gemv|cutlass|nvjet|cublas|xmma|splitk|^aten::(addmm|baddbmm|bmm|mm|mv|addmv|dot)_?$",
@@ -29,7 +29,7 @@ def group_of(name: str) -> str:
 
 
 def groups(events: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Seconds of each group, from names and seconds of kernels or operators."""
+    """Seconds per group, from pairs of name and seconds."""
     seconds = dict.fromkeys((*GROUPS, OTHER), 0.0)
     for name, taken in events:
         seconds[group_of(name)] += taken
@@ -37,10 +37,10 @@ def groups(events: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def timed_events(events: Iterable[Any], on_gpu: bool) -> Iterator[tuple[str, float]]:
-    """Names and seconds of the profiler's events: kernels of a GPU, or on a CPU operators without those they call."""
+    """Names and seconds of the profiler's events: GPU kernels, or CPU operators without the operators that they call."""
     for event in events:
         if not on_gpu:
             yield event.name, event.self_cpu_time_total / 1e6
-        # Spans that mark a stretch of the program lie over the kernels in them.
+        # Annotations span the kernels inside them and would count them twice.
         elif event.device_type != DeviceType.CPU and not event.is_user_annotation:
             yield event.name, event.time_range.elapsed_us() / 1e6

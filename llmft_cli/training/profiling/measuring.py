@@ -1,4 +1,4 @@
-"""Training steps on a real device with random data: how much memory and time they take."""
+"""Measured memory and time of training steps with random data on a real GPU."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Measured:
     """Peaks over all steps, and the median time of those after the warm-up.
 
     Attributes:
-        peak_bytes: most that torch had allocated for tensors.
-        reserved_bytes: most that torch's allocator had taken from the device.
-        context_bytes: what the process holds on the device besides.
-        step_seconds: of one forward and backward pass and optimizer step.
+        peak_bytes: peak that torch allocated for tensors.
+        reserved_bytes: peak that torch's allocator reserved.
+        context_bytes: other memory of the process on the device.
+        step_seconds: of one forward and backward pass and one optimizer step.
     """
 
     peak_bytes: int
@@ -37,8 +37,8 @@ def measure(model: PeftModel, batch: BatchShape, optim: str, steps: int = 3) -> 
     """Train a model on its GPU for a few steps with random tokens.
 
     Args:
-        model: as `tuned_model.make_trainable` leaves it.
-        steps: those that are timed, after two that are not.
+        model: from `tuned_model.make_trainable`.
+        steps: timed steps, after two warm-up steps.
     """
     import torch
 
@@ -57,7 +57,7 @@ def measure(model: PeftModel, batch: BatchShape, optim: str, steps: int = 3) -> 
     for _ in range(WARMUP_STEPS + steps):
         torch.cuda.synchronize(device)
         start = time.perf_counter()
-        # Gradients are left where they are, as in the second micro-batch of a step.
+        # Gradients are not cleared, as in the second micro-batch of a step.
         (recorded.run if recorded else work)(values, divisor)
         optimizer.step()
         torch.cuda.synchronize(device)
@@ -81,7 +81,7 @@ def make_optimizer(model: PeftModel, optim: str) -> torch.optim.Optimizer:
 
 
 def random_batch(batch: BatchShape, vocabulary: int, device: torch.device) -> dict[str, Any]:
-    """The batch as `collate.collate` makes it, with random tokens and rows of one length, the last tokens supervised."""
+    """A batch as from `collate.collate`, with random tokens and rows of equal length; the last tokens are supervised."""
     import torch
 
     ids = torch.randint(vocabulary, (batch.sequences, batch.length), device=device)

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: a few steps under torch's profiler, by groups of kernels, beside the roofline."""
+"""Profile of a few training steps with torch's profiler: seconds by groups of kernels, compared with the roofline."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from llmft_cli.training.loop.trainer import QLoRATrainer
     from llmft_cli.training.plan import Plan
 
-# Kernels are compiled in the first pass of a shape and recorded in its second.
+# The first pass of a shape compiles kernels, the second captures a CUDA graph.
 WARMUP_STEPS = 3
 PROFILED_STEPS = 2
 TRACE = "trace.json.gz"
@@ -34,13 +34,13 @@ TRACE = "trace.json.gz"
 
 @dataclass(frozen=True)
 class Profile:
-    """Some optimizer steps of a training; times are seconds a step.
+    """The profile of some optimizer steps; times are seconds per step.
 
     Attributes:
-        first_step: the first of those that were profiled, counted from 1.
-        busy_share: of the step's time, that in which the device (on a CPU, torch's operators) computed.
-        group_seconds: the same time by groups of kernels.
-        why_no_roofline: in a few words, where there is none.
+        first_step: the first profiled step, counted from 1.
+        busy_share: fraction of the step's time in which the device (on a CPU, torch's operators) was computing.
+        group_seconds: the computing time by groups of kernels.
+        why_no_roofline: the reason if there is none.
         trace: file for Perfetto or chrome://tracing.
     """
 
@@ -56,11 +56,11 @@ class Profile:
 
 
 def steps_before(done: int, total: int, saved_every: int) -> int | None:
-    """How many optimizer steps are done when profiling begins; None where there is no step to warm up with.
+    """The number of finished optimizer steps when profiling starts; None if there are too few steps.
 
     Args:
-        done: those of the training that is resumed.
-        saved_every: after how many steps it is evaluated and saved, which drops recordings and takes time.
+        done: steps finished before resuming.
+        saved_every: steps between evaluations and checkpoints, which discard CUDA graphs and take time.
     """
     if total - done < 2:
         return None
@@ -71,12 +71,12 @@ def steps_before(done: int, total: int, saved_every: int) -> int | None:
 
 
 class ProfiledSteps(TrainerCallback):
-    """Profiles two steps, or one where it is followed by an evaluation, and writes what it found at once.
+    """Profiles two steps, or one if an evaluation follows it, and writes the result immediately.
 
-    Whatever fails in it is told, and the training goes on.
+    A failure gives a warning, and training continues.
 
     Attributes:
-        profile: what was found; None before, or where it failed.
+        profile: the result; None before, or if it failed.
     """
 
     def __init__(self, trainer: QLoRATrainer, config: Config, plan: Plan, folder: Path, reporter: Reporter) -> None:
@@ -91,7 +91,7 @@ class ProfiledSteps(TrainerCallback):
         self._steps, self._started = 0, 0.0
 
     @contextmanager
-    def _told_of_failure(self) -> Iterator[None]:
+    def _warning_on_failure(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
@@ -100,16 +100,16 @@ class ProfiledSteps(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._begin = steps_before(state.global_step, state.max_steps, int(args.save_steps))
         if self._begin is None:
-            self._reporter.warn("no profile: there are too few steps, it takes two, of which the first is not profiled")
+            self._reporter.warn("no profile: too few steps; it needs at least two, the first of which is not profiled")
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step == self._begin:
             self._begin = None
-            with self._told_of_failure():
+            with self._warning_on_failure():
                 activities = [torch.profiler.ProfilerActivity.CPU]
                 if self._device.type == "cuda":
                     activities.append(torch.profiler.ProfilerActivity.CUDA)
-                os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell on stderr that it starts and stops
+                os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # silences its messages on stderr
                 profiler = torch.profiler.profile(activities=activities)
                 with self._trainer.clock.paused():
                     profiler.start()
@@ -119,26 +119,26 @@ class ProfiledSteps(TrainerCallback):
         if self._profiler is None:
             return
         self._steps += 1
-        assert self._trainer.step_at_hand is not None
-        self._batches += self._trainer.step_at_hand.batches
+        assert self._trainer.current_step is not None
+        self._batches += self._trainer.current_step.batches
         interrupted = control.should_evaluate or control.should_save or control.should_training_stop
         if self._steps == PROFILED_STEPS or interrupted or state.global_step >= state.max_steps:
-            with self._told_of_failure(), self._trainer.clock.paused():
+            with self._warning_on_failure(), self._trainer.clock.paused():
                 seconds = (time.perf_counter() - self._started) / self._steps
                 self._write(self.close(), state.global_step - self._steps + 1, seconds)
 
     def close(self) -> Any:
-        """Stop profiling, also where training broke off; returns the profiler, which holds what it saw."""
+        """Stop profiling, also after a failed training; returns the profiler with its events."""
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             profiler.stop()
         return profiler
 
     def _write(self, profiler: Any, first_step: int, step_seconds: float) -> None:
-        """Leave trace and summary in the folder."""
+        """Write trace and summary to the folder."""
         found = groups(timed_events(profiler.events(), self._device.type == "cuda"))
         by_step = {group: seconds / self._steps for group, seconds in found.items()}
-        least = self._roofline()
+        roofline = self._roofline()
         profile = Profile(
             first_step=first_step,
             steps=self._steps,
@@ -146,8 +146,8 @@ class ProfiledSteps(TrainerCallback):
             step_seconds=step_seconds,
             busy_share=sum(by_step.values()) / step_seconds,
             group_seconds=by_step,
-            roofline=None if isinstance(least, str) else least,
-            why_no_roofline=least if isinstance(least, str) else None,
+            roofline=None if isinstance(roofline, str) else roofline,
+            why_no_roofline=roofline if isinstance(roofline, str) else None,
             trace=str(self._folder / TRACE),
         )
         with replacing_directory(self._folder) as folder:
@@ -165,7 +165,7 @@ class ProfiledSteps(TrainerCallback):
 def profiled(
     wanted: bool, trainer: QLoRATrainer, config: Config, plan: Plan, folder: Path, reporter: Reporter
 ) -> Iterator[Callable[[], Profile | None]]:
-    """Have steps of the training inside profiled, if it is wanted; gives what will tell of them afterwards."""
+    """Profile steps of the training inside the block if `wanted`; yields a function that returns the profile afterwards."""
     if not wanted:
         yield lambda: None
         return

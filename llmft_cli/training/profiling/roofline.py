@@ -1,4 +1,4 @@
-"""The least time that an optimizer step could take: all that it computes and moves, at the full rates of the device."""
+"""The minimum time of an optimizer step: all its computation and memory traffic at the device's full rates."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The work of an optimizer step, the device's rates, and the time that the one takes at the other.
+    """The work of an optimizer step, the device's rates, and the resulting time.
 
     Attributes:
         flops: of matrix products and attention.
-        moved_bytes: read and written by everything else.
-        bf16_flops_per_second: of products in the type that is computed in.
+        moved_bytes: bytes read and written by everything else.
+        bf16_flops_per_second: of matrix products in the compute type.
     """
 
     seconds: float
@@ -46,19 +46,19 @@ class Roofline:
 
 
 def rates_or_why_none(config: Config, device: torch.device) -> Rates | str:
-    """What the device does now, to be measured while its memory is free; or why there is no roofline, in a few words."""
+    """The device's rates, to be measured while its memory is free; or the reason why there is no roofline."""
     if device.type != "cuda":
         return "steps on a CPU are not predicted"
     if not can_be_predicted(config):
-        return "steps of DoRA, int8 and models with code of their own are not predicted"
+        return "steps with DoRA, int8 or custom model code are not predicted"
     try:
         return measured_rates(device, config.compute_dtype)
-    except Exception as error:  # as where others use the card: a training does not end for want of a roofline
+    except Exception as error:  # for example if others use the GPU; a missing roofline must not stop the training
         return f"the device's rates could not be measured: {first_line(error)}"
 
 
 def measured_rates(device: torch.device, compute_dtype: str) -> Rates:
-    """Takes less than a second and about a GiB of the device's memory; random state stays as it is."""
+    """Takes less than a second and about 1 GiB of the device's memory; preserves the random state."""
     state = random_state(device)
     try:
         flops = measuring.flops_per_second(torch, str(device), compute_dtype)
@@ -69,7 +69,7 @@ def measured_rates(device: torch.device, compute_dtype: str) -> Rates:
 
 
 def mean_shape(batches: Sequence[Batch]) -> BatchShape:
-    """The micro-batch that costs, so many times, what these cost together. Attention goes by the squares of row lengths."""
+    """The average micro-batch: `len(batches)` of it cost as much as these. Attention scales with squared row lengths."""
     count = len(batches)
     lengths = [length for batch in batches for length in batch["row_starts"].diff().tolist()]
     longest = max(lengths)
@@ -83,8 +83,8 @@ def mean_shape(batches: Sequence[Batch]) -> BatchShape:
     )
 
 
-def follow(model_folder: str, config: Config, plan: Plan, batch: BatchShape, device: torch.device) -> Step:
-    """One forward and backward pass of the model in a folder, as the plan lays it out, on tensors without memory."""
+def simulate_pass(model_folder: str, config: Config, plan: Plan, batch: BatchShape, device: torch.device) -> Step:
+    """Simulate one forward and backward pass of the model in a folder, with the plan, on meta tensors."""
     from transformers import AutoConfig
 
     state = random_state(device)
@@ -99,7 +99,7 @@ def follow(model_folder: str, config: Config, plan: Plan, batch: BatchShape, dev
 
 
 def roofline(step: Step, passes: float, rates: Rates) -> Roofline:
-    """The roofline of an optimizer step of so many passes; the optimizer itself, of adapters, is too little to count."""
+    """The roofline of an optimizer step of `passes` passes; the optimizer's own work on adapters is negligible."""
     flops = passes * (step.product_flops + step.attention_flops)
     moved_bytes = passes * step.moved_bytes
     seconds = flops / rates.bf16_flops_per_second + moved_bytes / rates.bandwidth_bytes_per_second
@@ -109,9 +109,9 @@ def roofline(step: Step, passes: float, rates: Rates) -> Roofline:
 def roofline_or_why_none(
     model: PeftModel, config: Config, plan: Plan, batches: Sequence[Batch], step_count: int, rates: Rates
 ) -> Roofline | str:
-    """The roofline of optimizer steps in which these micro-batches went through a model; or why there is none."""
+    """The roofline of optimizer steps with these micro-batches, or the reason why there is none."""
     try:
-        step = follow(model.get_base_model().config._name_or_path, config, plan, mean_shape(batches), model.device)
-    except Exception as error:  # whatever the model is, it was trained without this
-        return f"steps could not be followed without a device: {first_line(error)}"
+        step = simulate_pass(model.get_base_model().config._name_or_path, config, plan, mean_shape(batches), model.device)
+    except Exception as error:  # training works without the roofline, whatever the model
+        return f"steps could not be simulated: {first_line(error)}"
     return roofline(step, len(batches) / step_count, rates)

@@ -26,7 +26,7 @@ MODELS: dict[Any, Any] = {}
 
 @pytest.fixture(autouse=True)
 def models_and_steps_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build each model once, and follow each of its steps once, for all tests."""
+    """Build each model once, and simulate each of its steps once, for all tests."""
     build = fit.trainable
 
     def built(shape: Any, config: Any, device: str, plan: Any = None, able: Any = None) -> Any:
@@ -183,5 +183,5 @@ def test_where_a_batch_of_tokens_does_not_fit_fewer_are_proposed():
 
 
 def test_a_batch_of_fewer_tokens_than_a_sequence_may_have_is_refused():
-    with pytest.raises(ConfigError, match="--tokens-per-batch 255 is less than the longest sequence has, 256 tokens"):
+    with pytest.raises(ConfigError, match=r"--tokens-per-batch 255 is less than the longest sequence \(256 tokens\)"):
         fit.fit(by_tokens(255), on(80), None, Silent())

@@ -1,4 +1,4 @@
-"""Attention by its definition, which stands in for a kernel that needs a GPU, and models whose attention it can be."""
+"""Attention computed by its definition, as a stand-in for a GPU kernel, and models for it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def by_definition(
     window_size: tuple[int, int] = (-1, -1),
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """softmax(q k^T scale) v of each row; a token sees so many tokens before it and after it, all with -1."""
+    """softmax(q k^T scale) v of each row; the window counts tokens before and after, -1 means all."""
     assert torch.equal(cu_seq_q, cu_seq_k)
     assert cu_seq_q.dtype == torch.int32
     edges = cu_seq_q.tolist()
@@ -48,6 +48,6 @@ def by_definition(
 
 
 def built(device: torch.device = CPU, **changes: Any) -> Any:
-    """A model in fp32, where rounding hides nothing."""
+    """A model in fp32, where rounding cannot hide errors."""
     torch.manual_seed(0)
     return random_model.build(small_shape(**changes), device, "none", torch.float32)

@@ -1,4 +1,4 @@
-"""Training needs torch; where it is not installed (`make test-light`), these tests are not there."""
+"""Training needs torch; without it (`make test-light`), these tests are skipped."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -10,7 +10,7 @@ collect_ignore_glob = [] if find_spec("torch") else ["test_*.py"]
 
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
-    """Tiny models compute no faster with more threads, which wait for each other where other processes run."""
+    """Tiny models do not get faster with more threads, which only wait for each other on a busy machine."""
     import torch
 
     threads = torch.get_num_threads()
@@ -21,7 +21,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention by its definition in the place of torch's kernel."""
+    """Replaces torch's kernel by attention computed by its definition."""
     from torch.nn.attention import varlen as torch_varlen
 
     from .attention_by_definition import by_definition

@@ -45,7 +45,7 @@ def small_shape(layers: int = 2, **changes: Any) -> transformers.PreTrainedConfi
 
 
 def on_meta(shape: transformers.PreTrainedConfig, checkpointed: int | None = 0, quantization: str = "nf4", **flags: Any) -> Any:
-    """A trainable model on the `meta` device, with so many checkpointed layers; None is all of them."""
+    """A trainable model on the `meta` device with this many checkpointed layers; None means all."""
     base = random_model.build(shape, META, quantization, torch.bfloat16)
     with META:  # PEFT draws an adapter's weights on the CPU otherwise, which takes longer than following a step
         model = make_trainable(base, resolve(flags), "a model")

@@ -1,4 +1,4 @@
-"""A training of the tiny model in fp32, where rounding is too small to hide a wrong loss."""
+"""Training of the tiny model in fp32, where rounding cannot hide a wrong loss."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The elementwise parts of a fast layer: their interface, and implementations in torch and in Triton."""
+"""The memory-bound kernels of the fast layers: their interface, and implementations in torch and Triton."""

@@ -1,6 +1,6 @@
-"""`interface.Kernels` for the `meta` device: nothing is computed, and each kernel is one operation on its tensors.
+"""`interface.Kernels` for the `meta` device: each kernel is one custom operator that computes nothing.
 
-`simulation.Follower` sees that operation, and counts what it reads and writes.
+`simulation.StepCounter` sees the operator and counts what it reads and writes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`interface.Kernels` in torch's own operations, for CPUs and what Triton cannot do; formulas as in transformers' modules."""
+"""`interface.Kernels` with torch operations, for CPUs and for what Triton does not support; formulas as in transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": silu,
     "gelu_tanh": partial(gelu, approximate="tanh"),
 }
-# Gradients of the activations' inputs, from those of their outputs and the inputs.
+# Input gradients of the activations, from the gradient of the output and the input.
 SLOPES: dict[Activation, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "silu": torch.ops.aten.silu_backward,
     "gelu_tanh": partial(torch.ops.aten.gelu_backward, approximate="tanh"),
@@ -43,7 +43,7 @@ def add_rms_norm(
 
 
 def normal(inputs: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs over the root mean square of their last dimension, in fp32, and its inverse."""
+    """Inputs divided by the root mean square of their last dimension, in fp32, and the inverse of that."""
     values = inputs.float()
     scales = torch.rsqrt(values.square().mean(-1, keepdim=True) + epsilon)
     return values.mul_(scales) if values is not inputs else values * scales, scales
@@ -64,7 +64,7 @@ def rms_norm_backward(
 def norm_gradient(
     gradients: torch.Tensor, weight: torch.Tensor, normalised: torch.Tensor, scales: torch.Tensor
 ) -> torch.Tensor:
-    """dx = s (w dy - n mean(n w dy)) with s = 1 / rms(x) and n = s x, which is overwritten; in fp32."""
+    """dx = s (w dy - n mean(n w dy)) with s = 1 / rms(x) and n = s x, in fp32; overwrites `normalised`."""
     weighted = gradients.float() * weight
     along = (weighted * normalised).mean(-1, keepdim=True)
     return weighted.sub_(normalised.mul_(along)).mul_(scales)
@@ -88,7 +88,7 @@ def gated_backward(gate_up: torch.Tensor, activation: Activation, gradients: tor
 
 
 def parts(matrix: torch.Tensor) -> list[slice]:
-    """Rows of a matrix, as many at a time as a processor's cache holds while they are computed with."""
+    """Slices of a matrix's rows that fit into a CPU's cache."""
     rows = max(1, CACHED_VALUES // matrix.shape[1])
     return [slice(start, start + rows) for start in range(0, len(matrix), rows)]
 
@@ -131,7 +131,7 @@ def norm_rotate_backward(
 
 
 def by_head(rows: torch.Tensor, cosines: torch.Tensor) -> torch.Tensor:
-    """The rows as (tokens, heads, head_dim)."""
+    """View the rows as (tokens, heads, head_dim)."""
     return rows.view(len(rows), -1, cosines.shape[-1])
 
 
@@ -154,7 +154,7 @@ def cross_entropy(logits: torch.Tensor, targets: torch.Tensor, losses: torch.Ten
     for rows in parts(logits):
         values = logits[rows].float()  # (rows, vocabulary)
         likelihoods = torch.softmax(values, -1)
-        # The greatest likelihood is never too small for its logarithm, as the target's may be.
+        # The logarithm of the largest likelihood is safe; the target's likelihood may underflow.
         behind = values.amax(-1) - values.gather(1, columns[rows])[:, 0]
         losses[rows] = behind - likelihoods.amax(-1).log()
         likelihoods.scatter_add_(1, columns[rows], likelihoods.new_full((len(values), 1), -1.0))

@@ -1,4 +1,4 @@
-"""Which kernels run on a device."""
+"""Selects the kernels for a device."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 @cache
 def has_triton(device: torch.device) -> bool:
-    """Whether Triton's programs run on a GPU. Triton promises it of GPUs since Ampere; on older ones they are tried out."""
+    """Whether Triton kernels run on a GPU. Triton supports GPUs since Ampere; on older ones, a test decides."""
     if device.type != "cuda" or find_spec("triton") is None:
         return False
     capability = compute_types.capability_of(device)
     if capability >= compute_types.FIRST_WITH_BF16:
         return True
-    return compute_types.abilities(capability).triton and programs_run(device)
+    return compute_types.abilities(capability).triton and triton_kernels_work(device)
 
 
-def programs_run(device: torch.device) -> bool:
-    """Whether programs that read and write fp16, loop and add up compute on the device what torch does."""
+def triton_kernels_work(device: torch.device) -> bool:
+    """Whether a Triton kernel with fp16 memory access, loops and reductions gives the same results as torch."""
     import torch
 
     from llmft_cli.training.fast.kernels import plain
@@ -43,12 +43,12 @@ def programs_run(device: torch.device) -> bool:
             kernels.cross_entropy(gradients, targets, losses)
             found.append(torch.cat([losses, gradients.flatten().float()]))
         return torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-3)
-    except Exception:  # whatever compiler, assembler and driver raise where they do not know the GPU
+    except Exception:  # compiler, assembler and driver may raise anything for a GPU that they do not support
         return False
 
 
 def abilities_of(device: torch.device) -> Abilities | None:
-    """Of a GPU, for which `meta` stands; None of a CPU."""
+    """The abilities of a GPU; `meta` stands for a GPU with all of them. None for a CPU."""
     if device.type == "meta":
         return ALL_ABILITIES
     if device.type != "cuda":

@@ -12,13 +12,13 @@ from llmft_cli.training.fast.kernels import triton_programs as programs
 from llmft_cli.training.fast.kernels import triton_weight_programs as weight_programs
 from llmft_cli.training.fast.kernels.interface import Activation
 
-ELEMENTS = 1024  # of a row in one program, where programs share a row
-FILLED = 2048  # values of a matrix in one program
-GROUPS = 16  # of a 4-bit weight's blocks in one step of a program
+ELEMENTS = 1024  # per program, if several programs share a row
+FILLED = 2048  # values of a matrix per program
+GROUPS = 16  # blocks of a 4-bit weight per program
 
 
 def warps(elements: int) -> int:
-    """Of a program that works on so many elements at a time."""
+    """`num_warps` for a program that processes this many elements at a time."""
     return min(16, max(4, elements // 512))
 
 
@@ -120,13 +120,13 @@ def launch_by_head(
     sines: torch.Tensor,
     **constants: Any,
 ) -> None:
-    """One program for each token, which has all its heads."""
+    """One program per token, for all its heads."""
     tokens, size = source.shape
     half = cosines.shape[1] // 2
     heads = size // (2 * half)
     block, most = triton.next_power_of_2(half), triton.next_power_of_2(heads)
     strides = source.stride(0), target.stride(0), cosines.stride(0)
-    # With weights a thread keeps more values of each element in its registers, of which it has 255.
+    # With norm weights, each thread needs more registers per element, and it has at most 255.
     elements = block * most * (1 if weights is None else 2)
     sizes = {"HEADS": most, "HALF": half, "BLOCK": block, "num_warps": warps(elements)}
     weights = source if weights is None else weights
@@ -136,14 +136,14 @@ def launch_by_head(
 def dequantize(weight: Any, outputs: torch.Tensor) -> None:
     state = weight.quant_state
     rows, size = outputs.shape
-    if size % state.blocksize:  # blocks that reach into the next row
+    if size % state.blocksize:  # blocks that span two rows
         plain.dequantize(weight, outputs)
         return
     blocks = size // state.blocksize
     nested = bool(state.nested)
     outer = state.state2 if nested else state
     weight_programs.dequantize_kernel[(rows, triton.cdiv(blocks, GROUPS))](
-        weight.data.view(torch.uint8),  # checkpoints may store the bytes as another type
+        weight.data.view(torch.uint8),  # checkpoints may store the bytes with another dtype
         state.code,
         state.absmax,
         outer.code,

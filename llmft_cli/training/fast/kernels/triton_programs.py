@@ -1,4 +1,4 @@
-"""What `triton` launches: programs in Triton's language, whose arguments have no types.
+"""Triton kernels that `triton` launches; Triton's arguments have no type annotations.
 
 Pointers are to matrices whose rows are tokens; a stride is the distance between two rows, in values. Comments give the
 shape of a block of values within one program.
@@ -10,7 +10,7 @@ shape of a block of values within one program.
 import triton
 import triton.language as tl
 
-# Of the approximation of gelu (Hendrycks & Gimpel 2016).
+# Constants of gelu's tanh approximation (Hendrycks & Gimpel 2016).
 TWICE_ROOT = tl.constexpr(1.5957691216057308)  # 2 sqrt(2 / pi)
 CUBIC = tl.constexpr(0.044715)
 
@@ -30,7 +30,7 @@ def rms_norm_kernel(
     ADD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One token; `interface.Kernels.rms_norm`, or with `ADD` `add_rms_norm`."""
+    """One token of `interface.Kernels.rms_norm`, or of `add_rms_norm` with `ADD`."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)  # (hidden, padded to a power of two)
     inside = columns < size
@@ -77,16 +77,16 @@ def rms_norm_backward_kernel(
     n = x * scale
     dy = dy * w
     dx = scale * (dy - n * (tl.sum(n * dy) / size))
-    # Rounded before the addition, as the gradients of two branches are.
+    # Round before the addition, as autograd does with the gradients of two branches.
     dx = dx.to(before.dtype).to(tl.float32) + before.to(tl.float32)
     tl.store(outputs + row * output_stride + columns, dx.to(before.dtype), mask=inside)
 
 
 @triton.jit
 def sigmoid_of_gate(gate, GELU: tl.constexpr):
-    """The sigmoid s(v) of the activation x s(v), and v's slope, of the gate's shape.
+    """The sigmoid s(v) of the activation x s(v), and the slope dv/dx, of the gate's shape.
 
-    It is silu with v = x, and tanh's approximation of gelu with v = 2 sqrt(2 / pi) (x + 0.044715 x^3).
+    v = x gives silu; v = 2 sqrt(2 / pi) (x + 0.044715 x^3) gives gelu's tanh approximation.
     """
     if GELU:
         square = gate * gate
@@ -136,7 +136,7 @@ def gated_backward_kernel(gate_up, gradients, gate_up_stride, gradient_stride, s
 
 @triton.jit
 def angles_at(cosines, sines, places, inside):
-    """Of one token, of shape (1, half of head_dim); both halves of a head have the same."""
+    """Cosines and sines of one token, of shape (1, head_dim / 2); both halves of a head use the same."""
     cosine = tl.load(cosines + places, mask=inside, other=0.0).to(tl.float32)[None, :]
     sine = tl.load(sines + places, mask=inside, other=0.0).to(tl.float32)[None, :]
     return cosine, sine
@@ -160,7 +160,7 @@ def rotate_kernel(
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """All heads of one token, each normalised before where `NORM` says so."""
+    """All heads of one token, with `NORM` each normalised first."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     head = tl.arange(0, HEADS)  # (heads, padded to a power of two)
@@ -229,7 +229,7 @@ def norm_rotate_backward_kernel(
 
 @triton.jit
 def cross_entropy_kernel(logits, targets, losses, stride, SIZE: tl.constexpr, BLOCK: tl.constexpr, FACTOR: tl.constexpr):
-    """One row: greatest logit and sum of exponentials in one pass (Milakov & Gimelshein 2018), the gradient in another."""
+    """One row: maximum and sum of exponentials in one pass (Milakov & Gimelshein 2018), the gradient in a second one."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     target = tl.load(targets + row)

@@ -1,4 +1,4 @@
-"""What `triton_kernels` launches to fill a matrix of weights: programs in Triton's language, whose arguments have no types."""
+"""Triton kernels that fill weight matrices, launched by `triton`; Triton's arguments have no type annotations."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 # ruff: noqa: N803
@@ -23,7 +23,7 @@ def dequantize_kernel(
     BLOCK: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """One row of the weight, `GROUPS` blocks of it; a byte holds two values, the first in its upper half."""
+    """`GROUPS` blocks in one row of the weight; a byte holds two values, the first in its upper half."""
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     inside = group < blocks_per_row
@@ -60,7 +60,7 @@ def fill_adapter_kernel(
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Some rows of what is on the right, or for programs behind those a part of a row of what is below."""
+    """The first programs fill some rows of `right` each, the others a part of a row of `below`."""
     place = tl.program_id(0)
     on_the_right = tl.cdiv(outputs, ROWS)
     if place < on_the_right:

@@ -57,14 +57,14 @@ def test_newer_kernels_are_for_newer_gpus(
 
 
 def test_only_kernels_that_torch_knows_are_chosen() -> None:
-    """This torch knows both by the names that they are chosen by."""
+    """This torch knows both by our names."""
     assert choose_kernels((9, 0), ["FA4"], FA3_MODULES | FA4_MODULES, 64) == "FA4"
     assert choose_kernels((9, 0), [], FA3_MODULES | FA4_MODULES, 64) is None
     assert set(flash_kernels.NEWER_KERNELS) <= set(list_flash_attention_impls())
 
 
 class Handle:
-    """What torch keeps of kernels that are active."""
+    """torch's record of active kernels."""
 
     def __init__(self, on_removal: Callable[[], None]) -> None:
         self.remove = on_removal
@@ -159,7 +159,7 @@ def test_kernels_stay_active_that_do_for_the_model(
 @pytest.mark.usefixtures("stand_in", "registry")
 @pytest.mark.parametrize("error", [ImportError, RuntimeError, AttributeError, OSError])
 def test_a_package_that_does_not_match_leaves_attention_as_it_was(error: type[Exception]) -> None:
-    """As one that was built for another torch, or whose module is not what torch looks for."""
+    """Like a package built for another torch, or one with another module."""
 
     def register_kernels() -> None:
         raise error("undefined symbol")
@@ -192,7 +192,7 @@ def on_a_gpu(model: Any) -> Any:
     [(FA3_MODULES, "FA3"), (FA4_MODULES, "FA4"), (FA3_MODULES | FA4_MODULES, "FA3"), ({"flash_attn"}, None), (set(), None)],
 )
 def test_what_is_installed_is_activated(installed: set[str], expected: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the place of what an earlier model had, which may not do for this one."""
+    """Replaces an earlier model's kernels, which may not support this model."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(flash_kernels, "find_spec", lambda module: object() if module in installed else None)
     monkeypatch.setattr(flash_kernels, "trial", lambda model: [torch.ones(3)])

@@ -84,7 +84,7 @@ def test_packed_rows_have_the_logits_of_rows_on_their_own(changes: dict[str, Any
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_window_is_there_to_be_seen() -> None:
-    """The test above would not tell a window that is ignored on both sides."""
+    """The test above would not notice a window that both sides ignore."""
     with torch.no_grad():
         wide, narrow = (
             next(logits_of_rows(built(model_type="mistral", sliding_window=window), packed()))[0] for window in (6, None)
@@ -140,7 +140,7 @@ def test_what_the_kernel_is_handed(window: int | None, seen: tuple[int, int], mo
 def test_the_kernel_gets_what_autocast_would_make_of_it(
     under_autocast: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """DoRA's scales made fp32 of query and key, and FlashAttention, which takes 16 bits alone, refused a training."""
+    """DoRA's scales gave fp32 queries and keys, which FlashAttention rejects."""
     given: set[torch.dtype] = set()
 
     def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
@@ -156,7 +156,7 @@ def test_the_kernel_gets_what_autocast_would_make_of_it(
 
 
 def test_a_torch_that_shares_heads_unasked_is_not_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch 2.11 does, and knows no such argument."""
+    """torch 2.11's kernel supports fewer key heads without the argument."""
     asked = {}
 
     def older(query: Any, key: Any, value: Any, *places: Any, scale: Any = None, window_size: Any = None) -> Any:
@@ -170,7 +170,7 @@ def test_a_torch_that_shares_heads_unasked_is_not_told_to(monkeypatch: pytest.Mo
 
 
 def test_what_one_kernel_takes_says_nothing_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first kernel asked about once answered for all after it: tests of fewer key heads failed or not by their order."""
+    """The answer for the first kernel was once used for all, so results depended on the order of tests."""
 
     def older(query: torch.Tensor, *_: Any, scale: Any = None, window_size: Any = None) -> torch.Tensor:
         return query
@@ -227,7 +227,7 @@ def test_the_attention_follows_from_what_the_gpu_can_and_the_type(
 
 @pytest.mark.parametrize("changes", [{"model_type": "gemma2"}, {"model_type": "gpt_oss"}])
 def test_scores_that_are_more_than_products_are_not_masked_by_us(changes: dict[str, Any]) -> None:
-    """Gemma 2 caps its scores, gpt-oss has sinks."""
+    """Gemma 2 caps its scores, gpt-oss has attention sinks."""
     if changes["model_type"] == "gpt_oss":
         changes = changes | {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 32}
     assert choose_attention(built(META, **changes), OLDER) is None

@@ -1,4 +1,4 @@
-"""Packed rows must train exactly as if each stood alone."""
+"""Packed rows must train exactly like separate rows."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def test_collate_pads_and_restarts_positions_at_every_row():
 
 
 def test_each_row_alone_has_its_tokens_up_to_its_last_target():
-    """The second row has no target, and the padding is none; tokens behind a row's last target are not looked at."""
+    """Neither the second row nor the padding has a target; tokens after a row's last target are ignored."""
     first, second = sequence(*ROWS), sequence(ROWS[1])
     first["labels"][5:8] = [IGNORED] * 3
     first["labels"][-2:] = [IGNORED] * 2

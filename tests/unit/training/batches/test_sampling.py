@@ -1,4 +1,4 @@
-"""Rows of about the same length go together, in an order that only seed and epoch decide."""
+"""Rows of similar length are batched together, in an order that depends only on seed and epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches of so many tokens: how many there are, and how large."""
+"""Batches filled by tokens: their number and sizes."""
 
 from __future__ import annotations
 
@@ -68,5 +68,5 @@ def test_the_longest_sequence_must_fit() -> None:
     for refused in (lambda: sequences_that_fill(99, 100), lambda: token_batches([8, 100], 99)):
         with pytest.raises(ConfigError) as raised:
             refused()
-        assert raised.value.message == "--tokens-per-batch 99 is less than the longest sequence has, 100 tokens"
+        assert raised.value.message == "--tokens-per-batch 99 is less than the longest sequence (100 tokens)"
         assert raised.value.hint == "use --tokens-per-batch 100 or more, or prepare the data with a smaller --max-seq-length"

@@ -1,4 +1,4 @@
-"""As for all of training: where torch is not installed (`make test-light`), these tests are not there."""
+"""Like all of training: without torch (`make test-light`), these tests are skipped."""
 
 from importlib.util import find_spec
 

@@ -71,5 +71,5 @@ def gradients(model: Any) -> tuple[float, dict[str, torch.Tensor]]:
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative to the norm of what is expected."""
+    """Relative to the expected norm."""
     return ((found.double() - expected.double()).norm() / expected.double().norm()).item()

@@ -19,7 +19,7 @@ TOKENS = torch.arange(48).view(2, 24)
 
 
 class OtherLayer(LlamaDecoderLayer):
-    """As a model's repository may bring one."""
+    """Like one from a model's repository."""
 
 
 class OtherLinear(torch.nn.Linear):

@@ -199,7 +199,7 @@ def test_where_hardly_any_recording_is_used_again_there_are_none(monkeypatch: py
     recordings.run(10, 10, 20, 30, 30, 40, 30)
     assert recordings.made == [10, 20, 30]
     assert recordings.computed == [10, 40, 30]
-    assert recordings.passes.failure == "batches come in too many shapes (3 recordings were used 1 times again)"
+    assert recordings.passes.failure == "too many batch shapes (3 CUDA graphs were reused 1 times)"
     assert recordings.passes._recordings == {}
 
 

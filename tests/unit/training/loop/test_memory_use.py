@@ -48,9 +48,7 @@ def test_a_budget_is_the_total_and_other_processes_take_nothing_of_it(card: dict
     assert found.total == pytest.approx(budget, abs=1)
     assert found.others == (CONTEXT_BYTES if taken_by_others else context)
     assert found.reserved + found.others < found.total
-    assert str(found).startswith(
-        "of 6.00 GiB, weights and optimizer held 4.80, the pass 0.00, torch in reserve 0.20, CUDA and "
-    )
+    assert str(found).startswith("of 6.00 GiB, weights and optimizer used 4.80, the pass 0.00, torch's cache 0.20, CUDA and ")
 
 
 def test_a_card_that_others_filled_before_the_budget_was_used_up(card: dict[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""The longest batch goes first, and nothing shows that it did."""
+"""The longest batch is tried first, without affecting training."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_longest_batch_has_the_longest_sequence_and_the_most_supervised_toke
 
 
 def test_the_longest_batch_of_so_many_tokens_may_have_shorter_sequences() -> None:
-    """As many of 64 tokens as fit are more than one of 150; the most supervised of them, and none that is longer."""
+    """The sequences of 64 tokens that fit have more tokens than one of 150; the most supervised are taken, none longer."""
 
     def sequence(number: int, tokens: int, supervised: int) -> dict[str, Any]:
         labels = [IGNORED] * (tokens - supervised) + [number] * supervised
@@ -64,7 +64,7 @@ def state_of(trainer: QLoRATrainer) -> list[Any]:
 
 
 class Watched(Rehearsal):
-    """Notes the trainer's state before and after."""
+    """Records the trainer's state before and after."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.before = state_of(self._trainer)
@@ -107,7 +107,7 @@ def test_a_resumed_training_rehearses_beside_the_state_it_has_loaded(tiny_model_
 
 
 def test_gradients_and_optimizer_state_are_there_when_the_batch_goes_through(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """As in the second pass of the second step, where memory is fullest."""
+    """As in the second pass of the second step, at the peak of memory."""
     trainer = make_trainer(tiny_model_dir, tmp_path)
     trainer.create_optimizer_and_scheduler(1)
     trainer.optimizer = trainer.accelerator.prepare(trainer.optimizer)

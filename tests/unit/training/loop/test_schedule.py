@@ -1,4 +1,4 @@
-"""How many steps a training has, and the tokens in them."""
+"""The number of steps of a training, and their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training that runs out of memory, anywhere, has the losses of one that does not."""
+"""Training that runs out of memory, wherever it does, has the same losses as one that does not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.loop.held_out import held_out_loss
-from llmft_cli.training.loop.smaller_passes import DoesNotFit, MemoryUse, Passes, places_of, random_state, set_random_state
+from llmft_cli.training.loop.smaller_passes import DoesNotFit, MemoryUse, Passes, find_rows, random_state, set_random_state
 from llmft_cli.training.loop.trainer import QLoRATrainer
 from llmft_cli.training.step import loss
 
@@ -94,7 +94,7 @@ def test_memory_that_runs_out_in_any_pass_changes_no_loss(
 def test_passes_shrink_until_they_fit(
     accumulation: int, packing: bool, where: str, tiny_model_dir: Path, tmp_path: Path, undisturbed: Callable[..., QLoRATrainer]
 ) -> None:
-    """At 45 tokens a packed sequence must be cut between its rows; each of these has fewer than 30."""
+    """With 45 tokens, a packed sequence must be split between its rows; each row has fewer than 30."""
     options = {"packing": packing, "gradient_accumulation_steps": accumulation}
     trainer = make_trainer(tiny_model_dir, tmp_path, **options)
     card = Card(trainer, where, capacity=45)
@@ -118,7 +118,7 @@ def test_the_smaller_pass_is_told_once_and_stays(tiny_model_dir: Path, tmp_path:
     assert told.warnings[0].startswith(f"step 2: out of memory with 4 x {tokens} tokens (sequences ")
     assert told.warnings[0].endswith(
         f"): {OUT_OF_MEMORY}; continuing with at most {limit} tokens per pass; batch and loss stay the same "
-        "(to start so: --batch-size 2 --gradient-accumulation-steps 4)"
+        "(to start this way: --batch-size 2 --gradient-accumulation-steps 4)"
     )
     assert all(sequences_ * tokens <= limit for sequences_, tokens in card.passes[3:])
 
@@ -134,13 +134,13 @@ def test_the_smaller_pass_is_told_once_and_stays(tiny_model_dir: Path, tmp_path:
 def test_the_advice_keeps_the_effective_batch(
     batch_size: int, accumulation: int, advice: str, tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    """Three of seven sequences would fit, but seven are no multiple of that."""
+    """Three of seven sequences would fit, but seven is not a multiple of three."""
     told = Told()
     options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation, "max_steps": 1}
     trainer = make_trainer(tiny_model_dir, tmp_path, reporter=told, **options)
     Card(trainer, "forward", (0,))
     trainer.train()
-    assert [warning.rpartition("(to start so: ")[2] for warning in told.warnings] == [f"{advice})"]
+    assert [warning.rpartition("(to start this way: ")[2] for warning in told.warnings] == [f"{advice})"]
 
 
 @pytest.mark.parametrize("words", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"])
@@ -182,7 +182,7 @@ def test_what_the_failed_pass_held_is_let_go_before_the_next() -> None:
 
 
 class FullAfter(TrainerCallback):
-    """Leaves a card no room from the end of a step on."""
+    """Leaves no GPU memory free after a step."""
 
     def __init__(self, card: Card, step: int) -> None:
         self._card = card
@@ -255,7 +255,7 @@ def test_evaluating_in_smaller_passes_gives_the_same_loss(
     assert failures == trainer.evaluation_passes.retries == len(told.warnings) > 0
     assert trainer.passes.retries == 0
     assert told.warnings[0].startswith("evaluating: out of memory with ")
-    assert "(to start so: --eval-batch-size " in told.warnings[0]
+    assert "(to start this way: --eval-batch-size " in told.warnings[0]
     passes.clear()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
     assert max(passes) <= 60
@@ -269,17 +269,17 @@ def test_evaluating_in_smaller_passes_gives_the_same_loss(
 def test_rows_are_found_in_the_data() -> None:
     data = sequences(6, packing=True)
     batch = collate([data[4], data[1]])
-    assert places_of(batch, data) == [(5, 1), (2, 1)]
+    assert find_rows(batch, data) == [(5, 1), (2, 1)]
     first, second, _ = data[4]["row_lengths"]
     part = {name: batch[name][:1, first : first + second - 1] for name in ("input_ids", "position_ids")}
-    assert places_of(part, data) == [(5, 2)]
-    assert places_of(batch, sequences(1, packing=True)) == []
+    assert find_rows(part, data) == [(5, 2)]
+    assert find_rows(batch, sequences(1, packing=True)) == []
 
 
 def test_memory_is_told_by_who_held_it() -> None:
     used = MemoryUse(total=80 << 30, allocated=70 << 30, kept=6 << 30, reserved=72 << 30, others=3 << 29)
     assert str(used) == (
-        "of 80.00 GiB, weights and optimizer held 6.00, the pass 64.00, torch in reserve 2.00, CUDA and other processes 1.50"
+        "of 80.00 GiB, weights and optimizer used 6.00, the pass 64.00, torch's cache 2.00, CUDA and other processes 1.50"
     )
 
 

@@ -12,7 +12,7 @@ from llmft_cli.training.loop.step_clock import StepClock
 
 
 def test_only_pauses_between_the_measured_steps_are_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The evaluation after the last step was, too: a training of six steps told -110 tokens/s."""
+    """The evaluation after the last step was once counted: a training of six steps reported -110 tokens/s."""
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     clock = StepClock(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Training on batches of so many tokens: the same step as with the same rows in other batches, found again on resuming."""
+"""Training on batches filled by tokens: the same step as with other batches of the same rows, also when resuming."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_batches_hold_no_more_than_the_tokens_and_come_in_few_lengths(tiny_model
 
 @pytest.mark.slow
 def test_a_resumed_training_goes_on_with_the_batches_that_were_next(tiny_model_dir: Path, tmp_path: Path) -> None:
-    """In the midst of the second epoch, with dropout, whose random numbers must be the same too."""
+    """In the middle of the second epoch, with dropout, whose random numbers must be the same as well."""
     options: dict[str, Any] = {"packing": False, "tokens_per_batch": TOKENS, "dropout": 0.1, "gradient_accumulation_steps": 2}
     whole = make_trainer(tiny_model_dir, tmp_path, max_steps=14, save_strategy="steps", save_steps=8, **options)
     per_epoch = len(whole.get_train_dataloader())
@@ -139,4 +139,4 @@ def test_where_memory_runs_out_fewer_tokens_are_the_way(tiny_model_dir: Path, tm
     expected = make_trainer(tiny_model_dir, tmp_path / "expected", **options)
     expected.train()
     assert losses(trainer) == pytest.approx(losses(expected), rel=1e-5)
-    assert f"(to start so: {advice})" in told.warnings[0]
+    assert f"(to start this way: {advice})" in told.warnings[0]

@@ -1,4 +1,4 @@
-"""Planning follows each step once; where torch is not installed (`make test-light`), these tests are not there."""
+"""Planning simulates each step once; without torch (`make test-light`), these tests are skipped."""
 
 from importlib.util import find_spec
 

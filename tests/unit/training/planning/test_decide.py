@@ -57,7 +57,7 @@ MODELS: dict[Any, Any] = {}
 
 @pytest.fixture(autouse=True)
 def models_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build each model once, so that each of its steps is followed once."""
+    """Build each model once, so that each of its steps is simulated once."""
 
     def made(base: Any, config: Config, *more: Any, able: Abilities | None = None) -> Any:
         key = base.config.to_json_string(), of_the_model(config), able, *more
@@ -98,7 +98,7 @@ def test_what_is_not_predicted_is_checkpointed_on_a_gpu_unless_told_otherwise(
 
 @pytest.mark.usefixtures("card")
 def test_a_model_that_cannot_be_followed_is_trained_as_the_settings_say(tmp_path: Path) -> None:
-    """A mixture of experts chooses by values, which the `meta` device has not; planning it ended in a traceback."""
+    """A mixture of experts selects by values, which `meta` tensors lack; planning it used to raise a traceback."""
     sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     shape = AutoConfig.for_model("mixtral", vocab_size=128, num_key_value_heads=2, num_local_experts=2, **sizes)
     AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path)
@@ -199,7 +199,7 @@ def test_evaluation_takes_no_more_at_once_than_training(tiny_model_dir: Path) ->
 
 @pytest.mark.usefixtures("card")
 def test_a_training_that_is_resumed_may_keep_its_weights_as_it_likes(tiny_model_dir: Path) -> None:
-    """What was recorded by a version that knew no kept weights is taken, too: they are the same numbers."""
+    """Plans recorded before weights could be kept are accepted: the result is the same."""
     old = {"batch_size": 6, "gradient_accumulation_steps": 1, "checkpointed_layers": 0, "optim": "lion_32bit"}
     plans = [decided(tiny_model_dir, GPU, recorded=old | more).plan for more in ({}, {"dequantized_weights": False})]
     assert plans[0] == plans[1]
@@ -305,7 +305,7 @@ def test_a_batch_of_tokens_is_planned_as_the_longest_sequences_that_fill_it(tiny
 
 @pytest.mark.usefixtures("card")
 def test_on_a_gpu_a_batch_of_tokens_stays_the_users(tiny_model_dir: Path) -> None:
-    """However much room there is; all else is planned as ever."""
+    """However much memory is free; everything else is planned as usual."""
     told = Told()
     chosen = decided_by_tokens(tiny_model_dir, GPU, told)
     assert chosen.plan == Plan(2, 3, 0, "adamw_torch_fused", dequantized_weights=True)
@@ -321,7 +321,7 @@ def test_a_longer_sequence_than_a_batch_of_tokens_is_refused(tiny_model_dir: Pat
     longest = max(sum(one) for one in sequences(12, packing=True)["row_lengths"])
     with pytest.raises(ConfigError) as raised:
         decided_by_tokens(tiny_model_dir, CPU, tokens_per_batch=longest - 1)
-    assert raised.value.message == (f"--tokens-per-batch {longest - 1} is less than the longest sequence has, {longest} tokens")
+    assert raised.value.message == f"--tokens-per-batch {longest - 1} is less than the longest sequence ({longest} tokens)"
     assert f"use --tokens-per-batch {longest} or more" in raised.value.hint
     assert decided_by_tokens(tiny_model_dir, CPU, tokens_per_batch=longest).plan.batch_size == 1
 

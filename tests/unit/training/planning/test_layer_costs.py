@@ -1,4 +1,4 @@
-"""Steps reckoned from the first layers against whole steps, followed layer by layer."""
+"""Steps extrapolated from the first layers against whole steps, simulated layer by layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..meta_models import on_meta, shape_of, small_shape
 @pytest.mark.slow
 @pytest.mark.parametrize(("layers", "targets"), [(5, "all-linear"), (6, "q_proj"), (7, "down_proj"), (8, "o_proj")])
 def test_reckoned_steps_are_followed_steps_for_every_number_of_checkpointed_layers(layers: int, targets: str) -> None:
-    """To the byte, the operation and the kernel."""
+    """Exact in bytes, operations and kernels."""
     model, batch = on_meta(small_shape(layers), target_modules=targets), BatchShape(2, 96, 150, 6, 32)
     costs = layer_costs(model, batch)
     assert costs is not None
@@ -139,7 +139,7 @@ def test_the_model_is_whole_again_afterwards() -> None:
 
 
 def test_a_model_is_reckoned_again_after_it_was() -> None:
-    """Once it was cut to its first layers, the others were left out of training mode, and passed for other layers."""
+    """The layers beyond the first ones were once not in training mode, and counted as different layers."""
     model = on_meta(small_shape(5))
     first = layer_costs(model, full_batch(1, 32))
     assert first is not None

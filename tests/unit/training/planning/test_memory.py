@@ -110,7 +110,7 @@ def test_the_parts_add_up_to_the_total(number: int) -> None:
 
 
 def rounded(size: int) -> int:
-    """As torch's allocator gives out memory."""
+    """Rounded as by torch's allocator."""
     return -(-size // 512) * 512
 
 

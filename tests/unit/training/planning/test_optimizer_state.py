@@ -1,4 +1,4 @@
-"""What optimizers keep: by arithmetic, as they make it on a CPU, and as an H100 measured it."""
+"""The size of optimizer states: by arithmetic, as allocated on a CPU, and as measured on an H100."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llmft_cli.training.planning.memory import breakdown_of, holdings
-from llmft_cli.training.planning.optimizer_state import paged_state, rounded_up, state_on_card, whole_state
+from llmft_cli.training.planning.optimizer_state import paged_state, rounded_up, state_on_gpu, whole_state
 from llmft_cli.training.planning.simulation import full_batch, simulate
 from llmft_cli.training.profiling.measuring import make_optimizer
 
@@ -38,12 +38,12 @@ TABLE = 1024
     ],
 )
 def test_the_state_of_llama_2_7b_by_arithmetic(optim: str, small: int, large: int, beside: int) -> None:
-    assert state_on_card(LLAMA_2_7B, optim) == LAYERS * (11 * small + 3 * large) + beside
+    assert state_on_gpu(LLAMA_2_7B, optim) == LAYERS * (11 * small + 3 * large) + beside
 
 
 def test_tensors_too_small_for_8_bits_have_their_state_in_32() -> None:
-    assert state_on_card([4095], "adamw_8bit") == 2 * rounded_up(4 * 4095) == 2 * 16_384
-    assert state_on_card([4096], "adamw_8bit") == 2 * (4096 + 512) + 2 * TABLE
+    assert state_on_gpu([4095], "adamw_8bit") == 2 * rounded_up(4 * 4095) == 2 * 16_384
+    assert state_on_gpu([4096], "adamw_8bit") == 2 * (4096 + 512) + 2 * TABLE
     assert whole_state([4095, 4096], "paged_lion_8bit") == 4 * 4095 + 4096 + 4 * 16
 
 
@@ -60,7 +60,7 @@ def test_a_paged_optimizer_holds_what_an_h100_measured() -> None:
     With no state on the card at all, 5,030,734,848 bytes were predicted and 5,078,217,728 measured: 47,482,880 more,
     of which the batch is 24 bytes a token, and 16 KiB were predicted too much.
     """
-    state = state_on_card(LLAMA_2_7B, "paged_adamw_8bit")
+    state = state_on_gpu(LLAMA_2_7B, "paged_adamw_8bit")
     assert state == 5_078_217_728 - 5_030_734_848 - 24 * 2048 + 16 * 1024
     model = on_meta(shape_of(SHAPES["llama-2-7b"]), None, fast=False)
     breakdown = breakdown_of(holdings(model), simulate(model, full_batch(1, 2048)), "paged_adamw_8bit", embeddings_on_cpu=True)

@@ -1,4 +1,4 @@
-"""Plans: that none is taken that does not fit, that each kind is what it says, and that the batch stays the user's."""
+"""Plans: none is chosen that does not fit, each kind is as described, and the user's batch stays the same."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_kinds_are_ordered(found: list[Option], available: int) -> None:
 
 
 def is_about_as_fast(one: Option, other: Option) -> bool:
-    """Whether it is faster, or slower by no more than what memory is saved for."""
+    """Whether it is faster, or saves enough memory for its lower speed."""
     return one.tokens_per_second >= (1 - HARDLY_FASTER) * other.tokens_per_second
 
 
@@ -217,7 +217,7 @@ def test_the_users_own_optimizer_in_8_bits_is_not_offered_twice(model: Any) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 4])
 def test_a_plan_with_some_layers_checkpointed_is_the_one_with_the_fewest_that_fit(model: Any, size: int) -> None:
-    """On a followed model, against every number of layers, with cards of every size between the least and the most."""
+    """On a simulated model, against every number of layers, with GPUs of all sizes between the minimum and the maximum."""
     config = resolve({"batch_size": 2, "gradient_accumulation_steps": 4})
     predictor = Predictor(model, config, full_batch(size, 256), REFERENCE_RATES)
     needed = [option_with(predictor, checkpointed, PLAIN).required_bytes for checkpointed in range(LAYERS + 1)]

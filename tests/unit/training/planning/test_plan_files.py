@@ -1,4 +1,4 @@
-"""Plans as files have them, and what is wrong with those that are none."""
+"""Reading plans from files, and the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -33,17 +33,20 @@ def test_a_written_plan_is_the_plan_that_is_read(tmp_path: Path, plan: Plan) -> 
         ("", "is not a plan"),
         ("batch_size: [1\n", "cannot read the plan"),
         (b"\xff\xfe\xfa", "cannot read the plan"),
-        (yaml.safe_dump(PLAIN | {"batch_size": True}), "batch_size in .*: True is not a whole number from 1 on"),
+        (yaml.safe_dump(PLAIN | {"batch_size": True}), "batch_size in .*: True is not a whole number of 1 or more"),
         (yaml.safe_dump(PLAIN | {"optim": 8}), "optim in .*: 8 is not the name of an optimizer"),
-        (yaml.safe_dump(PLAIN | {"batch_size": 0}), "batch_size in .*: 0 is not a whole number from 1 on"),
-        (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": "8"}), "'8' is not a whole number from 1 on"),
-        (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": 1.5}), "1.5 is not a whole number from 1 on"),
-        (yaml.safe_dump(PLAIN | {"dequantized_weights": 1}), "dequantized_weights in .*: 1 is neither true nor false"),
+        (yaml.safe_dump(PLAIN | {"batch_size": 0}), "batch_size in .*: 0 is not a whole number of 1 or more"),
+        (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": "8"}), "'8' is not a whole number of 1 or more"),
+        (yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": 1.5}), "1.5 is not a whole number of 1 or more"),
+        (yaml.safe_dump(PLAIN | {"dequantized_weights": 1}), "dequantized_weights in .*: 1 is not true or false"),
         (
             yaml.safe_dump(PLAIN | {"learning_rate": 1}),
-            "may have embeddings_on_cpu, dequantized_weights, activation_offloading, and nothing else",
+            "may have embeddings_on_cpu, dequantized_weights, activation_offloading, and no other keys",
         ),
-        (yaml.safe_dump(PLAIN | {"checkpointed_layers": -1}), "checkpointed_layers in .*: -1 is not a whole number from 0 on"),
+        (
+            yaml.safe_dump(PLAIN | {"checkpointed_layers": -1}),
+            "checkpointed_layers in .*: -1 is not a whole number of 0 or more",
+        ),
     ],
 )
 def test_what_is_no_plan_is_told(tmp_path: Path, content: str | bytes, complaint: str) -> None:

@@ -1,4 +1,4 @@
-"""What a plan needs of a card against what an H100 gave to it, and what is given up before a plan does not fit."""
+"""A plan's predicted GPU memory against an H100's measurements, and what is sacrificed to make a plan fit."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_what_ran_out_of_memory_is_given_more_than_it_was(failed: str) -> None:
 
 @pytest.mark.parametrize("number", range(len(recorded_fast())))
 def test_what_torch_held_in_reserve_with_fast_layers_is_provided_for(number: int) -> None:
-    """Each of these trainings was held to what it was said to require, or to less: none ran out."""
+    """Each of these trainings was limited to its predicted requirement or less; none ran out of memory."""
     case = recorded_fast()[number]
     reserved = case["measured"]["reserved_bytes"] - case["measured"]["peak_bytes"]
     breakdown, recorded = Breakdown(**case["breakdown"]), not case["embeddings_on_cpu"]

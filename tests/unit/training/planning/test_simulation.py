@@ -1,4 +1,4 @@
-"""A followed training step against graphs reckoned by hand, and against what torch itself keeps, computes and frees."""
+"""A simulated training step against graphs computed by hand, and against what torch itself keeps, computes and frees."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from llmft_cli.models import random_model
 from llmft_cli.settings.compute_types import Abilities
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.attention.varlen import needs_permission_to_share_heads
+from llmft_cli.training.attention.varlen import takes_enable_gqa
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.fast.architectures import blocks_of
 from llmft_cli.training.planning import simulation
-from llmft_cli.training.planning.simulation import BatchShape, Follower, full_batch, simulate, standing_tensors
+from llmft_cli.training.planning.simulation import BatchShape, StepCounter, full_batch, simulate, standing_tensors
 from llmft_cli.training.profiling.measuring import random_batch
 from llmft_cli.training.step.checkpointing import checkpoint_layers
 from llmft_cli.training.step.loss import summed_loss
@@ -40,60 +40,60 @@ def values(count: int, **options: Any) -> torch.Tensor:
 
 def test_a_chain_holds_two_tensors_at_a_time() -> None:
     start = values(256)
-    follower = Follower(VOCABULARY)
-    follower.leave_out([start])
-    with follower:
+    counter = StepCounter(VOCABULARY)
+    counter.ignore([start])
+    with counter:
         doubled = start * 2
         more = doubled + 1
         del doubled
         more = more - 1  # the old one is freed when the new one is there
-    assert follower.peak_bytes == 2 * 1024
-    assert follower.alive.total() == 1024
-    assert follower.kernels == 3
+    assert counter.peak_bytes == 2 * 1024
+    assert counter.alive.total() == 1024
+    assert counter.kernels == 3
     # Each reads 1,024 bytes and writes as many.
-    assert follower.moved_bytes == 3 * 2 * 1024
+    assert counter.moved_bytes == 3 * 2 * 1024
     del more
-    assert follower.alive.total() == 0
-    assert follower.at_peak["activations"] == 2 * 1024
+    assert counter.alive.total() == 0
+    assert counter.at_peak["activations"] == 2 * 1024
 
 
 def test_what_is_only_written_is_moved_once() -> None:
     """It was once counted as read, too, and memory that was only allocated as moved: 6% of a step's roofline."""
     start = values(256)
-    follower = Follower(VOCABULARY)
-    follower.leave_out([start])
-    with follower:
+    counter = StepCounter(VOCABULARY)
+    counter.ignore([start])
+    with counter:
         target = torch.empty_like(start)
-        assert (follower.kernels, follower.moved_bytes) == (0, 0)
+        assert (counter.kernels, counter.moved_bytes) == (0, 0)
         target.copy_(start)
         torch.mul(start, 2, out=target)
-        assert (follower.kernels, follower.moved_bytes) == (2, 2 * 2 * 1024)
+        assert (counter.kernels, counter.moved_bytes) == (2, 2 * 2 * 1024)
         target.zero_()
-        assert follower.moved_bytes == (2 * 2 + 1) * 1024
+        assert counter.moved_bytes == (2 * 2 + 1) * 1024
         target.add_(start)  # reads both
-    assert (follower.kernels, follower.moved_bytes) == (4, (2 * 2 + 1 + 3) * 1024)
+    assert (counter.kernels, counter.moved_bytes) == (4, (2 * 2 + 1 + 3) * 1024)
 
 
 def test_views_and_changes_in_place_take_nothing() -> None:
     start = values(1024)
-    follower = Follower(VOCABULARY)
-    with follower:
+    counter = StepCounter(VOCABULARY)
+    with counter:
         copied = start.clone()
         shown = copied.view(32, 32).t()[:5]
         copied.mul_(2)
-        assert follower.alive.total() == 4096
+        assert counter.alive.total() == 4096
         del copied
-        assert follower.alive.total() == 4096  # the view keeps it
-    assert follower.kernels == 2
+        assert counter.alive.total() == 4096  # the view keeps it
+    assert counter.kernels == 2
     del shown
-    assert follower.alive.total() == 0
+    assert counter.alive.total() == 0
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 512), (128, 512), (129, 1024), (0, 0)])
 def test_sizes_are_rounded_as_torch_gives_out_memory(count: int, size: int) -> None:
-    with Follower(VOCABULARY) as follower:
+    with StepCounter(VOCABULARY) as counter:
         made = values(count)
-    assert follower.alive.total() == size
+    assert counter.alive.total() == size
     assert made.numel() == count
 
 
@@ -106,42 +106,42 @@ def test_the_peak_of_a_backward_pass_by_hand() -> None:
     """
     inputs, weights = values(64 * 32).view(64, 32), values(128 * 32).view(128, 32).requires_grad_()
     weights.grad = torch.empty_like(weights)
-    follower = Follower(VOCABULARY)
-    follower.leave_out([inputs, weights, weights.grad])
+    counter = StepCounter(VOCABULARY)
+    counter.ignore([inputs, weights, weights.grad])
     product, scalar = 64 * 128 * 4, 512
-    with follower:
+    with counter:
         loss = torch.relu(inputs @ weights.t()).sum()
-        assert follower.alive.total() == product + scalar
-        assert follower.peak_bytes == 2 * product
+        assert counter.alive.total() == product + scalar
+        assert counter.peak_bytes == 2 * product
         loss.backward()
-    assert follower.peak_bytes == 2 * product + 2 * scalar
-    assert follower.alive.total() == scalar
-    assert follower.product_flops == 2 * (2 * 64 * 32 * 128)
+    assert counter.peak_bytes == 2 * product + 2 * scalar
+    assert counter.alive.total() == scalar
+    assert counter.product_flops == 2 * (2 * 64 * 32 * 128)
 
 
 def test_what_a_peak_consists_of() -> None:
     """Tensors as wide as the vocabulary are logits, what bitsandbytes makes is workspace."""
     weight = bitsandbytes.functional.quantize_4bit(torch.empty(64, 64, device="meta"), quant_type="nf4")
-    follower = Follower(VOCABULARY)
-    with follower:
+    counter = StepCounter(VOCABULARY)
+    with counter:
         hidden = torch.empty(3, 64, device="meta")
         logits = torch.empty(3, VOCABULARY, device="meta")
         dense = bitsandbytes.functional.dequantize_4bit(*weight)
-    assert follower.at_peak == {"activations": 1024, "logits": 3 * VOCABULARY * 4, "workspace": 64 * 64 * 4}
+    assert counter.at_peak == {"activations": 1024, "logits": 3 * VOCABULARY * 4, "workspace": 64 * 64 * 4}
     assert (len(hidden), len(logits), len(dense)) == (3, 3, 64)
 
 
-def attend(heads: int, key_value_heads: int, rows: int, length: int) -> Follower:
+def attend(heads: int, key_value_heads: int, rows: int, length: int) -> StepCounter:
     def states(count: int) -> torch.Tensor:
         return torch.empty(rows * length, count, 32, device="meta", dtype=torch.bfloat16, requires_grad=True)
 
     query, key, value = states(heads), states(key_value_heads), states(key_value_heads)
     starts = torch.empty(rows + 1, dtype=torch.int32, device="meta")
-    options: dict[str, Any] = {"enable_gqa": True} if needs_permission_to_share_heads(varlen_attn) else {}
-    with Follower(VOCABULARY) as follower:
+    options: dict[str, Any] = {"enable_gqa": True} if takes_enable_gqa(varlen_attn) else {}
+    with StepCounter(VOCABULARY) as counter:
         out: Any = varlen_attn(query, key, value, starts, starts, length, length, window_size=(-1, 0), **options)
         out.sum().backward()
-    return follower
+    return counter
 
 
 def test_attention_is_half_of_a_square_for_every_row() -> None:
@@ -166,12 +166,12 @@ def test_the_backward_pass_of_attention_takes_memory_for_itself() -> None:
 def test_nothing_is_left_after_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     followers = []
 
-    class Kept(Follower):
+    class Kept(StepCounter):
         def __init__(self, vocabulary: int) -> None:
             super().__init__(vocabulary)
             followers.append(self)
 
-    monkeypatch.setattr(simulation, "Follower", Kept)
+    monkeypatch.setattr(simulation, "StepCounter", Kept)
     model = on_meta(small_shape())
     for checkpointed in (0, 1, None):
         checkpoint_layers(model, checkpointed)
@@ -197,7 +197,7 @@ FAST_LAYER = (128 * 64 + 192 * 256) + (128 * 64 + 192 * 128) + (128 * 64 + 192 *
 @pytest.mark.slow
 @pytest.mark.parametrize(("fast", "recomputed"), [(False, PLAIN_LAYER), (True, FAST_LAYER)])
 def test_checkpointing_trades_computation_for_memory(fast: bool, recomputed: int) -> None:
-    """Each checkpointed layer is computed once more, and keeps its input alone; the last layer's peak is always there."""
+    """Each checkpointed layer is computed once more and keeps only its input; the last layer's peak always remains."""
     shape, batch = small_shape(4), full_batch(2, 256)
     steps = [simulate(on_meta(shape, checkpointed, fast=fast), batch) for checkpointed in range(5)]
     peaks = [step.peak_bytes for step in steps]
@@ -250,13 +250,13 @@ def test_what_is_alive_after_a_forward_pass_is_what_autograd_keeps(quantization:
     model.train()
     batch = random_batch(BatchShape(2, 48, 60, 6, 16), VOCABULARY, CPU)
     standing = [*standing_tensors(model), *(value for value in batch.values() if isinstance(value, torch.Tensor))]
-    follower = Follower(VOCABULARY)
-    follower.leave_out(standing)
-    with follower:
+    counter = StepCounter(VOCABULARY)
+    counter.ignore(standing)
+    with counter:
         loss = summed_loss(model, batch)
-    alive = follower.alive.total()
+    alive = counter.alive.total()
     del loss
-    assert follower.alive.total() == 0
+    assert counter.alive.total() == 0
 
     known = {tensor.untyped_storage()._cdata for tensor in standing}
     loss = summed_loss(model, batch)
@@ -291,14 +291,14 @@ def test_a_layer_of_lora_keeps_its_input_and_the_product_of_the_rank() -> None:
     model = on_meta(small_shape(), lora_r=16, fast=False)
     layer = model.base_model.model.model.layers[0].mlp.gate_proj
     inputs = torch.empty(2, 48, 128, device=META, dtype=torch.bfloat16, requires_grad=True)
-    follower = Follower(VOCABULARY)
-    follower.leave_out([*standing_tensors(model), inputs])
-    with follower:
+    counter = StepCounter(VOCABULARY)
+    counter.ignore([*standing_tensors(model), inputs])
+    with counter:
         result = layer(inputs)
-        assert follower.alive.total() == 96 * 256 * 2 + 96 * 64 * 2
+        assert counter.alive.total() == 96 * 256 * 2 + 96 * 64 * 2
     assert result.shape == (2, 48, 256)
     # At the peak beside these the base weight is there in bf16 with the adapter around it, and a copy of the inputs.
-    assert follower.peak_bytes == 96 * (256 + 64) * 2 + (256 + 64) * (128 + 64) * 2 + 96 * (128 + 64) * 2
+    assert counter.peak_bytes == 96 * (256 + 64) * 2 + (256 + 64) * (128 + 64) * 2 + 96 * (128 + 64) * 2
 
 
 def test_following_on_the_cpu_does_not_change_what_is_computed() -> None:
@@ -308,7 +308,7 @@ def test_following_on_the_cpu_does_not_change_what_is_computed() -> None:
     model.train()
     batch = random_batch(full_batch(1, 32), VOCABULARY, CPU) | {"longest_row": 32}
     expected = summed_loss(model, batch)
-    with Follower(VOCABULARY):
+    with StepCounter(VOCABULARY):
         assert summed_loss(model, batch) == expected
 
 
@@ -350,7 +350,7 @@ def test_a_gpu_without_flash_attention_holds_one_mask_and_no_scores(fast: bool) 
 
 
 class Types(TorchDispatchMode):
-    """Sees the types of all tensors that there are."""
+    """Records the types of all tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -379,7 +379,7 @@ def test_a_gpu_without_triton_has_plain_layers() -> None:
 
 
 def test_the_batch_on_meta_is_as_training_makes_it() -> None:
-    """What `collate` hands to the loss, in the same shapes and types."""
+    """The same shapes and types as from `collate`."""
     row = {"input_ids": [5] * 24, "labels": [-100] * 4 + [5] * 8 + [-100] * 4 + [5] * 8, "row_lengths": [12, 12]}
     real = collate([row, row])
     made = BatchShape(2, 24, 32, 4, 12).on_meta()

@@ -1,4 +1,4 @@
-"""Predicted times of steps against those of an H100, and how they must change with what a step does."""
+"""Predicted step times against an H100's, and how they depend on a step's work."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RATES = st.builds(Rates, st.floats(1e12, 1e16), st.floats(1e10, 1e13))
 
 @pytest.mark.slow
 def test_plain_steps_take_about_as_long_as_the_h100_needed() -> None:
-    """Most within a tenth, and none so far off that another plan would be taken for faster by half."""
+    """Most are within 10%, and none is so wrong that another plan would seem faster by half."""
     ratios = []
     for number in QUICK_CASES:
         case = recorded()[number]
@@ -41,7 +41,7 @@ def test_plain_steps_take_about_as_long_as_the_h100_needed() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", QUICK_RECORDED_CASES)
 def test_recorded_steps_take_as_long_as_the_h100_needed(number: int) -> None:
-    """Within a tenth; what a paged optimizer takes of a step is not predicted."""
+    """Within 10%; the time of a paged optimizer is not predicted."""
     case = recorded_fast()[number]
     paged = case["optim"] == "paged_adamw_8bit"
     measured = case["sequences"] * case["length"] / case["measured"]["step_seconds"]

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: names of kernels, which steps are profiled, the roofline, and a training on a CPU."""
+"""Profiling: groups of kernels, which steps are profiled, the roofline, and a training on a CPU."""
 
 from __future__ import annotations
 
@@ -206,7 +206,8 @@ def test_a_training_too_short_for_a_profile_ends_well(tmp_path: Path, data_file:
     told = Told()
     _, result = trained(tmp_path / "run", data_file, tiny_model_dir, True, told, max_steps=1)
     assert (result.steps, result.profile) == (1, None)
-    assert told.warnings == ["no profile: there are too few steps, it takes two, of which the first is not profiled"]
+    assert len(told.warnings) == 1
+    assert told.warnings[0].startswith("no profile: too few steps")
 
 
 @pytest.mark.slow

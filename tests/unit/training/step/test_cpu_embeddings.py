@@ -1,4 +1,4 @@
-"""Input embeddings in the host's memory: the same training, and their bytes less on the card."""
+"""Input embeddings in host memory: the same training, with less GPU memory."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_the_prediction_is_less_by_the_embeddings_alone(values: dict[str, Any], 
 def test_a_plan_file_may_leave_it_out(tmp_path: Path) -> None:
     assert read_plan(written_plan(tmp_path)) == Plan(2, 2, 0, "adamw_torch", False)
     assert read_plan(written_plan(tmp_path, embeddings_on_cpu=True)).embeddings_on_cpu is True
-    with pytest.raises(ConfigError, match=r"embeddings_on_cpu in .*: 1 is neither true nor false"):
+    with pytest.raises(ConfigError, match=r"embeddings_on_cpu in .*: 1 is not true or false"):
         read_plan(written_plan(tmp_path, embeddings_on_cpu=1))
     with pytest.raises(
         ConfigError, match=r"it must have batch_size, gradient_accumulation_steps, checkpointed_layers, optim, may"

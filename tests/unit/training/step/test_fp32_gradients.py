@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def packed_rows() -> list[dict[str, Any]]:
-    """Three sequences of two rows each; nothing predicts a row's first tokens."""
+    """Three sequences of two rows each; a row's first token has no predictor."""
     generator = torch.Generator().manual_seed(7)
     sequences = []
     for lengths in ((9, 14), (21, 5), (12, 12)):
@@ -40,7 +40,7 @@ def base_of(model_dir: Path) -> Any:
 
 
 def with_updates(model: Any) -> Any:
-    """Adapters as they are after some steps; B is zero before, and so A has no gradient."""
+    """Adapters as after some steps; at the start B is zero and A has no gradient."""
     generator = torch.Generator().manual_seed(5)
     for name, weights in model.named_parameters():
         if ".lora_" in name:

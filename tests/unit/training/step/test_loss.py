@@ -51,7 +51,7 @@ def test_chunks_have_the_loss_and_gradient_of_the_whole(tiny_model_dir, monkeypa
 
 @pytest.mark.parametrize("way", ["chunked", "output layer alone"])
 def test_division_by_the_tokens_does_not_round_all_gradients_alike(way):
-    """1/3 was rounded to the 16 bits of the hidden states, so that all gradients of a step were 0.2% too long."""
+    """1/3 was once rounded to the hidden states' 16 bits, so all gradients of a step were 0.2% too long."""
     torch.manual_seed(0)
     weight = torch.randn(128, 64, dtype=torch.bfloat16)
     hidden = torch.randn(1000, 64, dtype=torch.bfloat16, requires_grad=True)
@@ -69,7 +69,7 @@ def test_division_by_the_tokens_does_not_round_all_gradients_alike(way):
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_an_evaluation_computes_no_gradient(wanted):
-    """Of held-out rows it was computed, too, and thrown away: a second product with the output layer."""
+    """For held-out rows it was once computed and discarded: a second product with the output layer."""
     hidden, weight = torch.randn(40, 64, requires_grad=wanted), torch.randn(128, 64)
     with FlopCounterMode(display=False) as counted:
         loss.output_loss(hidden, torch.arange(30), torch.randint(128, (30,)), weight)
@@ -77,7 +77,7 @@ def test_an_evaluation_computes_no_gradient(wanted):
 
 
 def test_through_the_models_own_forward_it_is_the_same(tiny_model_dir):
-    """The way of runs under autocast, and of runs that train the output layer."""
+    """As in runs under autocast, and in runs that train the output layer."""
     model = tiny(tiny_model_dir)
     chunked = loss.summed_loss(model, collate([ROW]))
     assert loss.summed_loss(model, collate([ROW]), forward=model).item() == pytest.approx(chunked.item(), rel=1e-6)

@@ -47,7 +47,7 @@ CLOSE = 1e-6
 
 
 def tiny(kind: str) -> Any:
-    """In fp32, with weights large enough for what is wrong to be seen, and an adapter on all linear layers."""
+    """In fp32, with weights large enough to show errors, and an adapter on all linear layers."""
     config = AutoConfig.for_model(kind)
     for name, value in SIZES.items():
         if hasattr(config, name):
@@ -110,7 +110,7 @@ def test_packed_rows_have_the_loss_of_rows_alone(kind: str, kept_apart: bool) ->
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize(("kind", "expected"), [("gpt_oss", "eager"), ("cohere2", "llmft_varlen")])
 def test_attention_that_adds_something_is_left_to_the_model(kind: str, expected: str) -> None:
-    """gpt-oss has a sink in each head's softmax, of which `varlen_attn` knows nothing."""
+    """gpt-oss has a sink in each head's softmax, which `varlen_attn` does not support."""
     from llmft_cli.training.attention import varlen
 
     model = tiny(kind)

@@ -1,4 +1,4 @@
-"""What a trainable model is made of, and what keeps it from the fast layers."""
+"""The parts of a trainable model, and the reasons for not using fast layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""torch's kernels against transformers' modules and autograd; the others have the same functions and take the same."""
+"""The torch kernels against transformers' modules and autograd; the other implementations have the same signatures."""
 
 import ast
 import inspect
@@ -17,7 +17,7 @@ from llmft_cli.base.libraries import import_bitsandbytes
 from llmft_cli.settings.compute_types import ALL_ABILITIES
 from llmft_cli.training.fast.kernels import counted, interface, plain, select
 from llmft_cli.training.fast.output_loss import FP16_FACTOR
-from llmft_cli.training.planning.simulation import Follower
+from llmft_cli.training.planning.simulation import StepCounter
 
 from ..layer_models import distance
 
@@ -33,12 +33,12 @@ def drawn_alike():
 
 
 def strided(*shape, dtype=torch.float32):
-    """Random values whose rows stand further apart than they are long."""
+    """Random values in rows with padding between them."""
     return torch.randn(*shape[:-1], shape[-1] + 24).to(dtype)[..., : shape[-1]]
 
 
 def tolerance(dtype):
-    """What is rounded once is off by 2^-9 at most where it is bf16, and by 2^-12 where it is fp16."""
+    """A single rounding has a relative error of at most 2^-9 in bf16, and 2^-12 in fp16."""
     return {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}[dtype]
 
 
@@ -206,7 +206,7 @@ def test_dequantized_values_are_bitsandbytes(nested, dtype):
 @TYPES
 @pytest.mark.parametrize("rows", [4, 11])
 def test_an_adapter_fills_its_place_and_what_is_beside_and_behind_it(rows, dtype):
-    """Adapters stay in fp32 beside a model in bf16; what was there before is gone."""
+    """Adapters stay in fp32 with a bf16 model; earlier contents are overwritten."""
     lora_a, lora_b = torch.randn(4, SIZE), torch.randn(9, 4)
     right, below = torch.full((9, 12), float("nan"), dtype=dtype), torch.full((rows, SIZE), float("nan"), dtype=dtype)
     plain.fill_adapter(lora_a, lora_b, 0.3, 5, right, below)
@@ -215,7 +215,7 @@ def test_an_adapter_fills_its_place_and_what_is_beside_and_behind_it(rows, dtype
 
 
 def test_a_factor_keeps_likelihoods_of_a_large_vocabulary_in_fp16s_range():
-    """Those of 50,000 tokens that are all alike have nine bits without it, and less likely ones fewer."""
+    """Without the factor, the gradients of 50,000 equally likely tokens have nine bits, and smaller ones fewer."""
     exact = torch.full((1, 50_000), 1 / 50_000).double()
     exact[0, 7] -= 1
     errors = {}
@@ -264,7 +264,7 @@ def test_rows_that_are_computed_a_few_at_a_time(cached, monkeypatch):
 
 
 def test_all_implementations_take_the_same_arguments():
-    """Triton's is read, not imported: it cannot be where there is no Triton."""
+    """Triton's source is parsed, not imported, because Triton may not be installed."""
     source = Path(interface.__file__).with_name("triton.py").read_text(encoding="utf-8")
     of_triton = {one.name: one.args.args for one in ast.parse(source).body if isinstance(one, ast.FunctionDef)}
     for name in NAMES:
@@ -287,7 +287,7 @@ def triton_of(monkeypatch):
     def fake(capability, installed=True, run=True):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         monkeypatch.setattr(select, "find_spec", lambda name: installed or None)
-        monkeypatch.setattr(select, "programs_run", lambda device: tries.append(device) or run)
+        monkeypatch.setattr(select, "triton_kernels_work", lambda device: tries.append(device) or run)
         return tries
 
     select.has_triton.cache_clear()
@@ -324,13 +324,13 @@ def test_a_cpu_has_no_abilities_of_a_gpu_and_meta_stands_for_one_that_has_all():
 
 
 def test_programs_that_fail_are_no_reason_to_end():
-    """Here there is no Triton to import, or no GPU to run its programs."""
-    assert select.programs_run(torch.device("cpu")) is False
+    """Here Triton is not installed, or there is no GPU."""
+    assert select.triton_kernels_work(torch.device("cpu")) is False
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_on_meta_a_kernel_is_one_operation_that_moves_what_it_reads_and_writes(name):
-    """Tensors of a token's size, one for each argument but weights and angles, which are small."""
+    """One tensor per argument, with a row per token, except for weights and angles, which are small."""
     small = ("weight", "weights", "cosines", "sines", "targets")
     sizes = {"gate_up": 2 * SIZE, "losses": 1, "scales": 1}
     others = {"epsilon": EPSILON, "activation": "silu", "backward": False, "scaling": 2.0, "start": 0, "factor": 1}
@@ -343,9 +343,9 @@ def test_on_meta_a_kernel_is_one_operation_that_moves_what_it_reads_and_writes(n
         small = ()
     used = [value.numel() for one, value in arguments.items() if isinstance(value, torch.Tensor) and one not in small]
     again = {"add_rms_norm": SIZE, "gated_backward": 3 * SIZE, "norm_rotate_backward": SIZE, "cross_entropy": SIZE}
-    follower = Follower(0)
-    follower.leave_out(value for value in arguments.values() if isinstance(value, torch.Tensor))
-    with follower:
+    counter = StepCounter(0)
+    counter.ignore(value for value in arguments.values() if isinstance(value, torch.Tensor))
+    with counter:
         getattr(counted, name)(**arguments)
-    assert follower.kernels == 1
-    assert follower.moved_bytes == 4 * (sum(used) + TOKENS * again.get(name, 0))
+    assert counter.kernels == 1
+    assert counter.moved_bytes == 4 * (sum(used) + TOKENS * again.get(name, 0))

@@ -1,4 +1,4 @@
-"""A plan: how a training is laid out on a device."""
+"""A plan: how a training uses the memory of a device."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from llmft_cli.settings.config import Config
 
 @dataclass(frozen=True)
 class Plan:
-    """Sequences in one pass, passes to an optimizer step, layers whose activations are computed again, and what is where.
+    """How much goes through the model at once, what is recomputed, and what is kept where.
 
     Attributes:
-        embeddings_on_cpu: whether the input embeddings are looked up in the host's memory.
-        dequantized_weights: whether 4-bit weights are kept in 16 bits besides, rather than dequantised at each use.
-        activation_offloading: whether inputs of checkpointed layers wait for the backward pass in the host's memory.
+        batch_size: sequences in one forward and backward pass.
+        gradient_accumulation_steps: passes per optimizer step.
+        checkpointed_layers: how many layers, the first ones, keep only their input and recompute the rest.
+        optim: the optimizer, as transformers names it.
+        embeddings_on_cpu: whether the input embeddings stay in CPU memory.
+        dequantized_weights: whether 4-bit weights are also kept in 16 bits, instead of being dequantised at each use.
+        activation_offloading: whether the inputs of checkpointed layers wait for the backward pass in CPU memory.
     """
 
     batch_size: int
@@ -27,5 +31,5 @@ class Plan:
 
 
 def given_plan(config: Config, layers: int, checkpointing: bool) -> Plan:
-    """The plan that the settings spell out."""
+    """The plan that the settings spell out, with every layer checkpointed or none."""
     return Plan(config.batch_size, config.gradient_accumulation_steps, layers if checkpointing else 0, config.optim)

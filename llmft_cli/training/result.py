@@ -22,10 +22,12 @@ class TrainResult:
     """What `train --json` prints; losses are nats per supervised token.
 
     Attributes:
-        out_of_memory_retries: how often memory ran out and the same batch was done in smaller passes.
-        largest_pass_tokens: most tokens in one pass in the end, padding included; None where whole batches fitted.
-        rehearsal_peak_bytes: what torch held of the card at most while the longest batch went first; None without a card.
-        skipped_steps: whose gradients overflowed fp16, since training began or was resumed; None in other types.
+        tokens_per_second: after the first two steps, without evaluating and saving; None for too few steps.
+        peak_memory_bytes: peak GPU memory that torch allocated; on a CPU, the peak RAM of the process.
+        out_of_memory_retries: how often memory ran out and a batch was split into smaller passes.
+        largest_pass_tokens: most tokens per pass at the end, padding included; None if whole batches fit.
+        rehearsal_peak_bytes: peak GPU memory while the longest batch was tried first; None without a GPU.
+        skipped_steps: steps whose gradients overflowed fp16, since the training was started or resumed; None for other types.
     """
 
     steps: int
@@ -85,7 +87,7 @@ def result_of(run: RunDir, trainer: QLoRATrainer, config: Config, chosen: Chosen
 
 
 def describe(config: Config, device: torch.device, chosen: ChosenPlan) -> dict[str, Any]:
-    """How the training ran, and what was predicted of it, for the result and the ledger."""
+    """How the training was set up, and its predicted memory, for the result and the run directory."""
     predicted = chosen.predicted
     return {
         "device": str(device),

@@ -1,4 +1,4 @@
-"""What an interrupted training may go on with, and what it refuses."""
+"""Which interrupted trainings can be resumed, and with which settings."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
 from llmft_cli.training.loop import checkpoints
 
-# Settings that do not shape the result, or no more than rounding does.
+# Settings that do not change the result, except for rounding.
 MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}
 MAY_CHANGE_ON_RESUME |= {"gradient_checkpointing", "plan", "max_vram", "fast"}
-MAY_CHANGE_ON_RESUME |= {"compute_dtype"}  # `compute_types.settled` keeps the one that was computed in
-# Nor do these, as long as their product stays.
+MAY_CHANGE_ON_RESUME |= {"compute_dtype"}  # `compute_types.settled` keeps the recorded type
+# Nor do these, as long as their product is the same.
 EFFECTIVE_BATCH = ("batch_size", "gradient_accumulation_steps")
 
 
 def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: Config) -> None:
-    """Refuse to train on data that was prepared with other settings than are asked for now; the seed may differ."""
+    """Check that the data was prepared with the settings requested now; the seed may differ.
+
+    Raises:
+        StageError: it was not.
+    """
     for name, value in prepared.items():
         wanted = getattr(config, name, value)
         if wanted != value and name != "seed":
@@ -31,20 +35,34 @@ def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: C
             raise StageError(f"{run.path} was prepared with {flag} {value}, not {wanted}", hint)
 
 
+def start_or_resume(run: RunDir, config: Config, resume: bool, overwrite: bool) -> tuple[Path | None, Mapping[str, Any]]:
+    """The checkpoint to resume from and what the interrupted training recorded; None and nothing for a new training.
+
+    Raises:
+        StageError: there is nothing to resume, or a new training would delete checkpoints and `overwrite` is not set.
+        ConfigError: settings that change the result differ.
+    """
+    if resume:
+        return checkpoint_to_resume(run, config), run.entry("train") or {}
+    if not overwrite:
+        refuse_to_forget_checkpoints(run)
+    return None, {}
+
+
 def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
     """The last complete checkpoint of an interrupted training with the same settings.
 
     Raises:
         StageError: there is nothing to resume.
-        ConfigError: settings that shape the result differ.
+        ConfigError: settings that change the result differ.
     """
     entry = run.entry("train")
     if entry is not None and entry["status"] == "done":
-        raise StageError(f"{run.path}: train is done already, there is nothing to resume")
+        raise StageError(f"{run.path}: train is already done, there is nothing to resume")
     checkpoint = checkpoints.last_complete(run.checkpoints) if entry else None
     if entry is None or checkpoint is None:
         raise StageError(f"{run.path} has no checkpoint to resume from", f"start with: llmft train {run.path}")
-    # Where batches are filled by tokens, nothing is recorded of `batch_size`.
+    # If batches are filled by tokens, `batch_size` is not recorded.
     recorded, given = {"tokens_per_batch": None} | entry["config"], settings.of_command(config, "train")
     before, now = (math.prod(values.get(name, 1) for name in EFFECTIVE_BATCH) for values in (recorded, given))
     may_change = MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH if before == now else ())
@@ -55,18 +73,22 @@ def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
             surplus = "--batch-size" if name == "tokens_per_batch" and wanted is None else flag
             raise ConfigError(
                 f"{flag} was {value} before the interruption and is {wanted} now",
-                f"leave {surplus} out, or start anew with --overwrite",
+                f"omit {surplus}, or start over with --overwrite",
             )
     checkpoints.make_movable(checkpoint)
     return checkpoint
 
 
 def refuse_to_forget_checkpoints(run: RunDir) -> None:
-    """An interrupted training is hours of work; starting over must be asked for."""
+    """Check that no interrupted training would be lost: starting over deletes hours of work and needs `--overwrite`.
+
+    Raises:
+        StageError: there is a checkpoint of an interrupted training.
+    """
     entry = run.entry("train")
     checkpoint = checkpoints.last_complete(run.checkpoints)
     if entry is not None and entry["status"] != "done" and checkpoint is not None:
         raise StageError(
             f"{run.path} has a training that stopped at step {checkpoints.step_of(checkpoint)}",
-            f"resume with: llmft train {run.path} --resume, or start anew with --overwrite",
+            f"resume with: llmft train {run.path} --resume, or start over with --overwrite",
         )

@@ -29,7 +29,7 @@ from llmft_cli.training.batches.token_batches import sequence_lengths
 from llmft_cli.training.loop import checkpoints, loss_chart, schedule
 from llmft_cli.training.loop.tracking import wandb_run
 from llmft_cli.training.result import Outcome, TrainResult, result_of
-from llmft_cli.training.resume import check_same_data_settings, checkpoint_to_resume, refuse_to_forget_checkpoints
+from llmft_cli.training.resume import check_same_data_settings, start_or_resume
 
 if TYPE_CHECKING:
     import datasets
@@ -67,10 +67,7 @@ def train(
     from llmft_cli.training.planning.decide import decide
 
     check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
-    checkpoint = checkpoint_to_resume(run, config) if resume else None
-    recorded = (run.entry("train") or {}) if resume else {}
-    if not (resume or overwrite):
-        refuse_to_forget_checkpoints(run)
+    checkpoint, recorded = start_or_resume(run, config, resume, overwrite)
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)

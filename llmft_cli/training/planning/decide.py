@@ -1,4 +1,4 @@
-"""Which plan a training takes: asked for by kind, read from a file, or spelled out by the settings."""
+"""The choice of a plan: by kind (`fast`, `balanced`, `frugal`), from a file, or from the settings."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class ChosenPlan:
-    """The plan of a training, and what is predicted of it; None where it is not for a GPU or cannot be predicted."""
+    """The plan of a training and its prediction; None on a CPU, or if it cannot be predicted."""
 
     plan: Plan
     predicted: Option | None = None
 
     def applied_to(self, config: Config) -> Config:
-        """The settings with the plan's in place of the user's."""
+        """The settings with the plan's values."""
         plan = self.plan
         return replace(
             config,
             batch_size=plan.batch_size,
             gradient_accumulation_steps=plan.gradient_accumulation_steps,
             optim=plan.optim,
-            # What fits in training fits in evaluation.
+            # A batch that fits in training fits in evaluation.
             eval_batch_size=min(config.eval_batch_size, plan.batch_size) if self.predicted else config.eval_batch_size,
         )
 
@@ -62,16 +62,14 @@ def decide(
     reporter: Reporter,
     recorded: Mapping[str, Any] | None = None,
 ) -> ChosenPlan:
-    """How a training is laid out on the device.
-
-    To be asked before anything is on the GPU.
+    """Choose the plan of a training; call it before anything is on the GPU.
 
     Args:
-        recorded: the plan of the training that is resumed, whose optimizer stays: its state is of no use to another.
+        recorded: the plan of the training to resume. Its optimizer is kept: another could not use its state.
 
     Raises:
-        ConfigError: `--plan` names no kind of plan and no plan file, or one with another optimizer than the training that is
-            resumed, or the longest sequence has more tokens than a batch may.
+        ConfigError: `--plan` is neither a kind of plan nor a plan file; the file has another optimizer than the training
+            to resume; or the longest sequence has more tokens than a batch may have.
         OutOfMemory: no plan fits.
     """
     from transformers import AutoConfig
@@ -85,14 +83,14 @@ def decide(
     on_gpu = device.type == "cuda"
     if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config):
         return ChosenPlan(unplanned(config, shape, on_gpu))
-    reporter.note("planning the memory of the GPU")
+    reporter.note("planning GPU memory")
     available = available_bytes(device, config.max_vram)
     batch_of = worst_batches(sequences, config.tokens_per_batch)
     try:
         dtype = torch_type(config.compute_dtype)
         found = predicted_options(shape, config, dtype, batch_of, available, able=abilities_of(device))
     except CannotBeSimulated as error:
-        reporter.note(f"memory is not planned, batches are as given: {error}")
+        reporter.note(f"memory cannot be planned, using the batch settings as given: {error}")
         return ChosenPlan(unplanned(config, shape, on_gpu))
     if recorded:
         found = [option for option in found if option.plan.optim == recorded["optim"]]
@@ -102,19 +100,19 @@ def decide(
 
 
 def unplanned(config: Config, shape: PreTrainedConfig, on_gpu: bool) -> Plan:
-    """The settings as they are. Memory is what GPUs are short of; on a CPU recomputing only costs time."""
+    """The plan of the settings. Checkpointing is on by default on a GPU; on a CPU it would only cost time."""
     checkpointing = on_gpu if config.gradient_checkpointing is None else config.gradient_checkpointing
     return given_plan(config, shape.get_text_config().num_hidden_layers, checkpointing)
 
 
 def filled(config: Config, sequences: datasets.Dataset | None = None) -> Config:
-    """The settings with the `batch_size` that `tokens_per_batch`, if given, amounts to: sequences as long as the longest.
+    """The settings with `batch_size` set to how many of the longest sequences fill `tokens_per_batch`, if that is given.
 
     Args:
-        sequences: those that the training has; without, the longest that the settings allow.
+        sequences: of the training; without them, the longest that the settings allow is assumed.
 
     Raises:
-        ConfigError: not one such sequence fits.
+        ConfigError: one sequence has more tokens than a batch may have.
     """
     if config.tokens_per_batch is None:
         return config
@@ -130,7 +128,7 @@ def plan_notice(option: Option, available_bytes: int, tokens_per_batch: int | No
     weights = ", weights kept dequantised" if plan.dequantized_weights else ""
     offloaded = ", activations offloaded" if plan.activation_offloading else ""
     return (
-        f"plan: {at_once} at once, {plan.gradient_accumulation_steps} times a step, "
+        f"plan: {at_once} per pass, {plan.gradient_accumulation_steps} passes per step, "
         f"{plan.checkpointed_layers} layers checkpointed, {plan.optim}{embeddings}{weights}{offloaded}; needs about "
         f"{option.required_bytes / GIBIBYTE:.1f} of {available_bytes / GIBIBYTE:.1f} GiB"
     )
@@ -145,13 +143,13 @@ def predicted_options(
     rates: Rates = REFERENCE_RATES,
     able: Abilities | None = None,
 ) -> list[Option]:
-    """Plans for a model of this shape, with what each needs and how fast it is.
+    """Plans for a model of this shape, with their predicted memory and speed.
 
     Args:
-        dtype: of the computation on the card.
-        batch_of: the largest micro-batch of so many sequences.
-        available_bytes: of the card; None asks for no limit.
-        able: what the card can; None is all that there is.
+        dtype: the type to compute in.
+        batch_of: the largest micro-batch of a number of sequences.
+        available_bytes: of GPU memory; None means no limit.
+        able: the GPU's abilities; None means all.
     """
     import torch
 
@@ -167,7 +165,7 @@ def options_of(
     available_bytes: int | None,
     rates: Rates,
 ) -> list[Option]:
-    """`options.options`; where batches are filled by tokens, those of this one micro-batch."""
+    """`options.options`; if batches are filled by tokens, only for that one micro-batch."""
     if config.tokens_per_batch is None:
         return list(options(model, config, batch_of, available_bytes, rates))
     batch = batch_of(config.batch_size)
@@ -176,7 +174,7 @@ def options_of(
 
 
 def as_filled(option: Option, config: Config) -> Option:
-    """The plan with the number of sequences and of passes that settings from `filled` say, whatever shape was followed."""
+    """The plan with the batch size and passes of settings from `filled`, whatever batch was simulated."""
     passes = config.gradient_accumulation_steps
     return replace(option, plan=replace(option.plan, batch_size=config.batch_size, gradient_accumulation_steps=passes))
 
@@ -184,7 +182,7 @@ def as_filled(option: Option, config: Config) -> Option:
 def considered(
     model: PeftModel, config: Config, batch_of: Callable[[int], BatchShape], available_bytes: int | None, rates: Rates
 ) -> tuple[list[Option], str]:
-    """Plans, and the kind that is wanted of them; a plan that is spelled out is the only one."""
+    """Plans and the kind to choose from them; a plan from a file or from the settings is the only one."""
     if config.plan in PLAN_KINDS:
         return options_of(model, config, batch_of, available_bytes, rates), config.plan
     if config.plan == AS_GIVEN:
@@ -199,7 +197,7 @@ def considered(
 
 
 def can_be_predicted(config: Config) -> bool:
-    """Whether a step of these settings can be followed on the `meta` device, which knows no autocast (int8, DoRA)."""
+    """Whether a step can be simulated on `meta`, which does not support autocast (int8, DoRA)."""
     return computes_in_base_type(config) and not config.trust_remote_code
 
 
@@ -214,17 +212,17 @@ def choose_plan(found: list[Option], available_bytes: int, config: Config) -> Op
         return chosen
     least = min(found, key=lambda option: option.required_bytes)
     raise OutOfMemory(
-        f"{config.model} does not fit: the most frugal plan needs {least.required_bytes / GIBIBYTE:.2f} GiB "
-        f"of {available_bytes / GIBIBYTE:.2f} GiB that are free",
-        "use a smaller --max-seq-length, --lora-r or --model; see them with: llmft gpu-check --model "
-        f"{config.model} (--plan given tries nevertheless)",
+        f"{config.model} does not fit: the most frugal plan needs {least.required_bytes / GIBIBYTE:.2f} GiB, "
+        f"{available_bytes / GIBIBYTE:.2f} GiB are available",
+        "use a smaller --max-seq-length, --lora-r or --model; list the plans with: llmft gpu-check --model "
+        f"{config.model} (--plan given tries anyway)",
     )
 
 
 def worst_batches(sequences: datasets.Dataset, tokens_per_batch: int | None = None) -> Callable[[int], BatchShape]:
-    """The largest micro-batch of so many sequences of a split: as long, and with as many targets, as they come.
+    """The largest micro-batch for a number of sequences of a split: the longest, with the most targets.
 
-    With `tokens_per_batch` it is always that of so many tokens.
+    With `tokens_per_batch`, the batch always has that many tokens.
     """
     from llmft_cli.training.batches.largest import token_counts
 
@@ -236,7 +234,7 @@ def worst_batches(sequences: datasets.Dataset, tokens_per_batch: int | None = No
     most_supervised = sorted(supervised.tolist(), reverse=True)
     lengths = [length for lengths in sequences["row_lengths"] for length in lengths]
     longest_row = max(lengths)
-    # Rows of one length with which attention costs as much as with the rows there are.
+    # Rows of equal length for which attention costs as much as for the real rows.
     rows = sum(length**2 for length in lengths) / len(sequences) / longest_row**2
 
     def batch_of(size: int) -> BatchShape:
@@ -246,7 +244,7 @@ def worst_batches(sequences: datasets.Dataset, tokens_per_batch: int | None = No
 
 
 def longest_batches(config: Config) -> Callable[[int], BatchShape]:
-    """Micro-batches filled to the longest sequence, or to the tokens, that the settings allow, everything supervised."""
+    """Full micro-batches: of the longest sequences, or of the tokens, that the settings allow, all supervised."""
     if config.tokens_per_batch is None:
         return lambda size: full_batch(size, config.max_seq_length)
     tokens = config.tokens_per_batch
@@ -254,22 +252,22 @@ def longest_batches(config: Config) -> Callable[[int], BatchShape]:
 
 
 def plan_in_file(config: Config, resumed: bool) -> Plan:
-    """The plan that `--plan` names a file of.
+    """The plan in the file that `--plan` names.
 
     Raises:
-        ConfigError: it cannot be read, is no plan, or has another batch size than the tokens of a batch amount to, or
-            another optimizer than the training that is resumed.
+        ConfigError: the file cannot be read or is not a plan; its batch size differs from what `--tokens-per-batch` allows;
+            or its optimizer differs from that of the training to resume.
     """
     plan = read_plan(Path(config.plan))
     if resumed and plan.optim != config.optim:
         raise ConfigError(
-            f"optim in {config.plan} is {plan.optim}, but the training that is resumed has the state of {config.optim}",
-            f"write optim: {config.optim} there, or leave --plan out",
+            f"optim in {config.plan} is {plan.optim}, but the training to resume has state of {config.optim}",
+            f"set optim to {config.optim} there, or omit --plan",
         )
     if config.tokens_per_batch is not None and plan.batch_size != config.batch_size:
         raise ConfigError(
             f"batch_size in {config.plan} is {plan.batch_size}, but --tokens-per-batch {config.tokens_per_batch} holds "
             f"{config.batch_size} of the longest sequences",
-            f"write batch_size: {config.batch_size} there, or leave --tokens-per-batch out",
+            f"set batch_size to {config.batch_size} there, or omit --tokens-per-batch",
         )
     return plan

@@ -1,7 +1,7 @@
-"""How a training is laid out on a GPU: how much goes through at once, what is kept of it, and where the optimizer is.
+"""The plans worth considering on a GPU, their predicted memory and speed, and the choice between them.
 
-The effective batch is the user's (`--batch-size` times `--gradient-accumulation-steps`), and so is
-the loss; a plan says in how many passes it is computed.
+The effective batch stays the user's (`--batch-size` times `--gradient-accumulation-steps`), and so does the loss. A plan
+says how many passes compute it.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 PLAN_KINDS = ("fast", "balanced", "frugal")
-# What torch's allocator, with expandable segments, takes from an H100 beyond the peak of what it gives out: 0.19 GiB
-# for Llama-2-7B with 512 tokens at once, 0.21 with 2,048, 0.44 with 8,192, 0.72 with 16,384, and holes besides
-# where fewer layers are checkpointed. So it goes with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
+# Memory that torch's allocator, with expandable segments, reserves on an H100 beyond its peak allocation: 0.19 GiB for
+# Llama-2-7B with 512 tokens per pass, 0.21 with 2,048, 0.44 with 8,192, 0.72 with 16,384. Holes come on top if fewer
+# layers are checkpointed. So it grows with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
 RESERVE_BYTES = int(0.2 * 2**30)
 RESERVE_SHARE = 0.1
-# Recordings have a pool of their own: 0.25 to 0.36 GiB were idle or asked for at the peak of the first trainings, some of
-# which ran out under the rule of the others. Under this one none of 42 did (benchmarks/results/memory-fast-h100.json).
+# CUDA graphs have their own memory pool: 0.25 to 0.36 GiB were idle or requested at the peak of the first trainings, and
+# some ran out of memory under the rule above. Under this one, none of 42 did (benchmarks/results/memory-fast-h100.json).
 RECORDED_RESERVE_BYTES = int(0.35 * 2**30)
-# Plain layers dequantise each weight into memory of its own, which leaves holes between activations that are kept:
-# up to 6% of them (0.50 GiB of 8.4 with 20 of 13B's 40 layers checkpointed, 1.69 of 31.7 with none, where the memory
-# ran out). Fast layers use the same memory for all weights.
+# Plain layers dequantise each weight into new memory, which leaves holes between the activations that are kept: up to 6%
+# of them (0.50 of 8.4 GiB with 20 of 13B's 40 layers checkpointed, 1.69 of 31.7 with none, which ran out of memory).
+# Fast layers reuse the same memory for all weights.
 HOLES_SHARE = 0.055
 FRUGAL_OPTIM = "paged_adamw_8bit"
 BALANCED_SHARE = 0.75
-HARDLY_FASTER = 0.01  # less than predictions of speed are worth
-# Copies to the host and back go along with the computation: on an H100 they cost Llama-2-7B 0.5% to 1.3% of a step and
-# SmolLM2-135M 1.2% (benchmarks/LOG.md). Taken as so much that nothing is offloaded where nothing has to be.
+HARDLY_FASTER = 0.01  # below the accuracy of speed predictions
+# Copies to CPU memory and back overlap with the computation: on an H100 they cost Llama-2-7B 0.5% to 1.3% of a step and
+# SmolLM2-135M 1.2% (benchmarks/LOG.md). The upper end, so that nothing is offloaded without need.
 OFFLOADING_TIME = 1.013
-# With more tokens in one pass, kernels gain nothing any more.
+# More tokens per pass do not make kernels faster.
 MOST_TOKENS = 2**16
 
 
 @dataclass(frozen=True)
 class Option:
-    """A plan and what is predicted of it.
+    """A plan and its prediction.
 
     Attributes:
-        breakdown: of torch's peak.
-        required_bytes: all that the process will hold of the card.
+        breakdown: of the peak memory that torch allocates.
+        required_bytes: total GPU memory of the process.
     """
 
     plan: Plan
@@ -72,12 +72,12 @@ def options(
     available_bytes: int | None,
     rates: Rates,
 ) -> Iterator[Option]:
-    """Plans worth considering, from small batches to large, until nothing fits any more.
+    """Plans worth considering, from small batches to large, until none of a size fits.
 
     Args:
         model: as `tuned_model.make_trainable` leaves it, on the `meta` device.
-        batch_of: the largest micro-batch of so many sequences.
-        available_bytes: of the card; None asks for no limit.
+        batch_of: the largest micro-batch of a number of sequences.
+        available_bytes: of GPU memory; None means no limit.
     """
     for size in sizes(config.batch_size * config.gradient_accumulation_steps):
         batch = batch_of(size)
@@ -90,13 +90,13 @@ def options(
 
 
 class Predictor:
-    """Predicts what plans with one micro-batch need and how fast they are.
+    """Predicts memory and speed of plans with one micro-batch.
 
     Attributes:
         checkpointed: the plan with every layer checkpointed, and nothing moved, kept dequantised or offloaded.
-        moves_embeddings: whether the model's embeddings can be on the CPU,
-        keeps_dequantized: its weights kept dequantised, and
-        offloads: the inputs of its layers offloaded.
+        moves_embeddings: whether the model's embeddings can be on the CPU.
+        keeps_dequantized: whether its weights can be kept dequantised.
+        offloads: whether the inputs of its layers can be offloaded.
     """
 
     def __init__(self, model: PeftModel, config: Config, batch: BatchShape, rates: Rates) -> None:
@@ -110,7 +110,7 @@ class Predictor:
         self._held = {kept: holdings_of(model, kept) for kept in {False, self.keeps_dequantized}}
 
     def predict(self, plan: Plan) -> Option:
-        """A plan, without what this model cannot do, and what is predicted of it."""
+        """The prediction for a plan; what this model cannot do is taken out of the plan first."""
         layers = self.checkpointed.checkpointed_layers
         kept = plan.dequantized_weights and self.keeps_dequantized
         offloading = plan.activation_offloading and self.offloads and plan.checkpointed_layers == layers and not kept
@@ -127,12 +127,13 @@ class Predictor:
 
 
 def of_one_size(predictor: Predictor, checkpointing: bool | None, available_bytes: int | None) -> Iterator[Option]:
-    """Without checkpointing, with as little as fits, with all of it, with its activations offloaded, and at the least.
+    """Plans of one batch size, from the most memory to the least.
 
-    The first two with weights kept dequantised before, and as they are.
+    Without checkpointing and with as little of it as fits, each with and without weights kept dequantised; then with every
+    layer checkpointed, with activations offloaded, and the frugal ones.
 
     Args:
-        checkpointing: what the settings ask for; None is as little as possible.
+        checkpointing: whether the settings require or rule out checkpointing; None leaves it to the plan.
     """
     whole = predictor.checkpointed
     if checkpointing is not True:
@@ -151,7 +152,7 @@ def of_one_size(predictor: Predictor, checkpointing: bool | None, available_byte
 
 
 def frugal(predictor: Predictor, plan: Plan) -> Iterator[Option]:
-    """The plan with an optimizer in 8 bits, and with the embeddings on the CPU besides."""
+    """The plan with an 8-bit optimizer, and also with the embeddings on the CPU."""
     if plan.optim != FRUGAL_OPTIM:
         yield predictor.predict(replace(plan, optim=FRUGAL_OPTIM))
     if predictor.moves_embeddings:
@@ -159,7 +160,7 @@ def frugal(predictor: Predictor, plan: Plan) -> Iterator[Option]:
 
 
 def fewest_checkpointed(predictor: Predictor, plan: Plan, available_bytes: int | None) -> Iterator[Option]:
-    """The plan with the fewest checkpointed layers that fits, if one does with less than all of them."""
+    """The plan with the fewest checkpointed layers that fits, if fewer than all are enough."""
     low, high = 0, plan.checkpointed_layers
     while high - low > 1:
         middle = (low + high) // 2
@@ -177,11 +178,11 @@ def sizes(effective_batch: int) -> list[int]:
 def required_bytes(
     breakdown: Breakdown, checkpointed_bytes: int | None = None, fast_layers: bool = False, recorded: bool = False
 ) -> int:
-    """What a process takes of the card: torch's peak, what its allocator cannot give out, and the context.
+    """Total GPU memory of a process: torch's peak, what its allocator reserves without using, and the CUDA context.
 
     Args:
-        checkpointed_bytes: activations of the step with every layer checkpointed; None where the breakdown's is that one.
-        fast_layers: whether weights are dequantised into memory that they share.
+        checkpointed_bytes: activations of the step with every layer checkpointed; None if the breakdown is of that step.
+        fast_layers: whether all weights are dequantised into the same memory.
         recorded: whether passes are replayed as CUDA graphs.
     """
     passing = RESERVE_SHARE * (breakdown.activations if checkpointed_bytes is None else checkpointed_bytes)
@@ -191,10 +192,10 @@ def required_bytes(
 
 
 def choose(found: Sequence[Option], available_bytes: int | None, kind: str) -> Option | None:
-    """The plan of a kind among those that fit, or None where none does.
+    """The plan of a kind among those that fit; None if none does.
 
     Args:
-        kind: `fast` is the fastest; `balanced` the fastest in three quarters of the card; `frugal` holds the least.
+        kind: `fast` is the fastest, `balanced` the fastest in three quarters of the memory, `frugal` needs the least.
     """
     fitting = [one for one in found if one.fits(available_bytes)]
     if not fitting:
@@ -208,10 +209,10 @@ def choose(found: Sequence[Option], available_bytes: int | None, kind: str) -> O
 
 
 def fastest(found: Sequence[Option]) -> Option:
-    """Of the plans that do with the least sacrifice.
+    """The fastest of the plans with the least sacrifice.
 
-    An optimizer in 8 bits changes the training a little, so it is taken only where no other plan fits, and
-    embeddings on the CPU make every pass wait for them. Of plans that are hardly slower, the one that needs least.
+    An 8-bit optimizer changes the training a little, so it is used only if no other plan fits. Embeddings on the CPU make
+    every pass wait for them. Among plans that are hardly slower, the one that needs the least memory wins.
     """
 
     def sacrifice(one: Option) -> tuple[bool, bool]:

@@ -1,4 +1,4 @@
-"""Checkpoint the first layers of a model: keep their input alone and compute them again in the backward pass."""
+"""Gradient checkpointing of the first layers of a model: they keep only their input and are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def checkpoint_layers(model: PeftModel, count: int | None) -> None:
-    """Checkpoint the first `count` layers, or all, and no others; transformers' own switch knows only all of them."""
+    """Checkpoint exactly the first `count` layers; None means all. transformers can only checkpoint all of them."""
     from functools import partial
 
     from torch.utils.checkpoint import checkpoint

@@ -1,4 +1,4 @@
-"""Keep the input embeddings in the host's memory."""
+"""Keep the input embeddings in CPU memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def movable_embeddings(model: Any) -> torch.nn.Embedding | None:
-    """The input embeddings where they only serve to look ids up: not tied to the output layer, trained or adapted."""
+    """The input embeddings, if they are only used for lookup: not tied to the output layer, trained or adapted; else None."""
     import torch
 
     embeddings = model.get_input_embeddings()
@@ -22,13 +22,13 @@ def movable_embeddings(model: Any) -> torch.nn.Embedding | None:
 
 
 def keep_embeddings_on_cpu(model: PeftModel) -> None:
-    """Look ids up in the host's memory, and give what they stand for to the device that the ids are on.
+    """Look ids up in CPU memory, and copy the embeddings to the device of the ids.
 
-    The weights are no parameter of the model any more: what moves a model (accelerate) or asks where it
-    is (`model.device`) does not come upon them, and neither does an adapter that is saved or loaded.
+    The weights are no longer a parameter of the model, so that code that moves a model (accelerate) or asks for its device
+    (`model.device`), and saving or loading an adapter, do not see them.
 
     Raises:
-        ConfigError: the embeddings have another use.
+        ConfigError: the embeddings are tied to the output layer, trained or adapted.
     """
     embeddings = movable_embeddings(model)
     if embeddings is None:

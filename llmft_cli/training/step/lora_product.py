@@ -1,13 +1,12 @@
 """The product of a LoRA layer as one autograd function, in the base model's own type.
 
-PEFT's forward keeps a copy of the input in the adapter's type, the adapter's output and its scaled
-copy, and adds them out of place. Written as one function, a layer keeps its input and the rank-r
-product.
+PEFT's forward keeps a copy of the input in the adapter's type, the adapter's output and its scaled copy, and adds them
+out of place. As one function, a layer keeps only its input and the rank-r product.
 
-The sum matters in 16 bits. Of what is added to a base output that was rounded before, as PEFT does it,
-all that is below half of that output's last bit is lost, always: at the start of a training most of the
-update. `addmm` loses as much, as cuBLAS rounds the product before it adds (benchmarks/LOG.md has both
-measured). So both are one product here, as in fast layers: that of a `JoinedLinear` with one member.
+In 16 bits the sum matters. PEFT adds the update to a base output that is already rounded, so every update below half of
+that output's last bit is lost: most of the update at the start of a training. `addmm` loses as much, because cuBLAS
+rounds the product before adding (benchmarks/LOG.md has measurements of both). So the base and the adapter are one
+product here, as in fast layers: that of a `JoinedLinear` with one member.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class LoraProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         rows, adapter_rows = inputs.flatten(0, -2), adapter_inputs.flatten(0, -2)
         matrix = linear.matrix(workspace_of(linear))
-        # Not a view of what is computed here, which models may not change in place (Falcon adds to it).
+        # Not a view of a tensor that this function computes: models may change the result in place (Falcon adds to it).
         result = rows.new_empty(*inputs.shape[:-1], linear.outputs)
         projected = linear.project(matrix, adapter_rows)
         linear.product(matrix, with_copied_rows(linear, rows), result.view(-1, linear.outputs), projected)
@@ -50,7 +49,7 @@ class LoraProduct(torch.autograd.Function):
         gradient = gradients[0].flatten(0, -2)
         for_inputs = for_adapter_inputs = None
         if ctx.same_inputs and ctx.needs_input_grad[0]:
-            wide = with_copied_rows(linear, gradient)  # not `with_room`: what it stands in may be others'
+            wide = with_copied_rows(linear, gradient)  # not `with_room`: the gradient's memory may belong to others
             linear.widen_gradients(matrix, wide)
             gradient, behind = linear.apart(wide)
             for_inputs = linear.input_gradients(matrix, wide).view(shape)
@@ -65,7 +64,7 @@ class LoraProduct(torch.autograd.Function):
 
 
 def workspace_of(linear: JoinedLinear) -> torch.Tensor:
-    """Room for a matrix that is not kept; plain layers share none, as other modules run between them."""
+    """Memory for a matrix that is not kept; plain layers do not share it, because other modules run between them."""
     return torch.empty(linear.size if linear.kept is None else 0, dtype=linear.dtype, device=linear.device)
 
 
@@ -76,13 +75,13 @@ def with_copied_rows(linear: JoinedLinear, rows: torch.Tensor) -> torch.Tensor:
 
 
 def use_fused_products(model: PeftModel, dtype: torch.dtype) -> None:
-    """Let the LoRA layers of the model compute their product with `LoraProduct` while it trains.
+    """Let the linear LoRA layers of the model use `LoraProduct` while it trains; the model is changed in place.
 
-    Only for plain LoRA (`tuned_model.computes_in_base_type`), and of its layers for the linear ones: GPT-2's Conv1D
-    has its weight the other way round, and an embedding has no product. The model is changed in place.
+    Only for plain LoRA (`tuned_model.computes_in_base_type`). GPT-2's Conv1D has a transposed weight and an embedding has
+    no product, so both stay PEFT's own.
 
     Args:
-        dtype: that 4-bit weights compute in.
+        dtype: the compute type of 4-bit weights.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -98,10 +97,10 @@ def use_fused_products(model: PeftModel, dtype: torch.dtype) -> None:
 def fused_forward(
     layer: Any, linear: JoinedLinear, plain_forward: Any, inputs: torch.Tensor, *args: Any, **kwargs: Any
 ) -> torch.Tensor:
-    """A LoRA layer's forward; without gradients it is PEFT's own, as in chat and eval, and for inputs of another type."""
+    """A LoRA layer's forward; PEFT's own without gradients (chat, eval) and for inputs of another type."""
     if not torch.is_grad_enabled() or inputs.dtype != linear.dtype:
         return plain_forward(inputs, *args, **kwargs)  # type: ignore[no-any-return]
-    # An identity where there is no dropout: the same tensor then, and nothing more to keep.
+    # Without dropout this is the same tensor, so nothing more is kept.
     adapter_inputs = layer.lora_dropout["default"](inputs)
     result: torch.Tensor = LoraProduct.apply(inputs, adapter_inputs, linear, *linear.parameters)  # type: ignore[no-untyped-call]
     return result

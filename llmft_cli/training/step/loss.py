@@ -1,10 +1,9 @@
 """The loss of supervised tokens, computed where there is one and nowhere else, a few positions at a time.
 
-The logits of all positions are the largest tensor of a step, and most positions have no target:
-in chat rows two thirds of them. So the output layer is given only the positions that predict a
-supervised token, in chunks, and each chunk's gradient is computed at once, before the next one's
-logits take its place. What a model does to its logits afterwards (capping, scaling) is
-elementwise and stays as it is, which makes this right for every causal model.
+The logits of all positions are the largest tensor of a step, and most positions have no target: two thirds of them in
+chat rows. So the output layer gets only the positions that predict a supervised token, in chunks. The gradient of each
+chunk is computed before the next chunk's logits take its place. Whatever a model does to its logits afterwards (capping,
+scaling) is elementwise and unchanged, so this is correct for every causal model.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from llmft_cli.training.batches.collate import each_row_alone
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.fast.output_loss import gradient_factor, output_loss, scale_gradient
 
-# 64 MiB in fp32, of which a chunk needs about four at a time: little beside a layer's activations.
+# 64 MiB in fp32; a chunk needs about four such tensors at a time, little compared to a layer's activations.
 LOGITS_PER_CHUNK = 2**24
 
-SEES_OTHER_ROWS = "sees_other_rows"  # an attribute of causal models that do not keep packed rows apart
+SEES_OTHER_ROWS = "sees_other_rows"  # an attribute of causal models that mix packed rows
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -34,8 +33,8 @@ def summed_loss(model: Any, batch: Mapping[str, Any], forward: Any = None) -> to
 
     Args:
         batch: as `collate.collate` makes it, on the model's device.
-        forward: what to call instead of the model itself, where something is wrapped around it
-            (autocast); the logits are then computed for all supervised tokens at once.
+        forward: called instead of the model where something wraps it (autocast); the logits of all supervised tokens are
+            then computed at once.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     if getattr(causal, SEES_OTHER_ROWS, False):
@@ -55,14 +54,14 @@ def summed_loss(model: Any, batch: Mapping[str, Any], forward: Any = None) -> to
 
 
 def loss_and_gradients(model: Any, batch: Mapping[str, Any], divisor: torch.Tensor) -> torch.Tensor:
-    """`summed_loss` over a number of tokens, with its gradients added to those of the weights."""
+    """`summed_loss` divided by `divisor`, with its gradients added to those of the weights."""
     loss = summed_loss(model, batch) / divisor
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
 def hidden_states(causal: Any, batch: Mapping[str, Any]) -> torch.Tensor:
-    """The decoder's last ones, of shape (positions, hidden)."""
+    """The decoder's last hidden states, of shape (positions, hidden)."""
     result: torch.Tensor = decoder_of(causal)(**inputs_of(causal, batch)).last_hidden_state.flatten(0, 1)
     return result
 
@@ -70,16 +69,16 @@ def hidden_states(causal: Any, batch: Mapping[str, Any]) -> torch.Tensor:
 def decoder_of(causal: Any) -> Any:
     """The causal model without its output layer."""
     decoder = causal.get_decoder()
-    return causal.model if decoder is causal else decoder  # Llama 4 does not know it by its name
+    return causal.model if decoder is causal else decoder  # Llama 4's `get_decoder` returns the causal model itself
 
 
 def inputs_of(causal: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model's forward is given of the batch."""
+    """The keyword arguments of the model's forward."""
     return {"input_ids": batch["input_ids"], "use_cache": False, **row_marks(causal, batch)}
 
 
 def row_marks(causal: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells a model's attention which tokens are of one row."""
+    """The keyword arguments that tell a model's attention which tokens belong to one row."""
     if causal.config._attn_implementation == varlen.NAME:
         marks = {
             "cu_seq_lens_q": batch["row_starts"],
@@ -88,7 +87,7 @@ def row_marks(causal: Any, batch: Mapping[str, Any]) -> dict[str, Any]:
         }
         return {"position_ids": batch["position_ids"], **marks}
     ids = batch["input_ids"]
-    if ids.is_meta:  # transformers would look into the position ids to make this mask, and there is nothing to see
+    if ids.is_meta:  # transformers would read the position ids to build this mask, and `meta` tensors have no values
         return {"attention_mask": torch.empty(len(ids), 1, ids.shape[1], ids.shape[1], dtype=causal.dtype, device="meta")}
     return {"position_ids": batch["position_ids"]}
 
@@ -98,7 +97,7 @@ def trains_head(causal: Any) -> bool:
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Summed cross entropy of hidden states of shape (tokens, hidden); its gradient is computed on the way forward."""
+    """Summed cross entropy of hidden states of shape (tokens, hidden); the forward pass computes its gradient, too."""
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: Head, vocabulary: int) -> torch.Tensor:
@@ -107,7 +106,7 @@ class ChunkedLoss(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         ctx.factor = gradient_factor(hidden.dtype)
         for start in range(0, len(hidden), rows):
-            chunk = hidden[start : start + rows].detach().requires_grad_(gradient is not None)
+            chunk = hidden[start : start + rows].detach().requires_grad_(gradient is not None)  # (rows, hidden)
             with torch.set_grad_enabled(gradient is not None):
                 loss = cross_entropy(head(chunk).float(), targets[start : start + rows], reduction="sum")
             if gradient is not None:
@@ -123,7 +122,7 @@ class ChunkedLoss(torch.autograd.Function):
 
 
 def head_of(causal: Any) -> Head:
-    """Logits of shape (tokens, vocabulary) from hidden states; the causal model's own forward without its decoder."""
+    """The function from hidden states to logits of shape (tokens, vocabulary): the model's own forward without its decoder."""
 
     def logits(hidden: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = causal(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits[0]
@@ -134,11 +133,11 @@ def head_of(causal: Any) -> Head:
 
 @contextmanager
 def decoder_left_out(decoder: Any) -> Iterator[None]:
-    """Let the decoder return its input as its last hidden state, so that the causal model is its head alone."""
+    """Let the decoder return its input as its last hidden state, so that the causal model only applies its head."""
     from transformers.modeling_outputs import BaseModelOutputWithPast
 
     class HiddenStates(BaseModelOutputWithPast):
-        """What else causal models look for in what their decoder gives (`router_logits`, `cross_attentions`) is None."""
+        """Other fields that causal models look for in their decoder's output (`router_logits`, `cross_attentions`) are None."""
 
         def __getattr__(self, name: str) -> None:
             if name.startswith("__"):
@@ -156,7 +155,7 @@ def decoder_left_out(decoder: Any) -> Iterator[None]:
 
 @contextmanager
 def output_layer_at(model: Any, positions: torch.Tensor) -> Iterator[None]:
-    """Let the output layer see only some positions; the model's logits have shape (1, positions, vocabulary) then.
+    """Give the output layer only some positions, so that the model's logits have shape (1, positions, vocabulary).
 
     Args:
         positions: indices into the batch's flattened positions, of shape (positions,).

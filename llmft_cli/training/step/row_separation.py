@@ -1,9 +1,9 @@
-"""Whether a model keeps the rows of a packed sequence apart, which is measured on the model itself.
+"""Whether a model keeps the rows of a packed sequence apart, measured on the model itself.
 
-transformers' masks do it for attention, where a model makes them from position ids. Attention with biases of its own
-(BLOOM, MPT) does not, nor do layers whose state runs along the sequence (Mamba, linear attention). Such a model is
-given each row by itself. And `varlen.varlen_attention` knows nothing of what a model adds to its attention, as
-gpt-oss does: where that is seen in what it computes, the model goes back to its own.
+transformers' attention masks keep them apart if the model builds the mask from position ids. Attention with its own
+biases (BLOOM, MPT) does not, nor do layers with a state along the sequence (Mamba, linear attention). Such a model runs
+each row separately. And `varlen.varlen_attention` does not know what a model adds to its attention, as gpt-oss does: if
+its results differ, the model keeps its own attention.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 ROW_TOKENS = 12
-# Of a token's hidden state, by which it may differ where nothing but other tokens of other rows did: models that keep rows
-# apart are at 0 in 16 bits, others above 0.1, by tiny ones of forty architectures.
+# The relative change of a token's hidden state that is allowed when only tokens of other rows change. Among tiny models of
+# forty architectures in 16 bits, those that keep rows apart are at 0 and the others above 0.1.
 CONTAMINATION = 0.01
-# Of the median token's, by which two ways to compute the same may differ: 0.013 in 16 bits, and an expert chosen otherwise
-# here and there.
+# The relative difference of the median token's hidden state that is allowed between two ways to compute the same: 0.013 was
+# seen in 16 bits, and a different expert may be chosen for some tokens.
 DISAGREEMENT = 0.1
 
 
 def settle_attention(model: PeftModel, own_attention: str | None) -> None:
-    """Let a model attend by itself again where `varlen_attention` computes something else; fast layers are known.
+    """Restore a model's own attention if `varlen_attention` computes something else; fast layers are known to agree.
 
     Args:
-        own_attention: what transformers had chosen.
+        own_attention: the implementation that transformers chose.
     """
     causal = model.get_base_model()
     if causal.config._attn_implementation != varlen.NAME or blocks_of(model):
@@ -50,7 +50,7 @@ def settle_attention(model: PeftModel, own_attention: str | None) -> None:
 
 
 def settle_rows(model: PeftModel) -> bool:
-    """Have `loss.summed_loss` give the model each row by itself if it does not keep rows apart; whether it does."""
+    """Let `loss.summed_loss` run each row separately if the model mixes packed rows; returns whether it keeps them apart."""
     causal = model.get_base_model()
     if blocks_of(model):
         return True
@@ -64,7 +64,7 @@ def settle_rows(model: PeftModel) -> bool:
 
 @contextmanager
 def looked_at(model: PeftModel) -> Iterator[None]:
-    """The base model as it infers."""
+    """The base model in inference mode, without its adapter."""
     was_training = model.training
     model.eval()
     with torch.no_grad(), model.disable_adapter():
@@ -78,7 +78,7 @@ def random_ids(causal: Any, seed: int) -> list[int]:
 
 
 def states_of_last(causal: Any, rows: list[list[int]]) -> torch.Tensor:
-    """Last hidden states of the last of rows that are packed into a sequence, in fp32, of shape (its tokens, hidden)."""
+    """Last hidden states of the last row of a packed sequence, in fp32, of shape (tokens of the row, hidden)."""
     ids = [token for row in rows for token in row]
     labels = [IGNORED] * (len(ids) - ROW_TOKENS + 1) + rows[-1][1:]
     batch = collate([{"input_ids": ids, "labels": labels, "row_lengths": [len(row) for row in rows]}])
@@ -86,5 +86,5 @@ def states_of_last(causal: Any, rows: list[list[int]]) -> torch.Tensor:
 
 
 def differences(states: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Of each token's, as a share."""
+    """Relative difference of each token's states, of shape (tokens,)."""
     return (states - others).norm(dim=1) / others.norm(dim=1)

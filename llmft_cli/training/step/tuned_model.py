@@ -1,4 +1,4 @@
-"""A base model made ready to train: adapter, fused products, attention, checkpointing, embeddings."""
+"""A base model made ready to train: adapter, fast layers, attention; then the plan: checkpointing, offloading, embeddings."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def make_trainable(base: PreTrainedModel, config: Config, base_name: str, able: Abilities | None = None) -> PeftModel:
-    """The base with a fresh adapter, set up for training steps; also for a base on the `meta` device.
+    """The base with a new adapter, set up for training steps; also for a base on the `meta` device.
 
-    Everything is kept for the backward pass and stands on the base's device, until `apply_plan`.
+    Without `apply_plan`, nothing is checkpointed, offloaded or kept dequantised.
 
     Args:
-        able: what the GPU can that a base on the `meta` device stands for; None is all that there is.
+        able: abilities of the GPU that a base on the `meta` device stands for; None means all.
 
     Raises:
         ConfigError: no module of the model matches the target modules.
@@ -39,11 +39,11 @@ def make_trainable(base: PreTrainedModel, config: Config, base_name: str, able: 
 
     on_meta = base.device.type == "meta"
     able = able or abilities_of(base.device)
-    with base.device if on_meta else nullcontext():  # not drawn on the CPU first
+    with base.device if on_meta else nullcontext():  # the adapter is not drawn on the CPU first
         model = add_adapter(base, config, base_name)
     set_attention(base, able)
     if base_type(model) == torch.float16:
-        # Parts of a sum that are rounded to fp16 in between would overflow before the sum does.
+        # Partial sums rounded to fp16 would overflow before the sum does.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     if why_plain_layers(model, config, able) is None:
         architectures.use_fast_layers(model)
@@ -53,10 +53,10 @@ def make_trainable(base: PreTrainedModel, config: Config, base_name: str, able: 
 
 
 def apply_plan(model: PeftModel, plan: Plan) -> None:
-    """Checkpoint, keep, offload and move what a plan says; only fast layers keep dequantised weights and offload.
+    """Checkpoint, offload, move and keep dequantised what a plan says; the last only works for fast layers, as does offloading.
 
     Raises:
-        ConfigError: the embeddings are to be on the CPU, and are needed on the GPU.
+        ConfigError: the plan puts embeddings on the CPU that are needed on the GPU.
     """
     if architectures.blocks_of(model):
         architectures.keep_dequantized(model, plan.dequantized_weights)
@@ -77,15 +77,15 @@ def set_attention(base: PreTrainedModel, able: Abilities | None) -> None:
 
 
 def why_plain_layers(model: PeftModel, config: Config, able: Abilities | None = None) -> str | None:
-    """What keeps a model's layers transformers' and PEFT's own, in a few words; None where they are fast ones.
+    """Why a model's layers are transformers' and PEFT's own, in a few words; None if they are fast layers.
 
     Args:
-        able: what the GPU can that a model on the `meta` device stands for.
+        able: abilities of the GPU that a model on the `meta` device stands for.
     """
     if not config.fast:
         return "--no-fast"
     if not computes_in_base_type(config):
-        return "DoRA and int8 compute otherwise"
+        return "DoRA and int8 are not supported"
     if able is not None and not able.triton:
         return architectures.NO_TRITON
     return architectures.why_not_fast(model)
@@ -104,7 +104,7 @@ def computes_in_base_type(config: Config) -> bool:
 
 
 def has_room_for_dequantized_weights(base: PreTrainedModel) -> bool:
-    """Whether a base on the CPU may keep the values of its 4-bit weights, in its type and a quarter of the RAM that is free."""
+    """Whether a base on the CPU can keep its 4-bit weights dequantised in a quarter of the free RAM."""
     if base.device.type != "cpu":
         return False
     packed_bytes = sum(weights.numel() for weights in base.parameters() if getattr(weights, "quant_state", None) is not None)

@@ -59,10 +59,10 @@ MODELS: dict[Any, Any] = {}
 def models_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     """Build each model once, so that each of its steps is simulated once."""
 
-    def made(base: Any, config: Config, *more: Any, able: Abilities | None = None) -> Any:
-        key = base.config.to_json_string(), of_the_model(config), able, *more
+    def made(base: Any, config: Config, name: str, able: Abilities | None) -> Any:
+        key = base.config.to_json_string(), of_the_model(config), name, able
         if key not in MODELS:
-            MODELS[key] = make_trainable(base, config, *more, able=able)
+            MODELS[key] = make_trainable(base, config, name, able)
         return MODELS[key]
 
     monkeypatch.setattr(planning, "make_trainable", made)

@@ -115,7 +115,7 @@ def test_train_between_steps(
     assert refused.returncode == 2
     assert refused.stderr == (
         f"error: run has a training that stopped at step {step}\n"
-        "hint: resume with: llmft train run --resume, or start anew with --overwrite\n"
+        "hint: resume with: llmft train run --resume, or start over with --overwrite\n"
     )
     resume(run, prepared_copy)
     check_same_training(prepared_copy, trained_run)

@@ -124,11 +124,12 @@ def plan_notice(option: Option, available_bytes: int, tokens_per_batch: int | No
     """One line about a chosen plan."""
     plan = option.plan
     at_once = f"{plan.batch_size} sequences" if tokens_per_batch is None else f"{tokens_per_batch:,} tokens"
+    passes = f"{plan.gradient_accumulation_steps} {'pass' if plan.gradient_accumulation_steps == 1 else 'passes'}"
     embeddings = ", embeddings on the CPU" if plan.embeddings_on_cpu else ""
     weights = ", weights kept dequantised" if plan.dequantized_weights else ""
     offloaded = ", activations offloaded" if plan.activation_offloading else ""
     return (
-        f"plan: {at_once} per pass, {plan.gradient_accumulation_steps} passes per step, "
+        f"plan: {at_once} per pass, {passes} per step, "
         f"{plan.checkpointed_layers} layers checkpointed, {plan.optim}{embeddings}{weights}{offloaded}; needs about "
         f"{option.required_bytes / GIBIBYTE:.1f} of {available_bytes / GIBIBYTE:.1f} GiB"
     )

@@ -169,7 +169,7 @@ def test_batches_of_tokens_are_the_same_after_an_interruption(tmp_path, data_fil
         config = resolve(flags, saved=broken.saved_settings("prepare", "train"))
         with pytest.raises(ConfigError, match=message) as raised:
             train(broken, config, Silent(), resume=True)
-        assert raised.value.hint == f"leave {hint} out, or start anew with --overwrite"
+        assert raised.value.hint == f"omit {hint}, or start over with --overwrite"
     config = resolve({}, saved=broken.saved_settings("prepare", "train"))
     assert train(broken, config, Silent(), resume=True).steps == 6
     assert same(adapter_of(whole), adapter_of(broken))

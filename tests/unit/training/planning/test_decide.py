@@ -104,7 +104,7 @@ def test_a_model_that_cannot_be_followed_is_trained_as_the_settings_say(tmp_path
     AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path)
     told = Told()
     assert decided(tmp_path, GPU, told) == ChosenPlan(Plan(2, 3, 2, "adamw_torch_fused"))
-    assert told.notes[0] == "planning the memory of the GPU"
+    assert told.notes[0] == "planning GPU memory"
     assert told.notes[1].startswith("memory is not planned, batches are as given: steps of models of type mixtral cannot be")
 
 
@@ -118,9 +118,9 @@ def test_on_a_gpu_with_room_everything_goes_through_at_once(tiny_model_dir: Path
     assert chosen.plan == Plan(6, 1, 0, "lion_32bit", dequantized_weights=True)
     applied = chosen.applied_to(resolve({"batch_size": 2, "gradient_accumulation_steps": 3}))
     assert (applied.batch_size, applied.gradient_accumulation_steps, applied.optim) == (6, 1, "lion_32bit")
-    assert told.notes == ["planning the memory of the GPU", plan_notice(chosen.predicted, 80 * GIBIBYTE)]
+    assert told.notes == ["planning GPU memory", plan_notice(chosen.predicted, 80 * GIBIBYTE)]
     assert told.notes[1].startswith(
-        "plan: 6 sequences at once, 1 times a step, 0 layers checkpointed, lion_32bit, weights kept dequantised; needs about "
+        "plan: 6 sequences per pass, 1 pass per step, 0 layers checkpointed, lion_32bit, weights kept dequantised; needs about "
     )
     assert told.notes[1].endswith(" of 80.0 GiB")
 
@@ -311,7 +311,7 @@ def test_on_a_gpu_a_batch_of_tokens_stays_the_users(tiny_model_dir: Path) -> Non
     assert chosen.plan == Plan(2, 3, 0, "adamw_torch_fused", dequantized_weights=True)
     assert chosen.predicted is not None
     assert chosen.predicted.plan == chosen.plan
-    assert told.notes[1].startswith("plan: 170 tokens at once, 3 times a step, 0 layers checkpointed, ")
+    assert told.notes[1].startswith("plan: 170 tokens per pass, 3 passes per step, 0 layers checkpointed, ")
     frugal = decided_by_tokens(tiny_model_dir, GPU, plan="frugal").plan
     assert frugal.optim == "paged_adamw_8bit"
     assert (frugal.batch_size, frugal.gradient_accumulation_steps) == (2, 3)

@@ -147,7 +147,7 @@ def build(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, rep
     model = make_trainable(base, config, base_name)
     apply_plan(model, replace(plan, dequantized_weights=kept))
     if plain := why_plain_layers(model, config):
-        reporter.note(f"no fused layers for this training, PEFT's own modules are used: {plain}")
+        reporter.note(f"fused layers are not used: {plain}")
     settle_attention(model, own_attention)
     if not settle_rows(model):
         reporter.note("this model mixes packed rows: running each row separately")

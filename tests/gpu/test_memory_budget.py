@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ def measured_within(budget_bytes: int, config: Config, plan: Plan) -> Measured:
     hold_to(budget_bytes, DEVICE)
     base = random_model.build(seven_b_wide(), DEVICE, "nf4", torch.bfloat16)
     model = make_trainable(base, config, "random")
-    apply_plan(model, replace(plan, activation_offloading=False))
+    apply_plan(model, plan)
     return measure(model, full_batch(plan.batch_size, TOKENS), plan.optim)
 
 

@@ -43,7 +43,7 @@ def test_a_model_that_does_not_fit_ends_in_5_and_says_what_would(run, tmp_path):
     assert done.returncode == 5
     assert "no, not even with the most frugal plan" in done.stdout
     assert "error: meta-llama/Llama-2-7b-chat-hf does not fit: the most frugal plan needs" in done.stderr
-    assert "fits; or use a smaller --lora-r or --model, or a larger card" in done.stderr
+    assert "--max-seq-length 1024 fits; or use a smaller --lora-r or --model" in done.stderr
     done = run(
         "gpu-check", "--model", "meta-llama/Llama-2-13b-hf", "--vram", "5GiB", "--json", "--batch-size", "1", folder=tmp_path
     )

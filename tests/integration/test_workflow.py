@@ -132,7 +132,7 @@ def test_chat_takes_lines_and_commands_from_a_pipe(llmft, workspace, trained):
     assert len(answers) == 3
     assert answers[1].startswith("base: ")
     assert answers[2].startswith("tuned: ")
-    assert "unknown command /nonsense; /help lists them" in done.stderr
+    assert "unknown command /nonsense" in done.stderr
     saved = json.loads((workspace / "runs/brindle/chat/talk.jsonl").read_text())["messages"]
     assert [message["role"] for message in saved] == ["user", "assistant", "user", "assistant"]
     assert [saved[1]["content"], saved[3]["content"]] == [answers[0], answers[2].removeprefix("tuned: ")]

@@ -29,7 +29,7 @@ LINEAR_WEIGHTS = 2 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 128 * 256)
     [
         ({}, None),
         ({"fast": False}, "--no-fast"),
-        ({"use_dora": True}, "DoRA and int8 compute otherwise"),
+        ({"use_dora": True}, "DoRA and int8 are not supported"),
         ({"lora_dropout": 0.1}, "LoRA dropout"),
     ],
 )

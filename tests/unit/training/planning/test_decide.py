@@ -188,7 +188,7 @@ def test_a_resumed_training_that_is_not_planned_keeps_its_optimizer(tiny_model_d
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(PLAIN))
     assert decided(tiny_model_dir, CPU, recorded=PLAIN, plan=str(path)).plan.optim == PLAIN["optim"]
-    with pytest.raises(ConfigError, match="is adamw_8bit, but .* paged_adamw_8bit"):
+    with pytest.raises(ConfigError, match=r"is adamw_8bit, but .* paged_adamw_8bit"):
         decided(tiny_model_dir, CPU, recorded=eight_bit, plan=str(path))
 
 

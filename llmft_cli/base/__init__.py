@@ -1,1 +1,1 @@
-"""What every part of the package uses: errors, files, the reporter, library settings, CPU and network checks."""
+"""Shared by all of the package: errors, files, the reporter, library settings, CPU and network checks."""

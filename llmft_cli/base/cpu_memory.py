@@ -21,7 +21,7 @@ def keep_freed_memory() -> None:
     """From now on, keep freed memory in the process for reuse. Does nothing without glibc.
 
     glibc returns large tensors to the system, which must clear every page of the next allocation: 37,000 to 61,000 pages
-    in a step of SmolLM2-135M, 5 and 19% of its time in two pairs of trainings (benchmarks/LOG.md). Call this after the
+    in a step of SmolLM2-135M, 5 and 19% of its time in two pairs of training runs (benchmarks/LOG.md). Call this after the
     model is loaded: memory freed during loading is not needed again.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""Whether Weights & Biases can be used here, found out without importing wandb."""
+"""Whether Weights & Biases can be used here, determined without importing wandb."""
 
 from __future__ import annotations
 

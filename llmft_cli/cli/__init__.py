@@ -1,1 +1,1 @@
-"""The command line: its commands, flags, and what a person sees."""
+"""The command line: its commands, flags and output."""

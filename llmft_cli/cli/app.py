@@ -43,9 +43,9 @@ def main() -> None:
 
 
 def run_command(arguments: list[str]) -> int:
-    """Parse and run a command line, without arguments the help; returns the exit code.
+    """Parse and run a command line (without arguments: show the help); returns the exit code.
 
-    Typer's own main would turn Ctrl-C and closed pipes into bare exits before we could tell of them.
+    Typer's own main would turn Ctrl-C and closed pipes into bare exits before we could report them.
     """
     root = typer.main.get_command(app)
     if completion.asked_for():
@@ -54,18 +54,18 @@ def run_command(arguments: list[str]) -> int:
         with root.make_context("llmft", list(arguments) or ["--help"]) as context:
             root.invoke(context)
     except typer.Exit as leave:
-        if leave.exit_code:  # of Typer alone, where it does not know the shell that completion is for
+        if leave.exit_code:  # only Typer exits so, if it does not know the shell for completion
             raise UsageError("shell not recognised", IN_A_SHELL) from None
         return 0 if arguments else UsageError.exit_code
     return 0
 
 
 def as_llmft_error(error: BaseException) -> LlmftError | None:
-    """The user's version of whatever ended a command, or None where it is a bug of ours."""
+    """The error to show to the user for whatever ended a command, or None if it is a bug in llmft."""
     if isinstance(error, LlmftError):
         return error
     if is_interrupt(error):
-        return Interrupted("interrupted", "what was finished before is saved")
+        return Interrupted("interrupted", "finished work is saved")
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         return UsageError(error.format_message(), f"see {context.command_path} --help" if context else "see --help")
@@ -75,7 +75,7 @@ def as_llmft_error(error: BaseException) -> LlmftError | None:
 
 
 def bug(error: BaseException) -> LlmftError:
-    return LlmftError(f"{type(error).__name__}: {error}", "this is a bug of llmft; please report it with the lines above")
+    return LlmftError(f"{type(error).__name__}: {error}", "this is a bug in llmft; please report it with the lines above")
 
 
 def report(error: LlmftError, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""The six commands: each resolves its config, calls what does the work, and shows the result.
+"""The six commands: each resolves its config, calls the library, and shows the result.
 
 Nothing heavy is imported here: every command imports what it needs when it runs, so that
 `llmft --help` is quick. The docstring of a command is its help: a sentence, and examples.
@@ -86,11 +86,11 @@ def gpu_check(
     *,
     given: Given,
 ) -> None:
-    """Check this machine, wait for a GPU, or see if a training fits.
+    """Check this machine, wait for a GPU, or see if training fits.
 
     Examples:
         llmft gpu-check                                   # report on this machine
-        llmft gpu-check --model smollm2-135m --vram 8GiB  # does a training fit?
+        llmft gpu-check --model smollm2-135m --vram 8GiB  # does training fit?
         llmft gpu-check --wait 2h --min-free 20GiB        # wait for a free GPU
     """
     from llmft_cli.cli import gpu_check
@@ -98,7 +98,7 @@ def gpu_check(
     fitting = gpu_check.Fitting(given.config, vram, run, measure) if given.any_setting or vram or run or measure else None
     if any(value is not None for value in (wait, min_free, max_load)) or (gpus is not None and fitting is None):
         if require_gpu:
-            raise UsageError("--require-gpu probes a GPU, --wait only waits for one", "run gpu-check once with each")
+            raise UsageError("--require-gpu and --wait cannot be combined", "run gpu-check once with each")
         gpu_check.wait(given.console, wait, min_free, max_load, gpus, fitting)
     else:
         gpu_check.look(given.console, require_gpu, gpus, fitting)
@@ -242,7 +242,7 @@ def chat(
 
     console = given.console
     if console.as_json and prompt is None:
-        raise UsageError("chat --json answers one question", "give it with --prompt")
+        raise UsageError("chat --json needs a question", "give it with --prompt")
     target = find_run(run, console)
     config = given.config(target.saved_settings("prepare", "train"))
     session = Session(target, load_tuned(target, config, console, allow_stale), config, compare)

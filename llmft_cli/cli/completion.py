@@ -1,4 +1,4 @@
-"""Shell completion of values: runs, and what a setting may be. Typer completes commands and options.
+"""Shell completion of values: runs, and the choices of settings. Typer completes commands and options.
 
 A shell's script runs `llmft` with `_LLMFT_COMPLETE` in its environment, and takes what is printed as completions.
 """
@@ -26,7 +26,7 @@ def one_of(values: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def run_names(incomplete: str) -> list[str]:
-    """Runs under runs/. Where none matches, the shell completes paths itself."""
+    """Runs under runs/. If none matches, the shell completes paths."""
     from llmft_cli.run_dir import RUNS_ROOT, RunDir
 
     return one_of([str(path) for path in sorted(RUNS_ROOT.glob("*")) if RunDir(path).exists()])(incomplete)

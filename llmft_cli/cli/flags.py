@@ -1,4 +1,4 @@
-"""How settings become flags, and functions with them commands."""
+"""Turns settings into flags, and functions into commands with these flags."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The commands' own arguments and options: what is no setting of a run. Headings are those of the help.
+"""The commands' own arguments and options, which are not settings of a run, under their headings in the help.
 
-Options under `OTHER` are on the full help page alone.
+Options under `OTHER` are only on the full help page.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llmft_cli.cli.help_pages import GENERAL, OTHER, show_full_help
 RUN = "Run"
 MACHINE = "Machine"
 WAITING = "Wait for a free GPU (with any of these)"
-FITTING = "Does a training fit? (with any of these, or any setting)"
+FITTING = "Does training fit? (with any of these, or any setting)"
 
 # -- of every command
 ConfigOption = Annotated[
@@ -66,7 +66,7 @@ StaleOption = Annotated[
 
 # -- of gpu-check
 RequireGpuOption = Annotated[
-    bool, typer.Option("--require-gpu", help="Exit 3 unless a GPU computes correctly.", rich_help_panel=MACHINE)
+    bool, typer.Option("--require-gpu", help="Exit with 3 unless a GPU works correctly.", rich_help_panel=MACHINE)
 ]
 WaitOption = Annotated[
     str | None,
@@ -74,7 +74,7 @@ WaitOption = Annotated[
         "--wait",
         metavar="<time>",
         help="Wait this long (2h, 90m) for free GPUs. Print their indices for CUDA_VISIBLE_DEVICES instead of the report; "
-        "exit 5 if none became free. 0 asks once. Nothing is reserved.",
+        "exit 5 if none became free. 0 checks once. Nothing is reserved.",
         rich_help_panel=WAITING,
         show_default=False,
     ),
@@ -118,7 +118,7 @@ FitRunOption = Annotated[
     typer.Option(
         "--run",
         metavar="<run>",
-        help="Use the data and settings of this run. Its rows set the length, not --max-seq-length.",
+        help="Use the data and settings of this run. Sequence lengths come from its rows, not from --max-seq-length.",
         rich_help_panel=FITTING,
         show_default=False,
         autocompletion=run_names,
@@ -173,7 +173,7 @@ DataOption = Annotated[
         show_default=False,
     ),
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.", rich_help_panel=RUN)]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted training run.", rich_help_panel=RUN)]
 ProfileOption = Annotated[
     bool,
     typer.Option(

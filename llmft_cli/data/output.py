@@ -131,7 +131,9 @@ def refuse_warnings(findings: Sequence[Finding], config: Config) -> None:
     bad = [finding for finding in findings if finding.level != "note"]
     if config.strict and bad:
         counts = ", ".join(f"{finding.check} {finding.count}" for finding in bad)
-        raise DataError(f"the checks warn, and --strict is set: {counts}", "prepare without --strict and see data/report.html")
+        raise DataError(
+            f"the checks found problems, and --strict is set: {counts}", "prepare without --strict and see data/report.html"
+        )
 
 
 def pick_samples(ingested: IngestedRows, encoder: ConversationEncoder, split: Split) -> list[Sample]:

@@ -1,1 +1,1 @@
-"""gpu-check --model: whether a training fits, and with which plan."""
+"""gpu-check --model: whether a training run fits, and with which plan."""

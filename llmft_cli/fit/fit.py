@@ -1,4 +1,4 @@
-"""Whether a training fits, with which plan, and how long it takes: predicted from the model's config, or measured."""
+"""Whether a training run fits, with which plan, and how long it takes: predicted from the model's config, or measured."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class PlanOption:
 
 @dataclass(frozen=True)
 class Fit:
-    """What gpu-check reports about a training.
+    """What gpu-check reports about a training run.
 
     Attributes:
         fits: whether any plan fits on the GPU; None without a GPU.
@@ -87,7 +87,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Plans:
-    """The plans that were considered for a training.
+    """The plans that were considered for a training run.
 
     Attributes:
         model: on `meta`, without a plan.
@@ -109,7 +109,7 @@ class Plans:
 
 
 def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Reporter, *, measure: bool = False) -> Fit:
-    """Predict the memory, speed and time of a training.
+    """Predict the memory, speed and time of a training run.
 
     Args:
         gpu: the GPU to fit; None means no limit.
@@ -277,7 +277,7 @@ def require_fit(result: Fit) -> None:
             batches = f" --tokens-per-batch {length}" if result.tokens_per_batch else ""
             mend = f"--max-seq-length {length}{batches} fits; or {mend}"
         raise OutOfMemory(
-            f"{result.model} does not fit: the most frugal plan needs {needed}, available are {available}",
+            f"{result.model} does not fit: the most frugal plan needs {needed}, but only {available} is available",
             mend,
             details={"fit": asdict(result)},
         )

@@ -1,4 +1,4 @@
-"""The GPU that a training must fit: one of this machine, or one that is only described."""
+"""The GPU that a training run must fit on: one of this machine, or one that is only described."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TargetGpu:
-    """The GPU that a training must fit: its free memory, and its measured rates; `device` is None if it is not here."""
+    """The GPU that a training run must fit on: its free memory, and its measured rates; `device` is None if it is not here."""
 
     name: str
     available_bytes: int

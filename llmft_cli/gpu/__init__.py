@@ -1,1 +1,1 @@
-"""gpu-check: what this machine offers a fine-tuning job."""
+"""gpu-check: what this machine provides for fine-tuning."""

@@ -1,4 +1,4 @@
-"""What this machine offers a fine-tuning job: GPUs, library versions, live probes, memory, disk and accounts.
+"""What this machine provides for fine-tuning: GPUs, library versions, live probes, memory, disk and accounts.
 
 A missing GPU, a broken driver or a missing torch is a finding in the report, with the command that
 fixes it. Only `require_gpu` turns such a finding into an error.

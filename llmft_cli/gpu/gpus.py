@@ -18,7 +18,7 @@ DRIVER_MEND = "run `nvidia-smi` for details; after a driver update or crash, reb
 MEMORY_MEND = "free memory on the GPU: `nvidia-smi` shows which processes use it"
 # CUDA would hang as well.
 DRIVER_HANGS = Problem(
-    f"nvidia-smi did not answer within {TIME_LIMIT_SECONDS} s: the driver hangs",
+    f"nvidia-smi did not answer within {TIME_LIMIT_SECONDS} s (the driver is not responding)",
     "stop the processes that use the GPUs; if that does not help, reboot",
 )
 # The CUDA context alone takes half a GiB: with less than this free, no training can start.

@@ -97,7 +97,7 @@ def dense_experts_notice(model: PreTrainedModel) -> str | None:
     if experts < NOTABLE_SHARE * total:
         return None
     return (
-        f"the experts of this mixture are not quantised, since bitsandbytes quantises only linear layers: "
+        f"the experts of this mixture-of-experts model are not quantised, because bitsandbytes quantises only linear layers: "
         f"{experts / GIBIBYTE:.1f} of {total / GIBIBYTE:.1f} GiB of weights"
     )
 

@@ -20,7 +20,7 @@ HELP = """\
 /help              show this list
 /reset             clear the conversation
 /system TEXT       clear the conversation and set the system message (no TEXT: the template's default)
-/compare           turn answers from both base and tuned on or off
+/compare           show the base model's answers, too; again: turn it off
 /save [NAME]       save the conversation in the run
 /exit              exit (also Ctrl-D)"""
 

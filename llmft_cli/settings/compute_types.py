@@ -1,6 +1,6 @@
 """The compute type of a model, chosen by what the device supports.
 
-Without bf16 instructions, a CPU multiplies bf16 matrices at about 1/30 of the fp32 rate, and GPUs older than Ampere have
+Without bf16 instructions, a CPU multiplies bf16 matrices at about 1/100 of the fp32 rate, and GPUs older than Ampere have
 no bf16 at all. The choice follows the processor's flags and not a measurement, so it is always the same on a machine.
 """
 
@@ -78,14 +78,14 @@ def settled(config: Config, device: torch.device, reporter: Reporter, recorded: 
     if lack is None and is_slow(device, name):
         if recorded is not None and wanted == AUTO:
             raise MachineError(
-                f"the training was started in {name}, and this CPU has no {name} instructions",
-                f"resume on a machine that has them, or add --compute-dtype {name} to continue at about 1/30 of the speed",
+                f"training was started in {name}, but this CPU has no {name} instructions",
+                f"resume on a machine that has them, or add --compute-dtype {name} to continue at about 1/100 of the speed",
             )
-        reporter.warn(f"this CPU has no {name} instructions: expect about 1/30 of the speed of --compute-dtype fp32")
+        reporter.warn(f"this CPU has no {name} instructions: expect about 1/100 of the speed of --compute-dtype fp32")
     if lack is not None and recorded is not None:
-        raise MachineError(f"the training was started in {name}: {lack}", f"resume on a machine that supports {name}")
+        raise MachineError(f"training was started in {name}: {lack}", f"resume on a machine that supports {name}")
     if lack is not None:
-        raise ConfigError(f"--compute-dtype {name}: {lack}", "use --compute-dtype auto for the best type of the device")
+        raise ConfigError(f"--compute-dtype {name}: {lack}", "use --compute-dtype auto for this device's best type")
     return replace(config, compute_dtype=name)
 
 

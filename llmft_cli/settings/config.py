@@ -87,7 +87,7 @@ def override(values: Mapping[str, Any], layer: Mapping[str, Any], label: Callabl
     if len(given) > 1:
         rows, tokens = (f"{label(name)} ({layer[name]})" for name in BATCH_SIZES)
         raise ConfigError(
-            f"{rows} and {tokens} exclude each other",
+            f"{rows} and {tokens} cannot be combined",
             f"remove {label('batch_size')} to fill batches by tokens, or {label('tokens_per_batch')} to count sequences",
         )
     kept = {name: value for name, value in values.items() if not given or name not in BATCH_SIZES}

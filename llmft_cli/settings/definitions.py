@@ -9,7 +9,7 @@ from llmft_cli.settings.setting import OF_PREPARED_DATA, data_setting, rows_or_s
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
-FIT = "gpu-check train"  # what decides whether a training fits
+FIT = "gpu-check train"  # what decides whether a training run fits
 EVALUATION = "Evaluation and logging"
 
 
@@ -75,7 +75,7 @@ class Config:
         primary="prepare",
         metavar="<names>",
     )
-    dataset_split: str = data_setting("train", "Split to read of a Hub dataset. Local files have no splits.")
+    dataset_split: str = data_setting("train", "Split of a Hub dataset to read. Local files have no splits.")
     chat_template: str | None = data_setting(
         None,
         "Chat template: a Jinja file, or plain. Needed for chat rows if the model has no template.",
@@ -115,7 +115,7 @@ class Config:
     )
     max_rejected: float = data_setting(
         0.05,
-        "Refuse the data if more than this share (5%) of the rows is bad.",
+        "Reject the data if more than this share of the rows is bad, as in 5%.",
         minimum=0,
         maximum=1,
         parse=share,
@@ -128,13 +128,13 @@ class Config:
     )
     max_rows: str | None = data_setting(
         None,
-        "Most rows to read of each source. One number for all sources, or one for each (1000,500).",
+        "Maximum number of rows to read from each source. One number for all sources, or one for each (1000,500).",
         metavar="<list>",
     )
     near_duplicates: bool = data_setting(
         True, "Find rows that are nearly the same. They are kept on the same side of the split."
     )
-    strict: bool = data_setting(False, "Refuse data if a check reports a warning.")
+    strict: bool = data_setting(False, "Reject the data if a check reports an error or a warning.")
     # -- training
     learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", "train", primary="train", above=0, below=1)
     num_epochs: float = setting(

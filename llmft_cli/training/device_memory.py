@@ -1,4 +1,4 @@
-"""GPU memory of a training: how much is available, and the limit that torch keeps to."""
+"""GPU memory of a training run: how much is available, and the limit that torch keeps to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llmft_cli.gpu.gpus import list_gpus
 if TYPE_CHECKING:
     import torch
 
-# CUDA, cuBLAS and bitsandbytes held 0.74 to 0.88 GiB besides torch's tensors in 31 trainings on an H100
+# CUDA, cuBLAS and bitsandbytes held 0.74 to 0.88 GiB besides torch's tensors in 31 training runs on an H100
 # (benchmarks/results/memory-h100.json). It cannot be measured when the plan is chosen: kernels and cuBLAS are loaded
 # at their first use, so all of it is there only after the first step.
 CONTEXT_BYTES = int(0.9 * 2**30)

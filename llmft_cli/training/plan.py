@@ -1,4 +1,4 @@
-"""A plan: how a training uses the memory of a device."""
+"""A plan: how a training run uses the memory of a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a training reports."""
+"""What a training run reports."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TrainResult:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a training went; attributes as in `TrainResult`."""
+    """How a training run went; attributes as in `TrainResult`."""
 
     seconds: float
     rehearsal_peak_bytes: int | None
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def result_of(run: RunDir, trainer: QLoRATrainer, config: Config, chosen: ChosenPlan, outcome: Outcome) -> TrainResult:
-    """What a finished training reports.
+    """What a finished training run reports.
 
     Raises:
         VerificationError: the loss is not a number.

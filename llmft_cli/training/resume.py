@@ -1,4 +1,4 @@
-"""Which interrupted trainings can be resumed, and with which settings."""
+"""Which interrupted training runs can be resumed, and with which settings."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: C
 
 
 def start_or_resume(run: RunDir, config: Config, resume: bool, overwrite: bool) -> tuple[Path | None, Mapping[str, Any]]:
-    """The checkpoint to resume from and what the interrupted training recorded; None and nothing for a new training.
+    """The checkpoint to resume from and what the interrupted training run recorded; None and nothing for a new training run.
 
     Raises:
-        StageError: there is nothing to resume, or a new training would delete checkpoints and `overwrite` is not set.
+        StageError: there is nothing to resume, or a new training run would delete checkpoints and `overwrite` is not set.
         ConfigError: settings that change the result differ.
     """
     if resume:
@@ -50,7 +50,7 @@ def start_or_resume(run: RunDir, config: Config, resume: bool, overwrite: bool) 
 
 
 def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
-    """The last complete checkpoint of an interrupted training with the same settings.
+    """The last complete checkpoint of an interrupted training run with the same settings.
 
     Raises:
         StageError: there is nothing to resume.
@@ -80,15 +80,15 @@ def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
 
 
 def refuse_to_forget_checkpoints(run: RunDir) -> None:
-    """Check that no interrupted training would be lost: starting over deletes hours of work and needs `--overwrite`.
+    """Check that no interrupted training run would be lost: starting over deletes hours of work and needs `--overwrite`.
 
     Raises:
-        StageError: there is a checkpoint of an interrupted training.
+        StageError: there is a checkpoint of an interrupted training run.
     """
     entry = run.entry("train")
     checkpoint = checkpoints.last_complete(run.checkpoints)
     if entry is not None and entry["status"] != "done" and checkpoint is not None:
         raise StageError(
-            f"{run.path} has a training that stopped at step {checkpoints.step_of(checkpoint)}",
+            f"{run.path}: an earlier training run stopped at step {checkpoints.step_of(checkpoint)}",
             f"resume with: llmft train {run.path} --resume, or start over with --overwrite",
         )

@@ -56,7 +56,7 @@ def train(
     """Train an adapter on the run's prepared data: load, plan, build, train, save.
 
     Args:
-        resume: continue an interrupted training from its last complete checkpoint.
+        resume: continue an interrupted training run from its last complete checkpoint.
         profile: write to `profile/` where the time of a step goes.
 
     Raises:
@@ -99,7 +99,7 @@ def settle_device(config: Config, recorded_type: str | None, reporter: Reporter)
 
 
 def base_model(recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
-    """The model that the settings name, or the one that an interrupted training has recorded."""
+    """The model that the settings name, or the one that an interrupted training run has recorded."""
     if recorded:
         return model_source.resolve_recorded(recorded, reporter)
     return model_source.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
@@ -112,7 +112,7 @@ def train_split(run: RunDir) -> datasets.Dataset:
 
 
 def facts_of(source: ModelSource, config: Config) -> dict[str, Any]:
-    """What the ledger records of a training before it begins."""
+    """What the ledger records of a training run before it begins."""
     facts = {"model": source.facts(), "seed": config.seed, "compute_dtype": config.compute_dtype}
     return facts | {"versions": versions(), "hardware": hardware()}
 
@@ -228,7 +228,9 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
             with leaving_a_checkpoint(trainer, run, config):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.loss_scale is not None and (skipped := trainer.loss_scale.skipped_steps):
-        reporter.note(f"{skipped} steps were skipped, as their gradients overflowed fp16; the loss scale was lowered for each")
+        reporter.note(
+            f"{skipped} steps were skipped because their gradients overflowed fp16; the loss scale was reduced each time"
+        )
     if stop.made and trainer.state.global_step < total:
         raise Interrupted(
             f"stopped after step {trainer.state.global_step} of {total}", f"resume with: llmft train {run.path} --resume"

@@ -183,7 +183,7 @@ def test_one_of_several_processes_is_refused_before_anything_is_loaded(
 
 def test_chat_as_json_needs_a_prompt(folder: Path) -> None:
     shown = llmft(folder, "chat", "prepared", "--json")
-    error = {"kind": "usage", "message": "chat --json answers one question", "hint": "give it with --prompt"}
+    error = {"kind": "usage", "message": "chat --json needs a question", "hint": "give it with --prompt"}
     assert (shown.returncode, json.loads(shown.stdout), shown.stderr) == (2, {"ok": False, "error": error}, "")
 
 
@@ -304,7 +304,7 @@ def test_ctrl_c_while_rows_are_read(folder: Path, tiny_model_dir: Path) -> None:
     wait_until(process, "tokenizers", folder / "rows.jsonl")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
-    error = {"kind": "interrupted", "message": "interrupted", "hint": "what was finished before is saved"}
+    error = {"kind": "interrupted", "message": "interrupted", "hint": "finished work is saved"}
     assert (process.returncode, json.loads(out), err) == (130, {"ok": False, "error": error}, "")
     assert files_in(folder.parent) == before
 
@@ -324,7 +324,7 @@ def test_ctrl_c_during_imports_shows_no_traceback(library: str, arguments: str, 
     out, err = process.communicate(timeout=300)
     assert (process.returncode, out) == (130, "")
     assert "Traceback" not in err
-    assert err.endswith("error: interrupted\nhint: what was finished before is saved\n")
+    assert err.endswith("error: interrupted\nhint: finished work is saved\n")
     assert "x" not in files_in(folder)
 
 

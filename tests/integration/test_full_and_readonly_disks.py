@@ -57,7 +57,7 @@ def test_no_room_for_a_checkpoint(
     assert RunDir(place).is_done("prepare")
 
     refused = run("train", "run", folder=place.parent)
-    assert refused.stderr.splitlines()[0] == "error: run has a training that stopped at step 10"
+    assert refused.stderr.splitlines()[0] == "error: run: an earlier training run stopped at step 10"
     (place.parent / "filler").unlink()
     assert run("train", "run", "--resume", folder=place.parent).returncode == 0
     check_same_adapter(place, trained_run)

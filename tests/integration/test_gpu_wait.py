@@ -22,7 +22,7 @@ ROW = "{index}, GPU-{index}aaa, {load}, {total}, {used}, {free}, 570.86.15, NVID
 NVIDIA_SMI = """#!/bin/sh
 case "$*" in *--query-gpu*) . {figures} ;; esac
 """
-INTERRUPTED = ["error: interrupted", "hint: what was finished before is saved"]
+INTERRUPTED = ["error: interrupted", "hint: finished work is saved"]
 # Allocates and touches that many MiB, frees them after a line of input, and exits after another.
 HOLDER = """
 import mmap, sys
@@ -188,7 +188,7 @@ def test_nobody_waits_for_the_impossible(machine: Machine) -> None:
         ("--max-load 30", ["error: --max-load: '30' is not a fraction from 0 to 1, or a percentage: 0.1 or 10%"]),
         ("--gpus 0", ["error: --gpus: '0' is not a whole number of 1 or more", "hint: for example: --gpus 2"]),
         ("--gpus two", ["error: --gpus: 'two' is not a whole number of 1 or more"]),
-        ("--wait 1m --require-gpu", ["error: --require-gpu probes a GPU, --wait only waits for one"]),
+        ("--wait 1m --require-gpu", ["error: --require-gpu and --wait cannot be combined"]),
     ],
 )
 def test_malformed_flags(flags: str, lines: list[str], machine: Machine) -> None:

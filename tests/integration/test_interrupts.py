@@ -16,10 +16,10 @@ from llmft_cli.run_dir import RunDir
 from .conftest import LLMFT, TRAIN_FLAGS, Run, Started, files_in
 
 Start = Callable[..., Started]
-INTERRUPTED = ["error: interrupted", "hint: what was finished before is saved"]
+INTERRUPTED = ["error: interrupted", "hint: finished work is saved"]
 INTERRUPTED_JSON = {
     "ok": False,
-    "error": {"kind": "interrupted", "message": "interrupted", "hint": "what was finished before is saved"},
+    "error": {"kind": "interrupted", "message": "interrupted", "hint": "finished work is saved"},
 }
 MEASURED = ("tokens_per_second", "peak_memory_bytes")
 
@@ -114,7 +114,7 @@ def test_train_between_steps(
     refused = run("train", "run", folder=prepared_copy.parent)
     assert refused.returncode == 2
     assert refused.stderr == (
-        f"error: run has a training that stopped at step {step}\n"
+        f"error: run: an earlier training run stopped at step {step}\n"
         "hint: resume with: llmft train run --resume, or start over with --overwrite\n"
     )
     resume(run, prepared_copy)
@@ -169,7 +169,7 @@ def test_a_killed_training_resumes_from_its_last_complete_checkpoint(
         ["error: run: the stage train has not finished (killed)", hint],
     )
     refused = run("train", "run", folder=prepared_copy.parent)
-    assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: run has a training that stopped at step 10")
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: run: an earlier training run stopped at step 10")
     resume(run, prepared_copy)
     assert not torn.exists()
     check_same_training(prepared_copy, trained_run)

@@ -101,7 +101,7 @@ def test_the_gate(prepare: Any, folder: Path) -> None:
     assert error["message"].startswith("1 of 100 rows are bad, more than --max-rejected 0.005; first: rows.jsonl line 100: ")
     strict = prepare("rows.jsonl", "--run", "run", "--strict")
     lines = [
-        "error: the checks warn, and --strict is set: rejected 1",
+        "error: the checks found problems, and --strict is set: rejected 1",
         "hint: prepare without --strict and see data/report.html",
     ]
     assert (strict.returncode, strict.stderr.splitlines()) == (4, lines)

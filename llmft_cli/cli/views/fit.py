@@ -19,10 +19,11 @@ def fit_sections(fit: Fit) -> list[Section]:
             "fits": verdict,
             "on": fit.card,
             "available": gibibytes(fit.available_bytes),
-            "needs": f"{gibibytes(fit.required_bytes)}, of which torch {gibibytes(fit.predicted_peak_bytes)} at its peak",
+            "needs": f"{gibibytes(fit.required_bytes)}, including torch's peak of {gibibytes(fit.predicted_peak_bytes)}",
             "measured": None
             if measured is None
-            else f"{gibibytes(measured.peak_bytes)} ({fit.predicted_peak_bytes / measured.peak_bytes - 1:+.1%} predicted), "
+            else f"{gibibytes(measured.peak_bytes)} "
+            f"(prediction off by {fit.predicted_peak_bytes / measured.peak_bytes - 1:+.1%}), "
             f"{gibibytes(measured.reserved_bytes)} reserved, {gibibytes(measured.context_bytes)} outside torch",
             "speed": None if fit.tokens_per_second is None else f"about {fit.tokens_per_second:,.0f} tokens/s",
             "time": None if fit.training_seconds is None else f"about {duration(fit.training_seconds)}",

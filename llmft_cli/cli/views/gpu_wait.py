@@ -7,5 +7,5 @@ from llmft_cli.gpu.waiting import Ready
 
 
 def ready_sections(ready: Ready) -> list[Section]:
-    """Only the indices, for `export CUDA_VISIBLE_DEVICES=$(...)`."""
+    """Only the indices, for `gpu=$(...)` in a shell."""
     return [Section("", [(",".join(map(str, ready.gpu_indices)), "")])]

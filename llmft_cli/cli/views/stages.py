@@ -137,7 +137,7 @@ def merge(run: str, result: MergeResult) -> list[Section]:
             {
                 "merged": f"{result.merged} ({result.base_choice})",
                 "verified": f"top-1 agreement {proof.top1_agreement:.2%}, mean KL {proof.mean_kl:.1e}, {proof.tokens} tokens",
-                "the adapter itself": f"mean KL {proof.mean_kl_of_base:.2f} from the base",
+                "effect of the adapter": f"mean KL {proof.mean_kl_of_base:.2f} from the base",
                 "peak memory": gibibytes(result.peak_rss_bytes),
                 "time": f"{result.seconds:,.0f} s",
             },

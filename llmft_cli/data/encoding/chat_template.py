@@ -94,7 +94,7 @@ class ChatTemplate:
                 "give another with --chat-template FILE.jinja",
             ) from error
         except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template uses a value that the row lacks
-            raise RowError(f"the chat template rejects it: {error}") from error
+            raise RowError(f"the chat template rejects this conversation: {error}") from error
         return text
 
     def _render_row(self, conversation: Conversation, learned: Collection[int] | None, generation_prompt: bool) -> RenderedRow:
@@ -171,7 +171,7 @@ class ChatTemplate:
     def _refuse_spelled_tokens(self, content: Any) -> None:
         """Reject special tokens in messages: without known positions they cannot be told from the template's own."""
         if self._control.search(json.dumps(content, ensure_ascii=False)):
-            raise RowError("a message contains the text of a special token, and this template does not allow locating messages")
+            raise RowError("a message contains the text of a special token, and with this template messages cannot be located")
 
     def _refuse_hidden_tools(self, conversation: Conversation, text: str, generation_prompt: bool) -> None:
         """Reject a row whose tools the template silently ignores: most templates do not support tools."""

@@ -174,7 +174,7 @@ def learning_of(turn: dict[str, Any], where: str) -> bool | None:
             raise RowError(f"{where}.{key} is {shown(value)}, not {expected}")
         said[key] = bool(value)
     if len(set(said.values())) > 1:
-        raise RowError(f"{where} is marked both for training and against it ({', '.join(said)})")
+        raise RowError(f"{where} is both included in and excluded from training ({', '.join(said)})")
     return next(iter(said.values()), None)
 
 
@@ -198,7 +198,7 @@ def conversation(
     if learned is None:
         return Conversation(messages, tools)
     if not any(learned):
-        raise RowError("every message is marked against training")
+        raise RowError("every answer is excluded from training")
     return Conversation(messages, tools, (*[False] * (len(messages) - len(learned)), *learned))
 
 

@@ -1,4 +1,4 @@
-"""Which models have layers that `decoder_layer` computes, and what of such a layer is which part."""
+"""Which models' layers `decoder_layer` supports, and how to find the parts of such a layer."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from llmft_cli.training.fast.offloaded_inputs import OffloadedInputs
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Models of transformers whose layers `decoder_layer` computes, and whose logits are the output layer's and nothing more.
+# transformers' models whose layers `decoder_layer` supports and whose logits are the unchanged output of the last layer.
 PLAIN = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gemma3_text")
-GEMMAS = ("gemma", "gemma3_text")  # whose norms' weights are what is to be added to 1
+GEMMAS = ("gemma", "gemma3_text")  # their norms multiply by 1 + weight
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 SEPARATE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 JOINED = (("qkv_proj",), ("gate_up_proj",))
@@ -31,7 +31,7 @@ NO_TRITON = "no Triton"
 
 
 def why_not_fast(model: PeftModel) -> str | None:
-    """What keeps a model with plain LoRA from the fast path, in a few words; None where nothing does."""
+    """What keeps a model with plain LoRA from the fast path, in a few words; None if nothing does."""
     config = model.config.get_text_config()
     if config.model_type not in PLAIN:
         return f"no fast layers for models of type {config.model_type}"
@@ -40,11 +40,11 @@ def why_not_fast(model: PeftModel) -> str | None:
     if getattr(config, "final_logit_softcapping", None) or getattr(config, "attn_logit_softcapping", None):
         return "capped logits"
     if getattr(config, "use_bidirectional_attention", False):
-        return "attention to later tokens"
+        return "bidirectional attention"
     if config.num_attention_heads * head_dim(config) % 64 or config.hidden_size % 64 or config.intermediate_size % 64:
-        return "sizes that are no multiples of 64"
+        return "sizes that are not multiples of 64"
     if (getattr(config, "rope_parameters", None) or {}).get("partial_rotary_factor", 1) != 1:
-        return "rotary embedding of a part of each head"
+        return "partial rotary embeddings"
     if getattr(config, "resid_pdrop", 0) or getattr(config, "attention_dropout", 0):
         return "dropout in the base model"
     if model.peft_config["default"].lora_dropout:
@@ -61,11 +61,11 @@ def why_not_fast(model: PeftModel) -> str | None:
 
 
 def why_not_these_layers(layers: list[Any], model_type: str) -> str | None:
-    """Others than transformers' own come with a model's repository, or see images; others are quantised in other ways."""
+    """The reason in the layers: custom or multimodal model code, or linear layers with another kind of quantisation."""
     family = model_type.removesuffix("_text")
     for layer in layers:
         if type(layer).__module__ != f"transformers.models.{family}.modeling_{family}":
-            return f"layers of type {type(layer).__name__}, which are not those of {model_type}"
+            return f"layers of type {type(layer).__name__}, not the standard ones of {model_type}"
         for linear in linears_of(layer):
             base = member_of(linear).base
             if type(base) is not torch.nn.Linear and getattr(base.weight, "quant_state", None) is None:
@@ -77,7 +77,7 @@ def why_not_these_weights(model: PeftModel, layers: list[Any]) -> str | None:
     inside = {id(weights) for layer in layers for name, weights in layer.named_parameters() if "_proj.lora_" in name}
     for name, weights in model.named_parameters():
         if weights.requires_grad and id(weights) not in inside:
-            return f"{name} is trained"
+            return f"{name} is trainable"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The expected end of a training, reported once its speed is known."""
+"""The expected end of a training run, reported once its speed is known."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def rehearse(trainer: QLoRATrainer, batch: Batch) -> int | None:
 def fill_optimizer_state(trainer: QLoRATrainer) -> None:
     """Allocate gradients and a new optimizer's state, by a step with gradients of zero.
 
-    A resumed training has already loaded its state. Paged state is evicted when memory is short, so it is not needed.
+    A resumed training run has already loaded its state. Paged state is evicted when memory is short, so it is not needed.
 
     Raises:
         OutOfMemory: they do not fit.

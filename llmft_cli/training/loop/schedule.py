@@ -1,4 +1,4 @@
-"""The number of steps, warm-up and evaluations of a training, and Trainer's arguments for them."""
+"""The number of steps, warm-up and evaluations of a training run, and Trainer's arguments for them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def batches_per_epoch(sequences: datasets.Dataset, config: Config) -> int:
 
 
 def training_tokens(sequences: datasets.Dataset, config: Config) -> int:
-    """Tokens processed in the whole training."""
+    """Tokens processed in the whole training run."""
     tokens = sum(sequence_lengths(sequences))
     if config.max_steps is None:
         return int(tokens * config.num_epochs)

@@ -59,7 +59,7 @@ class StepClock:
             self._timed_tokens += count
 
     def step_ended(self, step: int) -> None:
-        """Call this at the end of each step, with its number in the whole training."""
+        """Call this at the end of each step, with its number in the whole training run."""
         self._steps += 1
         moment = self._moment()
         if self._steps == UNTIMED_STEPS:

@@ -272,7 +272,7 @@ class QLoRATrainer(transformers.Trainer):
         save_adapter(self.model, folder)
 
     def restore_end(self, checkpoint: Path) -> None:
-        """Restore the end of a training from its last step's checkpoint; the parent's `train` would add a step."""
+        """Restore the end of a training run from its last step's checkpoint; the parent's `train` would add a step."""
         self.state = transformers.TrainerState.load_from_json(str(checkpoint / STATE_FILE))
         best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self.model.load_adapter(best or str(checkpoint), "default", is_trainable=True)

@@ -36,7 +36,7 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class ChosenPlan:
-    """The plan of a training and its prediction; None on a CPU, or if it cannot be predicted."""
+    """The plan of a training run and its prediction; None on a CPU, or if it cannot be predicted."""
 
     plan: Plan
     predicted: Option | None = None
@@ -62,7 +62,7 @@ def decide(
     reporter: Reporter,
     recorded: Mapping[str, Any] | None = None,
 ) -> ChosenPlan:
-    """Choose the plan of a training; call it before anything is on the GPU.
+    """Choose the plan of a training run; call it before anything is on the GPU.
 
     Args:
         recorded: the plan of the training to resume. Its optimizer is kept: another could not use its state.
@@ -214,9 +214,9 @@ def choose_plan(found: list[Option], available_bytes: int, config: Config) -> Op
     least = min(found, key=lambda option: option.required_bytes)
     raise OutOfMemory(
         f"{config.model} does not fit: the most frugal plan needs {least.required_bytes / GIBIBYTE:.2f} GiB, "
-        f"{available_bytes / GIBIBYTE:.2f} GiB are available",
+        f"but only {available_bytes / GIBIBYTE:.2f} GiB is available",
         "use a smaller --max-seq-length, --lora-r or --model; list the plans with: llmft gpu-check --model "
-        f"{config.model} (--plan given tries anyway)",
+        f"{config.model} (to try anyway: --plan given)",
     )
 
 

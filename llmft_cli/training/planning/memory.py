@@ -1,4 +1,4 @@
-"""Predicted GPU memory of a training, by component."""
+"""Predicted GPU memory of a training run, by component."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # cuBLAS's workspace (torch's `CUBLAS_WORKSPACE_CONFIG`): 32 MiB on Hopper, 8 MiB on older GPUs, for each stream once in
 # the forward and once in the backward thread; the larger size is assumed. CUDA graphs are captured on a separate stream:
-# 60 to 65 MiB more in most trainings with graphs (benchmarks/results/memory-fast-h100.json).
+# 60 to 65 MiB more in most training runs with graphs (benchmarks/results/memory-fast-h100.json).
 CUBLAS_BYTES = 2 * 32 * 2**20
 
 

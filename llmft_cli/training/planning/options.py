@@ -30,7 +30,7 @@ PLAN_KINDS = ("fast", "balanced", "frugal")
 # layers are checkpointed. So it grows with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
 RESERVE_BYTES = int(0.2 * 2**30)
 RESERVE_SHARE = 0.1
-# CUDA graphs have their own memory pool: 0.25 to 0.36 GiB were idle or requested at the peak of the first trainings, and
+# CUDA graphs have their own memory pool: 0.25 to 0.36 GiB were idle or requested at the peak of the first training runs, and
 # some ran out of memory under the rule above. Under this one, none of 42 did (benchmarks/results/memory-fast-h100.json).
 RECORDED_RESERVE_BYTES = int(0.35 * 2**30)
 # Plain layers dequantise each weight into new memory, which leaves holes between the activations that are kept: up to 6%

@@ -1,4 +1,4 @@
-"""The purpose of a GPU kernel or a CPU operator, by its name."""
+"""Groups GPU kernels and CPU operators by purpose, from their names."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class ProfiledSteps(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._begin = steps_before(state.global_step, state.max_steps, int(args.save_steps))
         if self._begin is None:
-            self._reporter.warn("no profile: too few steps; it needs at least two, the first of which is not profiled")
+            self._reporter.warn("no profile: too few steps; at least two are needed, because the first is not profiled")
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step == self._begin:
@@ -128,7 +128,7 @@ class ProfiledSteps(TrainerCallback):
                 self._write(self.close(), state.global_step - self._steps + 1, seconds)
 
     def close(self) -> Any:
-        """Stop profiling, also after a failed training; returns the profiler with its events."""
+        """Stop profiling, also after a failed training run; returns the profiler with its events."""
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             profiler.stop()

@@ -4,7 +4,7 @@ PEFT's forward keeps a copy of the input in the adapter's type, the adapter's ou
 out of place. As one function, a layer keeps only its input and the rank-r product.
 
 In 16 bits the sum matters. PEFT adds the update to a base output that is already rounded, so every update below half of
-that output's last bit is lost: most of the update at the start of a training. `addmm` loses as much, because cuBLAS
+that output's last bit is lost: most of the update at the start of a training run. `addmm` loses as much, because cuBLAS
 rounds the product before adding (benchmarks/LOG.md has measurements of both). So the base and the adapter are one
 product here, as in fast layers: that of a `JoinedLinear` with one member.
 """

@@ -144,8 +144,8 @@ def keep_the_handler(monkeypatch: pytest.MonkeyPatch) -> None:
     ("action", "code", "kind", "message", "hint"),
     [
         (raising(DataError("no rows", "add some")), 4, "data", "no rows", "add some"),
-        (raising(KeyboardInterrupt()), 130, "interrupted", "interrupted", "what was finished before is saved"),
-        (wrapped_interrupt, 130, "interrupted", "interrupted", "what was finished before is saved"),
+        (raising(KeyboardInterrupt()), 130, "interrupted", "interrupted", "finished work is saved"),
+        (wrapped_interrupt, 130, "interrupted", "interrupted", "finished work is saved"),
         (
             raising(OSError(28, "No space left on device", "/x")),
             3,
@@ -165,7 +165,7 @@ def keep_the_handler(monkeypatch: pytest.MonkeyPatch) -> None:
             1,
             "bug",
             "KeyError: 'oops'",
-            "this is a bug of llmft; please report it with the lines above",
+            "this is a bug in llmft; please report it with the lines above",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 
 import pytest
@@ -94,12 +95,12 @@ def test_a_resumed_training_is_refused_where_the_device_lacks_its_type(has_bf16:
     else:
         with pytest.raises(MachineError) as refused:
             chosen(CPU, recorded="bf16")
-        assert refused.value.message == "the training was started in bf16, and this CPU has no bf16 instructions"
+        assert re.search("started in bf16.*CPU has no bf16", refused.value.message)
         assert "--compute-dtype bf16" in refused.value.hint
     assert chosen(CPU, "bf16", recorded="bf16") == "bf16"
     with pytest.raises(MachineError) as refused:
         chosen(CPU, recorded="fp16")
-    assert refused.value.message == "the training was started in fp16: fp16 needs a GPU"
+    assert refused.value.message == "training was started in fp16: fp16 needs a GPU"
 
 
 @pytest.mark.parametrize(

@@ -241,14 +241,14 @@ def test_what_is_saved_reads_back_as_it_was(values: dict[str, Any], tmp_path: Pa
 
 
 def test_a_batch_has_a_number_of_sequences_or_of_tokens() -> None:
-    message = "--batch-size (2) and --tokens-per-batch (8192) exclude each other"
-    assert complaint_of(lambda: resolve({"batch_size": "2", "tokens_per_batch": "8192"}))[0] == message
+    given = "--batch-size (2) and --tokens-per-batch (8192) "
+    assert complaint_of(lambda: resolve({"batch_size": "2", "tokens_per_batch": "8192"}))[0].startswith(given)
 
 
 def test_a_file_says_it_one_way_too(yaml_file: WriteYaml) -> None:
     file = yaml_file("per_device_train_batch_size: 2\ntokens-per-batch: 8192\n")
     message, _ = complaint_of(lambda: resolve({}, file))
-    assert message == f"batch_size in {file} (2) and tokens_per_batch in {file} (8192) exclude each other"
+    assert message.startswith(f"batch_size in {file} (2) and tokens_per_batch in {file} (8192) ")
 
 
 def test_a_flag_replaces_either_in_the_file_and_the_file_either_of_the_run(yaml_file: WriteYaml) -> None:

@@ -197,7 +197,7 @@ def test_starting_over_an_interrupted_training_must_be_asked_for(tmp_path, data_
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
     with pytest.raises(Interrupted):
         train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
-    with pytest.raises(StageError, match="has a training that stopped at step 3"):
+    with pytest.raises(StageError, match="stopped at step 3"):
         train_run(run)
     assert train_run(run, overwrite=True).steps == 6
 

@@ -43,7 +43,7 @@ def test_the_answer_stands_first():
         "fits": "yes",
         "on": "GPU 0: some card",
         "available": "12.00 GiB",
-        "needs": "11.00 GiB, of which torch 10.00 GiB at its peak",
+        "needs": "11.00 GiB, including torch's peak of 10.00 GiB",
         "speed": "about 9,876 tokens/s",
         "time": "about 2 h 1 min",
     }
@@ -63,7 +63,7 @@ def test_plans_say_that_weights_are_kept() -> None:
 def test_measured_stands_against_predicted():
     measured = Measured(int(10.1 * GIBIBYTE), int(10.5 * GIBIBYTE), GIBIBYTE, 0.5)
     summary = dict(fit_sections(replace(FIT, measured=measured))[0].rows)
-    assert summary["measured"] == "10.10 GiB (-1.0% predicted), 10.50 GiB reserved, 1.00 GiB outside torch"
+    assert summary["measured"] == "10.10 GiB (prediction off by -1.0%), 10.50 GiB reserved, 1.00 GiB outside torch"
 
 
 def test_without_a_card_nothing_is_claimed():

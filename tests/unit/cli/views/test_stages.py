@@ -175,7 +175,7 @@ def test_merge() -> None:
     assert rows(figures) == {
         "merged": "runs/x/merged (bfloat16)",
         "verified": "top-1 agreement 99.88%, mean KL 1.5e-04, 900 tokens",
-        "the adapter itself": "mean KL 0.43 from the base",
+        "effect of the adapter": "mean KL 0.43 from the base",
         "peak memory": "5.00 GiB",
         "time": "12 s",
     }

@@ -124,7 +124,7 @@ def test_llama_2_in_full(encoders: Any) -> None:
 
 
 def test_a_template_without_system_messages_refuses_them(encoders: Any) -> None:
-    with pytest.raises(RowError, match=r"^the chat template rejects it: System role not supported$"):
+    with pytest.raises(RowError, match=r"^the chat template .*: System role not supported$"):
         encoders["gemma"].conversation(talk(SYSTEM + SINGLE))
 
 

@@ -228,7 +228,7 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"prompt": [USER], "completion": [{"role": "assistant"}]}, "completion[1].content is missing"),
         ({"prompt": [USER], "completion": [USER]}, "there is no assistant turn to learn from"),
         ({"prompt": [USER, ANSWER], "completion": "a"}, "message 3 is from assistant; expected user"),
-        ({"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]}, "every message is marked against training"),
+        ({"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]}, "every answer is excluded from training"),
         ({"question": "q", "answer": None}, "answer is null, not text"),
         ({"question": ["q"], "answer": "a"}, "question is a list, not text"),
         ({"question": "q", "answer": []}, "answer is an empty list, with no answer to learn from"),

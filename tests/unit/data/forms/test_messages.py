@@ -168,8 +168,8 @@ def test_malformed_sharegpt_turns(turn: Any, reason: str) -> None:
         ({"weight": "1"}, "messages[2].weight is '1', not 0 or 1"),
         ({"train": 1}, "messages[2].train is 1, not true or false"),
         ({"training": []}, "messages[2].training is an empty list, not true or false"),
-        ({"weight": 1, "train": False}, "messages[2] is marked both for training and against it (weight, train)"),
-        ({"weight": 0}, "every message is marked against training"),
+        ({"weight": 1, "train": False}, "messages[2] is both included in and excluded from training (weight, train)"),
+        ({"weight": 0}, "every answer is excluded from training"),
     ],
 )
 def test_malformed_marks(marks: dict[str, Any], reason: str) -> None:

@@ -40,11 +40,11 @@ def test_known_models_are_fast(model_type, quantization):
         ("gemma3_text", {"hidden_activation": "gelu"}, {}, "activation gelu"),
         ("gemma3_text", {"final_logit_softcapping": 30.0}, {}, "capped logits"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, {}, "capped logits"),
-        ("gemma3_text", {"use_bidirectional_attention": True}, {}, "attention to later tokens"),
-        ("llama", {"hidden_size": 96}, {}, "sizes that are no multiples of 64"),
-        ("llama", {"intermediate_size": 100}, {}, "sizes that are no multiples of 64"),
-        ("qwen3", {"head_dim": 24}, {}, "sizes that are no multiples of 64"),
-        ("phi3", {"partial_rotary_factor": 0.5}, {}, "rotary embedding of a part of each head"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, {}, "bidirectional attention"),
+        ("llama", {"hidden_size": 96}, {}, "sizes that are not multiples of 64"),
+        ("llama", {"intermediate_size": 100}, {}, "sizes that are not multiples of 64"),
+        ("qwen3", {"head_dim": 24}, {}, "sizes that are not multiples of 64"),
+        ("phi3", {"partial_rotary_factor": 0.5}, {}, "partial rotary embeddings"),
         ("phi3", {"resid_pdrop": 0.1}, {}, "dropout in the base model"),
         ("llama", {"attention_dropout": 0.1}, {}, "dropout in the base model"),
         ("llama", {}, {"lora_dropout": 0.1}, "LoRA dropout"),
@@ -80,9 +80,9 @@ def with_trained_norm(model):
     ("change", "reason"),
     [
         (with_bias, "an output layer with a bias"),
-        (with_other_layer, "layers of type OtherLayer, which are not those of llama"),
+        (with_other_layer, "layers of type OtherLayer, not the standard ones of llama"),
         (with_other_linear, "linear layers of type OtherLinear"),
-        (with_trained_norm, "base_model.model.model.norm.weight is trained"),
+        (with_trained_norm, "base_model.model.model.norm.weight is trainable"),
     ],
 )
 def test_what_of_a_model_itself_keeps_it_from_the_fast_path(change, reason):

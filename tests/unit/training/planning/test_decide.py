@@ -167,7 +167,7 @@ def test_a_frugal_plan_holds_less_than_a_fast_one(tiny_model_dir: Path) -> None:
 def test_a_budget_below_the_most_frugal_plan_is_told_before_anything_is_loaded(tiny_model_dir: Path) -> None:
     frugal = decided(tiny_model_dir, GPU, plan="frugal").predicted
     assert frugal is not None
-    with pytest.raises(OutOfMemory, match=r"does not fit: the most frugal plan needs \d\.\d\d GiB, 0\.50 GiB are available"):
+    with pytest.raises(OutOfMemory, match=r"does not fit: the most frugal plan needs \d\.\d\d GiB, but only 0\.50 GiB"):
         decided(tiny_model_dir, GPU, max_vram="512MiB")
 
 
@@ -224,7 +224,8 @@ def test_where_no_plan_fits_the_least_that_is_needed_is_told() -> None:
     config = resolve({"model": "some/model", "plan": "fast"})
     with pytest.raises(OutOfMemory) as raised:
         choose_plan(found, 5 * GIBIBYTE, config)
-    assert raised.value.message == ("some/model does not fit: the most frugal plan needs 5.25 GiB, 5.00 GiB are available")
+    for fact in ("some/model", "frugal", "5.25 GiB", "5.00 GiB"):
+        assert fact in raised.value.message
     for way in ("--max-seq-length", "--lora-r", "--model", "llmft gpu-check --model some/model", "--plan given"):
         assert way in raised.value.hint
     assert choose_plan(found, 6 * GIBIBYTE, config) == found[1]

@@ -349,7 +349,9 @@ def test_require_of_outputs_that_changed(run: RunDir, source: Path) -> None:
     prepare(run, source)
     train(run)
     (run.adapter / "file.txt").write_text("other")
-    again = f"recreate it: llmft train {run.path} --overwrite, or use it as it is with --allow-stale"
+    again = (
+        f"recreate it: llmft train {run.path} --overwrite; or use it as it is: train, merge, eval and chat take --allow-stale"
+    )
     assert complaint_of(lambda: run.require("train")) == (
         f"{run.path}: the stage train is stale: adapter has changed since",
         again,
@@ -361,7 +363,7 @@ def test_require_of_a_stage_whose_source_changed(run: RunDir, source: Path) -> N
     prepare(run, source)
     train(run)
     source.write_text("{}\n{}\n")
-    again = f"recreate it: llmft prepare DATA --run {run.path} --overwrite, or use it as it is with --allow-stale"
+    again = f"recreate it: llmft prepare DATA --run {run.path} --overwrite; or use it as it is: train, merge, eval and chat take --allow-stale"
     stale = (f"{run.path}: the stage prepare is stale: {source} has changed since", again)
     assert complaint_of(lambda: run.require("prepare")) == stale
     assert complaint_of(lambda: run.require("train")) == stale

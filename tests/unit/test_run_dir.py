@@ -351,7 +351,7 @@ def test_require_of_outputs_that_changed(run: RunDir, source: Path) -> None:
     prepare(run, source)
     train(run)
     (run.adapter / "file.txt").write_text("other")
-    again = f"recreate it: llmft train {run.path} --overwrite"
+    again = f"recreate it: llmft train {run.path} --overwrite" + USE_AS_IT_IS
     assert complaint_of(lambda: run.require("train")) == (
         f"{run.path}: the stage train is stale: adapter has changed since",
         again,

@@ -149,7 +149,7 @@ class RunDir:
             changed = self.changed_path({**entry["inputs"], **entry["outputs"]})
             if changed:
                 stale = f"{self.path}: the stage {stage} is stale: {changed} has changed since"
-                raise StageError(stale, f"{again}, or use it as it is with --allow-stale")
+                raise StageError(stale, f"{again}; or use it as it is: train, merge, eval and chat take --allow-stale")
             if before := NEEDS[stage]:
                 self.require(before)
         return entry

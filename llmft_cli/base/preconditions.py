@@ -10,11 +10,11 @@ from llmft_cli.base.errors import MachineError, UsageError
 # By `sys.platform`: what is missing there, and what to use instead.
 MISSING = {
     "darwin": (
-        "macOS has no CUDA, and training on its CPU is untested",
+        "macOS has no CUDA, and computing on its CPU is untested",
         "use a Linux machine or container; runs prepared here can be copied there",
     ),
     "win32": (
-        "Triton, which compiles the GPU kernels, is not released for Windows, and training without it is untested",
+        "Triton, which compiles the GPU kernels, is not released for Windows, and computing without it is untested",
         "use WSL 2, a container or a Linux machine; runs prepared here can be copied there",
     ),
 }

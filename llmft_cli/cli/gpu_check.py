@@ -48,7 +48,10 @@ def wait(
     from llmft_cli.gpu import waiting
 
     if fitting and (fitting.vram or fitting.measure):
-        raise UsageError("--wait cannot be combined with --vram or --measure", "wait first, then run gpu-check on the free GPU")
+        raise UsageError(
+            "waiting (--wait, --min-free, --max-load) cannot be combined with --vram or --measure",
+            "wait first, then run gpu-check on the free GPU",
+        )
     wanted = waiting.read_wanted(time, min_free, max_load, gpus)
     if fitting and min_free is None:
         from llmft_cli.fit import fit
@@ -65,12 +68,15 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
     Raises:
         MachineError: a GPU is required, and none computes correctly.
         OutOfMemory: the training run does not fit.
+        UsageError: both --vram and --measure are set.
     """
     from llmft_cli.cli.views.gpu_check import report_sections
     from llmft_cli.gpu import check
     from llmft_cli.models.builtin import cache_dir
     from llmft_cli.run_dir import RUNS_ROOT
 
+    if fitting and fitting.vram and fitting.measure:
+        raise UsageError("--measure cannot be combined with --vram", "omit --vram to measure on the GPU of this machine")
     count = parse_flag(parse_count, gpus, "--gpus", "2") if gpus else 1
     card = named_gpu(fitting.vram) if fitting and fitting.vram else None
     report = check.check(console, cache_dir(), RUNS_ROOT)

@@ -1,8 +1,7 @@
 """Disk and RAM that training and merging need, computed from the shapes of a model on `meta`.
 
-The contents of files follow from the shapes. The overhead (headers, the process itself) was measured: files by `du`, RAM
-as the peak of RssAnon and RssFile in /proc/PID/status, with torch 2.13, transformers 5.23, peft 0.21.2 and safetensors
-0.8 on a CPU, with SmolLM2-135M and a Llama of 1.07 billion parameters.
+The contents of files follow from the shapes. The overhead was measured: headers and small files by `du`, with torch 2.13,
+transformers 5.23, peft 0.21.2 and safetensors 0.8; the process by its peak RAM in a merge on an H100.
 """
 
 from __future__ import annotations
@@ -53,8 +52,8 @@ class HostResources:
         training_ram_bytes: peak while the base is loaded and trained.
         merging_disk_bytes: the merged model; with `--overwrite`, the old one stays until the new one is complete.
         merging_ram_bytes: peak while the adapter is merged and the result is saved and verified.
-        mapped_weights_bytes: peak of mapped pages of the base's files; on a CPU they add to both RAM peaks, on a GPU
-            they are gone when training starts or the merged model is saved.
+        mapped_weights_bytes: peak of mapped pages of the base's files; they are gone when training starts or the merged
+            model is saved.
     """
 
     parameters: int

@@ -22,7 +22,7 @@ from llmft_cli.models import random_model
 from llmft_cli.run_dir import RunDir
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config, resolve
-from llmft_cli.training.attention import varlen
+from llmft_cli.training.attention import masked
 from llmft_cli.training.fast.architectures import blocks_of
 from llmft_cli.training.fast.cuda_graphs import recorded_passes
 from llmft_cli.training.fast.kernels import plain, select
@@ -158,7 +158,7 @@ def test_an_older_gpu_computes_the_same_without_flash_attention_and_bf16() -> No
     """With a mask and Triton's kernels, which are tested first; also replayed as a CUDA graph."""
     assert select.has_triton(CARD)
     model = dense_model(torch.float16)
-    assert model.get_base_model().config._attn_implementation == varlen.MASKED
+    assert model.get_base_model().config._attn_implementation == masked.NAME
     assert blocks_of(model)
     exact, found = gradients(dense_model(torch.float32, fast=False)), gradients(model, SCALE)
     assert max(distance(found[name], exact[name]) for name in exact) < 0.02

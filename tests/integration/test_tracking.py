@@ -104,7 +104,7 @@ def test_a_key_that_is_refused(key: str, reason: str, refusing_server: str, prep
     done, _ = train(run, prepared_copy, WANDB_API_KEY=key, WANDB_BASE_URL=refusing_server)
     warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1
-    assert warnings[0].startswith(f"warning: W&B rejected the run ({reason}")
+    assert warnings[0].startswith(f"warning: W&B could not start the run online ({reason}")
     tracked_folder(done.stderr, prepared_copy)
     assert key not in done.stdout + done.stderr
     check_no_secret(prepared_copy, key, TOKEN)

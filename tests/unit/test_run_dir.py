@@ -19,6 +19,8 @@ from llmft_cli.base.errors import Interrupted, MachineError, StageError
 from llmft_cli.base.files import hash_path, replacing_directory, write_atomically
 from llmft_cli.run_dir import RunDir, newest
 
+USE_AS_IT_IS = "; or use it as it is: train, merge, eval and chat take --allow-stale"
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
@@ -349,7 +351,7 @@ def test_require_of_outputs_that_changed(run: RunDir, source: Path) -> None:
     prepare(run, source)
     train(run)
     (run.adapter / "file.txt").write_text("other")
-    again = f"recreate it: llmft train {run.path} --overwrite, or use it as it is with --allow-stale"
+    again = f"recreate it: llmft train {run.path} --overwrite" + USE_AS_IT_IS
     assert complaint_of(lambda: run.require("train")) == (
         f"{run.path}: the stage train is stale: adapter has changed since",
         again,
@@ -361,7 +363,7 @@ def test_require_of_a_stage_whose_source_changed(run: RunDir, source: Path) -> N
     prepare(run, source)
     train(run)
     source.write_text("{}\n{}\n")
-    again = f"recreate it: llmft prepare DATA --run {run.path} --overwrite, or use it as it is with --allow-stale"
+    again = f"recreate it: llmft prepare DATA --run {run.path} --overwrite" + USE_AS_IT_IS
     stale = (f"{run.path}: the stage prepare is stale: {source} has changed since", again)
     assert complaint_of(lambda: run.require("prepare")) == stale
     assert complaint_of(lambda: run.require("train")) == stale

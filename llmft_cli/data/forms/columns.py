@@ -54,7 +54,7 @@ def parse_columns(text: str) -> dict[str, str]:
         ours, equals, theirs = (piece.strip() for piece in part.partition("="))
         if not (ours and equals and theirs):
             raise ConfigError(
-                f"--columns: {part.strip()!r} is not ours=theirs", "write --columns prompt=question,completion=answer"
+                f"--columns: {part.strip()!r} is not name=column", "write --columns prompt=question,completion=answer"
             )
         if ours not in COLUMNS:
             near = difflib.get_close_matches(ours, COLUMNS, n=1)

@@ -147,10 +147,10 @@ def file_source(name: str, path: Path) -> Source:
     if not head:
         raise DataError(f"{name} is empty")
     if not compression:
-        return validated(source, head)
+        return with_detected_suffix(source, head)
     if not head.startswith(tuple(magic for magic, known in COMPRESSION_MAGIC.items() if known == compression)):
         raise DataError(f"{name} is not {compression} data, despite its name", f"remove {path.suffix} from its name")
-    return validated(source, read_head(source))
+    return with_detected_suffix(source, read_head(source))
 
 
 def read_head(source: Source) -> bytes:
@@ -174,7 +174,7 @@ def read_head(source: Source) -> bytes:
     return head
 
 
-def validated(source: Source, head: bytes) -> Source:
+def with_detected_suffix(source: Source, head: bytes) -> Source:
     """The source, with the suffix that its first bytes (`head`) show if its name is wrong.
 
     Raises:
@@ -248,7 +248,7 @@ def spooled_stdin() -> Source:
             beginning = sys.stdin.buffer.read(HEAD_BYTES)
             if not beginning.startswith(tuple(COMPRESSION_MAGIC)):
                 # Reject what cannot contain rows before copying the rest, which may be endless.
-                validated(Source(STDIN_NAME, path, suffix_of_content(beginning)), beginning)
+                with_detected_suffix(Source(STDIN_NAME, path, suffix_of_content(beginning)), beginning)
             spool.write(beginning)
             shutil.copyfileobj(sys.stdin.buffer, spool, CHUNK_BYTES)
     except IsADirectoryError as error:
@@ -258,7 +258,7 @@ def spooled_stdin() -> Source:
     compression = next((known for magic, known in COMPRESSION_MAGIC.items() if head.startswith(magic)), "")
     source = replace(source, compression=compression)
     head = read_head(source) if compression else head
-    return validated(replace(source, suffix=suffix_of_content(head)), head)
+    return with_detected_suffix(replace(source, suffix=suffix_of_content(head)), head)
 
 
 def binary_suffix(head: bytes) -> str | None:

@@ -2,8 +2,7 @@
 
 transformers separates packed rows with a mask of shape (batch, 1, length, length): its memory is quadratic in the length,
 and it rules out the flash kernel. torch's `varlen_attn` takes the row boundaries instead; it needs compute capability 8.0
-and a 16-bit type. Older GPUs and fp32 use the mask: `masked_attention` builds it once for all layers and calls torch's
-memory-efficient kernel.
+and a 16-bit type.
 """
 
 from __future__ import annotations
@@ -20,25 +19,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from llmft_cli.settings.compute_types import Abilities
 
-NAME, MASKED = "llmft_varlen", "llmft_masked"
+NAME = "llmft_varlen"
 LARGEST_HEAD_DIM, HEAD_DIM_STEP = 256, 8  # of the flash kernel, which supports multiples of 8
-
-
-def choose_attention(model: PreTrainedModel, able: Abilities | None) -> str | None:
-    """`NAME`, `MASKED`, or None for the model's own attention.
-
-    Args:
-        able: the abilities of the model's GPU, or of the GPU that `meta` stands for; None on a CPU.
-    """
-    import torch
-
-    if able is None:
-        return None
-    if not able.flash_attention or model.dtype == torch.float32:
-        return MASKED if can_use_masked_attention(model) else None
-    return NAME if can_use_varlen_attention(model, model.device) else None
 
 
 def use_varlen_attention(model: PreTrainedModel) -> None:
@@ -48,21 +31,6 @@ def use_varlen_attention(model: PreTrainedModel) -> None:
     AttentionInterface.register(NAME, varlen_attention)
     # No mask function is registered for this name, so transformers builds no masks.
     model.set_attn_implementation(NAME)
-
-
-def use_masked_attention(model: PreTrainedModel) -> None:
-    """Make the model attend with `additive_mask`, which transformers builds once per pass."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(MASKED, masked_attention)
-    AttentionMaskInterface.register(MASKED, additive_mask)
-    model.set_attn_implementation(MASKED)
-
-
-def can_use_masked_attention(model: PreTrainedModel) -> bool:
-    """Whether the model uses plain scaled dot-product attention in transformers."""
-    plain = not getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    return plain and bool(model._supports_attention_backend) and model.config._attn_implementation == "sdpa"
 
 
 def can_use_varlen_attention(model: PreTrainedModel, device: torch.device) -> bool:
@@ -153,51 +121,6 @@ def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
         shared = query.shape[1] != key.shape[1]
         result = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
     return result.transpose(1, 2)
-
-
-def additive_mask(*, dtype: torch.dtype, **options: Any) -> torch.Tensor:
-    """A mask to add to the scores, of shape (batch, 1, length, length), for transformers' AttentionMaskInterface.
-
-    transformers' own `eager_mask` (5.17) copies a scalar to the GPU, which is not allowed during CUDA graph capture.
-    """
-    import torch
-    from transformers.masking_utils import sdpa_mask
-
-    allowed: Any = sdpa_mask(**options | {"allow_is_causal_skip": False})
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
-
-
-def masked_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention with an additive mask, for transformers' AttentionInterface; shapes as in `varlen_attention`.
-
-    Args:
-        attention_mask: added to the scores, of shape (batch, 1, length, length); None means causal attention.
-    """
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.functional import scaled_dot_product_attention
-
-    shared = query.shape[1] // key.shape[1]  # the memory-efficient kernel needs as many key heads as query heads
-    if shared > 1:
-        key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
-    causal = attention_mask is None and query.shape[2] > 1
-    if query.is_meta:  # on `meta`, torch would take the math path, with the full matrix of scores
-        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
-        result: torch.Tensor = kernel(query, key, value, attention_mask, True, dropout, causal, scale=scaling)[0]
-    else:
-        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-            result = scaled_dot_product_attention(query, key, value, attention_mask, dropout, causal, scale=scaling)
-    return result.transpose(1, 2), None
 
 
 @cache

@@ -172,8 +172,8 @@ def padded_batch(batch: Batch) -> Batch:
     """Pad targets, rows and the longest row to sizes that batches have in common."""
     positions = batch["input_ids"].numel()
     length = batch["input_ids"].shape[1]
-    missing = rounded_up(len(batch["targets"]), -(-positions // SUPERVISED_SHARE)) - len(batch["targets"])
-    rows = rounded_up(len(batch["row_starts"]), ROWS_AT_A_TIME) - len(batch["row_starts"])
+    missing = next_multiple(len(batch["targets"]), -(-positions // SUPERVISED_SHARE)) - len(batch["targets"])
+    rows = next_multiple(len(batch["row_starts"]), ROWS_AT_A_TIME) - len(batch["row_starts"])
     alone = batch["first_rows_alone"]
     return {
         "input_ids": batch["input_ids"],
@@ -188,5 +188,5 @@ def padded_batch(batch: Batch) -> Batch:
     }
 
 
-def rounded_up(count: int, step: int) -> int:
+def next_multiple(count: int, step: int) -> int:
     return -(-count // step) * step

@@ -48,5 +48,5 @@ def begin(options: Mapping[str, Any], reporter: Reporter) -> Run:
         try:
             return wandb.init(**options, mode="online", settings=limits)
         except wandb.Error as error:
-            reporter.warn(f"W&B rejected the run ({type(error).__name__}: {first_line(error)})")
+            reporter.warn(f"W&B could not start the run online ({type(error).__name__}: {first_line(error)})")
     return wandb.init(**options, mode="offline", settings=limits)

@@ -13,7 +13,7 @@ from llmft_cli.training.planning.options import PLAN_KINDS
 
 
 def read_plan(path: Path) -> Plan:
-    """A plan from a YAML file, as `llmft gpu-check` prints it.
+    """A plan from a YAML file, with the fields of a plan in `llmft gpu-check --json`.
 
     Raises:
         ConfigError: it cannot be read, or is not a plan.

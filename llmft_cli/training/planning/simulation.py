@@ -32,7 +32,7 @@ MEMORY_BOUND_FLOPS_PER_BYTE = 200
 ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
 OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")
 ATTENTION, ATTENTION_BACKWARD = "torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"
-# The operators of `varlen.masked_attention`.
+# The operators of `masked.masked_attention`.
 MASKED, MASKED_BACKWARD = (f"aten::_scaled_dot_product_efficient_attention{behind}" for behind in ("", "_backward"))
 # FlashAttention-2 accumulates the queries' gradient in fp32, with rows padded to blocks of 128.
 FLASH_BLOCK = 128

@@ -37,7 +37,7 @@ def measure(model: PeftModel, batch: BatchShape, optim: str, steps: int = 3) -> 
     """Train a model on its GPU for a few steps with random tokens.
 
     Args:
-        model: from `tuned_model.make_trainable`.
+        model: from `tuned_model.make_trainable` and `apply_plan`.
         steps: timed steps, after two warm-up steps.
     """
     import torch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from llmft_cli.base.cpu_memory import has_room
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.settings.config import Config
-from llmft_cli.training.attention import flash_kernels, varlen
+from llmft_cli.training.attention.select import select_attention
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.fast.kernels.select import abilities_of
 from llmft_cli.training.step import lora_product
@@ -41,7 +41,7 @@ def make_trainable(base: PreTrainedModel, config: Config, base_name: str, able: 
     able = able or abilities_of(base.device)
     with base.device if on_meta else nullcontext():  # the adapter is not drawn on the CPU first
         model = add_adapter(base, config, base_name)
-    set_attention(base, able)
+    select_attention(base, able)
     if base_type(model) == torch.float16:
         # Partial sums rounded to fp16 would overflow before the sum does.
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
@@ -64,16 +64,6 @@ def apply_plan(model: PeftModel, plan: Plan) -> None:
     checkpoint_layers(model, plan.checkpointed_layers)
     if plan.embeddings_on_cpu:
         keep_embeddings_on_cpu(model)
-
-
-def set_attention(base: PreTrainedModel, able: Abilities | None) -> None:
-    chosen = varlen.choose_attention(base, able)
-    if chosen == varlen.MASKED:
-        varlen.use_masked_attention(base)
-    elif chosen == varlen.NAME:
-        varlen.use_varlen_attention(base)
-        if base.device.type == "cuda":
-            flash_kernels.use_newer_kernels(base)
 
 
 def why_plain_layers(model: PeftModel, config: Config, able: Abilities | None = None) -> str | None:

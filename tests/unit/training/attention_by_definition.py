@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import random_model
+from llmft_cli.training.batches.collate import collate
 
 from .meta_models import small_shape
 
@@ -51,3 +53,18 @@ def built(device: torch.device = CPU, **changes: Any) -> Any:
     """A model in fp32, where rounding cannot hide errors."""
     torch.manual_seed(0)
     return random_model.build(small_shape(**changes), device, "none", torch.float32)
+
+
+SEQUENCES = [[7, 20, 5], [12, 12], [30]]
+
+
+def packed() -> dict[str, Any]:
+    """A batch of sequences of several rows, padded, with the first token of each row unsupervised."""
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for lengths in SEQUENCES:
+        ids = torch.randint(640, (sum(lengths),), generator=generator).tolist()
+        labels = [IGNORED if place == 0 else 0 for length in lengths for place in range(length)]
+        labels = [token if label == 0 else label for token, label in zip(ids, labels, strict=True)]
+        made.append({"input_ids": ids, "labels": labels, "row_lengths": lengths})
+    return collate(made)

@@ -25,11 +25,11 @@ def test_columns_are_read_in_order() -> None:
 @pytest.mark.parametrize(
     ("text", "message", "hint"),
     [
-        ("", "'' is not ours=theirs", "write --columns prompt=question,completion=answer"),
-        ("prompt", "'prompt' is not ours=theirs", "write --columns prompt=question,completion=answer"),
-        ("prompt=a,", "'' is not ours=theirs", "write --columns prompt=question,completion=answer"),
-        ("prompt=", "'prompt=' is not ours=theirs", "write --columns prompt=question,completion=answer"),
-        ("prompt=a, =b", "'=b' is not ours=theirs", "write --columns prompt=question,completion=answer"),
+        ("", "'' is not name=column", "write --columns prompt=question,completion=answer"),
+        ("prompt", "'prompt' is not name=column", "write --columns prompt=question,completion=answer"),
+        ("prompt=a,", "'' is not name=column", "write --columns prompt=question,completion=answer"),
+        ("prompt=", "'prompt=' is not name=column", "write --columns prompt=question,completion=answer"),
+        ("prompt=a, =b", "'=b' is not name=column", "write --columns prompt=question,completion=answer"),
         ("promt=a", "'promt' in 'promt=a' is not a known column", "did you mean prompt?"),
         ("prompt=a,xyz=b", "'xyz' in 'xyz=b' is not a known column", f"known columns: {', '.join(COLUMNS)}"),
         ("prompt=a,prompt=b", "prompt is named twice, as a and as b", "keep one of them"),

@@ -15,37 +15,16 @@ import pytest
 import torch
 from torch.nn.attention import varlen as torch_varlen
 
-from llmft_cli.data.forms.examples import IGNORED
-from llmft_cli.settings.compute_types import ALL_ABILITIES, Abilities
 from llmft_cli.training.attention.varlen import (
-    MASKED,
-    NAME,
     can_use_varlen_attention,
-    choose_attention,
     has_flash,
-    use_masked_attention,
     use_varlen_attention,
     varlen_attention,
 )
-from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.step.loss import summed_loss
 
-from ..attention_by_definition import CPU, built, by_definition
+from ..attention_by_definition import CPU, SEQUENCES, built, by_definition, packed
 from ..meta_models import META
-
-SEQUENCES = [[7, 20, 5], [12, 12], [30]]
-
-
-def packed() -> dict[str, Any]:
-    """A batch of sequences of several rows, padded, with the first token of each row unsupervised."""
-    generator = torch.Generator().manual_seed(3)
-    made = []
-    for lengths in SEQUENCES:
-        ids = torch.randint(640, (sum(lengths),), generator=generator).tolist()
-        labels = [IGNORED if place == 0 else 0 for length in lengths for place in range(length)]
-        labels = [token if label == 0 else label for token, label in zip(ids, labels, strict=True)]
-        made.append({"input_ids": ids, "labels": labels, "row_lengths": lengths})
-    return collate(made)
 
 
 def logits_of_rows(model: Any, batch: dict[str, Any]) -> Iterator[tuple[torch.Tensor, slice]]:
@@ -201,60 +180,6 @@ def test_it_is_used_on_gpus_that_have_the_kernel(monkeypatch: pytest.MonkeyPatch
     assert can_use_varlen_attention(model, META)
     assert can_use_varlen_attention(model, gpu)
     assert not can_use_varlen_attention(model, CPU)
-
-
-OLDER = Abilities(bf16=False, flash_attention=False, triton=True)
-
-
-@pytest.mark.parametrize(
-    ("able", "dtype", "expected"),
-    [
-        (ALL_ABILITIES, torch.bfloat16, NAME),
-        (ALL_ABILITIES, torch.float16, NAME),
-        (ALL_ABILITIES, torch.float32, MASKED),  # FlashAttention knows 16-bit types alone
-        (OLDER, torch.float16, MASKED),
-        (OLDER, torch.float32, MASKED),
-        (None, torch.float32, None),  # a CPU
-        (None, torch.bfloat16, None),
-    ],
-)
-def test_the_attention_follows_from_what_the_gpu_can_and_the_type(
-    able: Abilities | None, dtype: torch.dtype, expected: str | None
-) -> None:
-    model = built(META).to(dtype)
-    assert choose_attention(model, able) == expected
-
-
-@pytest.mark.parametrize("changes", [{"model_type": "gemma2"}, {"model_type": "gpt_oss"}])
-def test_scores_that_are_more_than_products_are_not_masked_by_us(changes: dict[str, Any]) -> None:
-    """Gemma 2 caps its scores, gpt-oss has attention sinks."""
-    if changes["model_type"] == "gpt_oss":
-        changes = changes | {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 32}
-    assert choose_attention(built(META, **changes), OLDER) is None
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},  # two query heads to a key-value head
-        {"num_key_value_heads": 4},
-        {"model_type": "mistral", "sliding_window": 6},
-        {"model_type": "granite", "attention_multiplier": 0.3},
-    ],
-)
-def test_masked_attention_is_the_models_own(changes: dict[str, Any]) -> None:
-    """Loss and gradients of packed rows, with a mask that transformers makes."""
-    results = []
-    for masked in (False, True):
-        model = built(**changes).train()
-        if masked:
-            use_masked_attention(model)
-        embeddings = model.get_input_embeddings().weight.requires_grad_()
-        loss = summed_loss(model, packed())
-        loss.backward()
-        results.append((loss.item(), embeddings.grad))
-    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
-    assert torch.allclose(results[1][1], results[0][1], atol=1e-5)
 
 
 @pytest.mark.parametrize(

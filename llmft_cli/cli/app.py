@@ -68,7 +68,8 @@ def as_llmft_error(error: BaseException) -> LlmftError | None:
         return Interrupted("interrupted", "finished work is saved")
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
-        return UsageError(error.format_message(), f"see {context.command_path} --help" if context else "see --help")
+        page = "--help-all" if hasattr(error, "option_name") else "--help"  # the short page hides most options
+        return UsageError(error.format_message(), f"see {context.command_path} {page}" if context else f"see {page}")
     if isinstance(error, OSError) and (known := from_os_error(error)):
         return known
     return from_library_error(error)

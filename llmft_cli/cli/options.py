@@ -15,7 +15,7 @@ from llmft_cli.cli.help_pages import GENERAL, OTHER, show_full_help
 
 RUN = "Run"
 MACHINE = "Machine"
-WAITING = "Wait for a free GPU (with any of these)"
+WAITING = "Wait for a free GPU"
 FITTING = "Does training fit? (with any of these, or any setting)"
 
 # -- of every command
@@ -118,7 +118,7 @@ FitRunOption = Annotated[
     typer.Option(
         "--run",
         metavar="<run>",
-        help="Use the data and settings of this run. Sequence lengths come from its rows, not from --max-seq-length.",
+        help="Use this run's data and the settings it was prepared with. Its rows set the length, not --max-seq-length.",
         rich_help_panel=FITTING,
         show_default=False,
         autocompletion=run_names,

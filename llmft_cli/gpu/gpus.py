@@ -139,14 +139,16 @@ def can_be_opened(gpu: Gpu) -> bool:
 
 def full_gpu_problem(gpu: Gpu) -> Problem:
     """Which processes use a full GPU's memory, largest first."""
-    mend = "wait until they exit, or select another GPU with CUDA_VISIBLE_DEVICES"
+    select = "or select another GPU with CUDA_VISIBLE_DEVICES"
     if not gpu.processes:
         free, total = (format_size(size or 0) for size in (gpu.memory_free_bytes, gpu.memory_total_bytes))
-        return Problem(f"GPU {gpu.index} has only {free} of {total} free, and shows no processes that use the rest", mend)
+        what = f"GPU {gpu.index} has only {free} of {total} free, and shows no processes that use the rest"
+        return Problem(what, f"wait until its memory is free, {select}")
     largest = sorted(gpu.processes, key=lambda process: process.memory_bytes or 0, reverse=True)
     named = ", ".join(map(format_process, largest[:PROCESSES_NAMED]))
     others = len(largest) - PROCESSES_NAMED
-    return Problem(f"GPU {gpu.index} is fully used by: {named}{f' and {others} more' if others > 0 else ''}", mend)
+    what = f"GPU {gpu.index} is fully used by: {named}{f' and {others} more' if others > 0 else ''}"
+    return Problem(what, f"wait until they exit, {select}")
 
 
 def format_process(process: GpuProcess) -> str:

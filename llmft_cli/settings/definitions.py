@@ -206,7 +206,7 @@ class Config:
         "fast",
         "How to use the GPU's memory. fast is the fastest plan that fits, balanced keeps to three quarters of the memory, "
         "frugal uses the least, given applies --batch-size and --gradient-checkpointing unchanged. May also be a plan file. "
-        "On a CPU, only a plan file has an effect.",
+        "When training on a CPU, only a plan file has an effect.",
         "Training",
         FIT,
         metavar="<plan>",
@@ -214,7 +214,7 @@ class Config:
     )
     max_vram: int | None = setting(
         None,
-        "GPU memory limit, as in 12GiB. No effect on a CPU.",
+        "GPU memory limit, as in 12GiB. No effect on training on a CPU.",
         "Training",
         FIT,
         primary="train",

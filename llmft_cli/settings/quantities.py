@@ -129,3 +129,8 @@ def format_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts) or "0s"
+
+
+def format_count(count: int, noun: str, plural: str | None = None) -> str:
+    """`1 row`, `2 rows`, `1,000 passes`."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

@@ -24,6 +24,7 @@ from llmft_cli.run_dir import RunDir, StageRecord
 from llmft_cli.settings import compute_types
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
+from llmft_cli.settings.quantities import format_count
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.batches.token_batches import sequence_lengths
 from llmft_cli.training.loop import checkpoints, loss_chart, schedule
@@ -229,7 +230,7 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.loss_scale is not None and (skipped := trainer.loss_scale.skipped_steps):
         reporter.note(
-            f"{skipped} steps were skipped because their gradients overflowed fp16; the loss scale was reduced each time"
+            f"{format_count(skipped, 'step')} skipped because gradients overflowed fp16; the loss scale was reduced each time"
         )
     if stop.made and trainer.state.global_step < total:
         raise Interrupted(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from llmft_cli.cli.views.sections import Section, gibibytes, named
 from llmft_cli.fit.fit import Fit, PlanOption
+from llmft_cli.settings.quantities import format_count
 
 HEADER = ("", "batch size", "passes", "checkpointed", "optimizer", "needs", "tokens/s")
 
@@ -66,7 +67,7 @@ def row(option: PlanOption) -> tuple[str, ...]:
         verdict,
         str(plan["batch_size"]),
         str(plan["gradient_accumulation_steps"]),
-        f"{plan['checkpointed_layers']} layers",
+        format_count(plan["checkpointed_layers"], "layer"),
         plan["optim"]
         + (", embeddings on the CPU" if plan.get("embeddings_on_cpu") else "")
         + (", weights kept dequantised" if plan.get("dequantized_weights") else "")

@@ -12,6 +12,7 @@ from typing import Any
 from llmft_cli.base import html_pages
 from llmft_cli.data.checks import LEVELS
 from llmft_cli.data.report.samples import Sample
+from llmft_cli.settings.quantities import format_count
 
 MOST_TICKS = 5
 # A limit further away would squeeze the bars into the left of the chart, so it is not drawn.
@@ -52,7 +53,7 @@ def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample
     Args:
         report: the content of report.json, with `seed` and, if known, `max_seq_length`.
     """
-    functions: list[Callable[..., Any]] = [figure, percent, plural, title_of, script_hash]
+    functions: list[Callable[..., Any]] = [figure, percent, format_count, title_of, script_hash]
     template = html_pages.template("llmft_cli.data.report", "report.html.jinja", functions)
     page = template.render(
         report=report,
@@ -77,11 +78,11 @@ def checks_by_level(checks: Sequence[Mapping[str, Any]]) -> dict[str, list[Mappi
 def verdict(report: Mapping[str, Any]) -> dict[str, str]:
     """The report in a word and a sentence, and its level: error, warning or ready."""
     groups = checks_by_level(report["checks"])
-    findings = [plural(len(groups[level]), level) for level in ("error", "warning") if level in groups]
+    findings = [format_count(len(groups[level]), level) for level in ("error", "warning") if level in groups]
     tokens = report["tokens"]
-    rows = plural(report["rows"]["kept"], "row")
+    rows = format_count(report["rows"]["kept"], "row")
     sentence = (
-        f"{rows} with {plural(tokens['total'], 'token')}, of which the model learns to write "
+        f"{rows} with {format_count(tokens['total'], 'token')}, of which the model learns to write "
         f"{percent(tokens['supervised'], tokens['total'])}."
     )
     level = next((level for level in ("error", "warning") if level in groups), "ready")
@@ -123,7 +124,7 @@ def chart(histogram: Sequence[Mapping[str, int]], limit: int | None) -> Chart:
     bars = []
     start = 0
     for item in histogram:
-        label = f"{start + 1:,} to {item['up_to']:,} tokens: {plural(item['rows'], 'row')}"
+        label = f"{start + 1:,} to {item['up_to']:,} tokens: {format_count(item['rows'], 'row')}"
         place = Bar(100 * start / width, 100 * (item["up_to"] - start) / width, 100 * item["rows"] / height, label)
         bars.append(place)
         start = item["up_to"]
@@ -150,10 +151,6 @@ def figure(value: float) -> str:
 
 def percent(part: float, whole: float) -> str:
     return f"{part / whole:.1%}"
-
-
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def title_of(check: str) -> str:

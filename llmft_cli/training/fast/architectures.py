@@ -34,7 +34,7 @@ def why_not_fast(model: PeftModel) -> str | None:
     """What keeps a model with plain LoRA from the fast path, in a few words; None if nothing does."""
     config = model.config.get_text_config()
     if config.model_type not in PLAIN:
-        return f"no fast layers for models of type {config.model_type}"
+        return f"models of type {config.model_type} are not supported"
     if activation(config) not in ACTIVATIONS:
         return f"activation {activation(config)}"
     if getattr(config, "final_logit_softcapping", None) or getattr(config, "attn_logit_softcapping", None):

@@ -14,6 +14,7 @@ from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.settings.compute_types import Abilities, torch_type
 from llmft_cli.settings.config import Config
+from llmft_cli.settings.quantities import format_count
 from llmft_cli.training.batches.token_batches import largest_batch, sequence_lengths, sequences_that_fill
 from llmft_cli.training.device_memory import available_bytes
 from llmft_cli.training.fast.kernels.select import abilities_of
@@ -36,7 +37,7 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class ChosenPlan:
-    """The plan of a training run and its prediction; None on a CPU, or if it cannot be predicted."""
+    """The plan of a training run; `predicted` is None on a CPU, or if memory cannot be predicted."""
 
     plan: Plan
     predicted: Option | None = None
@@ -123,15 +124,15 @@ def filled(config: Config, sequences: datasets.Dataset | None = None) -> Config:
 def plan_notice(option: Option, available_bytes: int, tokens_per_batch: int | None = None) -> str:
     """One line about a chosen plan."""
     plan = option.plan
-    at_once = f"{plan.batch_size} sequences" if tokens_per_batch is None else f"{tokens_per_batch:,} tokens"
-    passes = f"{plan.gradient_accumulation_steps} {'pass' if plan.gradient_accumulation_steps == 1 else 'passes'}"
+    at_once = format_count(plan.batch_size, "sequence") if tokens_per_batch is None else f"{tokens_per_batch:,} tokens"
+    layers = format_count(plan.checkpointed_layers, "layer")
+    passes = format_count(plan.gradient_accumulation_steps, "pass", "passes")
     embeddings = ", embeddings on the CPU" if plan.embeddings_on_cpu else ""
     weights = ", weights kept dequantised" if plan.dequantized_weights else ""
     offloaded = ", activations offloaded" if plan.activation_offloading else ""
     return (
-        f"plan: {at_once} per pass, {passes} per step, "
-        f"{plan.checkpointed_layers} layers checkpointed, {plan.optim}{embeddings}{weights}{offloaded}; needs about "
-        f"{option.required_bytes / GIBIBYTE:.1f} of {available_bytes / GIBIBYTE:.1f} GiB"
+        f"plan: {at_once} per pass, {passes} per step, {layers} checkpointed, {plan.optim}{embeddings}{weights}{offloaded}; "
+        f"needs about {option.required_bytes / GIBIBYTE:.1f} of {available_bytes / GIBIBYTE:.1f} GiB"
     )
 
 

@@ -210,11 +210,11 @@ def test_a_reader_that_went_away_is_no_error(monkeypatch: pytest.MonkeyPatch, ca
     [
         (["foo"], "No such command 'foo'.", "see llmft --help"),
         (["mrege"], "No such command 'mrege'. Did you mean 'merge'?", "see llmft --help"),
-        (["train", "--batch-siz", "2"], "No such option: --batch-siz", "see llmft train --help"),
-        (["train", "--batch-size"], "Option '--batch-size' requires an argument.", "see --help"),
+        (["train", "--batch-siz", "2"], "No such option: --batch-siz", "see llmft train --help-all"),
+        (["train", "--batch-size"], "Option '--batch-size' requires an argument.", "see --help-all"),
         (["train", "a", "b"], "Got unexpected extra argument", "see llmft train --help"),
         (["prepare"], "Missing argument 'DATA'.", "see llmft prepare --help"),
-        (["train", "--json=3"], "Option '--json' does not take a value.", "see --help"),
+        (["train", "--json=3"], "Option '--json' does not take a value.", "see --help-all"),
     ],
 )
 def test_usage_errors(arguments: list[str], message: str, hint: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

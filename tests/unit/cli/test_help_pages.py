@@ -182,7 +182,7 @@ def test_names_are_whole_at_any_width(columns: int, monkeypatch: pytest.MonkeyPa
         ("use_dora", FIELDS["use_dora"].setting.help, FIELDS["use_dora"].setting.help),
         ("learning_rate", "Peak learning rate. [default: 0.0002]", "Peak learning rate. [default: 0.0002]"),
         ("lora_alpha", "LoRA scaling is alpha / rank. [default: 32]", "LoRA scaling is alpha / rank. [default: 32]"),
-        ("max_vram", "GPU memory limit, as in 12GiB. No effect on a CPU.", "GPU memory limit, as in 12GiB."),
+        ("max_vram", "GPU memory limit, as in 12GiB. No effect on training on a CPU.", "GPU memory limit, as in 12GiB."),
     ],
 )
 def test_texts_have_choices_and_defaults(name: str, full: str, short: str) -> None:

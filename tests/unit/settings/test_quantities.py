@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from llmft_cli.base.errors import ConfigError
 from llmft_cli.settings.quantities import (
     BINARY_UNITS,
+    format_count,
     format_duration,
     format_size,
     parse_count,
@@ -186,3 +187,11 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     for parse in (parse_size, parse_duration, parse_fraction, parse_count):
         with contextlib.suppress(ConfigError):
             assert parse_flag(parse, text, "--flag", "1") >= 0
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "text"),
+    [(0, ("row",), "0 rows"), (1, ("row",), "1 row"), (1200, ("row",), "1,200 rows"), (2, ("pass", "passes"), "2 passes")],
+)
+def test_counts_with_their_noun(count: int, noun: tuple[str, ...], text: str) -> None:
+    assert format_count(count, *noun) == text

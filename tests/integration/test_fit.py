@@ -70,8 +70,9 @@ def test_bad_values_are_refused_before_anything_is_looked_at(run, tmp_path):
         (
             ["--wait", "1s", "--model", "smollm2-135m", "--vram", "8GiB"],
             2,
-            "--wait cannot be combined with",
+            "cannot be combined with --vram",
         ),
+        (["--model", "smollm2-135m", "--vram", "8GiB", "--measure"], 2, "--measure cannot be combined with --vram"),
         (["--model", "nobody/knows-this", "--vram", "8GiB"], 3, "nobody/knows-this is not on this machine"),
     ):
         done = run("gpu-check", *arguments, folder=tmp_path)

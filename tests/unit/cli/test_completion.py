@@ -13,8 +13,6 @@ import pytest
 from llmft_cli.cli import app
 from llmft_cli.models import builtin
 from llmft_cli.settings.config import FIELDS
-from llmft_cli.training.planning.decide import AS_GIVEN
-from llmft_cli.training.planning.options import PLAN_KINDS
 
 COMMANDS = ["gpu-check", "prepare", "train", "merge", "eval", "chat"]
 Captured = pytest.CaptureFixture[str]
@@ -159,4 +157,11 @@ def test_bash_completes_with_the_installed_script(folder: Path, monkeypatch: pyt
 
 def test_what_is_suggested_exists() -> None:
     assert builtin.NAME in FIELDS["model"].setting.suggestions
+
+
+def test_every_kind_of_plan_is_suggested() -> None:
+    pytest.importorskip("torch")
+    from llmft_cli.training.planning.decide import AS_GIVEN
+    from llmft_cli.training.planning.options import PLAN_KINDS
+
     assert FIELDS["plan"].setting.suggestions == (*PLAN_KINDS, AS_GIVEN)

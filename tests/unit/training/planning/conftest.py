@@ -1,10 +1,6 @@
-"""Planning simulates each step once; without torch (`make test-light`), these tests are skipped."""
-
-from importlib.util import find_spec
+"""Planning simulates each step once."""
 
 import pytest
-
-collect_ignore_glob = [] if find_spec("torch") else ["test_*.py"]
 
 
 @pytest.fixture(autouse=True)

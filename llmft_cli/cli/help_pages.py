@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from llmft_cli.settings import config as settings
+from llmft_cli.settings.quantities import format_count
 
 GENERAL = "General"  # on the short page, these are named without their help
 OTHER = "Other"  # only on the full page
@@ -44,7 +45,7 @@ class CommandWithPages(TyperCommand):
         general = [parameter for parameter in parameters if panel_of(parameter) == GENERAL]
         names = ", ".join(parameter.opts[0] for parameter in general if not parameter.opts[0].startswith("--help"))
         more = len(parameters) - len(shown) - len(general)
-        formatter.write_text(f"General: {names}. --help-all shows {more} more option{'s' * (more != 1)}.")
+        formatter.write_text(f"General: {names}. --help-all shows {format_count(more, 'more option')}.")
 
     def is_primary(self, parameter: Any) -> bool:
         """Whether the short page describes a parameter."""

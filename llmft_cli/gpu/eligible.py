@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from llmft_cli.base.errors import MachineError
 from llmft_cli.gpu.gpus import Gpu, list_gpus
+from llmft_cli.settings.quantities import format_count
 
 NO_GPU_MEND = "use a machine with an NVIDIA GPU and its driver; `llmft gpu-check` shows what this one has"
 
@@ -21,7 +22,7 @@ def list_candidates(count: int) -> list[Gpu]:
     if listing.absence:
         raise MachineError(f"no GPU to wait for: {listing.absence.what}", listing.absence.mend or NO_GPU_MEND)
     gpus = listing.gpus
-    asked = f"{count} GPU{'s' if count > 1 else ''} requested"
+    asked = f"{format_count(count, 'GPU')} requested"
     if len(gpus) < count:
         raise MachineError(f"{asked}, but this machine has {len(gpus)}", f"request fewer: --gpus {len(gpus)}")
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 PROMPTS = 10
-ONE_BY_ONE = 5  # answered without a batch
+ONE_BY_ONE = 10  # answered without a batch
 NEW_TOKENS = 32
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.cli.views.sections import Section, gibibytes, named, next_command
+from llmft_cli.settings.quantities import format_count
 
 if TYPE_CHECKING:
     from llmft_cli.data.report.summary import PrepareResult
@@ -47,7 +48,7 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
     for level in ("error", "warning"):
         found = [check for check in result.checks if check["level"] == level]
         if found:
-            title = f"{len(found)} {level}{'s' if len(found) > 1 else ''}"
+            title = format_count(len(found), level)
             sections.append(Section(title, [finding(check) for check in found], ("check", "found", "meaning")))
     notes = [f"{words(check['check'])} {check['count']:,}" for check in result.checks if check["level"] == "note"]
     ending = {"notes": ", ".join(notes) or None, "report": f"{run}/data/report.html"}
@@ -126,7 +127,7 @@ def smaller_passes(result: TrainResult) -> str | None:
     if not times:
         return None
     ending = "" if tokens is None else f"; batches in passes of at most {tokens:,} tokens"
-    return f"{times:,} time{'s' if times > 1 else ''}{ending}"
+    return f"{format_count(times, 'time')}{ending}"
 
 
 def merge(run: str, result: MergeResult) -> list[Section]:

@@ -160,7 +160,7 @@ def test_an_unknown_key_names_the_nearest(key: str, hint: str, yaml_file: WriteY
 def test_a_setting_given_under_two_names_is_refused(yaml_file: WriteYaml) -> None:
     file = yaml_file("num_epochs: 1\nnum_train_epochs: 2\n")
     message = f"num_epochs is set twice in {file}, the second time as num_train_epochs"
-    assert complaint_of(lambda: resolve({}, file))[0] == message
+    assert complaint_of(lambda: resolve({}, file)) == (message, "remove one of them")
 
 
 def test_an_empty_file_sets_nothing(yaml_file: WriteYaml) -> None:
@@ -242,7 +242,9 @@ def test_what_is_saved_reads_back_as_it_was(values: dict[str, Any], tmp_path: Pa
 
 def test_a_batch_has_a_number_of_sequences_or_of_tokens() -> None:
     given = "--batch-size (2) and --tokens-per-batch (8192) "
-    assert complaint_of(lambda: resolve({"batch_size": "2", "tokens_per_batch": "8192"}))[0].startswith(given)
+    message, hint = complaint_of(lambda: resolve({"batch_size": "2", "tokens_per_batch": "8192"}))
+    assert message.startswith(given)
+    assert hint == "remove --batch-size to fill batches by tokens, or --tokens-per-batch to count sequences"
 
 
 def test_a_file_says_it_one_way_too(yaml_file: WriteYaml) -> None:

@@ -23,7 +23,7 @@ import torch  # noqa: E402
 
 from llmft_cli.base.reporter import Silent  # noqa: E402
 from llmft_cli.models import loading, model_source  # noqa: E402
-from llmft_cli.run_dir import RunDir  # noqa: E402
+from llmft_cli.run_dir.run import RunDir  # noqa: E402
 from llmft_cli.serving.generation import BASE, TUNED, generation_config, load_tuned  # noqa: E402
 from llmft_cli.settings.config import resolve  # noqa: E402
 

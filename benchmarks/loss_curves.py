@@ -34,7 +34,7 @@ configure_libraries()
 from llmft_cli.base.reporter import Silent  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.models import adapters  # noqa: E402
-from llmft_cli.run_dir import RunDir  # noqa: E402
+from llmft_cli.run_dir.run import RunDir  # noqa: E402
 from llmft_cli.settings.config import resolve  # noqa: E402
 from llmft_cli.training.loop.loss_chart import read_metrics  # noqa: E402
 from llmft_cli.training.step import tuned_model  # noqa: E402

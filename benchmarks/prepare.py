@@ -102,7 +102,7 @@ def floor(file: Path) -> Callable[[], dict[str, Any]]:
 def llmft(file: Path, near_duplicates: bool) -> Callable[[], dict[str, Any]]:
     from llmft_cli.base.reporter import Silent
     from llmft_cli.data.prepare import prepare
-    from llmft_cli.run_dir import RunDir
+    from llmft_cli.run_dir.run import RunDir
     from llmft_cli.settings.config import resolve
 
     config = resolve({"model": "smollm2-135m", "max_seq_length": LENGTH, "near_duplicates": near_duplicates})

@@ -30,7 +30,7 @@ from llmft_cli.base.reporter import Silent  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
 from llmft_cli.data.store import TRAIN, load_split  # noqa: E402
 from llmft_cli.models import loading, model_source  # noqa: E402
-from llmft_cli.run_dir import RunDir  # noqa: E402
+from llmft_cli.run_dir.run import RunDir  # noqa: E402
 from llmft_cli.settings import compute_types  # noqa: E402
 from llmft_cli.settings.config import Config, resolve  # noqa: E402
 from llmft_cli.training.batches.collate import collate, to_device  # noqa: E402

@@ -27,6 +27,6 @@ def one_of(values: Sequence[str]) -> Callable[[str], list[str]]:
 
 def run_names(incomplete: str) -> list[str]:
     """Runs under runs/. If none matches, the shell completes paths."""
-    from llmft_cli.run_dir import RUNS_ROOT, RunDir
+    from llmft_cli.run_dir.run import RUNS_ROOT, RunDir
 
     return one_of([str(path) for path in sorted(RUNS_ROOT.glob("*")) if RunDir(path).exists()])(incomplete)

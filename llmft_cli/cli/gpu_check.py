@@ -14,7 +14,7 @@ from llmft_cli.settings.quantities import format_size, parse_count, parse_flag, 
 if TYPE_CHECKING:
     from llmft_cli.cli.console import Console
     from llmft_cli.fit.target_gpu import TargetGpu
-    from llmft_cli.run_dir import RunDir
+    from llmft_cli.run_dir.run import RunDir
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Fitting:
     measure: bool
 
     def run_dir(self) -> RunDir | None:
-        from llmft_cli.run_dir import RunDir
+        from llmft_cli.run_dir.run import RunDir
 
         return RunDir(self.run) if self.run else None
 
@@ -73,7 +73,7 @@ def look(console: Console, require_gpu: bool, gpus: str | None, fitting: Fitting
     from llmft_cli.cli.views.gpu_check import report_sections
     from llmft_cli.gpu import check
     from llmft_cli.models.builtin import cache_dir
-    from llmft_cli.run_dir import RUNS_ROOT
+    from llmft_cli.run_dir.run import RUNS_ROOT
 
     if fitting and fitting.vram and fitting.measure:
         raise UsageError("--measure cannot be combined with --vram", "omit --vram to measure on the GPU of this machine")

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from llmft_cli.base.reporter import Reporter
 
 if TYPE_CHECKING:
-    from llmft_cli.run_dir import RunDir
+    from llmft_cli.run_dir.run import RunDir
 
 
 def find_run(path: Path | None, reporter: Reporter) -> RunDir:
     """The named run, or the newest one, with a note."""
-    from llmft_cli.run_dir import RunDir, newest
+    from llmft_cli.run_dir.run import RunDir, newest
 
     if path is not None:
         return RunDir(path)
@@ -26,7 +26,7 @@ def find_run(path: Path | None, reporter: Reporter) -> RunDir:
 def run_to_prepare(path: Path | None, sources: list[str]) -> RunDir:
     """The named run, or a new one named after its data and the time; checks immediately that it can be created."""
     from llmft_cli.base.files import check_place
-    from llmft_cli.run_dir import RUNS_ROOT, RunDir
+    from llmft_cli.run_dir.run import RUNS_ROOT, RunDir
 
     stem = Path(sources[0]).stem or "data"
     run = RunDir(path or RUNS_ROOT / f"{stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")

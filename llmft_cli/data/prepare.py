@@ -25,7 +25,8 @@ from llmft_cli.data.reading.sources import STDIN_NAME
 from llmft_cli.data.report.summary import PrepareResult, read_result
 from llmft_cli.data.store import REPORT_FILE, RowSpool
 from llmft_cli.models import loading, model_source
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import stage
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
 
@@ -61,7 +62,7 @@ def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporte
     key = key_of(inputs, hashes, tokenizer, config)
     if not overwrite and (recorded := recorded_result(run, key, reporter)):
         return recorded
-    with run.stage("prepare", settings.of_command(config, "prepare"), hashes, overwrite) as record:
+    with stage(run, "prepare", settings.of_command(config, "prepare"), hashes, overwrite) as record:
         # Both are complete before either replaces the old one.
         with replacing_directory(run.data) as data, replacing_directory(run.tokenizer) as frozen:
             result = fill(data, inputs, tokenizer, config, reporter)

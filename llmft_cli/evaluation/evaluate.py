@@ -21,7 +21,8 @@ from llmft_cli.evaluation.metrics import TEXT_METRICS, score
 from llmft_cli.evaluation.prompts import Prompt, read_prompts
 from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
 from llmft_cli.models.expected_time import ANSWERING, warn_if_long
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import stage
 from llmft_cli.serving.generation import BASE, TUNED, TunedModel, answer_all, load_tuned
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
@@ -69,7 +70,7 @@ def evaluate(
     run.require("train", allow_stale)
     if not prompts and load_split(run.data, VALIDATION) is None:
         raise StageError(f"{run.path} has no held-out rows to evaluate on", "give prompts with --prompts FILE")
-    with run.stage(f"eval/{name}", settings.of_command(config, "eval"), input_hashes(run, prompts_file), overwrite) as record:
+    with stage(run, f"eval/{name}", settings.of_command(config, "eval"), input_hashes(run, prompts_file), overwrite) as record:
         tuned = load_tuned(run, config, reporter, allow_stale)
         losses = held_out_losses(tuned, run, config, reporter)
         summary = summarise(run, name, config, losses, predict(tuned, prompts, config, reporter))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig
 
-    from llmft_cli.run_dir import RunDir
+    from llmft_cli.run_dir.run import RunDir
     from llmft_cli.settings.compute_types import Abilities
     from llmft_cli.training.plan import Plan
     from llmft_cli.training.planning.options import Option

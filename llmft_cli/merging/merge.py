@@ -23,7 +23,8 @@ from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import load_adapter
 from llmft_cli.models.expected_time import FORWARD, warn_if_long
 from llmft_cli.models.model_source import ModelSource
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import stage
 from llmft_cli.settings import compute_types
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.compute_types import torch_type, written_type
@@ -58,7 +59,7 @@ def merge(
 
     trained = run.require("train", allow_stale)
     started = time.perf_counter()
-    with run.stage("merge", settings.of_command(config, "merge"), {"adapter": hash_path(run.adapter)}, overwrite) as record:
+    with stage(run, "merge", settings.of_command(config, "merge"), {"adapter": hash_path(run.adapter)}, overwrite) as record:
         device = loading.pick_device(config.device)
         computed = compute_types.settled(config, device, reporter).compute_dtype
         use_free_cores(device, reporter)

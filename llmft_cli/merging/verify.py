@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 
 if TYPE_CHECKING:
     import torch

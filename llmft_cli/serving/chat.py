@@ -12,7 +12,7 @@ from llmft_cli.base.errors import DataError
 from llmft_cli.base.files import write_atomically
 from llmft_cli.base.libraries import import_transformers
 from llmft_cli.data.forms.formats import Message, RowError
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.serving.generation import BASE, TUNED, Reply, TunedModel, stream_answer
 from llmft_cli.settings.config import Config
 

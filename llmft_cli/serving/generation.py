@@ -14,7 +14,7 @@ from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import load_adapter
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmft_cli.base.errors import ConfigError, StageError
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
 from llmft_cli.training.loop import checkpoints

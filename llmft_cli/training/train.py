@@ -20,7 +20,8 @@ from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import check_changes_something, save_adapter
 from llmft_cli.models.expected_time import TRAINING, warn_if_long
 from llmft_cli.models.model_source import ModelSource
-from llmft_cli.run_dir import RunDir, StageRecord
+from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import StageRecord, stage
 from llmft_cli.settings import compute_types
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
@@ -70,7 +71,7 @@ def train(
     check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
     checkpoint, recorded = start_or_resume(run, config, resume, overwrite)
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
-    with run.stage("train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
+    with stage(run, "train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
         source = base_model(recorded.get("model"), config, reporter)
         rows = train_split(run)

@@ -19,7 +19,7 @@ from llmft_cli.base.errors import Interrupted
 from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
 from llmft_cli.models import random_model
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training.attention import masked

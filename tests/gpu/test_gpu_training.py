@@ -12,7 +12,7 @@ from llmft_cli.gpu.check import check, require_gpu
 from llmft_cli.merging.merge import merge
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.builtin import cache_dir
-from llmft_cli.run_dir import RUNS_ROOT, RunDir
+from llmft_cli.run_dir.run import RUNS_ROOT, RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.train import train
 

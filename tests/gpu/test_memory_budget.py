@@ -15,7 +15,7 @@ from transformers import LlamaConfig
 from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
 from llmft_cli.models import random_model
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training.device_memory import hold_to
 from llmft_cli.training.loop.smaller_passes import memory_use

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import stage
 
 from .conftest import LLMFT, files_in
 
@@ -120,7 +121,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (work / "binary.jsonl").write_bytes(b"abc\0def")
     (work / "picture.png").write_bytes(b"png")
     (work / "bad.yaml").write_text("learning_rat: 0.1\n")
-    with RunDir(work / "prepared").stage("prepare", {}, {}, overwrite=False):
+    with stage(RunDir(work / "prepared"), "prepare", {}, {}, overwrite=False):
         pass
     (work / "prepared-not").mkdir()
     (work / "prepared-not" / "run.json").write_text('{"schema_version": 1, "stages": {}}')
@@ -257,7 +258,7 @@ def test_a_full_disk(free: int, folder: Path, small_disk: Path, tiny_model_dir: 
 
 def test_a_full_disk_leaves_the_earlier_result_usable(folder: Path, small_disk: Path, tiny_model_dir: Path) -> None:
     run = RunDir(small_disk / "x")
-    with run.stage("prepare", {}, {}, overwrite=False) as record:
+    with stage(run, "prepare", {}, {}, overwrite=False) as record:
         run.data.mkdir()
         (run.data / "rows").write_text("earlier")
         record.outputs.append("data")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmft_cli.base.files import hash_path
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 
 from .conftest import TRAIN_FLAGS, Run, Started, files_in
 

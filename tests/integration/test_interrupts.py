@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 
 from .conftest import LLMFT, TRAIN_FLAGS, Run, Started, files_in
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 
 from .conftest import Run
 

@@ -15,7 +15,7 @@ from llmft_cli.data.prepare import prepare
 from llmft_cli.data.store import VALIDATION, load_split
 from llmft_cli.evaluation import evaluate
 from llmft_cli.merging import merge
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.serving import chat
 from llmft_cli.serving.generation import load_tuned
 from llmft_cli.settings.config import Config, resolve

@@ -69,7 +69,7 @@ def room(module: str) -> str:
 
 
 def test_the_walk_sees_imports() -> None:
-    assert {"settings.config", "run_dir", "models.loading"} <= ARROWS["training.train"]
+    assert {"settings.config", "run_dir.run", "models.loading"} <= ARROWS["training.train"]
     assert {"base.errors", "cli.commands"} <= ARROWS["cli.app"]
 
 

@@ -23,7 +23,7 @@ from llmft_cli.data.checks.findings import MEANINGS
 from llmft_cli.data.forms.columns import parse_columns
 from llmft_cli.data.forms.formats import PARSERS, parse
 from llmft_cli.gpu.waiting import read_wanted
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.quantities import parse_size
 

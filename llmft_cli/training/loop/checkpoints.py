@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmft_cli.base.files import write_atomically
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.training.loop import loss_chart
 
 STATE_FILE = "trainer_state.json"

@@ -12,7 +12,7 @@ from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.data.store import TRAIN, VALIDATION, split_file
 from llmft_cli.models import loading
 from llmft_cli.models.decoder_layers import decoder_layers
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import Config
 from llmft_cli.training.loop import checkpoints
 from llmft_cli.training.loop.smaller_passes import DoesNotFit, find_rows, is_out_of_memory

@@ -19,7 +19,7 @@ from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow
 from llmft_cli.data.reading.sources import SUPPORTED, find_sources
 from llmft_cli.data.store import REJECTED_FILE
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config
 
 BAD = Path(__file__).parents[3] / "sample_data" / "bad"

@@ -15,7 +15,7 @@ from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.data.prepare import prepare
 from llmft_cli.data.report.summary import PrepareResult
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config
 
 Prepare = Callable[..., PrepareResult]

@@ -11,7 +11,7 @@ from llmft_cli.base.errors import ConfigError, Interrupted, StageError
 from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
 from llmft_cli.data.store import TRAIN, load_split
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.token_batches import sequence_lengths, token_batches
 from llmft_cli.training.train import train

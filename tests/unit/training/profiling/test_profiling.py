@@ -15,7 +15,7 @@ from torch._C._autograd import DeviceType
 
 from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.planning.simulation import Step

@@ -15,7 +15,7 @@ from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
 from llmft_cli.models import known_configs, loading, model_source
 from llmft_cli.models.adapters import load_adapter, save_adapter
-from llmft_cli.run_dir import RunDir
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.plan import Plan

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from llmft_cli import run_dir
 from llmft_cli.base import files
 from llmft_cli.base.errors import Interrupted, MachineError, StageError
 from llmft_cli.base.files import hash_path, replacing_directory, write_atomically
-from llmft_cli.run_dir import RunDir, newest
+from llmft_cli.run_dir import ledger, stages
+from llmft_cli.run_dir.run import RunDir, newest
+from llmft_cli.run_dir.stages import stage as run_stage
 
 USE_AS_IT_IS = "; or use it as it is: train, merge, eval and chat take --allow-stale"
 
@@ -36,7 +37,7 @@ def source(tmp_path: Path) -> Path:
 
 def do(run: RunDir, stage: str, output: str, inputs: dict[str, str] | None = None, **options: Any) -> None:
     """Run a stage that writes one directory."""
-    with run.stage(stage, options.pop("settings", {"seed": 1}), inputs or {}, options.pop("overwrite", False)) as record:
+    with run_stage(run, stage, options.pop("settings", {"seed": 1}), inputs or {}, options.pop("overwrite", False)) as record:
         with replacing_directory(run.path / output) as folder:
             (folder / "file.txt").write_text(options.get("content", stage))
         record.outputs.append(output)
@@ -166,7 +167,7 @@ def test_the_hash_of_a_directory_covers_names_and_contents(tmp_path: Path) -> No
 
 
 def test_a_stage_that_ends_well_is_done(run: RunDir, source: Path) -> None:
-    with run.stage("prepare", {"seed": 3, "model": "m"}, {str(source): "f00"}, overwrite=False) as record:
+    with run_stage(run, "prepare", {"seed": 3, "model": "m"}, {str(source): "f00"}, overwrite=False) as record:
         running = run.entry("prepare")
         assert running is not None
         assert running["status"] == "running"
@@ -183,14 +184,14 @@ def test_a_stage_that_ends_well_is_done(run: RunDir, source: Path) -> None:
     }
     assert entry["outputs"] == {"data": hash_path(run.data)}
     assert entry["started"] <= entry["finished"]
-    assert run.ledger()["schema_version"] == run_dir.SCHEMA_VERSION
+    assert run.ledger()["schema_version"] == ledger.SCHEMA_VERSION
     assert run.config_file.read_text() == "seed: 3\nmodel: m\n"
     assert run.saved_settings("prepare", "train") == {"seed": 3, "model": "m"}
 
 
 def test_facts_that_were_saved_outlast_a_kill(run: RunDir, source: Path) -> None:
     """A killed training records no end, so what it needs to resume must already be in the ledger."""
-    with run.stage("prepare", {"seed": 1}, {str(source): "f00"}, overwrite=False) as record:
+    with run_stage(run, "prepare", {"seed": 1}, {str(source): "f00"}, overwrite=False) as record:
         record.facts["plan"] = {"batch_size": 2}
         assert "plan" not in (run.entry("prepare") or {})
         record.save_facts()
@@ -216,7 +217,7 @@ def test_later_stages_win_among_saved_settings(run: RunDir) -> None:
 )
 def test_a_stage_that_breaks_off_says_how(run: RunDir, source: Path, error: BaseException, status: str) -> None:
     prepare(run, source)
-    with pytest.raises(type(error)), run.stage("train", {"seed": 1}, {}, overwrite=False) as record:  # noqa: PT012
+    with pytest.raises(type(error)), run_stage(run, "train", {"seed": 1}, {}, overwrite=False) as record:  # noqa: PT012
         record.facts["model"] = {"name": "m"}
         raise error
     entry = run.entry("train")
@@ -226,7 +227,7 @@ def test_a_stage_that_breaks_off_says_how(run: RunDir, source: Path, error: Base
 
 
 def test_a_new_run_that_came_to_nothing_leaves_nothing(run: RunDir, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="x"), run.stage("prepare", {}, {}, overwrite=False):
+    with pytest.raises(ValueError, match="x"), run_stage(run, "prepare", {}, {}, overwrite=False):
         raise ValueError("x")
     assert entries_of(tmp_path) == []
 
@@ -234,7 +235,7 @@ def test_a_new_run_that_came_to_nothing_leaves_nothing(run: RunDir, tmp_path: Pa
 def test_a_new_run_beside_others_leaves_them(run: RunDir, tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "y").mkdir()
-    with pytest.raises(ValueError, match="x"), run.stage("prepare", {}, {}, overwrite=False):
+    with pytest.raises(ValueError, match="x"), run_stage(run, "prepare", {}, {}, overwrite=False):
         raise ValueError("x")
     assert entries_of(tmp_path / "runs") == ["y"]
 
@@ -242,7 +243,7 @@ def test_a_new_run_beside_others_leaves_them(run: RunDir, tmp_path: Path) -> Non
 def test_a_directory_that_was_there_is_kept(run: RunDir) -> None:
     run.path.mkdir(parents=True)
     (run.path / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="x"), run.stage("prepare", {}, {}, overwrite=False):
+    with pytest.raises(ValueError, match="x"), run_stage(run, "prepare", {}, {}, overwrite=False):
         raise ValueError("x")
     assert (run.path / "notes.txt").read_text() == "mine"
 
@@ -262,7 +263,7 @@ def test_a_finished_stage_is_not_done_again_unasked(run: RunDir, source: Path) -
 def test_a_failed_overwrite_keeps_the_old_result_where_it_is_untouched(run: RunDir, source: Path) -> None:
     prepare(run, source)
     before = run.entry("prepare")
-    with pytest.raises(ValueError, match="x"), run.stage("prepare", {"seed": 9}, {}, overwrite=True):
+    with pytest.raises(ValueError, match="x"), run_stage(run, "prepare", {"seed": 9}, {}, overwrite=True):
         raise ValueError("x")
     assert run.entry("prepare") == before
     assert run.require("prepare") == before
@@ -271,7 +272,7 @@ def test_a_failed_overwrite_keeps_the_old_result_where_it_is_untouched(run: RunD
 @pytest.mark.parametrize("harm", ["change", "remove"])
 def test_a_failed_overwrite_that_touched_the_old_result_has_failed(run: RunDir, source: Path, harm: str) -> None:
     prepare(run, source)
-    with pytest.raises(ValueError, match="x"), run.stage("prepare", {"seed": 9}, {}, overwrite=True):  # noqa: PT012
+    with pytest.raises(ValueError, match="x"), run_stage(run, "prepare", {"seed": 9}, {}, overwrite=True):  # noqa: PT012
         if harm == "change":
             (run.data / "file.txt").write_text("half")
         else:
@@ -285,7 +286,7 @@ def test_a_failed_overwrite_that_touched_the_old_result_has_failed(run: RunDir, 
 def test_an_interrupted_overwrite_that_can_be_resumed_is_interrupted(run: RunDir, source: Path) -> None:
     prepare(run, source)
     train(run)
-    with pytest.raises(Interrupted), run.stage("train", {}, {}, overwrite=True) as record:  # noqa: PT012
+    with pytest.raises(Interrupted), run_stage(run, "train", {}, {}, overwrite=True) as record:  # noqa: PT012
         record.resumable = True
         raise Interrupted("stopped")
     entry = run.entry("train")
@@ -331,7 +332,7 @@ def test_require_of_a_stage_that_broke_off(run: RunDir, source: Path, status: st
 
 def test_require_of_a_stage_that_is_being_run(run: RunDir, source: Path) -> None:
     prepare(run, source)
-    with run.stage("train", {}, {}, overwrite=False):
+    with run_stage(run, "train", {}, {}, overwrite=False):
         assert complaint_of(lambda: run.require("train")) == (
             f"{run.path}: the stage train is still running",
             "wait for it to finish",
@@ -436,8 +437,9 @@ def test_names_that_are_not_utf8_can_be_recorded(run: RunDir, tmp_path: Path) ->
 
 HOLDER = """
 import pathlib, sys, time
-from llmft_cli.run_dir import RunDir
-with RunDir(pathlib.Path(sys.argv[1])).stage("train", {}, {}, overwrite=False):
+from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import stage as run_stage
+with run_stage(RunDir(pathlib.Path(sys.argv[1])), "train", {}, {}, overwrite=False):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -462,7 +464,7 @@ def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(run: RunDir, source: 
 
 def test_a_refused_writer_does_not_take_the_run_away(run: RunDir) -> None:
     """Two processes may start on the same new run at the same time."""
-    with run.stage("prepare", {}, {}, overwrite=False) as record:
+    with run_stage(run, "prepare", {}, {}, overwrite=False) as record:
         assert complaint_of(lambda: train(run))[0] == f"another llmft is writing to {run.path}"
         run.data.mkdir()
         record.outputs.append("data")
@@ -474,7 +476,7 @@ def test_a_refused_writer_does_not_take_the_run_away(run: RunDir) -> None:
 
 def test_the_newest_run_is_the_one_whose_ledger_was_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter(f"2025-01-01T00:00:{second:02}.000+00:00" for second in range(60))
-    monkeypatch.setattr(run_dir, "now", lambda: next(times))
+    monkeypatch.setattr(stages, "now", lambda: next(times))
     for name in ("b", "a", "c"):
         do(RunDir(tmp_path / name), "prepare", "data")
     (tmp_path / "no-run").mkdir()

@@ -1,0 +1,1 @@
+"""The run directory, through which commands share results, and its ledger."""

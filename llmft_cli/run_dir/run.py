@@ -1,0 +1,171 @@
+"""The paths of a run, what is done in it, and its lock.
+
+Directories appear complete or not at all. The lock keeps out a second writer; the operating system releases it if its
+holder dies.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llmft_cli.base.errors import StageError
+from llmft_cli.base.files import hash_path
+from llmft_cli.run_dir.ledger import read_ledger, settings_of
+
+RUNS_ROOT = Path("runs")
+# The stage that each command needs, and the command that runs each stage.
+NEEDS = {"prepare": None, "train": "prepare", "merge": "train", "eval": "train", "chat": "train"}
+COMMAND_LINES = {"prepare": "llmft prepare DATA --run {run}", "train": "llmft train {run}", "merge": "llmft merge {run}"}
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of a run and its ledger."""
+
+    path: Path
+
+    @property
+    def ledger_file(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def loss_chart(self) -> Path:
+        return self.path / "loss.svg"
+
+    @property
+    def merged(self) -> Path:
+        return self.path / "merged"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def transcripts(self) -> Path:
+        return self.path / "chat"
+
+    def exists(self) -> bool:
+        return self.ledger_file.is_file()
+
+    def ledger(self) -> dict[str, Any]:
+        """The ledger's content; raises StageError as `read_ledger`."""
+        return read_ledger(self.ledger_file)
+
+    def entry(self, stage: str) -> dict[str, Any] | None:
+        """The ledger entry of a stage in any status, or None."""
+        return self.ledger()["stages"].get(stage) if self.exists() else None
+
+    def is_done(self, stage: str) -> bool:
+        entry = self.entry(stage)
+        return entry is not None and entry["status"] == "done"
+
+    def require(self, stage: str, allow_stale: bool = False) -> dict[str, Any]:
+        """The entry of a finished stage with unchanged inputs and outputs.
+
+        Raises:
+            StageError: the stage is not done, its outputs are missing or changed, or it is stale.
+        """
+        entry = self.ledger()["stages"].get(stage)
+        if entry is None or entry["status"] != "done":
+            raise self._not_done(stage, entry)
+        again = f"recreate it: {self.command_for(stage)} --overwrite"
+        for name in entry["outputs"]:
+            if not (self.path / name).exists():
+                raise StageError(f"{self.path / name} is missing", again)
+        if not allow_stale:
+            changed = self.changed_path({**entry["inputs"], **entry["outputs"]})
+            if changed:
+                stale = f"{self.path}: the stage {stage} is stale: {changed} has changed since"
+                raise StageError(stale, f"{again}; or use it as it is: train, merge, eval and chat take --allow-stale")
+            if before := NEEDS[stage]:
+                self.require(before)
+        return entry
+
+    def command_for(self, stage: str) -> str:
+        """The command line that runs a stage of this run."""
+        return COMMAND_LINES[stage].format(run=shlex.quote(str(self.path)))
+
+    def _not_done(self, stage: str, entry: Mapping[str, Any] | None) -> StageError:
+        """The error for an unfinished stage, with the command that fixes it."""
+        status = entry["status"] if entry else None
+        if status == "running" and self.is_locked():
+            return StageError(f"{self.path}: the stage {stage} is still running", "wait for it to finish")
+        ended = "killed" if status == "running" else status  # killed before it could record its end
+        words = f"not finished ({ended})" if ended else "not been run"
+        resume = " --resume" if entry and stage == "train" and any(self.checkpoints.glob("checkpoint-*")) else ""
+        return StageError(f"{self.path}: the stage {stage} has {words}", f"run first: {self.command_for(stage)}{resume}")
+
+    def changed_path(self, hashes: Mapping[str, str]) -> str | None:
+        """The first path whose content no longer matches its recorded hash, or None.
+
+        A missing path does not count: a run moved to another machine still works without its sources.
+        """
+        for name, sha256 in hashes.items():
+            path = self.path / name
+            if path.exists() and hash_path(path) != sha256:
+                return name
+        return None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        try:
+            held = FileLock(self.path / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise StageError(f"another llmft is writing to {self.path}", "wait for it to finish, or stop it") from None
+        with held:
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a running process is writing to this run."""
+        try:
+            with self.lock():
+                return False
+        except StageError:
+            return True
+
+    def saved_settings(self, *stages: str) -> dict[str, Any]:
+        """The settings of these stages, by name; later stages take precedence."""
+        return settings_of(self.ledger(), *stages) if self.exists() else {}
+
+
+def newest(root: Path = RUNS_ROOT) -> RunDir:
+    """The run whose ledger was written last.
+
+    Raises:
+        StageError: there is no run in `root`.
+    """
+    runs = [run for run in map(RunDir, root.glob("*")) if run.exists()]
+    if not runs:
+        raise StageError(f"there is no run under {root}/", "name one, or create one with: llmft prepare DATA")
+    return max(runs, key=lambda run: run.ledger().get("updated", ""))

@@ -7,6 +7,7 @@ Nothing heavy is imported here: every command imports what it needs when it runs
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated
 
@@ -18,9 +19,11 @@ from llmft_cli.cli.flags import Given, command
 from llmft_cli.cli.help_pages import GroupWithPages, show_full_help
 from llmft_cli.cli.options import (
     CompareOption,
+    ContinueOption,
     DataArgument,
     DataOption,
     FitRunOption,
+    FromAdapterOption,
     GpusOption,
     MaxLoadOption,
     MeasureOption,
@@ -138,6 +141,8 @@ def train(
     run: RunArgument = None,
     data: DataOption = None,
     resume: ResumeOption = False,
+    continue_: ContinueOption = False,
+    from_adapter: FromAdapterOption = None,
     profile: ProfileOption = False,
     overwrite: OverwriteOption = False,
     allow_stale: StaleOption = False,
@@ -150,28 +155,41 @@ def train(
         llmft train                                         # the newest run
         llmft train --data chat.jsonl --model smollm2-135m  # prepare, then train
         llmft train runs/mine --resume                      # after an interruption
+        llmft train runs/mine --continue --num-epochs 2     # train it further
     """
     from llmft_cli.cli.views import stages
     from llmft_cli.data.prepare import prepare as prepare_data
+    from llmft_cli.training.starting_adapter import starting_adapter
     from llmft_cli.training.train import train as train_adapter
 
+    refuse_together({"--resume": resume, "--continue": continue_, "--from-adapter": from_adapter})
+    refuse_together({"--data": data, "--resume": resume, "--continue": continue_})
     if data:
         target = run_to_prepare(run, data)
         rows = prepare_data(target, data, given.config(), given.console, overwrite).rows
         given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
     else:
         target = find_run(run, given.console)
-    saved = target.saved_settings(*(("prepare", "train") if resume else ("prepare",)))
+    start = starting_adapter(target, continue_, from_adapter)
+    saved = target.saved_settings(*(("prepare", "train") if resume or continue_ else ("prepare",)))
     result = train_adapter(
         target,
-        given.config(saved),
+        given.config(saved | (start.settings if start else {})),
         given.console,
         overwrite=overwrite,
         resume=resume,
+        start=start,
         allow_stale=allow_stale,
         profile=profile,
     )
     given.console.result("train", str(target.path), asdict(result), stages.train(str(target.path), result))
+
+
+def refuse_together(flags: Mapping[str, object]) -> None:
+    """Raises UsageError if more than one of these flags is given."""
+    given = [flag for flag, value in flags.items() if value]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} cannot be combined", f"remove {given[0]} or {given[1]}")
 
 
 @command(app, "merge")

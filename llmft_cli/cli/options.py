@@ -174,6 +174,26 @@ DataOption = Annotated[
     ),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted training run.", rich_help_panel=RUN)]
+ContinueOption = Annotated[
+    bool,
+    typer.Option(
+        "--continue",
+        help="Train a finished run's adapter further. The settings are those of that training unless others are given. "
+        "The adapter before is kept in RUN/earlier.",
+        rich_help_panel=RUN,
+    ),
+]
+FromAdapterOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--from-adapter",
+        metavar="<path>",
+        help="Start from this adapter instead of a new one: another run, or a PEFT directory. "
+        "Its base model must be the run's; rank, alpha and target modules are the adapter's.",
+        rich_help_panel=OTHER,
+        show_default=False,
+    ),
+]
 ProfileOption = Annotated[
     bool,
     typer.Option(

@@ -11,6 +11,8 @@ from typing import Any
 from llmft_cli.base.errors import StageError
 
 SCHEMA_VERSION = 1
+# In the entry of a running stage: the entry that it replaces, as long as nothing of it is lost.
+PREVIOUS = "previous"
 CREATE_ONE = "create one with: llmft prepare DATA --run RUN"
 RESTORE = "restore it from a backup, or create a new run"
 
@@ -43,6 +45,7 @@ def read_ledger(file: Path) -> dict[str, Any]:
     return content
 
 
-def settings_of(ledger: Mapping[str, Any], *stages: str) -> dict[str, Any]:
-    entries = [ledger["stages"].get(stage, {}) for stage in stages]
-    return {name: value for entry in entries for name, value in entry.get("config", {}).items()}
+def settings_of(entries: Mapping[str, Any], *stages: str) -> dict[str, Any]:
+    """The settings of these stages, by name; later stages take precedence."""
+    used = [entries.get(stage, {}) for stage in stages]
+    return {name: value for entry in used for name, value in entry.get("config", {}).items()}

@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 
 from llmft_cli.base.errors import StageError
 from llmft_cli.base.files import hash_path
-from llmft_cli.run_dir.ledger import read_ledger, settings_of
+from llmft_cli.run_dir.checkpoints import of_training
+from llmft_cli.run_dir.ledger import PREVIOUS, read_ledger, settings_of
 
 RUNS_ROOT = Path("runs")
 # The stage that each command needs, and the command that runs each stage.
@@ -82,9 +83,23 @@ class RunDir:
         """The ledger's content; raises StageError as `read_ledger`."""
         return read_ledger(self.ledger_file)
 
-    def entry(self, stage: str) -> dict[str, Any] | None:
-        """The ledger entry of a stage in any status, or None."""
-        return self.ledger()["stages"].get(stage) if self.exists() else None
+    def entries(self, *, locked_here: bool = False) -> dict[str, dict[str, Any]]:
+        """The ledger entries of all stages, by name.
+
+        A redo that was killed before it changed anything counts as not begun: its entry is the one before.
+
+        Args:
+            locked_here: whether this process holds the run's lock.
+        """
+        entries = self.ledger()["stages"]
+        killed = [name for name, entry in entries.items() if entry["status"] == "running" and PREVIOUS in entry]
+        if killed and (locked_here or not self.is_locked()):
+            entries |= {name: entries[name][PREVIOUS] for name in killed}
+        return entries
+
+    def entry(self, stage: str, *, locked_here: bool = False) -> dict[str, Any] | None:
+        """The ledger entry of a stage in any status, or None; see `entries`."""
+        return self.entries(locked_here=locked_here).get(stage) if self.exists() else None
 
     def is_done(self, stage: str) -> bool:
         entry = self.entry(stage)
@@ -96,7 +111,7 @@ class RunDir:
         Raises:
             StageError: the stage is not done, its outputs are missing or changed, or it is stale.
         """
-        entry = self.ledger()["stages"].get(stage)
+        entry = self.entries().get(stage)
         if entry is None or entry["status"] != "done":
             raise self._not_done(stage, entry)
         again = f"recreate it: {self.command_for(stage)} --overwrite"
@@ -123,8 +138,18 @@ class RunDir:
             return StageError(f"{self.path}: the stage {stage} is still running", "wait for it to finish")
         ended = "killed" if status == "running" else status  # killed before it could record its end
         words = f"not finished ({ended})" if ended else "not been run"
-        resume = " --resume" if entry and stage == "train" and any(self.checkpoints.glob("checkpoint-*")) else ""
+        resumable = entry and stage == "train" and self.resumable_checkpoints(entry)
+        resume = " --resume" if resumable else ""
         return StageError(f"{self.path}: the stage {stage} has {words}", f"run first: {self.command_for(stage)}{resume}")
+
+    def resumable_checkpoints(self, entry: Mapping[str, Any]) -> list[Path]:
+        """The complete checkpoints of the training that a ledger entry records, the newest first."""
+        return of_training(self.checkpoints, entry.get("training", {}).get("id", ""))
+
+    def lost_output(self, entry: Mapping[str, Any]) -> str | None:
+        """The first output of a finished stage that is missing or has changed, or None."""
+        missing = (name for name in entry["outputs"] if not (self.path / name).exists())
+        return next(missing, None) or self.changed_path(entry["outputs"])
 
     def changed_path(self, hashes: Mapping[str, str]) -> str | None:
         """The first path whose content no longer matches its recorded hash, or None.
@@ -156,7 +181,7 @@ class RunDir:
 
     def saved_settings(self, *stages: str) -> dict[str, Any]:
         """The settings of these stages, by name; later stages take precedence."""
-        return settings_of(self.ledger(), *stages) if self.exists() else {}
+        return settings_of(self.entries(), *stages) if self.exists() else {}
 
 
 def newest(root: Path = RUNS_ROOT) -> RunDir:

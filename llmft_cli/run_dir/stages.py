@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,26 +12,35 @@ from typing import Any
 
 from llmft_cli.base.errors import Interrupted, StageError, is_interrupt
 from llmft_cli.base.files import check_place, hash_path, write_atomically
-from llmft_cli.run_dir.ledger import new_ledger, now, settings_of
+from llmft_cli.run_dir.ledger import PREVIOUS, new_ledger, now, settings_of
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config
 
 
 @dataclass
 class StageRecord:
-    """What a running stage will record in the ledger.
+    """A running stage, and what the ledger will record of it.
 
     Attributes:
+        entry: its ledger entry so far. Until `begin`, it holds the entry that it replaces under `previous`.
         outputs: paths it created, relative to the run.
         facts: other values to record (model, headline numbers, ...).
-        resumable: whether an interrupted stage can be resumed from what it has written.
-        save_facts: writes the facts so far to the ledger, so that they survive a kill.
     """
 
+    run: RunDir
+    name: str
+    entry: dict[str, Any]
     outputs: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
-    resumable: bool = False
-    save_facts: Callable[[], None] = field(default=lambda: None)
+
+    def save_facts(self) -> None:
+        """Write the facts so far to the ledger, so that they survive a kill."""
+        write_entry(self.run, self.name, {**self.entry, **self.facts})
+
+    def begin(self) -> None:
+        """Record that the results before it are about to be lost: from now on, this stage is what can be resumed."""
+        self.entry.pop(PREVIOUS, None)
+        self.save_facts()
 
 
 @contextmanager
@@ -52,13 +61,15 @@ def stage(
     """
     made = make_directory(run)
     with run.lock():
-        previous = run.entry(name)
+        previous = run.entry(name, locked_here=True)
         if previous and previous["status"] == "done" and not (overwrite or resume):
             raise StageError(f"{run.path}: {name} is already done", "to redo it, add --overwrite")
         entry = {"status": "running", "started": now(), "config": dict(settings), "inputs": dict(inputs)}
+        if previous:
+            entry = {**previous, **entry} if resume else {**entry, PREVIOUS: previous}
         try:
             write_entry(run, name, entry)
-            with ending_of(run, name, entry, previous) as record:
+            with ending_of(StageRecord(run, name, entry)) as record:
                 yield record
         except BaseException:
             remove_unless_used(run, made)
@@ -66,18 +77,18 @@ def stage(
 
 
 @contextmanager
-def ending_of(run: RunDir, name: str, entry: dict[str, Any], previous: dict[str, Any] | None) -> Iterator[StageRecord]:
+def ending_of(record: StageRecord) -> Iterator[StageRecord]:
     """Record how a stage ended."""
-    record = StageRecord()
-    record.save_facts = lambda: write_entry(run, name, {**entry, **record.facts})
+    run = record.run
     try:
         yield record
         record.facts["outputs"] = {output: hash_path(run.path / output) for output in record.outputs}
-        write_entry(run, name, {**entry, **record.facts, "status": "done", "finished": now()})
+        finished = {name: value for name, value in record.entry.items() if name != PREVIOUS}
+        write_entry(run, record.name, {**finished, **record.facts, "status": "done", "finished": now()})
     except BaseException as error:
         # On a full disk this fails too; the original error matters more.
         with suppress(OSError):
-            write_entry(run, name, unfinished_entry(run, entry, record, previous, error))
+            write_entry(run, record.name, unfinished_entry(record, error))
         raise
 
 
@@ -89,16 +100,13 @@ def make_directory(run: RunDir) -> list[Path]:
     return missing
 
 
-def unfinished_entry(
-    run: RunDir, entry: dict[str, Any], record: StageRecord, previous: dict[str, Any] | None, error: BaseException
-) -> dict[str, Any]:
-    """The entry of an interrupted or failed stage; the previous entry if its outputs are intact."""
-    outputs = previous["outputs"] if previous and previous["status"] == "done" else {}
-    there = outputs and all((run.path / output).exists() for output in outputs)
-    if previous and there and not record.resumable and not run.changed_path(outputs):
+def unfinished_entry(record: StageRecord, error: BaseException) -> dict[str, Any]:
+    """The entry of an interrupted or failed stage; the one before if nothing of it is lost."""
+    previous: dict[str, Any] | None = record.entry.pop(PREVIOUS, None)
+    if previous and not (previous["status"] == "done" and record.run.lost_output(previous)):
         return previous
     status = "interrupted" if isinstance(error, Interrupted) or is_interrupt(error) else "failed"
-    return {**entry, **record.facts, "status": status, "finished": now()}
+    return {**record.entry, **record.facts, "status": status, "finished": now()}
 
 
 def write_entry(run: RunDir, stage: str, entry: Mapping[str, Any]) -> None:
@@ -106,7 +114,7 @@ def write_entry(run: RunDir, stage: str, entry: Mapping[str, Any]) -> None:
     ledger["stages"][stage] = entry
     ledger["updated"] = now()
     write_atomically(run.ledger_file, json.dumps(ledger, indent=2) + "\n")
-    write_atomically(run.config_file, config.dump(settings_of(ledger, "prepare", "train")))
+    write_atomically(run.config_file, config.dump(settings_of(ledger["stages"], "prepare", "train")))
 
 
 def remove_unless_used(run: RunDir, made: Sequence[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainerState
 
     from llmft_cli.training.loop.trainer import QLoRATrainer
     from llmft_cli.training.planning.decide import ChosenPlan
@@ -22,6 +24,7 @@ class TrainResult:
     """What `train --json` prints; losses are nats per supervised token.
 
     Attributes:
+        best_step: step of the evaluation whose adapter was kept; None if that of the last step was.
         tokens_per_second: after the first two steps, without evaluating and saving; None for too few steps.
         peak_memory_bytes: peak GPU memory that torch allocated; on a CPU, the peak RAM of the process.
         out_of_memory_retries: how often memory ran out and a batch was split into smaller passes.
@@ -69,9 +72,9 @@ def result_of(run: RunDir, trainer: QLoRATrainer, config: Config, chosen: Chosen
     plan = describe(config, device, chosen)
     return TrainResult(
         steps=trainer.state.global_step,
-        train_loss=trainer.mean_loss(),
-        eval_loss=trainer.final_eval_loss(),
-        best_step=trainer.state.best_global_step,
+        train_loss=mean_loss(trainer.state),
+        eval_loss=kept_eval_loss(trainer),
+        best_step=trainer.state.best_global_step if trainer.keeps_best else None,
         tokens_per_second=trainer.clock.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(device),
         plan=plan | {"fast": bool(blocks_of(model)), "dequantized_weights": keeps_dequantized(model)},
@@ -84,6 +87,26 @@ def result_of(run: RunDir, trainer: QLoRATrainer, config: Config, chosen: Chosen
         skipped_steps=None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps,
         profile=outcome.profile,
     )
+
+
+def mean_loss(state: TrainerState) -> float:
+    """Mean training loss over all steps, including those before resuming, without non-finite ones (fp16)."""
+    total, counted, last = 0.0, 0, 0
+    for row in state.log_history:
+        if "loss" in row:
+            if math.isfinite(row["loss"]):
+                total += row["loss"] * (row["step"] - last)
+                counted += row["step"] - last
+            last = row["step"]
+    return total / counted if counted else math.nan
+
+
+def kept_eval_loss(trainer: QLoRATrainer) -> float | None:
+    """Held-out loss of the adapter that is kept, or None without an evaluation."""
+    if trainer.keeps_best:
+        return trainer.state.best_metric
+    losses: list[float] = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    return losses[-1] if losses else None
 
 
 def describe(config: Config, device: torch.device, chosen: ChosenPlan) -> dict[str, Any]:

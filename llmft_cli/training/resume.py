@@ -1,17 +1,23 @@
-"""Which interrupted training runs can be resumed, and with which settings."""
+"""What a training is, and which interrupted ones can be resumed with which settings."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llmft_cli.base.errors import ConfigError, StageError
+from llmft_cli.base.reporter import Reporter
+from llmft_cli.models.model_source import ModelSource
+from llmft_cli.run_dir import checkpoints
+from llmft_cli.run_dir.checkpoints import Identity
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
-from llmft_cli.training.loop import checkpoints
 
 # Settings that do not change the result, except for rounding.
 MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}
@@ -19,6 +25,39 @@ MAY_CHANGE_ON_RESUME |= {"gradient_checkpointing", "plan", "max_vram", "fast"}
 MAY_CHANGE_ON_RESUME |= {"compute_dtype"}  # `compute_types.settled` keeps the recorded type
 # Nor do these, as long as their product is the same.
 EFFECTIVE_BATCH = ("batch_size", "gradient_accumulation_steps")
+
+
+def new_identity(config: Config, inputs: Mapping[str, str], source: ModelSource) -> Identity:
+    """What a new training is: an id, and hashes of all that shapes its result. Its checkpoints carry it.
+
+    Args:
+        config: the settings as given, before a plan changes how a batch is split.
+        inputs: sha256 of what it reads, by path.
+    """
+    used = settings.of_command(config, "train")
+    batch = math.prod(used.get(name, 1) for name in EFFECTIVE_BATCH)
+    shaping = {name: value for name, value in used.items() if name not in MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH)}
+    content = json.dumps({**shaping, "sequences_per_step": batch}, sort_keys=True)
+    return {
+        "id": uuid.uuid4().hex,
+        "inputs": dict(inputs),
+        "base": source.fingerprint,
+        "settings": hashlib.sha256(content.encode()).hexdigest(),
+    }
+
+
+def begin_or_resume(run: RunDir, config: Config, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """The ledger entry of the training to resume; nothing for a new one.
+
+    Raises:
+        StageError: there is nothing to resume, or a new training run would delete checkpoints and `overwrite` is not set.
+        ConfigError: settings that change the result differ.
+    """
+    if resume:
+        return training_to_resume(run, config)
+    if not overwrite:
+        refuse_to_forget_checkpoints(run)
+    return {}
 
 
 def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: Config) -> None:
@@ -35,37 +74,40 @@ def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: C
             raise StageError(f"{run.path} was prepared with {flag} {value}, not {wanted}", hint)
 
 
-def start_or_resume(run: RunDir, config: Config, resume: bool, overwrite: bool) -> tuple[Path | None, Mapping[str, Any]]:
-    """The checkpoint to resume from and what the interrupted training run recorded; None and nothing for a new training run.
+def training_to_resume(run: RunDir, config: Config) -> dict[str, Any]:
+    """The ledger entry of an interrupted training with the same data and settings.
 
     Raises:
-        StageError: there is nothing to resume, or a new training run would delete checkpoints and `overwrite` is not set.
-        ConfigError: settings that change the result differ.
-    """
-    if resume:
-        return checkpoint_to_resume(run, config), run.entry("train") or {}
-    if not overwrite:
-        refuse_to_forget_checkpoints(run)
-    return None, {}
-
-
-def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
-    """The last complete checkpoint of an interrupted training run with the same settings.
-
-    Raises:
-        StageError: there is nothing to resume.
+        StageError: there is nothing to resume, or the data has changed since.
         ConfigError: settings that change the result differ.
     """
     entry = run.entry("train")
     if entry is not None and entry["status"] == "done":
-        raise StageError(f"{run.path}: train is already done, there is nothing to resume")
-    checkpoint = checkpoints.last_complete(run.checkpoints) if entry else None
-    if entry is None or checkpoint is None:
+        raise StageError(
+            f"{run.path}: train is already done, there is nothing to resume",
+            f"to train its adapter further: llmft train {run.path} --continue",
+        )
+    if entry is None or not run.resumable_checkpoints(entry):
         raise StageError(f"{run.path} has no checkpoint to resume from", f"start with: llmft train {run.path}")
+    if changed := run.changed_path(entry["inputs"]):
+        raise StageError(
+            f"{run.path}: {changed} has changed since the interrupted training began, so it cannot be resumed",
+            f"start over with: llmft train {run.path} --overwrite",
+        )
+    check_same_settings(entry["config"], config)
+    return entry
+
+
+def check_same_settings(before: Mapping[str, Any], config: Config) -> None:
+    """Check that the settings that change the result are those of the interrupted training.
+
+    Raises:
+        ConfigError: one differs.
+    """
     # If batches are filled by tokens, `batch_size` is not recorded.
-    recorded, given = {"tokens_per_batch": None} | entry["config"], settings.of_command(config, "train")
-    before, now = (math.prod(values.get(name, 1) for name in EFFECTIVE_BATCH) for values in (recorded, given))
-    may_change = MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH if before == now else ())
+    recorded, given = {"tokens_per_batch": None} | dict(before), settings.of_command(config, "train")
+    size_before, size_now = (math.prod(values.get(name, 1) for name in EFFECTIVE_BATCH) for values in (recorded, given))
+    may_change = MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH if size_before == size_now else ())
     for name, value in recorded.items():
         wanted = getattr(config, name)
         if wanted != value and name not in may_change:
@@ -75,8 +117,23 @@ def checkpoint_to_resume(run: RunDir, config: Config) -> Path:
                 f"{flag} was {value} before the interruption and is {wanted} now",
                 f"omit {surplus}, or start over with --overwrite",
             )
-    checkpoints.make_movable(checkpoint)
-    return checkpoint
+
+
+def intact_checkpoint(run: RunDir, training: Identity, reporter: Reporter) -> Path:
+    """The newest checkpoint of a training whose files are as they were written; damaged ones are told.
+
+    Raises:
+        StageError: there is none.
+    """
+    for checkpoint in run.resumable_checkpoints({"training": training}):
+        reason = checkpoints.why_not_resumable(checkpoint, training)
+        if reason is None:
+            return checkpoint
+        reporter.warn(f"{reason}: looking for an earlier checkpoint than step {checkpoints.step_of(checkpoint)}")
+    raise StageError(
+        f"{run.checkpoints} has no intact checkpoint of this training",
+        f"start over with: llmft train {run.path} --overwrite",
+    )
 
 
 def refuse_to_forget_checkpoints(run: RunDir) -> None:
@@ -86,9 +143,11 @@ def refuse_to_forget_checkpoints(run: RunDir) -> None:
         StageError: there is a checkpoint of an interrupted training run.
     """
     entry = run.entry("train")
-    checkpoint = checkpoints.last_complete(run.checkpoints)
-    if entry is not None and entry["status"] != "done" and checkpoint is not None:
+    if entry is None or entry["status"] == "done":
+        return
+    for newest in run.resumable_checkpoints(entry)[:1]:
+        resume = "" if run.changed_path(entry["inputs"]) else f"resume with: llmft train {run.path} --resume, or "
         raise StageError(
-            f"{run.path}: an earlier training run stopped at step {checkpoints.step_of(checkpoint)}",
-            f"resume with: llmft train {run.path} --resume, or start over with --overwrite",
+            f"{run.path}: an earlier training run stopped at step {checkpoints.step_of(newest)}",
+            f"{resume}start over with: llmft train {run.path} --overwrite",
         )

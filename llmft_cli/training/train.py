@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,26 +12,29 @@ from typing import TYPE_CHECKING, Any
 from llmft_cli.base.cpu_memory import keep_freed_memory
 from llmft_cli.base.cpu_threads import use_free_cores
 from llmft_cli.base.errors import Interrupted
-from llmft_cli.base.files import hash_path, replacing_directory
+from llmft_cli.base.files import hash_path
 from llmft_cli.base.libraries import hardware, import_transformers, versions
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
 from llmft_cli.models import loading, model_source
-from llmft_cli.models.adapters import check_changes_something, save_adapter
 from llmft_cli.models.expected_time import TRAINING, warn_if_long
 from llmft_cli.models.model_source import ModelSource
+from llmft_cli.run_dir import checkpoints
+from llmft_cli.run_dir.checkpoints import Identity
 from llmft_cli.run_dir.run import RunDir
-from llmft_cli.run_dir.stages import StageRecord, stage
+from llmft_cli.run_dir.stages import stage as run_stage
 from llmft_cli.settings import compute_types
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
 from llmft_cli.settings.quantities import format_count
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.batches.token_batches import sequence_lengths
-from llmft_cli.training.loop import checkpoints, loss_chart, schedule
+from llmft_cli.training.loop import loss_chart, schedule
+from llmft_cli.training.loop.run_files import complete_checkpoints, save
 from llmft_cli.training.loop.tracking import wandb_run
 from llmft_cli.training.result import Outcome, TrainResult, result_of
-from llmft_cli.training.resume import check_same_data_settings, start_or_resume
+from llmft_cli.training.resume import begin_or_resume, check_same_data_settings, intact_checkpoint
+from llmft_cli.training.starting_adapter import StartingAdapter, load_into, new_training
 
 if TYPE_CHECKING:
     import datasets
@@ -52,13 +55,15 @@ def train(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    start: StartingAdapter | None = None,
     allow_stale: bool = False,
     profile: bool = False,
 ) -> TrainResult:
     """Train an adapter on the run's prepared data: load, plan, build, train, save.
 
     Args:
-        resume: continue an interrupted training run from its last complete checkpoint.
+        resume: continue an interrupted training run from its last intact checkpoint.
+        start: an adapter to train further; None for a new one.
         profile: write to `profile/` where the time of a step goes.
 
     Raises:
@@ -69,23 +74,26 @@ def train(
     from llmft_cli.training.planning.decide import decide
 
     check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
-    checkpoint, recorded = start_or_resume(run, config, resume, overwrite)
-    inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
-    with stage(run, "train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
+    recorded = begin_or_resume(run, config, resume, overwrite)
+    inputs = recorded.get("inputs") or {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
+    replace_done = overwrite or (start is not None and start.of_this_run)
+    with run_stage(run, "train", settings.of_command(config, "train"), inputs, replace_done, resume) as record:
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
         source = base_model(recorded.get("model"), config, reporter)
+        training = recorded.get("training") or new_training(start, config, inputs, source)
+        checkpoint = intact_checkpoint(run, training, reporter) if resume else None
         rows = train_split(run)
-        record.facts |= facts_of(source, config)
+        record.facts |= facts_of(source, config, training)
         chosen = decide(source, config, rows, device, reporter, recorded.get("plan"))
         record.facts["plan"] = asdict(chosen.plan)
         record.save_facts()
         config = chosen.applied_to(config)
         base = load(source, config, device, reporter)
-        with complete_checkpoints(run, checkpoint, record):
-            model = build(base, source.name, config, chosen.plan, reporter)
-            trainer = trainer_of(run, model, rows, config, reporter)
+        model = build(base, source.name, config, chosen.plan, start, reporter)
+        trainer = trainer_of(run, model, rows, config, training, reporter)
+        with complete_checkpoints(run, checkpoint, start, record):
             outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
-            save(run, model)
+            save(run, trainer)
             result = result_of(run, trainer, config, chosen, outcome)
         record.outputs += ["adapter", "metrics.jsonl", "loss.svg"]
         record.facts["headline"] = asdict(result)
@@ -113,9 +121,9 @@ def train_split(run: RunDir) -> datasets.Dataset:
     return rows
 
 
-def facts_of(source: ModelSource, config: Config) -> dict[str, Any]:
+def facts_of(source: ModelSource, config: Config, training: Identity) -> dict[str, Any]:
     """What the ledger records of a training run before it begins."""
-    facts = {"model": source.facts(), "seed": config.seed, "compute_dtype": config.compute_dtype}
+    facts = {"training": training, "model": source.facts(), "seed": config.seed, "compute_dtype": config.compute_dtype}
     return facts | {"versions": versions(), "hardware": hardware()}
 
 
@@ -133,8 +141,10 @@ def load(source: ModelSource, config: Config, device: torch.device, reporter: Re
     return base
 
 
-def build(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, reporter: Reporter) -> PeftModel:
-    """The base with a fresh adapter, drawn from the seed, and laid out by the plan."""
+def build(
+    base: PreTrainedModel, base_name: str, config: Config, plan: Plan, start: StartingAdapter | None, reporter: Reporter
+) -> PeftModel:
+    """The base with an adapter, drawn from the seed or with the weights to start from, and laid out by the plan."""
     from llmft_cli.training.step.row_separation import settle_attention, settle_rows
     from llmft_cli.training.step.tuned_model import (
         apply_plan,
@@ -147,6 +157,8 @@ def build(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, rep
     own_attention = base.config._attn_implementation
     kept = plan.dequantized_weights or has_room_for_dequantized_weights(base)
     model = make_trainable(base, config, base_name)
+    if start is not None:
+        load_into(model, start)
     apply_plan(model, replace(plan, dequantized_weights=kept))
     if plain := why_plain_layers(model, config):
         reporter.note(f"fused layers are not used: {plain}")
@@ -156,7 +168,9 @@ def build(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, rep
     return model
 
 
-def trainer_of(run: RunDir, model: PeftModel, rows: datasets.Dataset, config: Config, reporter: Reporter) -> QLoRATrainer:
+def trainer_of(
+    run: RunDir, model: PeftModel, rows: datasets.Dataset, config: Config, training: Identity, reporter: Reporter
+) -> QLoRATrainer:
     from llmft_cli.training.loop.trainer import QLoRATrainer
 
     held_out = load_split(run.data, VALIDATION)
@@ -165,6 +179,8 @@ def trainer_of(run: RunDir, model: PeftModel, rows: datasets.Dataset, config: Co
         group_by_length=not config.packing,
         tokens_per_batch=config.tokens_per_batch,
         reporter=reporter,
+        training=training,
+        checkpoints_kept=config.save_total_limit,
         model=model,
         args=schedule.training_arguments(run.checkpoints, steps, config, model.device, evaluate=held_out is not None),
         train_dataset=rows,
@@ -243,10 +259,11 @@ def add_callbacks(
     trainer: QLoRATrainer, run: RunDir, config: Config, stop: StopRequest, advance: Advance, reporter: Reporter
 ) -> None:
     """Figures instead of prints, the expected end, stopping when asked to, and early stopping."""
-    from transformers import EarlyStoppingCallback, PrinterCallback
+    from transformers import PrinterCallback
 
     from llmft_cli.training.loop.callbacks import Figures, StopWhenAsked
     from llmft_cli.training.loop.expected_end import ExpectedEnd
+    from llmft_cli.training.loop.resuming import DueEvaluation, Patience
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance, trainer.loss_scale))
@@ -254,27 +271,5 @@ def add_callbacks(
     trainer.add_callback(ExpectedEnd(trainer.clock, held_out_tokens, reporter))
     trainer.add_callback(StopWhenAsked(stop))
     if config.early_stopping_patience and trainer.eval_dataset is not None:
-        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
-
-
-def save(run: RunDir, model: PeftModel) -> None:
-    """Leave the adapter and the loss chart in the run.
-
-    Raises:
-        VerificationError: the adapter changes nothing.
-    """
-    check_changes_something(model)
-    with replacing_directory(run.adapter) as folder:
-        save_adapter(model, folder)
-    loss_chart.draw(run.metrics, run.loss_chart)
-
-
-@contextmanager
-def complete_checkpoints(run: RunDir, checkpoint: Path | None, record: StageRecord) -> Iterator[None]:
-    """Begin after the given checkpoint, and leave complete ones only, however the training ends."""
-    checkpoints.forget_steps_after(run, checkpoint)
-    try:
-        yield
-    finally:
-        checkpoints.remove_incomplete(run.checkpoints)
-        record.resumable = checkpoints.last_complete(run.checkpoints) is not None
+        trainer.add_callback(Patience(config.early_stopping_patience))
+    trainer.add_callback(DueEvaluation(trainer))

@@ -6,9 +6,29 @@ import json
 from pathlib import Path
 from typing import Any
 
+from llmft_cli.base.files import write_atomically
+
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+    """The rows of metrics.jsonl, without lines that a kill or a full disk has cut off."""
+    if not file.exists():
+        return []
+    rows = (row_in(line) for line in file.read_text(encoding="utf-8", errors="replace").split("\n"))
+    return [row for row in rows if row is not None]
+
+
+def row_in(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def forget_steps_after(file: Path, step: int) -> None:
+    """Remove the rows after a step from metrics.jsonl."""
+    rows = [row for row in read_metrics(file) if row["step"] <= step]
+    write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def tokens_so_far(metrics: Path) -> int:

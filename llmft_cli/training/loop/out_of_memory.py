@@ -14,7 +14,6 @@ from llmft_cli.models import loading
 from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import Config
-from llmft_cli.training.loop import checkpoints
 from llmft_cli.training.loop.smaller_passes import DoesNotFit, find_rows, is_out_of_memory
 from llmft_cli.training.step.checkpointing import is_checkpointed
 
@@ -69,7 +68,7 @@ def next_steps(run: RunDir, config: Config, model: Any) -> str:
     """The commands that fix it, with the run's own settings."""
     path = shlex.quote(str(run.path))
     settings = f"--config {shlex.quote(str(run.config_file))}"
-    resumable = checkpoints.last_complete(run.checkpoints) is not None
+    resumable = run.resumable_checkpoints(run.entry("train") or {})
     again = f"resume with: llmft train {path} --resume" if resumable else f"start again with: llmft train {path} {settings}"
     if not all(map(is_checkpointed, decoder_layers(model))):
         return f"{again} --gradient-checkpointing"

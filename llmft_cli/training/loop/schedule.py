@@ -74,7 +74,7 @@ def training_arguments(
         seed=config.seed,
         save_strategy="steps",
         save_steps=steps.evaluate_every,
-        save_total_limit=config.save_total_limit,
+        save_total_limit=None,  # the trainer removes surplus checkpoints itself
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,  # it would log NaN losses as 0
         report_to=[] if config.report_to == "none" else [config.report_to],

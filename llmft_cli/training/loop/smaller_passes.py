@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
@@ -83,6 +83,23 @@ class DoesNotFit(OutOfMemory):
 
 def is_out_of_memory(error: Exception) -> bool:
     return isinstance(from_library_error(error), OutOfMemory)
+
+
+@dataclass
+class CurrentStep:
+    """The data needed to repeat an optimizer step from its start.
+
+    Attributes:
+        done: optimizer steps before it.
+        random_state: at its start.
+        logged_loss: Trainer's sum of losses not yet logged, at its start.
+        batches: its batches so far.
+    """
+
+    done: int
+    random_state: RandomState
+    logged_loss: torch.Tensor
+    batches: list[Batch] = field(default_factory=list)
 
 
 class Passes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from llmft_cli.base.errors import StageError
 from llmft_cli.base.reporter import Reporter, Silent
 from llmft_cli.models.adapters import save_adapter
+from llmft_cli.run_dir import checkpoints
 from llmft_cli.training.batches.sampling import LengthGroupedSampler, TokenBatchSampler
 from llmft_cli.training.batches.token_batches import sequence_lengths
 from llmft_cli.training.fast.cuda_graphs import recorded_passes
-from llmft_cli.training.loop.checkpoints import STATE_FILE, read_state
 from llmft_cli.training.loop.deferred_log import DeferredLog, defer_log
 from llmft_cli.training.loop.held_out import held_out_loss
 from llmft_cli.training.loop.loss_scale import LossScale
-from llmft_cli.training.loop.smaller_passes import Failure, Passes, RandomState, random_state, retry_notice, set_random_state
+from llmft_cli.training.loop.smaller_passes import CurrentStep, Failure, Passes, random_state, retry_notice, set_random_state
 from llmft_cli.training.loop.step_clock import StepClock
 from llmft_cli.training.step.loss import loss_and_gradients, summed_loss
 from llmft_cli.training.step.tuned_model import base_type
@@ -28,22 +27,7 @@ from llmft_cli.training.step.tuned_model import base_type
 if TYPE_CHECKING:
     from llmft_cli.training.batches.collate import Batch
 
-
-@dataclass
-class CurrentStep:
-    """The data needed to repeat an optimizer step from its start.
-
-    Attributes:
-        done: optimizer steps before it.
-        random_state: at its start.
-        logged_loss: Trainer's sum of losses not yet logged, at its start.
-        batches: its batches so far.
-    """
-
-    done: int
-    random_state: RandomState
-    logged_loss: torch.Tensor
-    batches: list[Batch] = field(default_factory=list)
+STATE_FILE = "trainer_state.json"
 
 
 class QLoRATrainer(transformers.Trainer):
@@ -54,6 +38,7 @@ class QLoRATrainer(transformers.Trainer):
         passes, evaluation_passes: run batches through the model, in parts if needed.
         tokens_per_batch: tokens per batch, padding included; None if batches have a fixed number of sequences.
         loss_scale: for fp16 without autocast; else None (under autocast, accelerate has its own).
+        keeps_best: whether the adapter of the best evaluation is kept, not that of the last step.
     """
 
     control: transformers.TrainerControl
@@ -64,11 +49,16 @@ class QLoRATrainer(transformers.Trainer):
         group_by_length: bool = False,
         tokens_per_batch: int | None = None,
         reporter: Reporter | None = None,
+        training: checkpoints.Identity | None = None,
+        checkpoints_kept: int = 1,
         **kwargs: Any,
     ) -> None:
         self._group_by_length = group_by_length
         self.tokens_per_batch = tokens_per_batch
+        self._training = training or {}
+        self._checkpoints_kept = checkpoints_kept
         super().__init__(**kwargs)
+        self.keeps_best: bool = self.args.load_best_model_at_end
         self.clock = StepClock(self.args.device)
         self._reporter = reporter or Silent()
         self.current_step: CurrentStep | None = None
@@ -183,18 +173,8 @@ class QLoRATrainer(transformers.Trainer):
 
     def _report_training(self, failure: Failure, largest: int) -> None:
         when = "longest batch" if self.current_step is None else f"step {self.state.global_step + 1}"
-        advice = self._smaller_batches(failure.part["input_ids"].shape[1], largest) or "a smaller --max-seq-length"
+        advice = smaller_batches(self, failure.part["input_ids"].shape[1], largest) or "a smaller --max-seq-length"
         self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset, advice))
-
-    def _smaller_batches(self, length: int, largest: int) -> str | None:
-        """The flags that limit passes with sequences of this length to `largest` tokens; None if no flags can."""
-        if self.tokens_per_batch is not None:
-            return f"--tokens-per-batch {largest}" if largest >= max(sequence_lengths(self.train_dataset)) else None
-        if largest < length:
-            return None
-        step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        size = max(count for count in range(1, largest // length + 1) if step % count == 0)
-        return f"--batch-size {size} --gradient-accumulation-steps {step // size}"
 
     def _report_evaluation(self, failure: Failure, largest: int) -> None:
         advice = f"--eval-batch-size {max(1, largest // failure.part['input_ids'].shape[1])}"
@@ -249,14 +229,23 @@ class QLoRATrainer(transformers.Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    @property
+    def _checkpoint_folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Like the parent's, which neither knows when all files are written nor leaves folders of others alone."""
         with self.clock.paused():
             super()._save_checkpoint(*args, **kwargs)
+            best_step = self.state.best_global_step if self.keeps_best else None
+            written = checkpoints.checkpoint_of(self._checkpoint_folder, self.state.global_step)
+            checkpoints.seal(written, self._training, best_step)
+            checkpoints.remove_surplus(self._checkpoint_folder, self._checkpoints_kept, best_step)
 
     def save_completed_steps(self) -> None:
         """Save a checkpoint of the last completed step after a failure, unless there is none or it is already saved."""
         done = self.state.global_step
-        if done == 0 or read_state(Path(str(self.args.output_dir)) / f"checkpoint-{done}") is not None:
+        if done == 0 or checkpoints.is_sealed(checkpoints.checkpoint_of(self._checkpoint_folder, done)):
             return
         if self.current_step is not None and self.current_step.done == done:
             self._start_step_over()
@@ -274,23 +263,34 @@ class QLoRATrainer(transformers.Trainer):
     def restore_end(self, checkpoint: Path) -> None:
         """Restore the end of a training run from its last step's checkpoint; the parent's `train` would add a step."""
         self.state = transformers.TrainerState.load_from_json(str(checkpoint / STATE_FILE))
-        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self.model.load_adapter(best or str(checkpoint), "default", is_trainable=True)
+        self._load_best_model()
 
-    def mean_loss(self) -> float:
-        """Mean training loss over all steps, including those before resuming, without non-finite ones (fp16)."""
-        total, counted, last = 0.0, 0, 0
-        for row in self.state.log_history:
-            if "loss" in row:
-                if math.isfinite(row["loss"]):
-                    total += row["loss"] * (row["step"] - last)
-                    counted += row["step"] - last
-                last = row["step"]
-        return total / counted if counted else math.nan
+    def _load_best_model(self) -> None:
+        """Load the adapter to keep. The parent would go on with another one, in silence, if its files are missing.
 
-    def final_eval_loss(self) -> float | None:
-        """Held-out loss of the final weights, or None without an evaluation."""
-        if self.args.load_best_model_at_end:
-            return self.state.best_metric
-        losses: list[float] = [row["eval_loss"] for row in self.state.log_history if "eval_loss" in row]
-        return losses[-1] if losses else None
+        Raises:
+            StageError: its checkpoint is damaged.
+        """
+        kept = self.kept_checkpoint()
+        if damage := checkpoints.damage_of(kept, self._training):
+            raise StageError(
+                f"the adapter to keep cannot be loaded: {damage}",
+                f"train again from an intact checkpoint: llmft train {kept.parent.parent} --resume",
+            )
+        self.model.load_adapter(str(kept), "default", is_trainable=True)
+
+    def kept_checkpoint(self) -> Path:
+        """The checkpoint whose adapter is kept: that of the best evaluation, or of the last step."""
+        best = self.state.best_global_step if self.keeps_best else None
+        return checkpoints.checkpoint_of(self._checkpoint_folder, best or self.state.global_step)
+
+
+def smaller_batches(trainer: QLoRATrainer, length: int, largest: int) -> str | None:
+    """The flags that limit passes with sequences of this length to `largest` tokens; None if no flags can."""
+    if trainer.tokens_per_batch is not None:
+        return f"--tokens-per-batch {largest}" if largest >= max(sequence_lengths(trainer.train_dataset)) else None
+    if largest < length:
+        return None
+    step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
+    size = max(count for count in range(1, largest // length + 1) if step % count == 0)
+    return f"--batch-size {size} --gradient-accumulation-steps {step // size}"

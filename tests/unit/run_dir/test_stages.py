@@ -16,7 +16,7 @@ import pytest
 from llmft_cli.base import files
 from llmft_cli.base.errors import Interrupted, MachineError, StageError
 from llmft_cli.base.files import hash_path, replacing_directory, write_atomically
-from llmft_cli.run_dir import ledger, stages
+from llmft_cli.run_dir import checkpoints, ledger, stages
 from llmft_cli.run_dir.run import RunDir, newest
 from llmft_cli.run_dir.stages import stage as run_stage
 
@@ -283,15 +283,67 @@ def test_a_failed_overwrite_that_touched_the_old_result_has_failed(run: RunDir, 
     assert entry["status"] == "failed"
 
 
-def test_an_interrupted_overwrite_that_can_be_resumed_is_interrupted(run: RunDir, source: Path) -> None:
+def test_an_interrupted_overwrite_that_has_begun_is_interrupted(run: RunDir, source: Path) -> None:
     prepare(run, source)
     train(run)
     with pytest.raises(Interrupted), run_stage(run, "train", {}, {}, overwrite=True) as record:  # noqa: PT012
-        record.resumable = True
+        record.begin()
         raise Interrupted("stopped")
     entry = run.entry("train")
     assert entry is not None
     assert entry["status"] == "interrupted"
+
+
+def test_a_failed_start_keeps_what_an_interrupted_training_can_be_resumed_from(run: RunDir, source: Path) -> None:
+    """A misspelt setting with --overwrite used to cost the hours before it."""
+    prepare(run, source)
+    train(run)
+    set_status(run, "train", "interrupted")
+    before = run.entry("train")
+    with pytest.raises(ValueError, match="x"), run_stage(run, "train", {"lora_r": 7}, {}, overwrite=True):
+        raise ValueError("x")
+    assert run.entry("train") == before
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import stage
+with stage(RunDir(pathlib.Path(sys.argv[1])), "train", {"seed": 9}, {}, overwrite=True) as record:
+    if sys.argv[2] == "begun":
+        record.begin()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_an_overwrite_that_was_killed_before_it_began_leaves_the_stage_done(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    train(run)
+    before, settings = run.require("train"), run.saved_settings("train")
+    subprocess.run([sys.executable, "-c", KILLED, str(run.path), "not begun"], check=False)
+    assert run.ledger()["stages"]["train"]["status"] == "running"
+    assert run.require("train") == before
+    assert run.saved_settings("train") == settings
+    assert complaint_of(lambda: train(run))[0] == f"{run.path}: train is already done"
+
+
+def test_an_overwrite_that_was_killed_after_it_began_is_killed(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    train(run)
+    subprocess.run([sys.executable, "-c", KILLED, str(run.path), "begun"], check=False)
+    assert complaint_of(lambda: run.require("train"))[0] == f"{run.path}: the stage train has not finished (killed)"
+
+
+def test_resuming_keeps_what_the_ledger_knows_until_it_is_known_again(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    train(run)
+    set_status(run, "train", "interrupted")
+    ledger = run.ledger()
+    ledger["stages"]["train"]["training"] = {"id": "a"}
+    run.ledger_file.write_text(json.dumps(ledger))
+    with run_stage(run, "train", {"seed": 5}, {}, overwrite=False, resume=True):
+        entry = run.ledger()["stages"]["train"]
+        assert (entry["status"], entry["training"], entry["config"]) == ("running", {"id": "a"}, {"seed": 5})
 
 
 # -- errors for a command that needs a stage
@@ -325,6 +377,12 @@ def test_require_of_a_stage_that_broke_off(run: RunDir, source: Path, status: st
     message = f"{run.path}: the stage train has not finished ({word})"
     assert complaint_of(lambda: run.require("train")) == (message, f"run first: llmft train {run.path}")
     (run.checkpoints / "checkpoint-4").mkdir(parents=True)
+    checkpoints.seal(run.checkpoints / "checkpoint-4", {"id": "another"}, None)
+    assert complaint_of(lambda: run.require("train")) == (message, f"run first: llmft train {run.path}")
+    checkpoints.seal(run.checkpoints / "checkpoint-4", {"id": "this"}, None)
+    ledger = run.ledger()
+    ledger["stages"]["train"]["training"] = {"id": "this"}
+    run.ledger_file.write_text(json.dumps(ledger))
     assert complaint_of(lambda: run.require("train")) == (message, f"run first: llmft train {run.path} --resume")
     set_status(run, "prepare", status)
     assert complaint_of(lambda: run.require("prepare"))[1] == f"run first: llmft prepare DATA --run {run.path}"

@@ -4,59 +4,27 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from llmft_cli.base.errors import ConfigError, Interrupted, StageError
 from llmft_cli.base.reporter import Silent
-from llmft_cli.data.prepare import prepare
 from llmft_cli.data.store import TRAIN, load_split
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.token_batches import sequence_lengths, token_batches
 from llmft_cli.training.train import train
 
-FLAGS = {"max_steps": 6, "batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3, "lora_r": 4, "device": "cpu"}
-TOPICS = ["sun", "rain", "wind", "snow", "frost", "mist", "cloud", "storm", "hail", "fog", "heat", "cold", "dew", "ice"]
+from .weather import FLAGS, InterruptAt, adapter_of, prepare_run, same, train_run, write_rows
 
 
 @pytest.fixture
 def data_file(tmp_path):
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"Tell me of {one} and {other}."},
-                {"role": "assistant", "content": f"{one} then {other}."},
-            ]
-        }
-        for one in TOPICS
-        for other in TOPICS[:3]
-    ]
-    file = tmp_path / "weather.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
+    return write_rows(tmp_path / "weather.jsonl")
 
 
 def prepared_run(path: Path, data_file: Path, tiny_model_dir: Path, **flags) -> RunDir:
     run = RunDir(path)
-    prepare(
-        run, [str(data_file)], resolve({"model": str(tiny_model_dir), "max_seq_length": 96, "val_size": 6.0, **flags}), Silent()
-    )
+    prepare_run(run, data_file, tiny_model_dir, **flags)
     return run
-
-
-def train_run(run: RunDir, resume: bool = False, overwrite: bool = False, reporter=None, **flags):
-    stages = ("prepare", "train") if resume else ("prepare",)
-    config = resolve({**FLAGS, **flags}, saved=run.saved_settings(*stages))
-    return train(run, config, reporter or Silent(), resume=resume, overwrite=overwrite)
-
-
-def adapter_of(run: RunDir) -> dict[str, torch.Tensor]:
-    return load_file(run.adapter / "adapter_model.safetensors")
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_training_writes_adapter_figures_chart_and_ledger(tmp_path, data_file, tiny_model_dir):
@@ -96,39 +64,6 @@ def test_same_seed_same_adapter_other_seed_another(tmp_path, data_file, tiny_mod
         train_run(run, seed=seed)
     assert same(adapter_of(runs[0]), adapter_of(runs[1]))
     assert not same(adapter_of(runs[0]), adapter_of(runs[2]))
-
-
-class InterruptAt(Silent):
-    """Asks to stop, as Ctrl-C does, when the held-out loss of a step is told."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def note(self, message: str) -> None:
-        import os
-        import signal
-
-        if message.startswith(f"step {self.step}:"):
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-@pytest.mark.slow
-def test_interrupted_training_resumes_to_the_same_adapter(tmp_path, data_file, tiny_model_dir):
-    whole = prepared_run(tmp_path / "whole", data_file, tiny_model_dir)
-    train_run(whole, eval_steps=2.0, lora_dropout=0.1)
-    broken = prepared_run(tmp_path / "broken", data_file, tiny_model_dir)
-    with pytest.raises(Interrupted, match=r"stopped after step 3 of 6") as raised:
-        train_run(broken, eval_steps=2.0, lora_dropout=0.1, reporter=InterruptAt(2))
-    assert raised.value.hint == f"resume with: llmft train {broken.path} --resume"
-    assert broken.entry("train")["status"] == "interrupted"
-    assert not broken.adapter.exists()
-    moved = RunDir(tmp_path / "moved")
-    broken.path.rename(moved.path)
-    result = train_run(moved, resume=True)
-    assert result.steps == 6
-    assert same(adapter_of(whole), adapter_of(moved))
-    steps = [json.loads(line)["step"] for line in moved.metrics.read_text().splitlines()]
-    assert steps == [1, 2, 2, 3, 4, 4, 5, 6, 6]
 
 
 def token_flags(tokens: int) -> dict[str, object]:
@@ -182,40 +117,6 @@ def test_resume_refuses_tokens_where_sequences_were_counted(tmp_path, data_file,
     config = resolve({"tokens_per_batch": 300}, saved=run.saved_settings("prepare", "train"))
     with pytest.raises(ConfigError, match="--tokens-per-batch was None before the interruption and is 300 now"):
         train(run, config, Silent(), resume=True)
-
-
-def test_resume_refuses_other_settings(tmp_path, data_file, tiny_model_dir):
-    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
-    with pytest.raises(Interrupted):
-        train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
-    with pytest.raises(ConfigError, match=r"--learning-rate was 0.005 before the interruption and is 0.1 now"):
-        train_run(run, resume=True, learning_rate=0.1)
-
-
-@pytest.mark.slow
-def test_starting_over_an_interrupted_training_must_be_asked_for(tmp_path, data_file, tiny_model_dir):
-    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
-    with pytest.raises(Interrupted):
-        train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
-    with pytest.raises(StageError, match="stopped at step 3"):
-        train_run(run)
-    assert train_run(run, overwrite=True).steps == 6
-
-
-@pytest.mark.slow
-def test_a_torn_checkpoint_is_passed_over(tmp_path, data_file, tiny_model_dir):
-    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
-    with pytest.raises(Interrupted):
-        train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
-    (run.checkpoints / "checkpoint-3" / "trainer_state.json").write_text('{"torn')
-    assert train_run(run, resume=True).steps == 6
-    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
-
-
-def test_nothing_to_resume(tmp_path, data_file, tiny_model_dir):
-    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
-    with pytest.raises(StageError, match="has no checkpoint to resume from"):
-        train_run(run, resume=True)
 
 
 def test_settings_of_the_data_cannot_change_after_prepare(tmp_path, data_file, tiny_model_dir):

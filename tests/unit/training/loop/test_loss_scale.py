@@ -25,6 +25,7 @@ from llmft_cli.training.loop.callbacks import Figures
 from llmft_cli.training.loop.loss_scale import LossScale
 from llmft_cli.training.loop.step_clock import StepClock
 from llmft_cli.training.loop.trainer import QLoRATrainer
+from llmft_cli.training.result import mean_loss
 from llmft_cli.training.step.tuned_model import make_trainable
 
 from ..tiny_training import Told, adapter, gradient_norms, losses, sequences
@@ -88,7 +89,7 @@ def test_losses_and_gradient_norms_are_those_of_fp32(trainer_in: Any, fast: bool
     assert exact.loss_scale is None
     assert losses(found) == pytest.approx(losses(exact), rel=2e-3)
     assert gradient_norms(found) == pytest.approx(gradient_norms(exact), rel=2e-2)
-    assert found.mean_loss() == pytest.approx(exact.mean_loss(), rel=2e-3)
+    assert mean_loss(found.state) == pytest.approx(mean_loss(exact.state), rel=2e-3)
     assert (skipped_steps(found), scale_of(found)) == (0, BEGUN)
 
 
@@ -193,7 +194,7 @@ def test_activations_that_overflow_end_as_a_skipped_step(trainer_in: Any, tmp_pa
     trainer.add_callback(Figures(metrics, StepClock(CPU), told, lambda steps, **figures: None, trainer.loss_scale))
     trainer.train()
     assert [math.isfinite(loss) for loss in losses(trainer)] == [True, False, True, True]
-    assert trainer.mean_loss() == pytest.approx(sum(loss for loss in losses(trainer) if math.isfinite(loss)) / 3)
+    assert mean_loss(trainer.state) == pytest.approx(sum(loss for loss in losses(trainer) if math.isfinite(loss)) / 3)
     assert (skipped_steps(trainer), scale_of(trainer)) == (1, BEGUN / 2)
     assert all(values.isfinite().all() for values in adapter(trainer).values())
     assert len(told.warnings) == 1

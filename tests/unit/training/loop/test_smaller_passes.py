@@ -19,6 +19,7 @@ from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.loop.held_out import held_out_loss
 from llmft_cli.training.loop.smaller_passes import DoesNotFit, MemoryUse, Passes, find_rows, random_state, set_random_state
 from llmft_cli.training.loop.trainer import QLoRATrainer
+from llmft_cli.training.result import mean_loss
 from llmft_cli.training.step import loss
 
 from ..tiny_training import OUT_OF_MEMORY, Told, adapter, gradient_norms, losses, make_trainer, sequences
@@ -214,7 +215,7 @@ def test_a_row_that_does_not_fit_leaves_the_steps_before_it(where: str, tiny_mod
     resumed = make_trainer(tiny_model_dir, tmp_path / "broken", **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "broken/checkpoint-3"))
     assert [row["step"] for row in resumed.state.log_history if "loss" in row] == [2, 3, 4]
-    assert resumed.mean_loss() == pytest.approx(whole.mean_loss(), rel=1e-6)
+    assert mean_loss(resumed.state) == pytest.approx(mean_loss(whole.state), rel=1e-6)
     weights = adapter(resumed)
     assert all(torch.equal(weights[name], wanted) for name, wanted in adapter(whole).items())
 

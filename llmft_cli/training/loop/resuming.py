@@ -1,0 +1,43 @@
+"""What Trainer forgets when it resumes: the evaluations without a lower loss, and the evaluation of a stopped step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+if TYPE_CHECKING:
+    from llmft_cli.training.loop.trainer import QLoRATrainer
+
+COUNTER = "early_stopping_patience_counter"
+
+
+class Patience(EarlyStoppingCallback):
+    """Early stopping that counts on where the checkpoint left off.
+
+    Trainer could restore the state of all callbacks, but then also that of its control, with the request to stop.
+    """
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__, {})
+        self.early_stopping_patience_counter = saved.get("attributes", {}).get(COUNTER, 0)
+
+
+class DueEvaluation(TrainerCallback):
+    """Evaluates a checkpoint that was saved on request at a step whose evaluation was due.
+
+    A request to stop must not wait for an evaluation, but without it another checkpoint may turn out the best.
+    """
+
+    def __init__(self, trainer: QLoRATrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step = state.global_step
+        if args.eval_strategy == "no" or step == 0 or step % int(args.eval_steps or 1):
+            return
+        if any(row["step"] == step and "eval_loss" in row for row in state.log_history):
+            return
+        metrics = self._trainer.evaluate()
+        self._trainer._determine_best_metric(metrics, None)

@@ -1,0 +1,73 @@
+"""What a training leaves in its run: complete checkpoints, the figures of its steps, and the adapter."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmft_cli.base.errors import VerificationError
+from llmft_cli.base.files import hash_file, replacing_directory
+from llmft_cli.models.adapters import WEIGHTS_FILE, check_changes_something, save_adapter
+from llmft_cli.run_dir import checkpoints
+from llmft_cli.run_dir.ledger import PREVIOUS
+from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import StageRecord
+from llmft_cli.training.loop import loss_chart
+from llmft_cli.training.starting_adapter import StartingAdapter, set_aside
+
+if TYPE_CHECKING:
+    from llmft_cli.training.loop.trainer import QLoRATrainer
+
+
+def save(run: RunDir, trainer: QLoRATrainer) -> None:
+    """Leave the adapter and the loss chart in the run.
+
+    Raises:
+        VerificationError: the adapter changes nothing, or is not that of the checkpoint whose figures are reported.
+    """
+    check_changes_something(trainer.model)
+    kept = checkpoints.read_seal(trainer.kept_checkpoint())
+    with replacing_directory(run.adapter) as folder:
+        save_adapter(trainer.model, folder)
+        if kept is not None and hash_file(folder / WEIGHTS_FILE) != kept.files[WEIGHTS_FILE]:
+            raise VerificationError(
+                f"the adapter to save is not that of {trainer.kept_checkpoint()}",
+                f"train again from its checkpoint: llmft train {run.path} --resume",
+            )
+    loss_chart.draw(run.metrics, run.loss_chart)
+
+
+@contextmanager
+def complete_checkpoints(
+    run: RunDir, checkpoint: Path | None, start: StartingAdapter | None, record: StageRecord
+) -> Iterator[None]:
+    """Begin after the given checkpoint, and leave complete ones only, however the training ends."""
+    forget_steps_after(run, checkpoint, start, record)
+    try:
+        yield
+    finally:
+        for written in checkpoints.newest_first(run.checkpoints):
+            if not (written / checkpoints.SEAL_FILE).exists():
+                checkpoints.remove(written)
+
+
+def forget_steps_after(run: RunDir, checkpoint: Path | None, start: StartingAdapter | None, record: StageRecord) -> None:
+    """Delete the results of an earlier training: all of them, or those after the checkpoint to resume from."""
+    previous = record.entry.get(PREVIOUS)
+    if start is not None:
+        record.entry["inputs"] |= (
+            set_aside(record, previous) if start.of_this_run and previous else {str(start.folder.resolve()): start.sha256}
+        )
+    record.begin()
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    for later in checkpoints.newest_first(run.checkpoints):
+        if checkpoint is None or checkpoints.step_of(later) > step:
+            checkpoints.remove(later)
+    if checkpoint is None:
+        shutil.rmtree(run.path / "profile", ignore_errors=True)
+        run.metrics.unlink(missing_ok=True)
+    else:
+        loss_chart.forget_steps_after(run.metrics, step)

@@ -155,7 +155,6 @@ def train(
         llmft train                                         # the newest run
         llmft train --data chat.jsonl --model smollm2-135m  # prepare, then train
         llmft train runs/mine --resume                      # after an interruption
-        llmft train runs/mine --continue --num-epochs 2     # train it further
     """
     from llmft_cli.cli.views import stages
     from llmft_cli.data.prepare import prepare as prepare_data

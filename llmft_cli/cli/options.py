@@ -180,7 +180,7 @@ ContinueOption = Annotated[
         "--continue",
         help="Train a finished run's adapter further. The settings are those of that training unless others are given. "
         "The adapter before is kept in RUN/earlier.",
-        rich_help_panel=RUN,
+        rich_help_panel=OTHER,
     ),
 ]
 FromAdapterOption = Annotated[

@@ -110,8 +110,10 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
-def remove_surplus(folder: Path, limit: int, best_step: int | None) -> None:
-    """Keep the newest checkpoint, the best one, and further newest ones up to `limit` in all."""
+def remove_surplus(folder: Path, limit: int | None, best_step: int | None) -> None:
+    """Keep the newest checkpoint, the best one, and further newest ones up to `limit` in all; None keeps all."""
+    if limit is None:
+        return
     newest, *others = newest_first(folder)
     ranked = [newest, *sorted(others, key=lambda checkpoint: step_of(checkpoint) != best_step)]
     needed = 1 + any(step_of(checkpoint) == best_step for checkpoint in others)

@@ -63,7 +63,8 @@ def stage(
     with run.lock():
         previous = run.entry(name, locked_here=True)
         if previous and previous["status"] == "done" and not (overwrite or resume):
-            raise StageError(f"{run.path}: {name} is already done", "to redo it, add --overwrite")
+            more = f", or train its adapter further: llmft train {run.path} --continue" if name == "train" else ""
+            raise StageError(f"{run.path}: {name} is already done", f"to redo it, add --overwrite{more}")
         entry = {"status": "running", "started": now(), "config": dict(settings), "inputs": dict(inputs)}
         if previous:
             entry = {**previous, **entry} if resume else {**entry, PREVIOUS: previous}

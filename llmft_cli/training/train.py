@@ -22,6 +22,7 @@ from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir import checkpoints
 from llmft_cli.run_dir.checkpoints import Identity
 from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import StageRecord
 from llmft_cli.run_dir.stages import stage as run_stage
 from llmft_cli.settings import compute_types
 from llmft_cli.settings import config as settings
@@ -71,33 +72,45 @@ def train(
         Interrupted: the user asked to stop; the training can be resumed from its checkpoint.
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
-    from llmft_cli.training.planning.decide import decide
-
     check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
     recorded = begin_or_resume(run, config, resume, overwrite)
     inputs = recorded.get("inputs") or {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     replace_done = overwrite or (start is not None and start.of_this_run)
     with run_stage(run, "train", settings.of_command(config, "train"), inputs, replace_done, resume) as record:
-        device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
-        source = base_model(recorded.get("model"), config, reporter)
-        training = recorded.get("training") or new_training(start, config, inputs, source)
-        checkpoint = intact_checkpoint(run, training, reporter) if resume else None
-        rows = train_split(run)
-        record.facts |= facts_of(source, config, training)
-        chosen = decide(source, config, rows, device, reporter, recorded.get("plan"))
-        record.facts["plan"] = asdict(chosen.plan)
-        record.save_facts()
-        config = chosen.applied_to(config)
-        base = load(source, config, device, reporter)
-        model = build(base, source.name, config, chosen.plan, start, reporter)
-        trainer = trainer_of(run, model, rows, config, training, reporter)
-        with complete_checkpoints(run, checkpoint, start, record):
-            outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
-            save(run, trainer)
-            result = result_of(run, trainer, config, chosen, outcome)
+        result = train_adapter(record, config, reporter, recorded, start, profile)
         record.outputs += ["adapter", "metrics.jsonl", "loss.svg"]
         record.facts["headline"] = asdict(result)
     return result
+
+
+def train_adapter(
+    record: StageRecord,
+    config: Config,
+    reporter: Reporter,
+    recorded: Mapping[str, Any],
+    start: StartingAdapter | None,
+    profile: bool,
+) -> TrainResult:
+    """The stage itself; `recorded` is the ledger entry of the training to resume, and empty for a new one."""
+    from llmft_cli.training.planning.decide import decide
+
+    run = record.run
+    device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
+    source = base_model(recorded.get("model"), config, reporter)
+    training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
+    checkpoint = intact_checkpoint(run, training, reporter) if recorded else None
+    rows = train_split(run)
+    chosen = decide(source, config, rows, device, reporter, recorded.get("plan"))
+    record.facts |= facts_of(source, config, training, chosen.plan)
+    record.save_facts()
+    config = chosen.applied_to(config)
+    base = load(source, config, device, reporter)
+    model = build(base, source.name, config, chosen.plan, start, reporter)
+    trainer = trainer_of(run, model, rows, config, training, reporter)
+    with complete_checkpoints(run, checkpoint, start, record):
+        outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
+        save(run, trainer)
+        return result_of(run, trainer, config, chosen, outcome)
 
 
 def settle_device(config: Config, recorded_type: str | None, reporter: Reporter) -> tuple[torch.device, Config]:
@@ -121,9 +134,10 @@ def train_split(run: RunDir) -> datasets.Dataset:
     return rows
 
 
-def facts_of(source: ModelSource, config: Config, training: Identity) -> dict[str, Any]:
+def facts_of(source: ModelSource, config: Config, training: Identity, plan: Plan) -> dict[str, Any]:
     """What the ledger records of a training run before it begins."""
     facts = {"training": training, "model": source.facts(), "seed": config.seed, "compute_dtype": config.compute_dtype}
+    facts["plan"] = asdict(plan)
     return facts | {"versions": versions(), "hardware": hardware()}
 
 

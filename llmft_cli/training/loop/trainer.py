@@ -50,7 +50,7 @@ class QLoRATrainer(transformers.Trainer):
         tokens_per_batch: int | None = None,
         reporter: Reporter | None = None,
         training: checkpoints.Identity | None = None,
-        checkpoints_kept: int = 1,
+        checkpoints_kept: int | None = None,
         **kwargs: Any,
     ) -> None:
         self._group_by_length = group_by_length

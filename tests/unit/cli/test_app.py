@@ -23,7 +23,7 @@ GENERAL = {"--json", "--quiet", "-q", "--debug", "--help", "--help-all"}
 OWN = {
     "gpu-check": {"--require-gpu", "--wait", "--min-free", "--max-load", "--gpus", "--config", "--vram", "--run", "--measure"},
     "prepare": {"--run", "--preview", "--overwrite", "--config"},
-    "train": {"--data", "--resume", "--profile", "--overwrite", "--allow-stale", "--config"},
+    "train": {"--data", "--resume", "--continue", "--from-adapter", "--profile", "--overwrite", "--allow-stale", "--config"},
     "merge": {"--overwrite", "--allow-stale", "--config"},
     "eval": {"--prompts", "--name", "--overwrite", "--allow-stale", "--config"},
     "chat": {"--prompt", "--system", "--compare", "--allow-stale", "--config"},

@@ -112,10 +112,11 @@ def test_a_damaged_seal_makes_it_incomplete(tmp_path: Path, content: str) -> Non
         (2, 2, {2, 8}),
         (3, 2, {2, 6, 8}),
         (9, 2, {2, 4, 6, 8}),
+        (None, 2, {2, 4, 6, 8}),
     ],
 )
 def test_surplus_ones_are_removed_but_neither_the_newest_nor_the_best(
-    tmp_path: Path, limit: int, best_step: int | None, kept: set[int]
+    tmp_path: Path, limit: int | None, best_step: int | None, kept: set[int]
 ) -> None:
     for step in (2, 4, 6, 8):
         write(tmp_path, step)

@@ -102,17 +102,17 @@ class ChatTemplate:
         text = self.render(messages, generation_prompt, tools)
         if tools or any("tool_calls" in message for message in messages):
             self._refuse_hidden_tools(conversation, text, generation_prompt)
-            return self._join_pieces(self._pieces_by_turn(conversation, text), messages, learned)
+            return self._join_pieces(self._pieces_by_turn(conversation, text), conversation, learned)
         if any(key in message for message in messages for key in THINKING_KEYS):
             refuse_hidden_thinking(messages, text)
-            return self._join_pieces(self._pieces_with_thinking(conversation, text), messages, learned)
+            return self._join_pieces(self._pieces_with_thinking(conversation, text), conversation, learned)
         skeleton = self._skeleton(tuple(message["role"] for message in messages), generation_prompt)
         missing = set(range(len(messages))).difference(skeleton.order)
         if missing:
             number = min(missing)
             raise RowError(f"the chat template leaves out message {number + 1} ({messages[number]['role']})")
-        found = skeleton.locate(messages, text, learned)
-        return found or self._join_pieces(self._pieces_by_prefix(messages, text, skeleton), messages, learned)
+        found = skeleton.locate(conversation, text, learned)
+        return found or self._join_pieces(self._pieces_by_prefix(messages, text, skeleton), conversation, learned)
 
     def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> TemplateSkeleton:
         """The template's own text around messages of these roles, in rendered order."""
@@ -212,20 +212,21 @@ class ChatTemplate:
             position = len(before) + len(answer)
         return [*pieces, Piece(text[position:], None)]
 
-    def _join_pieces(
-        self, pieces: Sequence[Piece], messages: Sequence[Message], learned: Collection[int] | None
-    ) -> RenderedRow:
+    def _join_pieces(self, pieces: Sequence[Piece], conversation: Conversation, learned: Collection[int] | None) -> RenderedRow:
         """Join pieces whose messages contain no special tokens: all of them are the template's."""
         text = "".join(piece.text for piece in pieces)
         spans: list[Span] = []
-        position = 0
+        position = prompt_length = 0
         for piece, after in zip(pieces, [*pieces[1:], Piece("", None)], strict=True):
             end = position + len(piece.text)
+            if piece.message is not None and piece.message == conversation.first_answer:
+                prompt_length = position
             if piece.message is not None and learned is not None and piece.message in learned:
-                ending = end_of_turn_after(self._ending(after.text), piece.message, messages)
+                ending = end_of_turn_after(self._ending(after.text), piece.message, conversation.messages)
                 spans.append((position, end + ending.stop))
             position = end
-        return RenderedRow(text, [match.span() for match in self._control.finditer(text)], None if learned is None else spans)
+        special_spans = [match.span() for match in self._control.finditer(text)]
+        return RenderedRow(text, special_spans, None if learned is None else spans, prompt_length=prompt_length)
 
 
 def with_other_tools(message: Message) -> Message:

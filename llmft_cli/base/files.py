@@ -48,11 +48,14 @@ def write_atomically(path: Path, text: str) -> None:
 def replacing_directory(target: Path) -> Iterator[Path]:
     """A new directory that replaces `target` if the block succeeds, and is deleted otherwise.
 
-    Callers hold a lock, so leftovers of a killed process next to `target` are deleted first.
+    Callers hold a lock, so leftovers of a killed process next to `target` are deleted first. If it was killed between
+    moving the old directory away and the new one into its place, the old one is put back.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
-        shutil.rmtree(leftover)
+        if (leftover / "old").is_dir() and not target.exists():
+            (leftover / "old").rename(target)
+        shutil.rmtree(leftover, ignore_errors=True)
     room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
     fresh, old = room / "new", room / "old"
     try:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.base.errors import ModelError
+from llmft_cli.base.errors import ModelError, first_line
 from llmft_cli.data.encoding.template_skeleton import (
     PLACEHOLDER,
     PLACEHOLDERS,
@@ -26,6 +26,7 @@ from llmft_cli.data.encoding.template_skeleton import (
 )
 from llmft_cli.data.encoding.tokenising import Span, Tokeniser, any_of
 from llmft_cli.data.forms.examples import THINKING_KEYS, Conversation, Message, RowError
+from llmft_cli.data.forms.fields import valid_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,9 +94,14 @@ class ChatTemplate:
                 f"the chat template is not valid Jinja (line {error.lineno}): {error.message}",
                 "give another with --chat-template FILE.jinja",
             ) from error
-        except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template uses a value that the row lacks
+        except jinja2.TemplateError as error:
             raise RowError(f"the chat template rejects this conversation: {error}") from error
-        return text
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program: it may divide by zero, or use a value that the row lacks
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise RowError(f"the chat template rejects this conversation: {reason}") from error
+        return valid_text(text, "the text that the chat template renders")
 
     def _render_row(self, conversation: Conversation, learned: Collection[int] | None, generation_prompt: bool) -> RenderedRow:
         messages, tools = conversation.messages, conversation.tools

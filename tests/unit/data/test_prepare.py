@@ -545,6 +545,75 @@ def test_a_chat_template_of_the_users_own_is_frozen_in_the_run(
     assert tokenizer.decode(train[0]["input_ids"]) == "user: Question 1?<|im_end|>assistant: Answer 1.<|im_end|>"
 
 
+FAILING = {
+    "{{ 1 / 0 }}": "ZeroDivisionError: division by zero",
+    "{{ 'x'.index('y') }}": "ValueError: substring not found",
+    "{{ 2.0 ** 5000 }}": "OverflowError: ",
+    "{% for i in range(10 ** 7) %}{% endfor %}": "OverflowError: Range too big",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError: ",
+    "{{ messages[9].content }}": "list object has no element 9",
+    "{% include 'x' %}": "TypeError: no loader for this environment specified",
+}
+
+
+@pytest.mark.parametrize("failing", FAILING)
+def test_a_row_for_which_the_template_fails_in_any_way_is_rejected(
+    failing: str, run: RunDir, write: Any, do_prepare: Prepare, tmp_path: Path
+) -> None:
+    """Only Jinja's own errors were caught: a template that divides by zero ended in "a bug of llmft"."""
+    template = tmp_path / "own.jinja"
+    text = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    template.write_text("{% if '3' in messages[0].content %}" + failing + "{% endif %}" + text)
+    result = do_prepare(write([chat(number) for number in range(6)]), chat_template=str(template), max_rejected=0.5)
+    assert (result.rows["kept"], result.rows["rejected"]) == (5, 1)
+    (rejected,) = lines_of(run.data / "rejected.jsonl")
+    assert rejected["line"] == 4
+    assert rejected["reason"].startswith(f"the chat template rejects this conversation: {FAILING[failing]}")
+
+
+def test_a_template_that_renders_a_lone_surrogate(run: RunDir, write: Any, do_prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ '\\ud83d' }}")
+    with pytest.raises(DataError, match=r"the text that the chat template renders has a lone surrogate \(\\ud83d\)"):
+        do_prepare(write([chat(1)]), chat_template=str(tmp_path / "own.jinja"), max_rejected=1.0)
+
+
+BAD_TEMPLATES = {
+    b"\x89PNG\r\n": "{file} is not UTF-8 (byte 0x89)",
+    "{{ messages }}".encode("utf-16"): "{file} is not UTF-8 (byte 0xff)",
+    b" \n": "{file} is empty",
+}
+
+
+@pytest.mark.parametrize("content", BAD_TEMPLATES)
+def test_a_file_that_is_no_chat_template(content: bytes, write: Any, do_prepare: Prepare, tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        do_prepare(write([chat(1)]), chat_template=str(file))
+    assert caught.value.message == "the chat template " + BAD_TEMPLATES[content].format(file=file)
+
+
+@pytest.mark.parametrize("name", ["missing.jinja", ".", "~no-such-user/a.jinja", "a\0b", "caf\udce9.jinja"])
+def test_a_chat_template_that_cannot_be_read(name: str, write: Any, do_prepare: Prepare) -> None:
+    with pytest.raises(ConfigError, match=r"^the chat template '.*' cannot be read: "):
+        do_prepare(write([chat(1)]), chat_template=name)
+
+
+def test_the_byte_order_mark_of_a_template_is_not_rendered(
+    run: RunDir, write: Any, do_prepare: Prepare, tmp_path: Path
+) -> None:
+    """Editors on Windows write one; it became the first token of every row."""
+    text = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    rows = []
+    for number, content in enumerate([text.encode(), b"\xef\xbb\xbf" + text.encode()]):
+        (tmp_path / "own.jinja").write_bytes(content)
+        do_prepare(write([chat(1)]), chat_template=str(tmp_path / "own.jinja"), val_size=0, overwrite=number == 1)
+        train = store.load_split(run.data, "train")
+        assert train is not None
+        rows.append(train[0]["input_ids"])
+    assert rows[0] == rows[1]
+
+
 def test_files_of_several_forms_go_together(write: Any, do_prepare: Prepare) -> None:
     chats = write([chat(number) for number in range(3)])
     table = write(["prompt,completion", "a,b", "c,d"], "table.csv")

@@ -8,11 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from llmft_cli.base.files import replacing_directory
+from llmft_cli.base.errors import StageError
+from llmft_cli.base.files import check_place, replacing_directory
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("caf\udce9", "its name is not UTF-8"), ("a" * 300, "File name too long"), ("file/run", ".* is a file")],
+)
+def test_a_run_directory_that_cannot_be_made_is_refused_before_any_work(name: str, reason: str, tmp_path: Path) -> None:
+    """Arrow takes only names in UTF-8: after all rows were read, writing them ended in "a bug of llmft"."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StageError, match=f"cannot be a run directory: {reason}"):
+        check_place(tmp_path / name)
 
 
 def test_leftovers_of_any_kind_are_cleared_by_the_next_replacement(tmp_path: Path) -> None:

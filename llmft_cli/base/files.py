@@ -18,10 +18,15 @@ def check_place(directory: Path) -> None:
     """Fail early if `directory` cannot be created or written.
 
     Raises:
-        StageError: a file is in the way.
+        StageError: a file is in the way, or its name is too long or not UTF-8, as Arrow and safetensors need it.
         MachineError: it is not writable.
     """
-    nearest = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    try:
+        str(directory).encode()
+        nearest = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    except (OSError, UnicodeEncodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "its name is not UTF-8"
+        raise StageError(f"{str(directory)!r} cannot be a run directory: {reason}", "choose another name") from error
     if not nearest.is_dir():
         raise StageError(f"{directory} cannot be a run directory: {nearest} is a file", "choose another directory")
     if not os.access(nearest, os.W_OK):
@@ -48,11 +53,14 @@ def write_atomically(path: Path, text: str) -> None:
 def replacing_directory(target: Path) -> Iterator[Path]:
     """A new directory that replaces `target` if the block succeeds, and is deleted otherwise.
 
-    Callers hold a lock, so leftovers of a killed process next to `target` are deleted first.
+    Callers hold a lock, so leftovers of a killed process next to `target` are deleted first. If it was killed between
+    moving the old directory away and the new one into its place, the old one is put back.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
-        shutil.rmtree(leftover)
+        if (leftover / "old").is_dir() and not target.exists():
+            (leftover / "old").rename(target)
+        shutil.rmtree(leftover, ignore_errors=True)
     room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
     fresh, old = room / "new", room / "old"
     try:

@@ -28,7 +28,7 @@ def run_to_prepare(path: Path | None, sources: list[str]) -> RunDir:
     from llmft_cli.base.files import check_place
     from llmft_cli.run_dir.run import RUNS_ROOT, RunDir
 
-    stem = Path(sources[0]).stem or "data"
+    stem = Path(sources[0]).stem.encode(errors="ignore").decode() or "data"  # a file's name may not be UTF-8
     run = RunDir(path or RUNS_ROOT / f"{stem}-{datetime.now().strftime('%Y%m%d-%H%M%S')}")
     check_place(run.path)
     return run

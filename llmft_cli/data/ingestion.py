@@ -8,7 +8,6 @@ order, so the result does not depend on the number of cores.
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 from array import array
 from collections import Counter, deque
@@ -28,6 +27,7 @@ from llmft_cli.data.forms.formats import Conversation, Document, RowError, Token
 from llmft_cli.data.inputs import Chunk, Input, ParsedRow, chunks
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.reading.rows import BadRow
+from llmft_cli.data.row_keys import duplicate_key, grouping_key, prompt_of
 from llmft_cli.data.store import REJECTED_FILE, RowSpool
 
 if TYPE_CHECKING:
@@ -84,13 +84,13 @@ class RowPart(NamedTuple):
     Attributes:
         text: used to find near-duplicates.
         number: of the part, from 0.
-        together: whether all parts of the row must be on the same side of the split.
+        prompt: parts with the same prompt, of this row or another, must be on the same side of the split; empty: none.
     """
 
     encoded: Encoded
     text: str
     number: int = 0
-    together: bool = False
+    prompt: bytes = b""
 
 
 @dataclass
@@ -99,6 +99,7 @@ class IngestedRows:
 
     Attributes:
         prompts: for each kept row a key that rows with the same prompt share.
+        contents: the same for rows with the same tokens, which may differ in what is supervised.
     """
 
     inputs: list[Input]
@@ -111,6 +112,7 @@ class IngestedRows:
     duplicates: int = 0
     split_documents: int = 0
     prompts: array[int] = field(default_factory=lambda: array("q"))
+    contents: array[int] = field(default_factory=lambda: array("q"))
     _sources: dict[str, int] = field(default_factory=dict)
     _seen: set[bytes] = field(default_factory=set)
 
@@ -134,16 +136,16 @@ class IngestedRows:
     def keep(self, row: ParsedRow, part: RowPart) -> bool:
         """Write a row to disk unless it is a duplicate; returns whether it was written."""
         content = array("i", part.encoded.input_ids).tobytes()
-        key = hashlib.blake2b(content, digest_size=16).digest()
+        supervised = part.encoded.supervised
+        key = duplicate_key(content, supervised)
         if key in self._seen:
             self.duplicates += 1
             return False
         self._seen.add(key)
-        supervised = part.encoded.supervised
         source = self._sources.setdefault(row.source, len(self._sources))
         self.spool.append(row.input, source, row.line, row.example if part.number == 0 else None, content, supervised)
-        prompt = f"{row.source}:{row.line}".encode() if part.together else content[: 4 * supervised[0][0]]
-        self.prompts.append(prompt_key(prompt, len(self.spool)))
+        self.prompts.append(grouping_key(part.prompt) if part.prompt else -len(self.spool))
+        self.contents.append(grouping_key(content))
         self.inputs[row.input].kept += 1
         return True
 
@@ -151,13 +153,6 @@ class IngestedRows:
         """Called once all rows are ingested, before any is read back."""
         self.spool.finish()
         self._seen.clear()
-
-
-def prompt_key(prompt: bytes, row: int) -> int:
-    """A key that rows with the same prompt share; a row without a prompt has a key of its own."""
-    if len(prompt) <= 4:  # a single token: the beginning of a document
-        return -row
-    return int.from_bytes(hashlib.blake2b(prompt, digest_size=8).digest(), "big") >> 1
 
 
 def checked_row(row: ParsedRow, part: RowPart, supervised: int) -> CheckedRow:
@@ -245,14 +240,15 @@ def row_parts(
             ingested.split_documents += len(parts) > 1
             return parts
         encoded = encoder.mask(row.rendered, tokens)
+    prompt = prompt_of(row.rendered, encoded)
     rows = fit_to_length(row, encoded, ingested, config)
     if len(rows) == 1 and isinstance(row.example, Conversation):
         # The system message is left out, since many rows share it.
         spoken = [message["content"] for message in row.example.messages if message["role"] != "system"]
-        return [RowPart(rows[0], "\n".join(spoken))]
-    return [
-        RowPart(encoded, " ".join(map(str, encoded.input_ids)), number, len(rows) > 1) for number, encoded in enumerate(rows)
-    ]
+        return [RowPart(rows[0], "\n".join(spoken), prompt=prompt)]
+    if len(rows) > 1:  # the parts of a row stay together even if it has no prompt
+        prompt = prompt or f"{row.source}:{row.line}".encode()
+    return [RowPart(part, " ".join(map(str, part.input_ids)), number, prompt) for number, part in enumerate(rows)]
 
 
 def fit_to_length(row: ParsedRow, encoded: Encoded, ingested: IngestedRows, config: Config) -> list[Encoded]:

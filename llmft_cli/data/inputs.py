@@ -146,4 +146,6 @@ def parse_row(
         rendered = None if isinstance(example, Tokenised) else encoder.render_row(example)
     except RowError as error:
         return ParsedRow(number, row.source, row.line, error=str(error))
+    except RecursionError:  # the limit depends on where in our code it is reached
+        return ParsedRow(number, row.source, row.line, error="nested too deeply")
     return ParsedRow(number, row.source, row.line, name, example, rendered)

@@ -60,13 +60,13 @@ def write_data(data: Path, ingested: IngestedRows, encoder: ConversationEncoder,
 
 
 def split_rows(ingested: IngestedRows, near_duplicates: NDArray[numpy.int64] | None, config: Config) -> Split:
-    """Split the rows; near-duplicates and rows with the same prompt stay on the same side."""
+    """Split the rows; near-duplicates, and rows with the same prompt or the same tokens, stay on the same side."""
     import numpy
 
-    groups = numpy.asarray(ingested.prompts)
+    groupings = [numpy.asarray(ingested.prompts), numpy.asarray(ingested.contents)]
     if near_duplicates is not None:
-        groups = merged_groups(groups, near_duplicates)
-    return split_by_group(groups, wanted_rows(config.val_size, len(ingested.spool)), config.seed)
+        groupings.append(near_duplicates)
+    return split_by_group(merged_groups(*groupings), wanted_rows(config.val_size, len(ingested.spool)), config.seed)
 
 
 def sequences_of(rows: Sequence[int], lengths: Sequence[int], config: Config) -> list[list[int]]:

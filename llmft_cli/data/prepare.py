@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Incremented whenever the same rows would be prepared differently, so that older data is not reused.
-DATA_VERSION = 2
+DATA_VERSION = 3
 
 
 def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporter, overwrite: bool = False) -> PrepareResult:

@@ -64,8 +64,11 @@ def split_by_group(groups: Integers, wanted: int, seed: int) -> Split:
     return Split(numbers[~is_held_out].tolist(), numbers[is_held_out].tolist(), leaking)
 
 
-def merged_groups(first: Integers, second: Integers) -> Integers:
-    """Merge two groupings: rows that share a group in either share one in the result.
+def merged_groups(*groupings: Integers) -> Integers:
+    """Merge groupings: rows that share a group in any of them share one in the result.
+
+    Args:
+        groupings: each has for each row the number of its group, of shape (rows,).
 
     Returns:
         For each row the number of its group.
@@ -75,13 +78,13 @@ def merged_groups(first: Integers, second: Integers) -> Integers:
     from scipy.sparse.csgraph import connected_components
 
     edges = []
-    for grouping in (first, second):
+    for grouping in groupings:
         _, leaders, group_of = numpy.unique(grouping, return_index=True, return_inverse=True)
         leader = leaders[group_of]
         rows = numpy.flatnonzero(leader != numpy.arange(len(grouping)))
         edges.append((rows, leader[rows]))
     start, end = map(numpy.concatenate, zip(*edges, strict=True))
-    graph = coo_matrix((numpy.ones(len(start), numpy.int8), (start, end)), shape=(len(first), len(first)))
+    graph = coo_matrix((numpy.ones(len(start), numpy.int8), (start, end)), shape=(len(groupings[0]),) * 2)
     component: Integers = connected_components(graph, directed=False)[1]
     return component
 

@@ -135,7 +135,7 @@ def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Re
     with reporter.track("held-out loss", total=len(ARMS)) as advance:
         for arm in ARMS:
             with tuned.arm(arm) as model:
-                losses[arm] = held_out_loss(model, list(rows), config.eval_batch_size, tuned.device)
+                losses[arm] = held_out_loss(model, rows, config.eval_batch_size, tuned.device)
             advance(1)
     return losses
 

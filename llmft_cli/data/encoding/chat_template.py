@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.base.errors import ModelError
+from llmft_cli.base.errors import ModelError, first_line
 from llmft_cli.data.encoding.template_skeleton import (
     PLACEHOLDER,
     PLACEHOLDERS,
@@ -26,6 +26,7 @@ from llmft_cli.data.encoding.template_skeleton import (
 )
 from llmft_cli.data.encoding.tokenising import Span, Tokeniser, any_of
 from llmft_cli.data.forms.examples import THINKING_KEYS, Conversation, Message, RowError
+from llmft_cli.data.forms.fields import valid_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -93,26 +94,31 @@ class ChatTemplate:
                 f"the chat template is not valid Jinja (line {error.lineno}): {error.message}",
                 "give another with --chat-template FILE.jinja",
             ) from error
-        except (jinja2.TemplateError, TypeError) as error:  # TypeError: the template uses a value that the row lacks
+        except jinja2.TemplateError as error:
             raise RowError(f"the chat template rejects this conversation: {error}") from error
-        return text
+        except MemoryError:
+            raise
+        except Exception as error:  # a template is a program: it may divide by zero, or use a value that the row lacks
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise RowError(f"the chat template rejects this conversation: {reason}") from error
+        return valid_text(text, "the text that the chat template renders")
 
     def _render_row(self, conversation: Conversation, learned: Collection[int] | None, generation_prompt: bool) -> RenderedRow:
         messages, tools = conversation.messages, conversation.tools
         text = self.render(messages, generation_prompt, tools)
         if tools or any("tool_calls" in message for message in messages):
             self._refuse_hidden_tools(conversation, text, generation_prompt)
-            return self._join_pieces(self._pieces_by_turn(conversation, text), messages, learned)
+            return self._join_pieces(self._pieces_by_turn(conversation, text), conversation, learned)
         if any(key in message for message in messages for key in THINKING_KEYS):
             refuse_hidden_thinking(messages, text)
-            return self._join_pieces(self._pieces_with_thinking(conversation, text), messages, learned)
+            return self._join_pieces(self._pieces_with_thinking(conversation, text), conversation, learned)
         skeleton = self._skeleton(tuple(message["role"] for message in messages), generation_prompt)
         missing = set(range(len(messages))).difference(skeleton.order)
         if missing:
             number = min(missing)
             raise RowError(f"the chat template leaves out message {number + 1} ({messages[number]['role']})")
-        found = skeleton.locate(messages, text, learned)
-        return found or self._join_pieces(self._pieces_by_prefix(messages, text, skeleton), messages, learned)
+        found = skeleton.locate(conversation, text, learned)
+        return found or self._join_pieces(self._pieces_by_prefix(messages, text, skeleton), conversation, learned)
 
     def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> TemplateSkeleton:
         """The template's own text around messages of these roles, in rendered order."""
@@ -212,20 +218,21 @@ class ChatTemplate:
             position = len(before) + len(answer)
         return [*pieces, Piece(text[position:], None)]
 
-    def _join_pieces(
-        self, pieces: Sequence[Piece], messages: Sequence[Message], learned: Collection[int] | None
-    ) -> RenderedRow:
+    def _join_pieces(self, pieces: Sequence[Piece], conversation: Conversation, learned: Collection[int] | None) -> RenderedRow:
         """Join pieces whose messages contain no special tokens: all of them are the template's."""
         text = "".join(piece.text for piece in pieces)
         spans: list[Span] = []
-        position = 0
+        position = prompt_length = 0
         for piece, after in zip(pieces, [*pieces[1:], Piece("", None)], strict=True):
             end = position + len(piece.text)
+            if piece.message is not None and piece.message == conversation.first_answer:
+                prompt_length = position
             if piece.message is not None and learned is not None and piece.message in learned:
-                ending = end_of_turn_after(self._ending(after.text), piece.message, messages)
+                ending = end_of_turn_after(self._ending(after.text), piece.message, conversation.messages)
                 spans.append((position, end + ending.stop))
             position = end
-        return RenderedRow(text, [match.span() for match in self._control.finditer(text)], None if learned is None else spans)
+        special_spans = [match.span() for match in self._control.finditer(text)]
+        return RenderedRow(text, special_spans, None if learned is None else spans, prompt_length=prompt_length)
 
 
 def with_other_tools(message: Message) -> Message:

@@ -20,11 +20,18 @@ def read_template(name: str) -> str:
     """The chat template in a file, or `plain`.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: the file cannot be read, is not UTF-8, or is blank.
     """
     if name == PLAIN:
         return PLAIN_TEMPLATE
     try:
-        return Path(name).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the chat template {name} cannot be read: {error}") from error
+        # A byte order mark would be rendered into every row.
+        template = Path(name).expanduser().read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the chat template {name} is not UTF-8 (byte {error.object[error.start]:#04x})") from error
+    # ValueError: a NUL byte in the name; RuntimeError: there is no such user.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"the chat template {name!r} cannot be read: {getattr(error, 'strerror', error)}") from error
+    if not template.strip():
+        raise ConfigError(f"the chat template {name} is empty")
+    return template

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmft_cli.data.encoding.tokenising import Span
-from llmft_cli.data.forms.formats import Message, RowError
+from llmft_cli.data.forms.formats import Conversation, Message, RowError
 
 # Private-use characters: no template produces or tests for them.
 PLACEHOLDER = "\ue0f0{}\ue0f1"
@@ -23,12 +23,14 @@ class RenderedRow(NamedTuple):
         special_spans: where the template's special tokens are.
         learned_spans: what is supervised; None: all of it.
         prefix_length: length of the beginning that many rows share; it ends with a special token.
+        prompt_length: length of what comes before the first answer (`Conversation.first_answer`); 0 if there is none.
     """
 
     text: str
     special_spans: list[Span]
     learned_spans: list[Span] | None
     prefix_length: int = 0
+    prompt_length: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class TemplateSkeleton:
     endings: list[Ending | None]
     leads: list[int]
 
-    def locate(self, messages: Sequence[Message], text: str, learned: Collection[int] | None) -> RenderedRow | None:
+    def locate(self, conversation: Conversation, text: str, learned: Collection[int] | None) -> RenderedRow | None:
         """The row with its messages located in the rendered text; None if the text does not match this skeleton.
 
         Raises:
@@ -71,6 +73,7 @@ class TemplateSkeleton:
         """
         if not text.startswith(self.texts[0]):
             return None
+        messages, first_answer, prompt_length = conversation.messages, conversation.first_answer, 0
         special_spans = list(self.controls[0])
         spans: list[Span] = []
         position = len(self.texts[0])
@@ -82,6 +85,8 @@ class TemplateSkeleton:
                 if content is None:
                     return None
             end = position + len(content)
+            if number == first_answer:
+                prompt_length = position - self.leads[index - 1]
             if learned is not None and number in learned:
                 ending = end_of_turn_after(self.endings[index], number, messages)
                 spans.append((position - self.leads[index - 1], end + ending.stop))
@@ -90,7 +95,7 @@ class TemplateSkeleton:
         if position != len(text):
             return None
         head = self.controls[0][-1][1] if self.controls[0] else 0
-        return RenderedRow(text, special_spans, None if learned is None else spans, head)
+        return RenderedRow(text, special_spans, None if learned is None else spans, head, prompt_length)
 
 
 def end_of_turn_after(ending: Ending | None, number: int, messages: Sequence[Message]) -> Ending:

@@ -33,6 +33,12 @@ class Conversation:
     tools: list[dict[str, Any]] | None = None
     trained: tuple[bool, ...] | None = None
 
+    @property
+    def first_answer(self) -> int | None:
+        """The number of the first answer that the row does not exclude from training; what comes before is its prompt."""
+        roles = enumerate(message["role"] for message in self.messages)
+        return next((n for n, role in roles if role == "assistant" and (self.trained is None or self.trained[n])), None)
+
 
 @dataclass(frozen=True)
 class Document:

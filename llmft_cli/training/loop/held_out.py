@@ -35,10 +35,11 @@ def held_out_loss(
 ) -> HeldOutLoss:
     """The mean loss over all supervised tokens of the sequences.
 
-    Draws no random numbers, so an evaluation does not change the training.
+    Draws no random numbers, so an evaluation does not change the training. Only one batch is in memory at a time: as
+    Python lists, a split takes many times its size on disk.
 
     Args:
-        sequences: as in `data/store.py`, at least one.
+        sequences: as in `data/store.py`, at least one; a split of the data is read from disk batch by batch.
         batch_size: sequences in one forward pass.
         passes: of an earlier evaluation, with the pass size that fits into memory.
 
@@ -55,10 +56,11 @@ def held_out_loss(
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     tokens = 0
-    by_length = sorted(sequences, key=lambda sequence: len(sequence["input_ids"]))
+    lengths = [len(sequence["input_ids"]) for sequence in sequences]
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
     with torch.no_grad():
         for start in range(0, len(by_length), batch_size):
-            batch = to_device(collate(by_length[start : start + batch_size]), device)
+            batch = to_device(collate([sequences[number] for number in by_length[start : start + batch_size]]), device)
             total += passes.run([batch], lambda part: summed_loss(model, part).double())
             tokens += len(batch["predicting"])
     model.train(was_training)

@@ -246,4 +246,5 @@ def test_flags_and_file_reach_the_config(tmp_path: Path) -> None:
 def test_a_new_run_is_named_after_its_data() -> None:
     assert re.fullmatch(r"runs/chat-\d{8}-\d{6}", str(run_to_prepare(None, ["sample_data/chat.jsonl", "b.csv"]).path))
     assert re.fullmatch(r"runs/data-\d{8}-\d{6}", str(run_to_prepare(None, ["."]).path))
+    assert re.fullmatch(r"runs/caf-\d{8}-\d{6}", str(run_to_prepare(None, ["caf\udce9.csv"]).path))
     assert run_to_prepare(Path("runs/x"), ["."]).path == Path("runs/x")

@@ -279,6 +279,128 @@ def test_answers_to_one_question_stay_on_one_side(run: RunDir, write: Any, do_pr
     assert sorted(questions) == sorted([*set(questions)] * 2)
 
 
+def on_both_sides(run: RunDir, prompt: Callable[[list[int]], Any]) -> set[Any]:
+    """The prompts that rows of both sides of the split have.
+
+    Args:
+        prompt: the prompt of a row's ids.
+    """
+    sides = []
+    for name in ("train", "validation"):
+        split = store.load_split(run.data, name)
+        assert split is not None
+        sides.append({prompt(ids) for ids in split["input_ids"]})
+    return sides[0] & sides[1]
+
+
+def as_messages(question: str, answer: str, number: int) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+def as_prompt_and_completion(question: str, answer: str, number: int) -> dict[str, Any]:
+    return {"prompt": question, "completion": answer}
+
+
+def as_several_turns(question: str, answer: str, number: int) -> dict[str, Any]:
+    later = as_messages(f"And {number * 37}?", f"That is {number * 41}.", number)["messages"]
+    return {"messages": [*as_messages(question, answer, number)["messages"], *later]}
+
+
+def as_calls_of_tools(question: str, answer: str, number: int) -> dict[str, Any]:
+    call = {"type": "function", "function": {"name": "find", "arguments": {"what": answer}}}
+    called = [{"role": "user", "content": question}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    return {"messages": [*called, {"role": "tool", "content": answer}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
+@pytest.mark.parametrize("form", [as_messages, as_prompt_and_completion, as_several_turns, as_calls_of_tools])
+def test_equal_prompts_stay_on_one_side_whatever_is_learned(
+    form: Callable[[str, str, int], dict[str, Any]],
+    train_on: str,
+    run: RunDir,
+    write: Any,
+    do_prepare: Prepare,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+) -> None:
+    """With `--train-on all` no row had a prompt, and with `last` the prompt was all but the last answer.
+
+    An answer that begins with a line feed changes the last token of its prompt.
+    """
+    template = tmp_path / "tools.jinja"
+    template.write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    rows = [
+        form(f"Question {chr(65 + number // 2)}?", "\n" * (number % 2) + f"Answer {number}, {number * 31}.", number)
+        for number in range(40)
+    ]
+    result = do_prepare(
+        write(rows), near_duplicates=False, packing=False, val_size=10, train_on=train_on, chat_template=str(template)
+    )
+    assert result.splits == {"train": 30, "validation": 10}
+    assert not on_both_sides(run, lambda ids: tiny_tokenizer.decode(ids).partition("?")[0])
+
+
+def test_examples_in_a_prompt_of_messages_are_not_its_question(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    """All rows begin with the same example, which is not learned: that does not make one group of them."""
+    example = as_messages("An example?", "Its answer.", 0)["messages"]
+    rows = [
+        {"prompt": [*example, {"role": "user", "content": f"Question {number // 2}?"}], "completion": f"Answer {number * 31}."}
+        for number in range(40)
+    ]
+    result = do_prepare(write(rows), near_duplicates=False, val_size=10, train_on="all")
+    assert not [check for check in result.checks if check["check"] == "leakage"]
+    asked = [row["messages"][-1]["content"] for row in lines_of(run.data / "held_out.jsonl")]
+    assert len(asked) == 10
+    assert len(set(asked)) == 5
+
+
+def test_equal_prompts_of_token_rows_and_of_parts_stay_on_one_side(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    """The parts of an over-long row had a key of their own: its prompt could be learned from another such row."""
+    rows = []
+    for number in range(24):
+        prompt = [300 + number // 2, 5, 6, 7]
+        answer = [(number * 7 + step * step) % 290 for step in range(40 if number % 3 else 10)]
+        rows.append({"input_ids": [*prompt, *answer], "labels": [-100] * 4 + answer})
+    do_prepare(write(rows), near_duplicates=False, packing=False, val_size=12, max_seq_length=24, on_overlength="split")
+    assert not on_both_sides(run, lambda ids: tuple(ids[:4]))
+
+
+def test_rows_that_differ_in_their_mask_are_not_duplicates(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    """Only the first was kept: what the others teach was lost."""
+    turns = [*as_messages("First?", "One.", 0)["messages"], *as_messages("Second?", "Two.", 0)["messages"]]
+    only_first = {"messages": [turns[0], {**turns[1], "weight": 1}, turns[2], {**turns[3], "weight": 0}]}
+    only_second = {"messages": [turns[0], {**turns[1], "train": False}, turns[2], turns[3]]}
+    tokens = [{"input_ids": [5, 6, 7, 8], "labels": labels} for labels in ([-100, 6, 7, 8], [-100, -100, -100, 8])]
+    result = do_prepare(
+        write([{"messages": turns}, only_first, only_second, {"messages": turns}, *tokens, tokens[0]]),
+        val_size=0,
+        packing=False,
+    )
+    assert (result.rows["kept"], result.rows["duplicates"]) == (5, 2)
+    train = store.load_split(run.data, "train")
+    assert train is not None
+    assert [sum(label != IGNORED for label in labels) for labels in train["labels"]] == [
+        sum(label != IGNORED for labels in train["labels"][1:3] for label in labels),
+        sum(label != IGNORED for label in train["labels"][1]),
+        sum(label != IGNORED for label in train["labels"][2]),
+        3,
+        1,
+    ]
+
+
+def test_rows_that_differ_in_their_mask_stay_on_one_side(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    rows = []
+    for number in range(20):
+        ids = [(number * 7 + step * step) % 300 for step in range(12)]
+        rows += [{"input_ids": ids}, {"input_ids": ids, "labels": [-100] * 8 + ids[8:]}]
+    assert do_prepare(write(rows), near_duplicates=False, packing=False, val_size=10).splits == {"train": 30, "validation": 10}
+    assert not on_both_sides(run, tuple)
+
+
 def test_weights_and_caps_of_sources(run: RunDir, write: Any, do_prepare: Prepare) -> None:
     first = write([chat(number) for number in range(10)], "first.jsonl")
     second = write([chat(number) for number in range(100, 120)], "second.jsonl")
@@ -421,6 +543,75 @@ def test_a_chat_template_of_the_users_own_is_frozen_in_the_run(
     assert train is not None
     assert tokenizer.chat_template == template
     assert tokenizer.decode(train[0]["input_ids"]) == "user: Question 1?<|im_end|>assistant: Answer 1.<|im_end|>"
+
+
+FAILING = {
+    "{{ 1 / 0 }}": "ZeroDivisionError: division by zero",
+    "{{ 'x'.index('y') }}": "ValueError: substring not found",
+    "{{ 2.0 ** 5000 }}": "OverflowError: ",
+    "{% for i in range(10 ** 7) %}{% endfor %}": "OverflowError: Range too big",
+    "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}": "RecursionError: ",
+    "{{ messages[9].content }}": "list object has no element 9",
+    "{% include 'x' %}": "TypeError: no loader for this environment specified",
+}
+
+
+@pytest.mark.parametrize("failing", FAILING)
+def test_a_row_for_which_the_template_fails_in_any_way_is_rejected(
+    failing: str, run: RunDir, write: Any, do_prepare: Prepare, tmp_path: Path
+) -> None:
+    """Only Jinja's own errors were caught: a template that divides by zero ended in "a bug of llmft"."""
+    template = tmp_path / "own.jinja"
+    text = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    template.write_text("{% if '3' in messages[0].content %}" + failing + "{% endif %}" + text)
+    result = do_prepare(write([chat(number) for number in range(6)]), chat_template=str(template), max_rejected=0.5)
+    assert (result.rows["kept"], result.rows["rejected"]) == (5, 1)
+    (rejected,) = lines_of(run.data / "rejected.jsonl")
+    assert rejected["line"] == 4
+    assert rejected["reason"].startswith(f"the chat template rejects this conversation: {FAILING[failing]}")
+
+
+def test_a_template_that_renders_a_lone_surrogate(run: RunDir, write: Any, do_prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ '\\ud83d' }}")
+    with pytest.raises(DataError, match=r"the text that the chat template renders has a lone surrogate \(\\ud83d\)"):
+        do_prepare(write([chat(1)]), chat_template=str(tmp_path / "own.jinja"), max_rejected=1.0)
+
+
+BAD_TEMPLATES = {
+    b"\x89PNG\r\n": "{file} is not UTF-8 (byte 0x89)",
+    "{{ messages }}".encode("utf-16"): "{file} is not UTF-8 (byte 0xff)",
+    b" \n": "{file} is empty",
+}
+
+
+@pytest.mark.parametrize("content", BAD_TEMPLATES)
+def test_a_file_that_is_no_chat_template(content: bytes, write: Any, do_prepare: Prepare, tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        do_prepare(write([chat(1)]), chat_template=str(file))
+    assert caught.value.message == "the chat template " + BAD_TEMPLATES[content].format(file=file)
+
+
+@pytest.mark.parametrize("name", ["missing.jinja", ".", "~no-such-user/a.jinja", "a\0b", "caf\udce9.jinja"])
+def test_a_chat_template_that_cannot_be_read(name: str, write: Any, do_prepare: Prepare) -> None:
+    with pytest.raises(ConfigError, match=r"^the chat template '.*' cannot be read: "):
+        do_prepare(write([chat(1)]), chat_template=name)
+
+
+def test_the_byte_order_mark_of_a_template_is_not_rendered(
+    run: RunDir, write: Any, do_prepare: Prepare, tmp_path: Path
+) -> None:
+    """Editors on Windows write one; it became the first token of every row."""
+    text = "{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    rows = []
+    for number, content in enumerate([text.encode(), b"\xef\xbb\xbf" + text.encode()]):
+        (tmp_path / "own.jinja").write_bytes(content)
+        do_prepare(write([chat(1)]), chat_template=str(tmp_path / "own.jinja"), val_size=0, overwrite=number == 1)
+        train = store.load_split(run.data, "train")
+        assert train is not None
+        rows.append(train[0]["input_ids"])
+    assert rows[0] == rows[1]
 
 
 def test_files_of_several_forms_go_together(write: Any, do_prepare: Prepare) -> None:

@@ -146,8 +146,10 @@ def refuse_to_forget_checkpoints(run: RunDir) -> None:
     if entry is None or entry["status"] == "done":
         return
     for newest in run.resumable_checkpoints(entry)[:1]:
-        resume = "" if run.changed_path(entry["inputs"]) else f"resume with: llmft train {run.path} --resume, or "
+        changed = run.changed_path(entry["inputs"])
         raise StageError(
             f"{run.path}: an earlier training run stopped at step {checkpoints.step_of(newest)}",
-            f"{resume}start over with: llmft train {run.path} --overwrite",
+            f"start over with: llmft train {run.path} --overwrite"
+            if changed
+            else f"resume with: llmft train {run.path} --resume, or start over with --overwrite",
         )

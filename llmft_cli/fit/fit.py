@@ -123,8 +123,10 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
     """
     from llmft_cli.training.loop import schedule
     from llmft_cli.training.planning.decide import filled
+    from llmft_cli.training.planning.plan_files import check_choices
 
     check_request(config, gpu, measure)
+    check_choices(config)
     sequences = training_sequences(run) if run else None
     config, able = for_gpu(filled(config, sequences), gpu, reporter)
     shape, weights_here = shape_of(config, reporter)

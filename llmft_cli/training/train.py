@@ -67,9 +67,11 @@ def train(
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
     from llmft_cli.training.planning.decide import decide
+    from llmft_cli.training.planning.plan_files import check_choices
 
     check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
     checkpoint, recorded = start_or_resume(run, config, resume, overwrite)
+    check_choices(config)
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with stage(run, "train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)

@@ -123,10 +123,8 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
     """
     from llmft_cli.training.loop import schedule
     from llmft_cli.training.planning.decide import filled
-    from llmft_cli.training.planning.plan_files import check_choices
 
     check_request(config, gpu, measure)
-    check_choices(config)
     sequences = training_sequences(run) if run else None
     config, able = for_gpu(filled(config, sequences), gpu, reporter)
     shape, weights_here = shape_of(config, reporter)
@@ -181,7 +179,9 @@ def host_resources_of(plans: Plans, config: Config, weights_here: bool) -> HostR
 
 def check_request(config: Config, gpu: TargetGpu | None, measure: bool) -> None:
     from llmft_cli.training.planning.decide import can_be_predicted
+    from llmft_cli.training.planning.plan_files import check_choices
 
+    check_choices(config)
     if not can_be_predicted(config):
         raise ConfigError(
             "the memory of --quantization int8, --use-dora and --trust-remote-code cannot be predicted",

@@ -27,7 +27,7 @@ def steps_or_share(text: str) -> float:
 def rows_or_share(text: str) -> float:
     """As `steps_or_share`, where the number is whole."""
     number = steps_or_share(text)
-    if number > 1 and number != int(number):
+    if number > 1 and not number.is_integer():
         raise ValueError
     return number
 

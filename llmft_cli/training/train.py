@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from llmft_cli.settings.quantities import format_count
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.batches.token_batches import sequence_lengths
 from llmft_cli.training.loop import checkpoints, loss_chart, schedule
-from llmft_cli.training.loop.tracking import wandb_run
+from llmft_cli.training.loop.tracking import check_installed, tracked
 from llmft_cli.training.result import Outcome, TrainResult, result_of
 from llmft_cli.training.resume import check_same_data_settings, start_or_resume
 
@@ -67,31 +67,44 @@ def train(
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
     from llmft_cli.training.planning.decide import decide
-    from llmft_cli.training.planning.plan_files import check_choices
 
-    check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
+    check_before_loading(run, config, allow_stale)
     checkpoint, recorded = start_or_resume(run, config, resume, overwrite)
-    check_choices(config)
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with stage(run, "train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
         source = base_model(recorded.get("model"), config, reporter)
-        rows = train_split(run)
         record.facts |= facts_of(source, config)
-        chosen = decide(source, config, rows, device, reporter, recorded.get("plan"))
+        chosen = decide(source, config, train_split(run), device, reporter, recorded.get("plan"))
         record.facts["plan"] = asdict(chosen.plan)
         record.save_facts()
         config = chosen.applied_to(config)
         base = load(source, config, device, reporter)
         with complete_checkpoints(run, checkpoint, record):
             model = build(base, source.name, config, chosen.plan, reporter)
-            trainer = trainer_of(run, model, rows, config, reporter)
-            outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
+            trainer = trainer_of(run, model, config, reporter)
+            with tracked(trainer, run, config, record, recorded, checkpoint, reporter):
+                outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
             save(run, model)
             result = result_of(run, trainer, config, chosen, outcome)
         record.outputs += ["adapter", "metrics.jsonl", "loss.svg"]
         record.facts["headline"] = asdict(result)
     return result
+
+
+def check_before_loading(run: RunDir, config: Config, allow_stale: bool) -> None:
+    """Check the prepared data, and what the settings name besides the model: trackers, optimizer and plan.
+
+    Raises:
+        StageError: the run is not prepared, or was prepared with other settings.
+        MachineError: a tracker is not installed.
+        ConfigError: there is no such optimizer, or the plan cannot be read.
+    """
+    from llmft_cli.training.planning.plan_files import check_choices
+
+    check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
+    check_installed(config.report_to)
+    check_choices(config)
 
 
 def settle_device(config: Config, recorded_type: str | None, reporter: Reporter) -> tuple[torch.device, Config]:
@@ -158,10 +171,10 @@ def build(base: PreTrainedModel, base_name: str, config: Config, plan: Plan, rep
     return model
 
 
-def trainer_of(run: RunDir, model: PeftModel, rows: datasets.Dataset, config: Config, reporter: Reporter) -> QLoRATrainer:
+def trainer_of(run: RunDir, model: PeftModel, config: Config, reporter: Reporter) -> QLoRATrainer:
     from llmft_cli.training.loop.trainer import QLoRATrainer
 
-    held_out = load_split(run.data, VALIDATION)
+    rows, held_out = train_split(run), load_split(run.data, VALIDATION)
     steps = schedule.plan(rows, config)
     return QLoRATrainer(
         group_by_length=not config.packing,
@@ -221,10 +234,7 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
     stop = StopRequest(reporter)
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
     total = trainer.args.max_steps
-    tracked: AbstractContextManager[None] = nullcontext()
-    if config.report_to == "wandb":
-        tracked = wandb_run(run.path, config.wandb_project, run.path.name, settings.of_command(config, "train"), reporter)
-    with tracked, stop.listening(), reporter.track("training", total=total, done=done) as advance:
+    with stop.listening(), reporter.track("training", total=total, done=done) as advance:
         add_callbacks(trainer, run, config, stop, advance, reporter)
         if checkpoint and done >= total:
             trainer.restore_end(checkpoint)

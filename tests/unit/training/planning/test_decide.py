@@ -266,7 +266,7 @@ def test_a_plan_file_keeps_the_effective_batch(tiny_model_dir: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("name", "complaint", "hint"),
     [
-        ("adamw", "--optim: 'adamw' is not the name of an optimizer in transformers", "did you mean "),
+        ("adamw", "--optim: 'adamw' is not the name of an optimizer in transformers", "did you mean adamw_torch?"),
         ("qqqq", "--optim: 'qqqq' is not the name of an optimizer in transformers", "for example adamw_torch_fused; all: "),
         ("adamw_anyprecision", "--optim: adamw_anyprecision cannot be used here: Please install", "use another one, such as"),
     ],

@@ -94,9 +94,9 @@ def tracked(
         guard = begin(KINDS[name], request)
         if guard is not None:
             begun.append(guard)
-            ids[name] = guard.tracker.id
+            ids |= {name: guard.tracker.id} if guard.tracker.id else {}
             trainer.add_callback(guard)
-    if begun:
+    if ids:
         record.facts["trackers"] = ids
         record.save_facts()
     failed = True

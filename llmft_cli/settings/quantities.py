@@ -26,7 +26,7 @@ BYTES_PER_UNIT = {unit.lower(): size for unit, size in BINARY_UNITS.items()} | {
 SECONDS_PER_UNIT = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
-SIZE_NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,9})?"  # a number of bytes may have more digits
+SIZE_NUMBER = r"[0-9]{1,19}(?:\.[0-9]{1,9})?"  # a number of bytes may have more digits
 ZERO = re.compile(r"0+(?:\.0+)?")
 SIZE_PATTERN = re.compile(rf"({SIZE_NUMBER})\s*([a-z]+)")
 SMALLEST_IN_BYTES = 2**20  # a smaller number without a unit means GiB

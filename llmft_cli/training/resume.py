@@ -112,7 +112,8 @@ def check_same_settings(before: Mapping[str, Any], config: Config) -> None:
         wanted = getattr(config, name)
         if wanted != value and name not in may_change:
             flag = settings.flag_of(name)
-            surplus = "--batch-size" if name == "tokens_per_batch" and wanted is None else flag
+            replaced = {pair.replacement: settings.flag_of(pair.name) for pair in settings.ALTERNATIVES}
+            surplus = replaced.get(name, flag) if wanted is None else flag
             raise ConfigError(
                 f"{flag} was {value} before the interruption and is {wanted} now",
                 f"omit {surplus}, or start over with --overwrite",

@@ -152,6 +152,14 @@ def validated(name: str, value: Any, origin: str) -> Any:
     return typed
 
 
+def is_valid(name: str, value: Any) -> bool:
+    """Whether a setting that a run has saved can have this value; settings of other versions can have any."""
+    item = FIELDS.get(name)
+    if item is None or value is None:
+        return item is None or item.optional
+    return (type(value) is item.type or (item.type is float and type(value) is int)) and not item.setting.complaint(value)
+
+
 def convert(item: Field, value: Any) -> Any:
     if item.type is bool or isinstance(value, bool):
         if item.type is not bool or not isinstance(value, bool):

@@ -15,7 +15,7 @@ from llmft_cli.base.errors import Interrupted
 from llmft_cli.base.files import hash_path, replacing_directory
 from llmft_cli.base.libraries import hardware, import_transformers, versions
 from llmft_cli.base.reporter import Reporter
-from llmft_cli.data.store import TRAIN, VALIDATION, load_split
+from llmft_cli.data.store import VALIDATION, load_split, training_rows
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import check_changes_something, save_adapter
 from llmft_cli.models.expected_time import TRAINING, warn_if_long
@@ -73,8 +73,8 @@ def train(
     inputs = {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     with stage(run, "train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
-        source = base_model(recorded.get("model"), config, reporter)
-        rows = train_split(run)
+        source = base_model(run, recorded.get("model"), config, reporter)
+        rows = training_rows(run.data)
         record.facts |= facts_of(source, config)
         chosen = decide(source, config, rows, device, reporter, recorded.get("plan"))
         record.facts["plan"] = asdict(chosen.plan)
@@ -100,17 +100,11 @@ def settle_device(config: Config, recorded_type: str | None, reporter: Reporter)
     return device, config
 
 
-def base_model(recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
+def base_model(run: RunDir, recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
     """The model that the settings name, or the one that an interrupted training run has recorded."""
     if recorded:
         return model_source.resolve_recorded(recorded, reporter)
-    return model_source.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
-
-
-def train_split(run: RunDir) -> datasets.Dataset:
-    rows = load_split(run.data, TRAIN)
-    assert rows is not None  # `prepare` refuses data without training rows
-    return rows
+    return model_source.resolve_prepared(run, config, reporter)
 
 
 def facts_of(source: ModelSource, config: Config) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporte
         record.outputs += ["data", "tokenizer"]
         record.facts |= {
             "key": key,
-            "model": {"name": source.name, "revision": source.revision, "files": description(source.path)},
+            "model": {"name": source.name, "revision": source.revision},
+            "model_files": description(source.path),
             "template": result.template,
             "seed": config.seed,
             "versions": versions(),

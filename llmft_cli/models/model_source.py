@@ -95,11 +95,11 @@ def resolve_prepared(run: RunDir, config: Config, reporter: Reporter) -> ModelSo
         ModelError: as `resolve`.
         StageError: the model's config or tokenizer has changed since.
     """
-    prepared = run.ledger()["stages"]["prepare"]["model"]
-    source = resolve(config.model, reporter, revision=prepared["revision"], trust_remote_code=config.trust_remote_code)
-    before, now = prepared.get("files"), description(source.path)
-    if before is None:  # a ledger of the first version
-        return source
+    prepared = run.ledger()["stages"]["prepare"]
+    revision = prepared["model"]["revision"]
+    source = resolve(config.model, reporter, revision=revision, trust_remote_code=config.trust_remote_code)
+    now = description(source.path)
+    before = prepared.get("model_files", now)  # not in ledgers of the first version
     changed = [file for file in sorted(before | now) if before.get(file) != now.get(file)]
     if changed:
         raise StageError(

@@ -22,6 +22,7 @@ ENTRY: dict[str, type | UnionType] = {"status": str, "config": dict, "inputs": d
 PARTS: dict[str, dict[str, type | UnionType]] = {
     "outputs": {},
     "model": {"name": str, "revision": str | None},
+    "model_files": {},
     "plan": {},
     "previous": ENTRY,
 }

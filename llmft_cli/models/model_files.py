@@ -72,7 +72,7 @@ def check_model(name: str, path: Path, weights: bool) -> None:
         raise not_a_model(path)
     with reading_model(name, path):
         config = read_json(path / CONFIG_FILE)
-        if not config.keys() & {"model_type", "architectures", "auto_map"}:
+        if weights and not config.keys() & {"model_type", "architectures", "auto_map"}:
             raise DamagedFile(path / CONFIG_FILE, "is not the config of a language model: it has no model_type")
         check_small_files(path)
     if weights:

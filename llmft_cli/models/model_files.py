@@ -24,6 +24,7 @@ INDEX_FILE = "model.safetensors.index.json"
 ADAPTER_CONFIG_FILE = "adapter_config.json"
 JSON_FILES = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 JSON_FILES += ["added_tokens.json", "vocab.json"]
+SHARDS = "model-*-of-*.safetensors"
 # Files of tokenizers that are no JSON: templates, merges, vocabularies, SentencePiece models.
 TEXT_FILES = ["*.jinja", "merges.txt", "vocab.txt"]
 BINARY_FILES = ["*.model"]
@@ -114,11 +115,11 @@ def weight_files(name: str, path: Path) -> list[Path]:
     """The safetensors files that transformers loads: `model.safetensors`, or those of the index; none if there is neither.
 
     Raises:
-        ModelError: the index is damaged.
+        ModelError: the index is damaged, or there are shards without one.
     """
     if (path / WEIGHTS_FILE).exists():
         return [path / WEIGHTS_FILE]
-    if not (path / INDEX_FILE).exists():
+    if not (path / INDEX_FILE).exists() and not list(path.glob(SHARDS)):
         return []
     with reading_model(name, path):
         return sorted({path / shard for shard in weight_map(path).values()})

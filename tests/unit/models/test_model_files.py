@@ -93,6 +93,8 @@ def test_shards(tmp_path: Path) -> None:
     reason = "is damaged: b is not in it, where model.safetensors.index.json expects it"
     assert check(folder)[0] == f"{folder / SHARDS[1]} {reason}"
     index = folder / "model.safetensors.index.json"
+    index.unlink()
+    assert check(folder)[0] == f"{index} is missing"
     for content in ({}, {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": {"a": "../other/model.safetensors"}}):
         index.write_text(json.dumps(content))
         assert check(folder)[0] == f"{index} is damaged: it has no weight_map of tensors and files"

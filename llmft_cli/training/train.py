@@ -258,9 +258,9 @@ def save(run: RunDir, model: PeftModel) -> None:
         VerificationError: the adapter changes nothing.
     """
     check_changes_something(model)
+    loss_chart.draw(run.metrics, run.loss_chart)  # first: if this fails, an earlier adapter is kept
     with replacing_directory(run.adapter) as folder:
         save_adapter(model, folder)
-    loss_chart.draw(run.metrics, run.loss_chart)
 
 
 @contextmanager

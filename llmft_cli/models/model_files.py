@@ -92,10 +92,7 @@ def not_a_model(path: Path) -> ModelError:
         return ModelError(f"{path} is an adapter, not a base model", "give the model that it was trained on with --model")
     if ggufs:
         return ModelError(f"{path} is a directory with GGUF files, and --model takes one of them", f"use --model {ggufs[0]}")
-    return ModelError(
-        f"{path} is not a model directory (it has no {CONFIG_FILE})",
-        "give the directory that has the model's config.json and *.safetensors",
-    )
+    return ModelError(f"{path} is not a model directory (it has no {CONFIG_FILE})")
 
 
 def check_small_files(path: Path) -> None:

@@ -25,7 +25,7 @@ from .conftest import Run
 from .faults import FAULTS, check_outcome, contents, flipped, replaced_by, unreadable
 
 pytestmark = pytest.mark.slow
-EVERY = 3  # file of a run has a fault, in turn
+EVERY = 3  # of the faults, a file of a run has one in so many
 ALL = os.environ.get("LLMFT_ALL_FAULTS") == "1"
 FEW_STEPS = [
     "--batch-size",

@@ -15,6 +15,9 @@ from typing import Any
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNUSABLE_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
+# A directory where a file is needed, or the reverse.
+IN_THE_WAY = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY}
+FAILING = {errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 # Messages of library errors without an errno. On a full disk, torch.save only mentions positions in its archive.
 TEXTS = {
     errno.ENOSPC: ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos"),
@@ -113,6 +116,10 @@ def from_os_error(error: OSError) -> LlmftError | None:
         )
     if error.errno in UNUSABLE_PATH:
         return UsageError(f"{str(error.filename)[:60]}...: {error.strerror}", "give another path or name")
+    if error.errno in IN_THE_WAY:
+        return MachineError(f"something is in the way{where} ({error.strerror})", "move it away, or keep the run elsewhere")
+    if error.errno in FAILING:
+        return MachineError(f"reading or writing failed{where}: {error.strerror}", "check the disk and the limits (ulimit -a)")
     if error.errno == errno.ENOMEM:
         return OutOfMemory(f"out of memory: {error.strerror}", SMALLER)
     return None

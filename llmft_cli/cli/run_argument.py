@@ -18,7 +18,7 @@ def find_run(path: Path | None, reporter: Reporter) -> RunDir:
 
     if path is not None:
         return RunDir(path)
-    run = newest()
+    run = newest(reporter=reporter)
     reporter.note(f"using the newest run, {run.path}")
     return run
 

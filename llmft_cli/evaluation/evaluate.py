@@ -21,6 +21,7 @@ from llmft_cli.evaluation.metrics import TEXT_METRICS, score
 from llmft_cli.evaluation.prompts import Prompt, read_prompts
 from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
 from llmft_cli.models.expected_time import ANSWERING, warn_if_long
+from llmft_cli.run_dir.artifacts import reading
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
 from llmft_cli.serving.generation import BASE, TUNED, TunedModel, answer_all, load_tuned
@@ -66,8 +67,8 @@ def evaluate(
         DataError: the prompt file cannot be used.
     """
     name = valid_name(name or (prompts_file.stem if prompts_file else HELD_OUT_NAME))
-    prompts = read_prompts(prompts_file) if prompts_file else held_out_prompts(run)
     run.require("train", allow_stale)
+    prompts = read_prompts(prompts_file) if prompts_file else held_out_prompts(run)
     if not prompts and load_split(run.data, VALIDATION) is None:
         raise StageError(f"{run.path} has no held-out rows to evaluate on", "give prompts with --prompts FILE")
     with stage(run, f"eval/{name}", settings.of_command(config, "eval"), input_hashes(run, prompts_file), overwrite) as record:
@@ -119,8 +120,16 @@ def summarise(
 
 
 def held_out_prompts(run: RunDir) -> list[Prompt]:
+    """The prompts of the run's held-out rows; none if nothing was held out.
+
+    Raises:
+        StageError: their file is missing or damaged.
+    """
     file = run.data / HELD_OUT_FILE
-    return read_prompts(file) if file.exists() and file.stat().st_size else []
+    with reading(run, file):
+        if file.is_file() and not file.stat().st_size:
+            return []
+        return read_prompts(file)
 
 
 def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Reporter) -> dict[str, HeldOutLoss]:

@@ -14,6 +14,7 @@ from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import load_adapter
+from llmft_cli.run_dir.artifacts import reading
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config
@@ -67,7 +68,7 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     """The tuned model of a run, on the same quantised base.
 
     Raises:
-        StageError: the run is not trained, or is stale.
+        StageError: the run is not trained, is stale, or its adapter or tokenizer is damaged.
         ModelError: the base cannot be loaded, or is not the one used in training.
     """
     trained = run.require("train", allow_stale)
@@ -76,9 +77,11 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     use_free_cores(device, reporter)
     source = model_source.resolve_recorded(trained["model"], reporter)
     reporter.note(f"loading {source.name} ({config.quantization}) and {run.adapter} on {device}")
-    tokenizer = loading.load_tokenizer(run.tokenizer)
+    with reading(run, run.tokenizer):
+        tokenizer = loading.load_tokenizer(run.tokenizer, source.trust_remote_code)
     base = loading.load_base(source, device, compute_types.torch_type(compute_dtype), config.quantization)
-    model = load_adapter(base, run.adapter)
+    with reading(run, run.adapter):
+        model = load_adapter(base, run.adapter)
     if device.type == "cpu" and compute_dtype == compute_types.FP32:
         hold_dense_weights(model, reporter)
     encoder = ConversationEncoder(tokenizer)

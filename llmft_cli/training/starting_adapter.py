@@ -94,11 +94,11 @@ def adapter_of_run(run: RunDir, of_this_run: bool = False) -> StartingAdapter:
     if entry is None or entry["status"] != "done":
         run.require("train")  # explains what is missing
     assert entry is not None
-    if lost := run.lost_output({"outputs": {"adapter": entry["outputs"]["adapter"]}}):
+    if lost := run.lost_output({"outputs": {name: sha256 for name, sha256 in entry["outputs"].items() if name == "adapter"}}):
         again = f"recreate it: {run.command_for('train')} --overwrite"
         raise StageError(f"{run.path / lost} is missing or has changed since it was trained", again)
     found = read_adapter(run.adapter)
-    own = {name: entry["config"][name] for name in PEFT_NAMES}
+    own = {name: entry["config"][name] for name in PEFT_NAMES if name in entry["config"]}
     model = entry["model"]
     return StartingAdapter(run.adapter, own, found.sha256, model["name"], model["fingerprint"], of_this_run)
 

@@ -154,7 +154,8 @@ def predict(tuned: TunedModel, prompts: Sequence[Prompt], config: Config, report
     answers: dict[str, list[str]] = {}
     for arm in ARMS:
         with reporter.track(f"{arm} answers", total=len(prompts)) as advance:
-            answers[arm] = answer_all(tuned, ids, arm, config.max_new_tokens, config.eval_batch_size, advance)
+            replies = answer_all(tuned, ids, arm, config.max_new_tokens, config.eval_batch_size, advance)
+        answers[arm] = [reply.text for reply in replies]
     predictions = []
     for index, prompt in enumerate(prompts):
         own = {arm: answers[arm][index] for arm in ARMS}

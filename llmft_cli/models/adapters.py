@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.base.errors import ConfigError, ModelError, VerificationError
+from llmft_cli.base.errors import ConfigError, ModelError, VerificationError, first_line
 from llmft_cli.base.libraries import import_bitsandbytes
 from llmft_cli.settings.config import Config
 
@@ -115,7 +115,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             names = list(stored.keys())
         tuned = PeftModel.from_pretrained(model, str(folder)).eval()
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise ModelError(f"the adapter {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"the adapter {folder} cannot be loaded: {first_line(error)}") from error
     placed = sum("lora_" in name for name, _ in tuned.named_parameters())
     if placed != len(names):
         raise VerificationError(f"the adapter {folder} has {len(names)} weights, but the model has {placed}")

@@ -25,7 +25,6 @@ TEXTS = {
     errno.EACCES: ("Permission denied (os error 13)", "strerror: Permission denied"),
     errno.ENOMEM: ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
 }
-SMALLER = "use a smaller --batch-size or --max-seq-length, or --gradient-checkpointing"
 
 
 class LlmftError(Exception):
@@ -121,7 +120,7 @@ def from_os_error(error: OSError) -> LlmftError | None:
     if error.errno in FAILING:
         return MachineError(f"reading or writing failed{where}: {error.strerror}", "check the disk and the limits (ulimit -a)")
     if error.errno == errno.ENOMEM:
-        return OutOfMemory(f"out of memory: {error.strerror}", SMALLER)
+        return OutOfMemory(f"out of memory: {error.strerror}")
     return None
 
 
@@ -136,7 +135,7 @@ def from_library_error(error: BaseException) -> LlmftError | None:
             return from_os_error(OSError(number, os.strerror(number)))
     # torch's out-of-memory class is recognised by name, which avoids importing torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OutOfMemory(": ".join(["out of memory", *text.splitlines()[:1]]), SMALLER)
+        return OutOfMemory(": ".join(["out of memory", *text.splitlines()[:1]]))
     cause = error.__cause__
     if isinstance(cause, OSError) and (known := from_os_error(cause)):
         return known

@@ -15,6 +15,7 @@ try:
     from llmft_cli.base.errors import Interrupted, LlmftError, UsageError, from_library_error, from_os_error, is_interrupt
     from llmft_cli.cli import completion
     from llmft_cli.cli.commands import app
+    from llmft_cli.cli.memory_hints import with_memory_hint
 except KeyboardInterrupt:  # Ctrl-C right after the start, when there is no error boundary yet
     sys.exit(130)
 
@@ -70,9 +71,8 @@ def as_llmft_error(error: BaseException) -> LlmftError | None:
         context = getattr(error, "ctx", None)
         page = "--help-all" if hasattr(error, "option_name") else "--help"  # the short page hides most options
         return UsageError(error.format_message(), f"see {context.command_path} {page}" if context else f"see {page}")
-    if isinstance(error, OSError) and (known := from_os_error(error)):
-        return known
-    return from_library_error(error)
+    known = from_os_error(error) if isinstance(error, OSError) else None
+    return with_memory_hint(known or from_library_error(error), sys.argv[1:])
 
 
 def bug(error: BaseException) -> LlmftError:

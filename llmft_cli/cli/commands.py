@@ -268,5 +268,5 @@ def chat(
         converse(session, console.lines(), ChatScreen(console), interactive=sys.stdin.isatty())
         return
     reply = session.ask(prompt, NoScreen() if console.as_json else ChatScreen(console))
-    values = {"reply": reply.text, "tokens": reply.tokens, "tokens_per_second": reply.tokens_per_second}
+    values = {"reply": reply.text, "tokens": reply.tokens, "tokens_per_second": reply.tokens_per_second, "cut": reply.cut}
     console.result("chat", str(target.path), values, [])

@@ -204,7 +204,8 @@ class ChatScreen:
 
     def answer_ends(self, reply: Reply) -> None:
         self._console.raw("\n")
-        self._console.note(f"{reply.tokens} tokens, {reply.tokens_per_second:.1f} tokens/s")
+        ending = "; cut at --max-new-tokens" if reply.cut else ""
+        self._console.note(f"{reply.tokens} tokens, {reply.tokens_per_second:.1f} tokens/s{ending}")
 
     def say(self, message: str) -> None:
         self._console.note(message)

@@ -87,11 +87,16 @@ def not_a_model(path: Path) -> ModelError:
     """The error for a directory without a config: what it is, if that can be told."""
     ggufs = sorted(path.glob("*.gguf"))
     if (path / "run.json").is_file():
-        return ModelError(f"{path} is a run of llmft, not a model", f"use its merged model: --model {path}/merged")
+        return ModelError(
+            f"{path} is a run of llmft, not a model", f"use its merged model: llmft prepare DATA --model {path}/merged"
+        )
     if (path / ADAPTER_CONFIG_FILE).is_file():
-        return ModelError(f"{path} is an adapter, not a base model", "give the model that it was trained on with --model")
+        return ModelError(
+            f"{path} is an adapter, not a base model", "give the model that it was trained on: llmft prepare DATA --model MODEL"
+        )
     if ggufs:
-        return ModelError(f"{path} is a directory with GGUF files, and --model takes one of them", f"use --model {ggufs[0]}")
+        hint = f"llmft prepare DATA --model {ggufs[0]}"
+        return ModelError(f"{path} is a directory with GGUF files, of which one is a model", hint)
     return ModelError(f"{path} is not a model directory (it has no {CONFIG_FILE})")
 
 

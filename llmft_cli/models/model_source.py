@@ -19,7 +19,7 @@ from llmft_cli.settings.config import Config
 
 TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHT_FILES = ["*.safetensors"]
-BUILTIN_HINT = f"or use the built-in model: --model {builtin.NAME}"
+BUILTIN_HINT = f"or use the built-in model (prepare, train, gpu-check: --model {builtin.NAME})"
 
 
 @dataclass(frozen=True)

@@ -62,5 +62,5 @@ def refuse_foreign(run: RunDir) -> None:
     if there:
         raise StageError(
             f"{run.path} is not a run, and preparing would replace its {', '.join(there)}",
-            f"name another directory: --run {shlex.quote(str(run.path / 'run'))}",
+            f"name another directory: llmft prepare DATA --run {shlex.quote(str(run.path / 'run'))}",
         )

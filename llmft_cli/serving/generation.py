@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -52,12 +52,27 @@ class TunedModel:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One of many answers.
+
+    Args:
+        tokens: generated tokens, with the one that ended the answer.
+        cut: whether `max_new_tokens` ended it, and not the model.
+    """
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+@dataclass(frozen=True)
 class Reply:
-    """An answer, with the number of generated tokens."""
+    """A streamed answer; fields as of `Answer`."""
 
     text: str
     tokens: int
     seconds: float
+    cut: bool = False
 
     @property
     def tokens_per_second(self) -> float:
@@ -112,7 +127,7 @@ def answer_all(
     max_new_tokens: int,
     batch_size: int,
     advance: Callable[[int], None],
-) -> list[str]:
+) -> list[Answer]:
     """Greedy answers to prompts given as token ids, in the same order.
 
     Args:
@@ -121,7 +136,7 @@ def answer_all(
     """
     import torch
 
-    answers = [""] * len(prompts)
+    answers = [Answer("", 0, False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     config = generation_config(tuned, max_new_tokens)
     with tuned.arm(arm) as model, torch.inference_mode():
@@ -136,7 +151,9 @@ def answer_all(
             }
             generated = model.generate(**tensors, generation_config=config)
             for index, row in zip(batch, generated[:, longest:], strict=True):
-                answers[index] = tuned.tokenizer.decode(row, skip_special_tokens=True).strip()
+                text = tuned.tokenizer.decode(row, skip_special_tokens=True).strip()
+                tokens = tokens_of_answer(row.tolist(), tuned.stop_ids)
+                answers[index] = Answer(text, tokens or len(row), cut=tokens is None)
             advance(len(batch))
     return answers
 
@@ -154,7 +171,13 @@ def stream_answer(tuned: TunedModel, prompt: Sequence[int], arm: str, config: Co
             input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=streamer
         )[0, len(prompt) :]
     seconds = time.perf_counter() - start
-    return Reply(tuned.tokenizer.decode(generated, skip_special_tokens=True).strip(), len(generated), seconds)
+    text = tuned.tokenizer.decode(generated, skip_special_tokens=True).strip()
+    return Reply(text, len(generated), seconds, cut=tokens_of_answer(generated.tolist(), tuned.stop_ids) is None)
+
+
+def tokens_of_answer(ids: Sequence[int], stop_ids: Collection[int]) -> int | None:
+    """The number of tokens up to and including the one that ended the answer; None if none did."""
+    return next((place for place, token in enumerate(ids, 1) if token in stop_ids), None)
 
 
 def callback_streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> Any:

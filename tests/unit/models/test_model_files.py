@@ -134,7 +134,10 @@ def test_directories_of_other_kinds(tmp_path: Path) -> None:
         f"{adapter} is an adapter, not a base model",
         "give the model that it was trained on with --model",
     )
-    assert check(run) == (f"{run} is a run of llmft, not a model", f"use its merged model: --model {run}/merged")
+    assert check(run) == (
+        f"{run} is a run of llmft, not a model",
+        f"use its merged model: llmft prepare DATA --model {run}/merged",
+    )
     assert check(ggufs)[1] == f"use --model {ggufs}/weights.gguf"
     assert check(other)[0] == f"{other} is not a model directory (it has no config.json)"
     (other / "config.json").write_text('{"sample_size": 64, "_class_name": "UNet2DModel"}')

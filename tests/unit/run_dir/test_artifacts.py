@@ -52,6 +52,6 @@ def test_a_directory_of_something_else_does_not_become_a_run(name: str, tmp_path
     with pytest.raises(StageError) as caught:
         refuse_foreign(run)
     assert caught.value.message == f"{run.path} is not a run, and preparing would replace its {name}"
-    assert caught.value.hint == f"name another directory: --run {run.path / 'run'}"
+    assert caught.value.hint == f"name another directory: llmft prepare DATA --run {run.path / 'run'}"
     run.ledger_file.write_text("{}")
     refuse_foreign(run)

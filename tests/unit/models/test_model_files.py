@@ -132,13 +132,13 @@ def test_directories_of_other_kinds(tmp_path: Path) -> None:
     adapter, run, ggufs, other = made.values()
     assert check(adapter) == (
         f"{adapter} is an adapter, not a base model",
-        "give the model that it was trained on with --model",
+        "give the model that it was trained on: llmft prepare DATA --model MODEL",
     )
     assert check(run) == (
         f"{run} is a run of llmft, not a model",
         f"use its merged model: llmft prepare DATA --model {run}/merged",
     )
-    assert check(ggufs)[1] == f"use --model {ggufs}/weights.gguf"
+    assert check(ggufs)[1] == f"llmft prepare DATA --model {ggufs}/weights.gguf"
     assert check(other)[0] == f"{other} is not a model directory (it has no config.json)"
     (other / "config.json").write_text('{"sample_size": 64, "_class_name": "UNet2DModel"}')
     assert check(other)[0] == f"{other}/config.json is not the config of a language model: it has no model_type"

@@ -40,7 +40,7 @@ from llmft_cli.cli.options import (
     VramOption,
     WaitOption,
 )
-from llmft_cli.cli.run_argument import find_run, run_to_prepare
+from llmft_cli.cli.run_argument import find_run, run_to_prepare, saved_settings
 
 app = typer.Typer(name="llmft", pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -161,7 +161,8 @@ def train(
         given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
     else:
         target = find_run(run, given.console)
-    saved = target.saved_settings(*(("prepare", "train") if resume else ("prepare",)))
+    # A resumed training run keeps its data type, but not the device.
+    saved = saved_settings(target, "prepare", *(["train"] if resume else []), here=("device",))
     result = train_adapter(
         target,
         given.config(saved),
@@ -189,7 +190,7 @@ def merge(
     from llmft_cli.merging.merge import merge as merge_adapter
 
     target = find_run(run, given.console)
-    config = given.config(target.saved_settings("prepare", "train"))
+    config = given.config(saved_settings(target, "prepare", "train"))
     result = merge_adapter(target, config, given.console, overwrite=overwrite, allow_stale=allow_stale)
     given.console.result("merge", str(target.path), asdict(result), stages.merge(str(target.path), result))
 
@@ -214,7 +215,7 @@ def evaluate(
     from llmft_cli.evaluation.evaluate import evaluate as evaluate_run
 
     target = find_run(run, given.console)
-    config = given.config(target.saved_settings("prepare", "train"))
+    config = given.config(saved_settings(target, "prepare", "train"))
     result = evaluate_run(target, prompts, name, config, given.console, overwrite=overwrite, allow_stale=allow_stale)
     given.console.result("eval", str(target.path), asdict(result), stages.evaluate(str(target.path), result))
 
@@ -244,7 +245,7 @@ def chat(
     if console.as_json and prompt is None:
         raise UsageError("chat --json needs a question", "give it with --prompt")
     target = find_run(run, console)
-    config = given.config(target.saved_settings("prepare", "train"))
+    config = given.config(saved_settings(target, "prepare", "train"))
     session = Session(target, load_tuned(target, config, console, allow_stale), config, compare)
     session.set_system(system or "")
     if prompt is None:

@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from llmft_cli.base.errors import ConfigError
+from llmft_cli.base.unicode_text import why_not_utf8
 from llmft_cli.settings.definitions import Config as Config
 from llmft_cli.settings.setting import Command, Setting
 
@@ -146,7 +147,7 @@ def validated(name: str, value: Any, origin: str) -> Any:
         typed = convert(item, value)
     except (TypeError, ValueError):
         raise ConfigError(f"{origin}: {value!r} is not {expected_form(item)}") from None
-    complaint = item.setting.complaint(typed)
+    complaint = item.setting.complaint(typed) or (why_not_utf8(typed) if isinstance(typed, str) else "")
     if complaint:
         raise ConfigError(f"{origin}: {typed!r} {complaint}")
     return typed

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
@@ -105,10 +105,8 @@ class Console:
             self.print_json({"ok": True, "command": command, "run": run, **values})
         else:
             for section in sections:
-                with self.out.capture() as shown:
-                    self.out.print(render(section))
                 # rich pads every line to the table's width.
-                self.write("".join(line.rstrip() + "\n" for line in shown.get().splitlines()))
+                self.write("".join(line.rstrip() + "\n" for line in self._rendered(render(section)).splitlines()))
 
     def samples(self, samples: Sequence[Sample]) -> None:
         """Prepared rows with their loss mask on stdout; nothing with --json.
@@ -126,9 +124,7 @@ class Console:
             place = one_line(f"{sample.source}:{sample.line} ({sample.split})")
             header = f"=== {place}: {sample.tokens:,} tokens, {sample.supervised:,} supervised"
             if colours:
-                with self.out.capture() as shown:
-                    self.out.print(Text(header, style="bold"), coloured(sample), "", sep="\n", soft_wrap=True)
-                self.write(shown.get())
+                self.write(self._rendered(Text(header, style="bold"), coloured(sample), "", sep="\n", soft_wrap=True))
             else:
                 # Not through rich, which converts tabs to spaces.
                 self.write(f"{header}\n{marked(sample, opening, closing)}\n\n")
@@ -145,6 +141,13 @@ class Console:
 
     def print_json(self, value: Mapping[str, Any]) -> None:
         self.write(json.dumps(value, allow_nan=False) + "\n")
+
+    def _rendered(self, *parts: Any, **options: Any) -> str:
+        """What rich would print to stdout; its own capture writes to stdout, too, which may be closed."""
+        shown = StringIO()
+        console = RichConsole(file=shown, highlight=False, width=self.out.width, force_terminal=self.out.is_terminal)
+        console.print(*parts, **options)
+        return shown.getvalue()
 
     def write(self, text: str) -> None:
         """Print a part of a result, which is dropped if nobody reads it: the work is done.

@@ -132,7 +132,7 @@ def keep(session: Session, screen: Screen) -> None:
         file = transcript.keep(session.messages)
     except OSError as error:
         if not transcript.failed:
-            screen.say(f"warning: the conversation is not saved: {what_failed(error)}")
+            screen.say(f"warning: the conversation is not saved: {reason(error)}")
         transcript.failed = True
     else:
         if before is None:
@@ -146,12 +146,14 @@ def ends_conversation(error: BaseException) -> bool:
 
 
 def what_failed(error: BaseException) -> str:
-    if is_interrupt(error):
-        return "stopped"
+    return "stopped" if is_interrupt(error) else f"failed: {reason(error)}"
+
+
+def reason(error: BaseException) -> str:
     if isinstance(error, LlmftError):
-        return f"failed: {error.message}" + (f" ({error.hint})" if error.hint else "")
+        return error.message + (f" ({error.hint})" if error.hint else "")
     known = from_os_error(error) if isinstance(error, OSError) else from_library_error(error)
-    return f"failed: {known.message if known else f'{type(error).__name__}: {first_line(error)}'}"
+    return known.message if known else f"{type(error).__name__}: {first_line(error)}"
 
 
 def run_slash_command(session: Session, text: str) -> str:

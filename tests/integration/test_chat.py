@@ -47,7 +47,7 @@ def test_what_cannot_be_saved_does_not_end_the_talk(
     done = command.finish()
     assert (done.returncode, done.stdout.count("It is")) == (0, 2), done.stderr
     assert done.stderr.count("warning: the conversation is not saved: ") == 1
-    assert done.stderr.count("\nfailed: ") == 1
+    assert done.stderr.count("failed: ") == 1
 
 
 def test_bytes_that_are_not_utf8_are_said_and_the_conversation_survives_the_terminal(
@@ -58,7 +58,7 @@ def test_bytes_that_are_not_utf8_are_said_and_the_conversation_survives_the_term
     command = start("chat", "run", folder=trained_copy.parent, stdin_from=path)
     command.wait_for("/exit to quit")
     os.write(keyboard, b"caf\xe9?\nWhat is 5 and 5?\n")
-    command.wait_until(lambda: command.said.count(" tokens/s") == 2)
+    command.wait_until(lambda: any("5 and 5" in file.read_text() for file in (trained_copy / "chat").glob("*.jsonl")))
     command.interrupt(signal.SIGHUP)
     done = command.finish()
     assert done.returncode == 130

@@ -161,4 +161,4 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_ends_nothing(talk: Tal
     for interactive in (True, False):
         said = talk(["a", "b"], interactive=interactive)
         assert len(said) == 1
-        assert said[0].startswith("warning: the conversation is not saved: failed: FileExistsError")
+        assert said[0].startswith("warning: the conversation is not saved: FileExistsError")

@@ -92,6 +92,10 @@ class VerificationError(LlmftError):
     exit_code = 6
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the process must end, where Ctrl-C may end only what it is doing."""
+
+
 class Interrupted(LlmftError):
     """The user or the system asked to stop; finished work is saved."""
 
@@ -148,10 +152,10 @@ def first_line(error: object) -> str:
     return next((line for line in lines if line), type(error).__name__)
 
 
-def is_interrupt(error: BaseException | None) -> bool:
+def is_interrupt(error: BaseException | None, kind: type[BaseException] = KeyboardInterrupt) -> bool:
     """Whether Ctrl-C caused an error: library code, imports above all, may raise another one from KeyboardInterrupt."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, kind):
             return True
         error = error.__cause__ or error.__context__
     return False

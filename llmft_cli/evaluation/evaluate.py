@@ -14,6 +14,7 @@ from llmft_cli.base.errors import StageError, UsageError, VerificationError
 from llmft_cli.base.files import hash_file, hash_path, replacing_directory
 from llmft_cli.base.libraries import versions
 from llmft_cli.base.reporter import Reporter
+from llmft_cli.base.unicode_text import why_not_utf8
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.store import VALIDATION, load_split, write_json_lines
 from llmft_cli.evaluation import report
@@ -95,8 +96,8 @@ def evaluate(
 
 
 def valid_name(name: str) -> str:
-    if not name or name != Path(name).name or name.startswith("."):
-        raise UsageError(f"--name {name!r} is not a valid folder name")
+    if not name or name != Path(name).name or name.startswith(".") or why_not_utf8(name):
+        raise UsageError(f"{name!r} is not a valid folder name", "give another one with --name")
     return name
 
 

@@ -26,6 +26,10 @@ class Speaker:
     """Says `SAID`, padded with the first stop id as `generate` pads."""
 
     device = torch.device("cpu")
+    generation_config = None
+
+    def get_base_model(self) -> Speaker:
+        return self
 
     @contextmanager
     def disable_adapter(self) -> Any:

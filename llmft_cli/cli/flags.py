@@ -112,6 +112,10 @@ class Given:
         """Whether a setting was given, by flag or file."""
         return self.file is not None or any(value is not None for value in self.flags.values())
 
+    def asks_for(self, name: str) -> bool:
+        """Whether a setting was given, by flag or file."""
+        return self.flags.get(name) is not None or (self.file is not None and name in settings.read_file(self.file))
+
     def config(self, saved: Mapping[str, Any] | None = None) -> settings.Config:
         return settings.resolve(self.flags, self.file, saved)
 

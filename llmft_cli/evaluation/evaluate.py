@@ -18,6 +18,7 @@ from llmft_cli.data.store import HELD_OUT_FILE, VALIDATION, load_split, write_js
 from llmft_cli.evaluation import report
 from llmft_cli.evaluation.comparison import Comparison, compare
 from llmft_cli.evaluation.metrics import TEXT_METRICS, score
+from llmft_cli.evaluation.prompt_lengths import check_prompt_lengths
 from llmft_cli.evaluation.prompts import Prompt, read_prompts
 from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
 from llmft_cli.models.expected_time import ANSWERING, warn_if_long
@@ -67,9 +68,10 @@ def evaluate(
     """
     name = valid_name(name or (prompts_file.stem if prompts_file else HELD_OUT_NAME))
     prompts = read_prompts(prompts_file) if prompts_file else held_out_prompts(run)
-    run.require("train", allow_stale)
+    trained = run.require("train", allow_stale)
     if not prompts and load_split(run.data, VALIDATION) is None:
         raise StageError(f"{run.path} has no held-out rows to evaluate on", "give prompts with --prompts FILE")
+    check_prompt_lengths(run, prompts, trained["model"], config, reporter)
     with stage(run, f"eval/{name}", settings.of_command(config, "eval"), input_hashes(run, prompts_file), overwrite) as record:
         tuned = load_tuned(run, config, reporter, allow_stale)
         losses = held_out_losses(tuned, run, config, reporter)

@@ -13,10 +13,11 @@ from llmft_cli.data.forms.formats import Message, RowError, parse_prompt_message
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages for the assistant to answer, and the expected answer, if any."""
+    """Messages for the assistant to answer, the expected answer, if any, and where they stand."""
 
     messages: list[Message]
     expected: str | None
+    where: str
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -39,7 +40,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not numbered:
         raise DataError(f"the prompt file {path} is empty")
     if path.suffix == ".txt":
-        return [Prompt([{"role": "user", "content": line.strip()}], None) for _, line in numbered]
+        return [Prompt([{"role": "user", "content": line.strip()}], None, f"{path} line {number}") for number, line in numbered]
     return [parse_prompt(line, f"{path} line {number}") for number, line in numbered]
 
 
@@ -54,4 +55,4 @@ def parse_prompt(line: str, where: str) -> Prompt:
     expected = value.get("expected")
     if expected is not None and not isinstance(expected, str):
         raise DataError(f"{where}: expected must be text")
-    return Prompt(messages, expected)
+    return Prompt(messages, expected, where)

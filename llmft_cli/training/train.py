@@ -30,6 +30,7 @@ from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.batches.token_batches import sequence_lengths
 from llmft_cli.training.loop import checkpoints, loss_chart, schedule
 from llmft_cli.training.loop.tracking import wandb_run
+from llmft_cli.training.planning.preflight import check_before_loading
 from llmft_cli.training.result import Outcome, TrainResult, result_of
 from llmft_cli.training.resume import check_same_data_settings, start_or_resume
 
@@ -74,7 +75,7 @@ def train(
     with stage(run, "train", settings.of_command(config, "train"), inputs, overwrite, resume) as record:
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
         source = base_model(recorded.get("model"), config, reporter)
-        rows = train_split(run)
+        rows = train_split(run, source, config, reporter)
         record.facts |= facts_of(source, config)
         chosen = decide(source, config, rows, device, reporter, recorded.get("plan"))
         record.facts["plan"] = asdict(chosen.plan)
@@ -107,7 +108,9 @@ def base_model(recorded: Mapping[str, Any] | None, config: Config, reporter: Rep
     return model_source.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
 
 
-def train_split(run: RunDir) -> datasets.Dataset:
+def train_split(run: RunDir, source: ModelSource, config: Config, reporter: Reporter) -> datasets.Dataset:
+    """The training rows; they, and the settings, are known to suit the model before it is loaded."""
+    check_before_loading(run, source, config, reporter)
     rows = load_split(run.data, TRAIN)
     assert rows is not None  # `prepare` refuses data without training rows
     return rows

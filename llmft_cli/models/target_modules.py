@@ -144,7 +144,7 @@ def near_names(model: PreTrainedModel, target: str) -> str:
     found = [name for name, module in model.named_modules() if name not in refused and can_be_adapted(module)]
     names = list(dict.fromkeys(name.rpartition(".")[2] for name in found))
     near = difflib.get_close_matches(target.rpartition(".")[2], names, n=1)
-    return (f"did you mean {near[0]}? " if near else "") + f"this model has {', '.join(names)} (or use {ALL_LINEAR})"
+    return (f"did you mean {near[0]}? " if near else "") + f"--target-modules takes {', '.join(names)}, or {ALL_LINEAR}"
 
 
 def unfit_linears(model: PreTrainedModel) -> Sequence[str]:

@@ -145,7 +145,7 @@ class ConversationEncoder:
         """
         if max(row.input_ids) >= len(self.tokenizer):
             raise RowError(f"input_ids contains {max(row.input_ids)}, but the tokenizer has only {len(self.tokenizer)} tokens")
-        self._model_ids.check(row.input_ids, of_any_row=tuple)
+        self._model_ids.check(row.input_ids, of_every_row=tuple)
         return Encoded(row.input_ids, true_spans([label != IGNORED for label in [IGNORED, *row.labels[1:]]]))
 
     def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:

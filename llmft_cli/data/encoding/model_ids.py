@@ -22,26 +22,29 @@ class ModelIds:
         rows = limits.embedding_rows if limits else None
         self._rows = rows if rows is not None and max(tokenizer.get_vocab().values()) >= rows else None
 
-    def check(self, ids: Sequence[int], of_any_row: Callable[[], Collection[int]], writer: str = "") -> None:
+    def check(self, ids: Sequence[int], of_every_row: Callable[[], Collection[int]], writer: str = "") -> None:
         """Check that the model has an embedding for every id.
 
         Args:
-            of_any_row: the ids that any such row has: if one of these is at fault, no row can be used.
+            of_every_row: the ids that every such row has.
             writer: what writes those ids, in words.
 
         Raises:
-            ModelError: the model has no embedding for an id of any row.
+            ModelError: the model has no embedding for an id of every row.
             RowError: it has none for another id.
         """
         if self._rows is None or max(ids, default=0) < self._rows:
             return
-        unknown = next(number for number in ids if number >= self._rows)
-        token = self._tokenizer.convert_ids_to_tokens(unknown)
+        in_every_row = next((number for number in of_every_row() if number >= self._rows), None)
         assert self._limits is not None
         model = f"{self._limits.model} has embeddings for {self._rows} tokens only (vocab_size in its config.json)"
-        if unknown in of_any_row():
+        if in_every_row is not None:
             raise ModelError(
-                f"{writer} adds the token {token!r} with id {unknown}, but {model}",
+                f"{writer} adds {self._named(in_every_row)}, but {model}",
                 "resize the embeddings of the model, or give a chat template without this token (--chat-template FILE.jinja)",
             )
-        raise RowError(f"the token {token!r} has id {unknown}, but {model}")
+        unknown = next(number for number in ids if number >= self._rows)
+        raise RowError(f"the row has {self._named(unknown)}, but {model}")
+
+    def _named(self, number: int) -> str:
+        return f"the token {self._tokenizer.convert_ids_to_tokens(number)!r} with id {number}"

@@ -96,5 +96,5 @@ def check_adapter(source: ModelSource, config: Config, reporter: Reporter) -> No
     narrowest = min(ranks_of(model, config), default=config.lora_r)
     if config.lora_r > narrowest:
         reporter.warn(
-            f"--lora-r {config.lora_r} is more than an update of some layers can have ({narrowest}): it only costs memory"
+            f"--lora-r {config.lora_r} is more than the largest rank of an update of some layers, which is {narrowest}"
         )

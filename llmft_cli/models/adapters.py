@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, ModelError, VerificationError, first_line
 from llmft_cli.base.libraries import import_bitsandbytes
-from llmft_cli.models.target_modules import ALL_LINEAR, check_rank, check_target_modules, target_names, unfit_linears
+from llmft_cli.models.target_modules import ALL_LINEAR, check_target_modules, target_names, unfit_linears
 from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ def add_adapter(model: PreTrainedModel, config: Config, base_name: str) -> PeftM
     from peft import get_peft_model
 
     check_target_modules(model, config)
-    check_rank(model, config)
     left_out = unfit_linears(model) if config.target_modules == ALL_LINEAR else []
     try:
         tuned = get_peft_model(model, lora_config(config, base_name, left_out))

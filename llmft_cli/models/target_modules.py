@@ -85,22 +85,8 @@ def check_target_modules(model: PreTrainedModel, config: Config) -> None:
                 )
 
 
-def check_rank(model: PreTrainedModel, config: Config) -> None:
-    """Check that some adapted layer can have an update of rank `lora_r`: it is limited by the layer's dimensions.
-
-    Raises:
-        ConfigError: none can.
-    """
-    largest = max(ranks_of(model, config), default=config.lora_r)
-    if config.lora_r > largest:
-        raise ConfigError(
-            f"--lora-r {config.lora_r} is more than the largest rank of an update of {config.model}, which is {largest}",
-            f"use --lora-r {largest} or less",
-        )
-
-
 def ranks_of(model: PreTrainedModel, config: Config) -> list[int]:
-    """The full rank of each linear layer that gets an adapter."""
+    """The rank of each linear layer that gets an adapter: no update of it can have a larger one."""
     return [min(linear.in_features, linear.out_features) for linear in adapted_linears(model, config)]
 
 

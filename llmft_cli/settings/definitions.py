@@ -84,7 +84,7 @@ class Config:
     )
     max_seq_length: int = data_setting(
         2048,
-        "Longest row, in tokens.",
+        "Longest row, in tokens. The default is reduced to the model's positions if these are fewer.",
         "gpu-check prepare train",
         primary="gpu-check prepare",
         minimum=8,

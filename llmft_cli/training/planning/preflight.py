@@ -9,7 +9,7 @@ from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.store import TRAIN, VALIDATION, load_split
 from llmft_cli.models.limits import Limits, limits_of_base
 from llmft_cli.models.model_source import ModelSource
-from llmft_cli.models.target_modules import ALL_LINEAR, check_rank, check_target_modules, ranks_of, skeleton
+from llmft_cli.models.target_modules import ALL_LINEAR, check_target_modules, ranks_of, skeleton
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import Config
 
@@ -27,7 +27,7 @@ def check_before_loading(run: RunDir, source: ModelSource, config: Config, repor
     Raises:
         ModelError: QLoRA cannot fine-tune the model.
         DataError: a row has more tokens, or a larger token id, than the model can process.
-        ConfigError: a target module or the rank does not suit the model, or a setting needs held-out rows and there are none.
+        ConfigError: a target module does not suit the model, or a setting needs held-out rows and there are none.
     """
     limits = limits_of_base(config, source)
     splits = [rows for name in (TRAIN, VALIDATION) if (rows := load_split(run.data, name)) is not None]
@@ -85,16 +85,13 @@ def largest_in(rows: datasets.Dataset, column: str) -> int:
 
 
 def check_adapter(source: ModelSource, config: Config, reporter: Reporter) -> None:
-    """Check target modules and rank on the model without its weights.
+    """Check the target modules on the model without its weights; warns of a rank that is larger than a layer's.
 
     Raises:
         ConfigError: as `check_before_loading`.
     """
     model = skeleton(source)
     check_target_modules(model, config)
-    check_rank(model, config)
     narrowest = min(ranks_of(model, config), default=config.lora_r)
     if config.lora_r > narrowest:
-        reporter.warn(
-            f"--lora-r {config.lora_r} is more than the largest rank of an update of some layers, which is {narrowest}"
-        )
+        reporter.warn(f"--lora-r {config.lora_r} is more than the rank that an update of some layers can have ({narrowest})")

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from llmft_cli.base.errors import ConfigError
 from llmft_cli.models.adapters import add_adapter
-from llmft_cli.models.target_modules import check_rank, check_target_modules
+from llmft_cli.models.target_modules import check_target_modules, ranks_of
 from llmft_cli.settings.config import resolve
 
 SIZES = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -97,18 +97,13 @@ def test_what_can_be_adapted_passes(targets: str) -> None:
     check("all-linear")
 
 
-def test_a_rank_that_no_update_can_have_is_refused() -> None:
-    """The largest is that of an update of a square layer of 64 dimensions."""
-    check_rank(on_meta(), resolve({"lora_r": 64}))
-    with pytest.raises(ConfigError) as raised:
-        check_rank(on_meta(), resolve({"lora_r": 65, "model": "m"}))
-    assert raised.value.message == "--lora-r 65 is more than the largest rank of an update of m, which is 64"
-    assert raised.value.hint == "use --lora-r 64 or less"
+def test_the_rank_of_an_update_is_that_of_its_layer() -> None:
+    model, settings = on_meta(), resolve({})
+    assert sorted(set(ranks_of(model, settings))) == [32, 64]
+    assert ranks_of(model, resolve({"target_modules": "k_proj"})) == [32, 32]
 
 
 def test_an_adapter_is_refused_the_same_way() -> None:
     """Where `gpu-check` builds the model on `meta`, and for a model with weights."""
     with pytest.raises(ConfigError, match="--target-modules v_projj matches no module of"):
         add_adapter(on_meta(), resolve({"target_modules": "v_projj"}), "m")
-    with pytest.raises(ConfigError, match="--lora-r 100 is more than"):
-        add_adapter(on_meta(), resolve({"lora_r": 100}), "m")

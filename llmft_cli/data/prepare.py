@@ -25,7 +25,7 @@ from llmft_cli.data.reading.sources import STDIN_NAME
 from llmft_cli.data.report.summary import PrepareResult, read_result
 from llmft_cli.data.store import REPORT_FILE, RowSpool
 from llmft_cli.models import loading, model_source
-from llmft_cli.models.limits import limits_of_base, within_positions
+from llmft_cli.models.limits import limits_of_base, note_reduction, within_positions
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
@@ -67,8 +67,8 @@ def prepare(
     source = model_source.resolve(
         config.model, reporter, weights=False, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    model_limits = limits_of_base(config, source)
-    config = within_positions(config, model_limits, reporter, length_given)
+    model_limits, asked = limits_of_base(config, source), config
+    config = within_positions(asked, model_limits, reporter, length_given)
     tokenizer = tokenizer_of(source, config)
     hashes = hashes_of(inputs)
     key = key_of(inputs, hashes, tokenizer, config)
@@ -82,6 +82,7 @@ def prepare(
             tokenizer.save_pretrained(frozen)
         record.outputs += ["data", "tokenizer"]
         record.facts |= {"key": key, "sources": list(names), **facts_of(source, result, config)}
+    note_reduction(asked, config, model_limits, reporter)
     return result
 
 

@@ -12,7 +12,7 @@ from llmft_cli.fit.host_resources import HostResources, host_resources
 from llmft_cli.fit.target_gpu import TargetGpu, for_gpu, limit
 from llmft_cli.models import random_model
 from llmft_cli.models.config_lookup import shape_of
-from llmft_cli.models.limits import limits_of, within_positions
+from llmft_cli.models.limits import limits_of, note_reduction, within_positions
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config
 
@@ -128,7 +128,7 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
     check_request(config, gpu, measure)
     sequences = training_sequences(run) if run else None
     shape, weights_here = shape_of(config, reporter)
-    config = config if run else within_positions(config, limits_of(shape, config.model), reporter)
+    config = config if run else for_positions(config, shape, reporter)
     config, able = for_gpu(filled(config, sequences), gpu, reporter)
     reporter.note(f"simulating training steps of {config.model}")
     plans = consider_plans(config, trainable(shape, config, "meta", able=able), sequences, gpu)
@@ -152,6 +152,18 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
         options=[plan_option(option, plans, measured_speed=rates is not None) for option in plans.options],
         tokens_per_batch=config.tokens_per_batch,
     )
+
+
+def for_positions(config: Config, shape: PreTrainedConfig, reporter: Reporter) -> Config:
+    """The settings with rows that the model has positions for.
+
+    Raises:
+        ConfigError: as `within_positions`.
+    """
+    limits = limits_of(shape, config.model)
+    fitting = within_positions(config, limits, reporter)
+    note_reduction(config, fitting, limits, reporter)
+    return fitting
 
 
 def consider_plans(config: Config, model: PeftModel, sequences: datasets.Dataset | None, gpu: TargetGpu | None) -> Plans:

@@ -95,7 +95,7 @@ def extended(positions: int, rope: Mapping[str, Any]) -> int:
 
 
 def within_positions(config: Config, limits: Limits, reporter: Reporter, length_given: bool = False) -> Config:
-    """The settings with `max_seq_length` reduced to the model's positions if it is the default.
+    """The settings with `max_seq_length` reduced to the model's positions if it is the default (see `note_reduction`).
 
     Args:
         length_given: whether the user asked for this length, even if it is the default.
@@ -107,10 +107,16 @@ def within_positions(config: Config, limits: Limits, reporter: Reporter, length_
     if positions is None or length <= positions:
         return config
     if length == FIELDS["max_seq_length"].default and not length_given:
-        reporter.note(f"rows may have up to {positions:,} tokens, because {limits.model} has no more positions")
         return replace(config, max_seq_length=positions)
     excess = f"--max-seq-length {length} is more than the {positions} positions of {limits.model}"
     if limits.fails_beyond:
         raise ConfigError(f"{excess}, which cannot process longer rows", f"use --max-seq-length {positions} or less")
     reporter.warn(f"{excess}: it was not made for longer rows, and its answers get worse there")
     return config
+
+
+def note_reduction(before: Config, after: Config, limits: Limits, reporter: Reporter) -> None:
+    """Tell of a `max_seq_length` that `within_positions` reduced."""
+    length = after.max_seq_length
+    if length < before.max_seq_length:
+        reporter.note(f"rows have up to {length:,} tokens (--max-seq-length), because {limits.model} has no more positions")

@@ -30,7 +30,7 @@ def gpt2_run(run: Run, tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFac
     (folder / "rows.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     done = run("train", "run", "--data", "rows.jsonl", "--model", "base", "--val-size", 3, *SHORT, folder=folder)
     assert done.returncode == 0, done.stderr
-    assert "rows may have up to 64 tokens, because base has no more positions" in done.stderr
+    assert "rows have up to 64 tokens (--max-seq-length), because base has no more positions" in done.stderr
     return folder
 
 

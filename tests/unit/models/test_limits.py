@@ -8,7 +8,7 @@ import pytest
 
 from llmft_cli.base.errors import ConfigError
 from llmft_cli.base.reporter import Silent
-from llmft_cli.models.limits import Limits, limits_of, within_positions
+from llmft_cli.models.limits import Limits, limits_of, note_reduction, within_positions
 from llmft_cli.settings.config import resolve
 
 
@@ -107,9 +107,12 @@ def test_a_model_fails_beyond_its_positions_if_and_only_if_its_limits_say_so(mod
 
 @pytest.mark.parametrize("table", [True, False])
 def test_the_default_length_comes_down_to_the_positions_and_is_told(table: bool) -> None:
-    told = Told()
-    assert within_positions(resolve({}), Limits("m", 1024, table, None), told).max_seq_length == 1024
-    assert told.notes == ["rows may have up to 1,024 tokens, because m has no more positions"]
+    told, limits, asked = Told(), Limits("m", 1024, table, None), resolve({})
+    config = within_positions(asked, limits, told)
+    assert config.max_seq_length == 1024
+    note_reduction(asked, config, limits, told)
+    note_reduction(config, config, limits, told)
+    assert told.notes == ["rows have up to 1,024 tokens (--max-seq-length), because m has no more positions"]
     assert told.warnings == []
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.base.errors import ConfigError, DataError, ModelError
+from llmft_cli.base.errors import ConfigError, DataError, ModelError, StageError
 from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
 from llmft_cli.models import loading
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.planning.preflight import check_settings
+from llmft_cli.training.resume import check_same_data_settings
 from llmft_cli.training.train import train
 
 
@@ -126,3 +127,11 @@ def test_patience_without_held_out_rows_is_refused_before_the_data_is_prepared()
     assert raised.value.message == "--early-stopping-patience 3 needs held-out rows, but --val-size is 0"
     check_settings(resolve({"early_stopping_patience": 3}))
     check_settings(resolve({"val_size": 0}))
+
+
+def test_a_default_length_that_prepare_has_reduced_is_no_other_setting(tmp_path: Path) -> None:
+    run, default = RunDir(tmp_path), resolve({})
+    check_same_data_settings(run, {"max_seq_length": 512}, default)
+    for prepared, wanted in ((4096, default), (512, resolve({"max_seq_length": 1024}))):
+        with pytest.raises(StageError, match=f"was prepared with --max-seq-length {prepared}, not {wanted.max_seq_length}"):
+            check_same_data_settings(run, {"max_seq_length": prepared}, wanted)

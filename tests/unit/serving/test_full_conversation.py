@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("torch")
+
 from llmft_cli.base.errors import DataError
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.serving import chat

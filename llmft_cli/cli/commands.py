@@ -128,7 +128,7 @@ def prepare(
     from llmft_cli.data.report.samples import read_samples
 
     target = run_to_prepare(run, data)
-    result = prepare_data(target, data, given.config(), given.console, overwrite)
+    result = prepare_data(target, data, given.config(), given.console, overwrite, given.asks_for("max_seq_length"))
     samples = read_samples(target.data, preview)
     if samples:
         given.console.samples(samples)
@@ -158,14 +158,16 @@ def train(
     """
     from llmft_cli.cli.views import stages
     from llmft_cli.data.prepare import prepare as prepare_data
+    from llmft_cli.training.planning.preflight import check_settings
     from llmft_cli.training.starting_adapter import starting_adapter
     from llmft_cli.training.train import train as train_adapter
 
     refuse_together({"--resume": resume, "--continue": continue_, "--from-adapter": from_adapter})
     refuse_together({"--data": data, "--resume": resume, "--continue": continue_})
     if data:
+        check_settings(given.config())
         target = run_to_prepare(run, data)
-        rows = prepare_data(target, data, given.config(), given.console, overwrite).rows
+        rows = prepare_data(target, data, given.config(), given.console, overwrite, given.asks_for("max_seq_length")).rows
         given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
     else:
         target = find_run(run, given.console)

@@ -118,13 +118,17 @@ class Given:
 
     def __init__(self, flags: Mapping[str, Any], file: Path | None, console: Console) -> None:
         self.flags = flags
-        self.file = file and settings.read_settings(file)
+        self.file = settings.read_settings(file) if file else None
         self.console = console
 
     @property
     def any_setting(self) -> bool:
         """Whether a setting was given, by flag or file."""
         return self.file is not None or any(value is not None for value in self.flags.values())
+
+    def asks_for(self, name: str) -> bool:
+        """Whether a setting was given, by flag or file."""
+        return self.flags.get(name) is not None or (self.file is not None and name in self.file.values)
 
     def config(self, saved: Mapping[str, Any] | None = None) -> settings.Config:
         return settings.merged(self.flags, self.file or settings.FileSettings(), saved)

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import DataError, StageError
 from llmft_cli.base.files import hash_file, replacing_directory
@@ -26,6 +26,8 @@ from llmft_cli.data.report.summary import PrepareResult, read_result
 from llmft_cli.data.store import REPORT_FILE, RowSpool
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.fingerprint import description
+from llmft_cli.models.limits import limits_of_base, note_reduction, within_positions
+from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir.artifacts import refuse_foreign
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
@@ -39,18 +41,27 @@ if TYPE_CHECKING:
 DATA_VERSION = 3
 
 
-def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporter, overwrite: bool = False) -> PrepareResult:
+def prepare(
+    run: RunDir,
+    names: Sequence[str],
+    config: Config,
+    reporter: Reporter,
+    overwrite: bool = False,
+    length_given: bool = False,
+) -> PrepareResult:
     """Read, check, render, tokenise, mask, split and pack rows into `run.data`.
 
     Data already prepared from the same sources, tokenizer and settings is reused.
 
     Args:
         names: files, directories and Hub dataset ids; `-` is standard input.
+        length_given: as of `limits.within_positions`.
 
     Raises:
         DataError: a source cannot be read, no row is usable, too many rows are bad, or a check warns and
             `strict` is set.
-        ModelError: the tokenizer cannot be loaded, or lacks a chat template that the rows need.
+        ModelError: the model cannot be trained, its tokenizer cannot be loaded, or it lacks a chat template.
+        ConfigError: rows may be longer than the model can process.
         StageError: the run is already prepared from something else, or another tool's directory is in its place.
     """
     refuse_foreign(run)
@@ -58,9 +69,9 @@ def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporte
     source = model_source.resolve(
         config.model, reporter, weights=False, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    tokenizer = loading.load_tokenizer(source.path, config.trust_remote_code)
-    if config.chat_template:
-        tokenizer.chat_template = read_template(config.chat_template)
+    model_limits, asked = limits_of_base(config, source), config
+    config = within_positions(asked, model_limits, reporter, length_given)
+    tokenizer = tokenizer_of(source, config)
     hashes = hashes_of(inputs)
     key = key_of(inputs, hashes, tokenizer, config)
     if not overwrite and (recorded := recorded_result(run, key, reporter)):
@@ -68,22 +79,35 @@ def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporte
     with stage(run, "prepare", settings.of_command(config, "prepare"), hashes, overwrite) as record:
         # Both are complete before either replaces the old one.
         with replacing_directory(run.data) as data, replacing_directory(run.tokenizer) as frozen:
-            result = fill(data, inputs, tokenizer, config, reporter)
+            encoder = ConversationEncoder(tokenizer, config.train_on, model_limits)
+            result = fill(data, inputs, encoder, config, reporter)
             tokenizer.save_pretrained(frozen)
         record.outputs += ["data", "tokenizer"]
-        record.facts |= {
-            "key": key,
-            "model": {"name": source.name, "revision": source.revision},
-            "model_files": description(source.path),
-            "template": result.template,
-            "seed": config.seed,
-            "versions": versions(),
-            "sources": list(names),
-            "rows": result.rows,
-            "tokens": result.tokens,
-            "splits": result.splits,
-        }
+        record.facts |= {"key": key, "sources": list(names), **facts_of(source, result, config)}
+    note_reduction(asked, config, model_limits, reporter)
     return result
+
+
+def facts_of(source: ModelSource, result: PrepareResult, config: Config) -> dict[str, Any]:
+    """What the ledger records of the prepared data."""
+    return {
+        "model": {"name": source.name, "revision": source.revision},
+        "model_files": description(source.path),
+        "template": result.template,
+        "seed": config.seed,
+        "versions": versions(),
+        "rows": result.rows,
+        "tokens": result.tokens,
+        "splits": result.splits,
+    }
+
+
+def tokenizer_of(source: ModelSource, config: Config) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with the chat template of the settings if they have one."""
+    tokenizer = loading.load_tokenizer(source.path, config.trust_remote_code)
+    if config.chat_template:
+        tokenizer.chat_template = read_template(config.chat_template)
+    return tokenizer
 
 
 def hashes_of(inputs: Sequence[Input]) -> dict[str, str]:
@@ -128,19 +152,16 @@ def recorded_result(run: RunDir, key: str | None, reporter: Reporter) -> Prepare
     return read_result(run.data / REPORT_FILE)
 
 
-def fill(
-    data: Path, inputs: list[Input], tokenizer: PreTrainedTokenizerBase, config: Config, reporter: Reporter
-) -> PrepareResult:
+def fill(data: Path, inputs: list[Input], encoder: ConversationEncoder, config: Config, reporter: Reporter) -> PrepareResult:
     """Ingest the rows and write the run's data.
 
     Raises:
         DataError: as `prepare`.
     """
     scratch = data / "scratch"
-    encoder = ConversationEncoder(tokenizer, config.train_on)
     with RowSpool(scratch) as spool, Rejections(data) as rejections:
         near_duplicates = NearDuplicates(scratch) if config.near_duplicates else None
-        ingested = IngestedRows(inputs, spool, rejections, Checks(byte_token_ids(tokenizer)), near_duplicates)
+        ingested = IngestedRows(inputs, spool, rejections, Checks(byte_token_ids(encoder.tokenizer)), near_duplicates)
         ingest_rows(ingested, encoder, config, reporter)
         check_ingested(ingested, config)
         result = write_data(data, ingested, encoder, config)

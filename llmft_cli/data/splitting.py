@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmft_cli.base.errors import DataError
+
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
@@ -24,7 +26,17 @@ class Split:
 
 
 def wanted_rows(val_size: float, rows: int) -> int:
-    """How many rows to hold out: at least one unless `val_size` is 0, leaving at least one for training."""
+    """How many rows to hold out: at least one unless `val_size` is 0, leaving at least one for training.
+
+    Raises:
+        DataError: a number of rows is wanted that leaves none for training.
+    """
+    if val_size >= max(rows, 1):
+        only = "is only one usable row" if rows == 1 else f"are only {rows} usable rows"
+        raise DataError(
+            f"--val-size {val_size:.0f} leaves no row to train on: there {only}",
+            "hold fewer rows out, as in --val-size 5%, or none with --val-size 0",
+        )
     wanted = val_size if val_size >= 1 else val_size * rows
     return min(max(round(wanted), 1 if val_size else 0), rows - 1)
 

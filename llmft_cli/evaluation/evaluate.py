@@ -20,9 +20,11 @@ from llmft_cli.data.store import VALIDATION, load_split, write_json_lines
 from llmft_cli.evaluation import report
 from llmft_cli.evaluation.answers import ARMS, arm_scores, comparison_of_complete, comparisons_of, predict
 from llmft_cli.evaluation.comparison import Comparison
+from llmft_cli.evaluation.prompt_lengths import check_prompt_lengths
 from llmft_cli.evaluation.prompts import encode_prompts, held_out_prompts, read_prompts
 from llmft_cli.evaluation.results import ArmScores, HeldOutRows, Prediction, Summary
 from llmft_cli.evaluation.verdict import headline
+from llmft_cli.models.limits import limits_of_recorded
 from llmft_cli.models.loading import load_tokenizer
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
@@ -71,12 +73,14 @@ def evaluate(
         DataError: the prompt file cannot be used.
     """
     name = valid_name(name or (prompts_file.stem if prompts_file else HELD_OUT_NAME))
-    run.require("train", allow_stale)
+    trained = run.require("train", allow_stale)
     prompts = read_prompts(prompts_file, reporter) if prompts_file else held_out_prompts(run, reporter)
     if not prompts and load_split(run.data, VALIDATION) is None:
         raise StageError(f"{run.path} has no held-out rows to evaluate on", "give prompts with --prompts FILE")
     # Before the model is loaded, which takes minutes: the run's tokenizer is all that prompts need.
-    ids = encode_prompts(ConversationEncoder(load_tokenizer(run.tokenizer)), prompts) if prompts else []
+    limits = limits_of_recorded(trained["model"], reporter)
+    ids = encode_prompts(ConversationEncoder(load_tokenizer(run.tokenizer), limits=limits), prompts) if prompts else []
+    check_prompt_lengths(prompts, ids, limits, config)
     with stage(run, f"eval/{name}", settings.of_command(config, "eval"), input_hashes(run, prompts_file), overwrite) as record:
         tuned = load_tuned(run, config, reporter, allow_stale)
         losses = held_out_losses(tuned, run, config, reporter)

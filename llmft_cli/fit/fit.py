@@ -12,6 +12,7 @@ from llmft_cli.fit.host_resources import HostResources, host_resources
 from llmft_cli.fit.target_gpu import TargetGpu, for_gpu, limit
 from llmft_cli.models import random_model
 from llmft_cli.models.config_lookup import shape_of
+from llmft_cli.models.limits import limits_of, note_reduction, within_positions
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config
 
@@ -118,7 +119,7 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
 
     Raises:
         ModelError: the model's config cannot be obtained.
-        ConfigError: these settings cannot be predicted.
+        ConfigError: these settings cannot be predicted, or do not suit the model.
         MachineError: there is no GPU to measure on.
     """
     from llmft_cli.training.loop import schedule
@@ -126,14 +127,12 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
 
     check_request(config, gpu, measure)
     sequences = training_sequences(run) if run else None
-    config, able = for_gpu(filled(config, sequences), gpu, reporter)
     shape, weights_here = shape_of(config, reporter)
+    config = config if run else for_positions(config, shape, reporter)
+    config, able = for_gpu(filled(config, sequences), gpu, reporter)
     reporter.note(f"simulating training steps of {config.model}")
     plans = consider_plans(config, trainable(shape, config, "meta", able=able), sequences, gpu)
-    measured = None
-    if measure and plans.chosen and gpu and gpu.device:
-        reporter.note(f"building {config.model} with random weights on {gpu.name}")
-        measured = measure_plan(shape, config, plans.chosen, plans.batch_of(plans.chosen.plan.batch_size), gpu.device)
+    measured = measure_plan(shape, config, plans, gpu, reporter) if measure and plans.chosen and gpu else None
     best, available, rates = plans.best, plans.available_bytes, gpu.rates if gpu else None
     tokens = schedule.training_tokens(sequences, config) if sequences and rates else None
     return Fit(
@@ -153,6 +152,18 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
         options=[plan_option(option, plans, measured_speed=rates is not None) for option in plans.options],
         tokens_per_batch=config.tokens_per_batch,
     )
+
+
+def for_positions(config: Config, shape: PreTrainedConfig, reporter: Reporter) -> Config:
+    """The settings with rows that the model has positions for.
+
+    Raises:
+        ConfigError: as `within_positions`.
+    """
+    limits = limits_of(shape, config.model)
+    fitting = within_positions(config, limits, reporter)
+    note_reduction(config, fitting, limits, reporter)
+    return fitting
 
 
 def consider_plans(config: Config, model: PeftModel, sequences: datasets.Dataset | None, gpu: TargetGpu | None) -> Plans:
@@ -237,10 +248,14 @@ def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | N
     return None
 
 
-def measure_plan(shape: PreTrainedConfig, config: Config, option: Option, batch: BatchShape, device: str) -> Measured:
+def measure_plan(shape: PreTrainedConfig, config: Config, plans: Plans, gpu: TargetGpu, reporter: Reporter) -> Measured:
+    """The chosen plan, tried on the GPU of this machine."""
     from llmft_cli.training.profiling import measuring
 
-    return measuring.measure(trainable(shape, config, device, option.plan), batch, option.plan.optim)
+    assert gpu.device is not None
+    reporter.note(f"building {config.model} with random weights on {gpu.name}")
+    plan = plans.best.plan
+    return measuring.measure(trainable(shape, config, gpu.device, plan), plans.batch_of(plan.batch_size), plan.optim)
 
 
 def plan_option(option: Option, plans: Plans, measured_speed: bool) -> PlanOption:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmft_cli.base.errors import ConfigError, ModelError, VerificationError
+from llmft_cli.base.errors import ConfigError, ModelError, VerificationError, first_line
 from llmft_cli.base.file_checks import DamagedFile, read_json, read_safetensors_header, reading_foreign
 from llmft_cli.base.libraries import import_bitsandbytes
 from llmft_cli.models.model_files import ADAPTER_CONFIG_FILE
+from llmft_cli.models.target_modules import ALL_LINEAR, check_target_modules, target_names, unfit_linears
 from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
-    import torch
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-# Mamba's kernels read the weights of these layers directly and would bypass an adapter, so PEFT rejects one there.
-MAMBAS = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
-READ_BY_KERNELS = ("out_proj", "conv1d")
+# What PEFT initialises with zeros: without these, the product of the two matrices is zero.
+ZERO_AT_FIRST = (".lora_B.", ".lora_embedding_A.")
 
 
 def lora_config(config: Config, base_name: str, left_out: Sequence[str] = ()) -> LoraConfig:
@@ -32,16 +31,13 @@ def lora_config(config: Config, base_name: str, left_out: Sequence[str] = ()) ->
     """
     from peft import LoraConfig
 
-    targets: str | list[str] = config.target_modules
-    if targets != "all-linear":
-        targets = [name.strip() for name in config.target_modules.split(",") if name.strip()]
     return LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_name,
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=targets,
+        target_modules=ALL_LINEAR if config.target_modules == ALL_LINEAR else target_names(config),
         exclude_modules=list(left_out) or None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
@@ -53,47 +49,23 @@ def add_adapter(model: PreTrainedModel, config: Config, base_name: str) -> PeftM
     """Add a new adapter to the frozen base; its weights are in fp32, whatever the base's dtype.
 
     Raises:
-        ConfigError: no module of the model matches the target modules.
+        ConfigError: a target module is not in the model, or cannot have an adapter.
     """
     import_bitsandbytes()
     from peft import get_peft_model
 
-    left_out = unfit_linears(model) if config.target_modules == "all-linear" else []
+    check_target_modules(model, config)
+    left_out = unfit_linears(model) if config.target_modules == ALL_LINEAR else []
     try:
         tuned = get_peft_model(model, lora_config(config, base_name, left_out))
     except ValueError as error:
         raise ConfigError(
-            f"target_modules {config.target_modules}: {error}", "name linear modules of the model, or use all-linear"
+            f"--target-modules {config.target_modules}: {first_line(error)}",
+            "name linear modules of the model, or use all-linear",
         ) from error
     # get_peft_model records the path that the base was loaded from; users of the adapter need its name.
     tuned.peft_config["default"].base_model_name_or_path = base_name
     return tuned
-
-
-def unfit_linears(model: PreTrainedModel) -> list[str]:
-    """Linear layers that cannot have an adapter: they return more than a tensor (routers of experts), or are never called."""
-    import torch
-
-    read_by_kernels = READ_BY_KERNELS if model.config.model_type in MAMBAS else ()
-    unfit = []
-    for name, module in model.named_modules():
-        router = isinstance(module, torch.nn.Linear) and not is_plain(module) and not gives_a_tensor(module)
-        if router or name.rpartition(".")[2] in read_by_kernels:
-            unfit.append(name)
-    return unfit
-
-
-def is_plain(linear: torch.nn.Linear) -> bool:
-    """Whether it is a linear layer of torch or bitsandbytes, not a model's own class."""
-    return type(linear).__module__.partition(".")[0] in ("torch", "bitsandbytes")
-
-
-def gives_a_tensor(linear: torch.nn.Linear) -> bool:
-    import torch
-
-    with torch.no_grad():
-        result: Any = linear(torch.zeros(1, linear.in_features, dtype=linear.weight.dtype, device=linear.weight.device))
-    return isinstance(result, torch.Tensor)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:
@@ -129,12 +101,14 @@ def check_changes_something(model: PeftModel) -> None:
     """Check that the adapter differs from the base model.
 
     Raises:
-        VerificationError: all B matrices are zero, or some weights are not finite.
+        VerificationError: every update is zero, or some weights are not finite.
     """
-    matrices = [weights for name, weights in model.named_parameters() if ".lora_B." in name]
+    zero_at_first = {name: weights for name, weights in model.named_parameters() if any(part in name for part in ZERO_AT_FIRST)}
+    matrices = list(zero_at_first.values())
     if not all(weights.isfinite().all() for weights in matrices):
         raise VerificationError("the adapter has weights that are not finite", "train with a lower --learning-rate")
     if not any(weights.any() for weights in matrices):
+        kind = "B" if any(".lora_B." in name for name in zero_at_first) else "A"
         raise VerificationError(
-            "the adapter has no effect: all its B matrices are zero", "train longer, or with another --learning-rate"
+            f"the adapter has no effect: all its {kind} matrices are zero", "train longer, or with another --learning-rate"
         )

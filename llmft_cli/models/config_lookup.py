@@ -91,7 +91,7 @@ def check_can_be_tuned(config: Config, shape: PreTrainedConfig) -> None:
         method = quantized.get("quant_method", "unnamed method")
         raise ModelError(
             f"the weights of {config.model} are already quantised ({method})",
-            "use the original 16-bit model: --quantization quantises it at load time",
+            "use the original 16-bit model, which llmft quantises at load time",
         )
     own_code = config.trust_remote_code and "AutoModelForCausalLM" in (getattr(shape, "auto_map", None) or {})
     if type(shape) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own_code:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from llmft_cli.settings.config import Config
 
 TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHT_FILES = ["*.safetensors"]
+# Names of files with weights in formats that can run code when they are loaded, and in those of other frameworks.
+OTHER_WEIGHTS = ["pytorch_model*.bin", "*.bin.index.json", "*.pth", "*.ckpt", "tf_model*.h5", "flax_model*.msgpack"]
 BUILTIN_HINT = f"or use the built-in model (prepare, train, gpu-check: --model {builtin.NAME})"
 
 
@@ -69,8 +72,28 @@ def resolve(
     else:
         path = hub_directory(name, revision, weights, trust_remote_code, reporter)
         revision = path.name
+    if weights or local.is_dir():
+        check_format(name, [file.name for file in path.iterdir()], weights)
     check_model(name, path, weights)
     return ModelSource(name, path, revision, fingerprint(name, path) if weights else "", trust_remote_code)
+
+
+def check_format(name: str, files: Collection[str], weights: bool) -> None:
+    """Check that a model has safetensors weights, or no weights at all if none are needed.
+
+    Args:
+        files: names of the model's files.
+
+    Raises:
+        ModelError: it has only weights in other formats, or none that are needed.
+    """
+    others = sorted(file for pattern in OTHER_WEIGHTS for file in fnmatch.filter(files, pattern))
+    if any(file.endswith(".safetensors") for file in files) or not (others or weights):
+        return
+    raise ModelError(
+        f"{name} has no safetensors weights" + (f", only {others[0]}" if others else ""),
+        "llmft does not load other formats, which can run code: convert the model with save_pretrained of transformers",
+    )
 
 
 def resolve_recorded(facts: Mapping[str, Any], reporter: Reporter) -> ModelSource:
@@ -119,7 +142,7 @@ def hub_directory(name: str, revision: str | None, weights: bool, code: bool, re
     if not offline:
         reporter.note(f"fetching {name} from the Hub" + ("" if weights else " (tokenizer and config)"))
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=offline))
     except GatedRepoError as error:
         hint = f"accept its licence at https://huggingface.co/{name} and run `hf auth login`, {BUILTIN_HINT}"
         raise ModelError(f"the model {name} is gated and this account has no access", hint) from error
@@ -131,3 +154,16 @@ def hub_directory(name: str, revision: str | None, weights: bool, code: bool, re
         raise ModelError(f"the model {name} is not on this machine and the Hub cannot be reached", hint) from error
     except HfHubHTTPError as error:
         raise ModelError(f"the Hub refused {name}: {first_line(error)}") from error
+    if not (offline or weights):
+        check_format(name, files_on_hub(name, path.name), weights)
+    return path
+
+
+def files_on_hub(name: str, commit: str) -> list[str]:
+    """The files of a Hub model, also those that were not downloaded; empty if the Hub does not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().list_repo_files(name, revision=commit)
+    except Exception:  # whatever the network fails with; it is asked only to tell earlier what `train` would tell
+        return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +20,7 @@ from llmft_cli.base.libraries import import_transformers
 from llmft_cli.data.forms.formats import Message, RowError
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.serving.generation import BASE, TUNED, Reply, TunedModel, stream_answer
+from llmft_cli.serving.room import new_tokens_for
 from llmft_cli.serving.transcripts import Transcript, row_of, stem_of, write_new
 from llmft_cli.settings.config import Config
 
@@ -30,6 +31,8 @@ HELP = """\
 /compare           show the base model's answers, too; again: turn it off
 /save [NAME]       save the conversation under a name (without: where it is saved after every answer)
 /exit              exit (also Ctrl-D)"""
+
+RESET = "/reset starts a new one"
 
 
 DISCARDED = "this question and its answer are discarded"
@@ -66,19 +69,37 @@ class Session:
         """Answer a question, and add both to the history.
 
         Raises:
-            DataError: the chat template rejects the conversation.
+            DataError: the chat template rejects the conversation, or there is no room for an answer.
         """
         asked = [*self.messages, {"role": "user", "content": question}]
         try:
             prompt = self.tuned.encoder.prompt(asked)
         except RowError as error:
-            raise DataError(f"the conversation cannot be rendered: {error}", "/reset starts a new one") from error
+            raise DataError(f"the conversation cannot be rendered: {error}", RESET) from error
+        room = self.room_after(prompt)
         for arm in (BASE, TUNED) if self.compare else (TUNED,):
             screen.answer_begins(arm, label=self.compare)
             reply = stream_answer(self.tuned, prompt, arm, self.config, screen.text)
             screen.answer_ends(reply)
         self.messages = [*asked, {"role": "assistant", "content": reply.text}]
+        if reply.tokens == room < self.config.max_new_tokens:
+            screen.say(f"the conversation is full: {RESET}")
         return reply
+
+    def room_after(self, prompt: Sequence[int]) -> int:
+        """How many tokens the answer to a prompt may have.
+
+        Raises:
+            DataError: none.
+        """
+        longest = self.tuned.longest_conversation
+        room = new_tokens_for(len(prompt), longest, self.config.max_new_tokens)
+        if room:
+            return room
+        size = f"{len(prompt)} tokens of the {longest} that it may have leave no room for an answer"
+        if any(message["role"] == "assistant" for message in self.messages):
+            raise DataError(f"the conversation is full: {size}", RESET)
+        raise DataError(f"the question is too long: {size}", "shorten it, or the system message")
 
     def reset(self) -> None:
         self.transcript.end_conversation()

@@ -14,8 +14,10 @@ from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import load_adapter
+from llmft_cli.models.limits import limits_of
 from llmft_cli.run_dir.artifacts import reading
 from llmft_cli.run_dir.run import RunDir
+from llmft_cli.serving.room import longest_conversation, new_tokens_for, prompt_batches
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config
 
@@ -30,13 +32,14 @@ PADDING = 0  # any id does: prompts are masked there, and answers end before
 
 @dataclass(frozen=True)
 class TunedModel:
-    """A base model with the run's adapter, the run's tokenizer, and the ids that end an answer."""
+    """A base model with the run's adapter, the run's tokenizer, the ids that end an answer, and its longest conversation."""
 
     model: PeftModel
     compute_dtype: str
     tokenizer: PreTrainedTokenizerBase
     encoder: ConversationEncoder
     stop_ids: list[int]
+    longest_conversation: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -100,10 +103,10 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
         model = load_adapter(base, run.adapter)
     if device.type == "cpu" and compute_dtype == compute_types.FP32:
         hold_dense_weights(model, reporter)
-    encoder = ConversationEncoder(tokenizer)
-    return TunedModel(
-        model, compute_dtype, tokenizer, encoder, loading.end_of_answer_ids(tokenizer, model, encoder.end_of_turn())
-    )
+    limits = limits_of(base.config, source.name)
+    encoder = ConversationEncoder(tokenizer, limits=limits)
+    stop_ids = loading.end_of_answer_ids(tokenizer, model, encoder.end_of_turn())
+    return TunedModel(model, compute_dtype, tokenizer, encoder, stop_ids, longest_conversation(limits, config))
 
 
 def hold_dense_weights(model: PeftModel, reporter: Reporter) -> None:
@@ -166,11 +169,10 @@ def answer_all(
     import torch
 
     answers = [Answer("", 0, False)] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    config = generation_config(tuned, max_new_tokens)
+    lengths = list(map(len, prompts))
     with tuned.arm(arm) as model:
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
+        for batch, new_tokens in prompt_batches(lengths, batch_size, tuned.longest_conversation, max_new_tokens):
+            config = generation_config(tuned, new_tokens)
             longest = max(len(prompts[index]) for index in batch)
             ids = [[PADDING] * (longest - len(prompts[index])) + list(prompts[index]) for index in batch]
             mask = [[0] * (longest - len(prompts[index])) + [1] * len(prompts[index]) for index in batch]
@@ -186,7 +188,8 @@ def stream_answer(tuned: TunedModel, prompt: Sequence[int], arm: str, config: Co
     import torch
 
     streamer = callback_streamer(tuned, on_text)
-    settings = generation_config(tuned, config.max_new_tokens, config.temperature, config.top_p)
+    new_tokens = new_tokens_for(len(prompt), tuned.longest_conversation, config.max_new_tokens)
+    settings = generation_config(tuned, new_tokens, config.temperature, config.top_p)
     ids = torch.tensor([list(prompt)], device=tuned.device)
     start = time.perf_counter()
     with tuned.arm(arm) as model:

@@ -79,7 +79,13 @@ class Config:
         metavar="<file>",
         suggestions=("plain",),
     )
-    max_seq_length: int = data_setting(2048, "Longest row, in tokens.", BASE, primary="gpu-check prepare", minimum=8)
+    max_seq_length: int = data_setting(
+        2048,
+        "Longest row, in tokens. The default is reduced to the model's positions if these are fewer.",
+        BASE,
+        primary="gpu-check prepare",
+        minimum=8,
+    )
     on_overlength: str = data_setting(
         "drop", "What to do with longer rows.", primary="prepare", choices=("drop", "truncate", "split", "error")
     )
@@ -210,13 +216,7 @@ class Config:
     lora_r: int = setting(16, "Rank of the LoRA matrices.", "Adapter", FIT, primary=FIT, minimum=1)
     lora_alpha: float = setting(32, "LoRA scaling is alpha / rank.", "Adapter", FIT, primary="train", above=0)
     lora_dropout: float = setting(
-        0.0,
-        "Dropout on the input of the LoRA matrices.",
-        "Adapter",
-        FIT,
-        minimum=0,
-        below=1,
-        **parsers.SHARE,
+        0.0, "Dropout on the input of the LoRA matrices.", "Adapter", FIT, minimum=0, below=1, **parsers.SHARE
     )
     target_modules: str = setting(
         "all-linear",

@@ -68,10 +68,15 @@ def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: C
     """
     for name, value in prepared.items():
         wanted = getattr(config, name, value)
-        if wanted != value and name != "seed":
+        if wanted != value and name != "seed" and not is_reduced_default(name, value, wanted):
             flag = settings.flag_of(name)
             hint = f"prepare again: llmft prepare DATA --run {run.path} {flag} {wanted} --overwrite"
             raise StageError(f"{run.path} was prepared with {flag} {value}, not {wanted}", hint)
+
+
+def is_reduced_default(name: str, prepared: Any, wanted: Any) -> bool:
+    """Whether `prepare` may have reduced the default itself, to the model's positions."""
+    return name == "max_seq_length" and bool(prepared < wanted == settings.FIELDS[name].default)
 
 
 def training_to_resume(run: RunDir, config: Config) -> dict[str, Any]:

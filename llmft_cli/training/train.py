@@ -32,6 +32,7 @@ from llmft_cli.training.batches.token_batches import sequence_lengths
 from llmft_cli.training.loop import loss_chart, schedule
 from llmft_cli.training.loop.run_files import complete_checkpoints, save
 from llmft_cli.training.loop.tracking import check_installed, tracked
+from llmft_cli.training.planning.preflight import check_before_loading
 from llmft_cli.training.result import Outcome, TrainResult, result_of
 from llmft_cli.training.resume import begin_or_resume, check_same_data_settings, intact_checkpoint
 from llmft_cli.training.starting_adapter import StartingAdapter, load_into, new_training
@@ -70,7 +71,7 @@ def train(
         Interrupted: the user asked to stop; the training can be resumed from its checkpoint.
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
-    check_before_loading(run, config, allow_stale)
+    check_choices_and_data(run, config, allow_stale)
     recorded = begin_or_resume(run, config, resume, overwrite)
     inputs = recorded.get("inputs") or {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     replace_done = overwrite or (start is not None and start.of_this_run)
@@ -97,6 +98,7 @@ def train_adapter(
     source = base_model(run, recorded.get("model"), config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
     checkpoint = intact_checkpoint(run, training, reporter) if recorded else None
+    check_before_loading(run, source, config, reporter)
     chosen = decide(source, config, training_rows(run.data), device, reporter, recorded.get("plan"))
     record.facts |= facts_of(source, config, training, chosen.plan)
     record.save_facts()
@@ -111,7 +113,7 @@ def train_adapter(
         return result_of(run, trainer, config, chosen, outcome)
 
 
-def check_before_loading(run: RunDir, config: Config, allow_stale: bool) -> None:
+def check_choices_and_data(run: RunDir, config: Config, allow_stale: bool) -> None:
     """Check the prepared data, and what the settings name besides the model: trackers, optimizer and plan.
 
     Raises:

@@ -11,12 +11,16 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmft_cli.data.encoding.chat_template import ChatTemplate
+from llmft_cli.data.encoding.model_ids import ModelIds
 from llmft_cli.data.encoding.template_skeleton import RenderedRow
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Span, Tokeniser, Tokens
 from llmft_cli.data.forms.examples import IGNORED, Conversation, Document, Message, RowError, Tokenised
+from llmft_cli.models.limits import Limits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+SHORT_CONVERSATION: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 
 class Encoded(NamedTuple):
@@ -40,13 +44,15 @@ class ConversationEncoder:
     A row is rendered, tokenised and masked: `render_row`, `tokenise` (in batches) and `mask`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: str = "assistant") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: str = "assistant", limits: Limits | None = None) -> None:
         """
         Args:
             train_on: `assistant` (all answers), `last` (the last one), or `all` (every token).
+            limits: of the model, whose embeddings every id must be in; None if that is known.
         """
         self.tokenizer = tokenizer
         self._train_on = train_on
+        self._model_ids = ModelIds(tokenizer, limits)
         self._tokeniser = Tokeniser(tokenizer)
         self._template = ChatTemplate(tokenizer, self._tokeniser)
 
@@ -64,18 +70,29 @@ class ConversationEncoder:
         """Ids of a conversation with the generation prompt.
 
         Raises:
-            RowError: the template rejects the conversation or leaves out a message.
+            RowError: the template rejects the conversation or leaves out a message, or the model has no embedding for a
+                token.
+            ModelError: the model has no embedding for a token of the template.
         """
-        return self.tokenise([self._template.prompt(messages)])[0].ids
+        ids = self.tokenise([self._template.prompt(messages)])[0].ids
+        self._check_conversation(ids)
+        return ids
 
     def document(self, text: str) -> list[int]:
         """Ids of a raw text, with the tokenizer's bos and eos tokens if it has them."""
         return self.with_bos_and_eos(self.tokenise([self.render_row(Document(text))])[0].ids)
 
     def with_bos_and_eos(self, ids: Sequence[int]) -> list[int]:
-        """The ids between the tokenizer's bos and eos tokens, if it has them."""
-        first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        return [item for item in (first, *ids, last) if item is not None]
+        """The ids between the tokenizer's bos and eos tokens, if it has them.
+
+        Raises:
+            RowError: the model has no embedding for a token of the text.
+            ModelError: it has none for bos or eos.
+        """
+        first, last = ([] if item is None else [item] for item in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id))
+        whole = [*first, *ids, *last]
+        self._model_ids.check(whole, lambda: first + last, "the tokenizer")
+        return whole
 
     def render_row(self, example: Conversation | Document) -> RenderedRow:
         """The rendered text of a row.
@@ -99,8 +116,13 @@ class ConversationEncoder:
         only if it absorbs the spaces after it. A row's first token is never supervised.
 
         Raises:
-            RowError: nothing is supervised.
+            RowError: nothing is supervised, or the model has no embedding for a token.
+            ModelError: the model has no embedding for a token of the template.
         """
+        self._check_conversation(tokens.ids)
+        return self._masked(rendered, tokens)
+
+    def _masked(self, rendered: RenderedRow, tokens: Tokens | EncodedTokens) -> Encoded:
         ids = tokens.ids
         if rendered.learned_spans is None:
             return Encoded(ids, [(1, len(ids))])
@@ -119,10 +141,11 @@ class ConversationEncoder:
         """A row that is given as token ids.
 
         Raises:
-            RowError: an id is not in the tokenizer's vocabulary.
+            RowError: an id is not in the tokenizer's vocabulary, or the model has no embedding for it.
         """
         if max(row.input_ids) >= len(self.tokenizer):
             raise RowError(f"input_ids contains {max(row.input_ids)}, but the tokenizer has only {len(self.tokenizer)} tokens")
+        self._model_ids.check(row.input_ids, of_every_row=tuple)
         return Encoded(row.input_ids, true_spans([label != IGNORED for label in [IGNORED, *row.labels[1:]]]))
 
     def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
@@ -134,10 +157,21 @@ class ConversationEncoder:
         if not self.tokenizer.chat_template:
             return None
         try:
-            sample = self.conversation([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+            rendered = self.render_row(Conversation(SHORT_CONVERSATION))
+            sample = self._masked(rendered, self.tokenise([rendered])[0])
         except RowError:
             return None
         return sample.input_ids[sample.supervised[-1][1] - 1]
+
+    def _check_conversation(self, ids: Sequence[int]) -> None:
+        self._model_ids.check(ids, self._ids_of_template, "the chat template")
+
+    def _ids_of_template(self) -> Collection[int]:
+        """The ids of a short conversation; empty if the template rejects it."""
+        try:
+            return self.tokenise([self.render_row(Conversation(SHORT_CONVERSATION))])[0].ids
+        except RowError:
+            return ()
 
     def _learned(self, conversation: Conversation) -> Collection[int] | None:
         """The numbers of the supervised messages, or None for the whole text."""

@@ -27,11 +27,16 @@ class Schedule:
 
 
 def plan(sequences: datasets.Dataset, config: Config) -> Schedule:
-    """The schedule for these training sequences."""
+    """The schedule for these training sequences.
+
+    The rate is 0 in the first step of a warm-up and at its peak in the step after it, so a warm-up never has all steps.
+    An interval above all steps is all steps.
+    """
     per_epoch = math.ceil(batches_per_epoch(sequences, config) / config.gradient_accumulation_steps)
     total = config.max_steps or math.ceil(per_epoch * config.num_epochs)
     every = config.eval_steps if config.eval_steps >= 1 else config.eval_steps * total
-    return Schedule(total, math.ceil(config.warmup_ratio * total), max(1, math.ceil(every)))
+    warmup = min(math.ceil(config.warmup_ratio * total), total - 1)
+    return Schedule(total, warmup, min(math.ceil(every), total))
 
 
 def batches_per_epoch(sequences: datasets.Dataset, config: Config) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llmft_cli.models.adapters import is_plain
+from llmft_cli.models.target_modules import is_plain
 from llmft_cli.training.fast.joined_linear import JoinedLinear, member_of
 
 if TYPE_CHECKING:

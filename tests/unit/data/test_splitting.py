@@ -9,15 +9,32 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmft_cli.base.errors import DataError
 from llmft_cli.data.splitting import merged_groups, repeated, split_by_group, wanted_rows
 
 
 @pytest.mark.parametrize(
     ("val_size", "rows", "wanted"),
-    [(0.05, 1000, 50), (0.05, 3, 1), (0, 100, 0), (7, 100, 7), (200, 100, 99), (0.5, 1, 0), (0.999, 10, 9)],
+    [(0.05, 1000, 50), (0.05, 3, 1), (0, 100, 0), (7, 100, 7), (99, 100, 99), (0.5, 1, 0), (0.999, 10, 9)],
 )
 def test_how_many_rows_are_held_out(val_size: float, rows: int, wanted: int) -> None:
     assert wanted_rows(val_size, rows) == wanted
+
+
+@pytest.mark.parametrize(
+    ("val_size", "rows", "said"),
+    [
+        (2, 2, "--val-size 2 leaves no row to train on: there are only 2 usable rows"),
+        (200, 100, "--val-size 200 leaves no row to train on: there are only 100 usable rows"),
+        (1, 1, "--val-size 1 leaves no row to train on: there is only one usable row"),
+    ],
+)
+def test_a_number_of_held_out_rows_that_leaves_none_to_train_on_is_refused(val_size: float, rows: int, said: str) -> None:
+    """`--val-size 2` of two rows held one out in silence."""
+    with pytest.raises(DataError) as raised:
+        wanted_rows(val_size, rows)
+    assert raised.value.message == said
+    assert "--val-size" in raised.value.hint
 
 
 def test_rows_that_stand_alone_are_split_exactly_and_by_seed() -> None:

@@ -56,7 +56,7 @@ def talk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Talk:
 
     failing: dict[str, BaseException] = {}
     monkeypatch.setattr(chat, "stream_answer", answer)
-    tuned: Any = SimpleNamespace(encoder=SimpleNamespace(prompt=render))
+    tuned: Any = SimpleNamespace(encoder=SimpleNamespace(prompt=render), longest_conversation=None)
 
     def converse(lines: Iterable[str], interactive: bool = True, **errors: BaseException) -> list[str]:
         failing.update(errors)

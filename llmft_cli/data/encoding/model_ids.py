@@ -41,7 +41,7 @@ class ModelIds:
         if in_every_row is not None:
             raise ModelError(
                 f"{writer} adds {self._named(in_every_row)}, but {model}",
-                "resize the embeddings of the model, or use a template without it: llmft prepare DATA --chat-template FILE.jinja",
+                "resize the embeddings, or use a template without it: llmft prepare DATA --chat-template FILE.jinja",
             )
         unknown = next(number for number in ids if number >= self._rows)
         raise RowError(f"the row has {self._named(unknown)}, but {model}")

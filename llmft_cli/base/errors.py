@@ -14,6 +14,7 @@ from typing import Any
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+UNUSABLE_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
 # Messages of library errors without an errno. On a full disk, torch.save only mentions positions in its archive.
 TEXTS = {
     errno.ENOSPC: ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos"),
@@ -110,6 +111,8 @@ def from_os_error(error: OSError) -> LlmftError | None:
             f"permission denied{named} ({error.strerror})",
             "fix its permissions, or keep the run elsewhere",
         )
+    if error.errno in UNUSABLE_PATH:
+        return UsageError(f"{str(error.filename)[:60]}...: {error.strerror}", "give another path or name")
     if error.errno == errno.ENOMEM:
         return OutOfMemory(f"out of memory: {error.strerror}", SMALLER)
     return None

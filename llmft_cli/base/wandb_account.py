@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 from llmft_cli.base.network import is_reachable
 
 DEFAULT_SERVER = "https://api.wandb.ai"
+TRUE = ("1", "true", "yes", "on")
 
 Login = Literal["logged in", "no account", "offline"]
 
@@ -20,6 +21,11 @@ def login() -> Login:
         return "offline"
     host = urlparse(server()).hostname or server()
     return "logged in" if os.environ.get("WANDB_API_KEY") or in_netrc(host) else "no account"
+
+
+def is_disabled() -> bool:
+    """Whether WANDB_MODE=disabled, or WANDB_DISABLED=true as in transformers 4, turns W&B off."""
+    return os.environ.get("WANDB_MODE") == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in TRUE
 
 
 def can_log_online() -> bool:

@@ -100,11 +100,11 @@ def command(app: typer.Typer, name: Command) -> Callable[[Callable[..., None]], 
 
 
 class Given:
-    """What the user gave besides a command's own parameters."""
+    """What the user gave besides a command's own parameters. The file is read once: it may be a pipe."""
 
     def __init__(self, flags: Mapping[str, Any], file: Path | None, console: Console) -> None:
         self.flags = flags
-        self.file = file
+        self.file = file and settings.read_settings(file)
         self.console = console
 
     @property
@@ -113,7 +113,7 @@ class Given:
         return self.file is not None or any(value is not None for value in self.flags.values())
 
     def config(self, saved: Mapping[str, Any] | None = None) -> settings.Config:
-        return settings.resolve(self.flags, self.file, saved)
+        return settings.merged(self.flags, self.file or settings.FileSettings(), saved)
 
 
 def make_console(as_json: bool, quiet: bool) -> Console:

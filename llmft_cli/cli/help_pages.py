@@ -160,14 +160,15 @@ def setting_of(parameter: Any, command: str | None) -> settings.Field | None:
 
 def full_text(field: settings.Field) -> str:
     """Help text with the choices and the default, which Typer cannot know: to it, every flag defaults to not given."""
-    choices = f" One of {', '.join(field.setting.choices)}." if field.setting.choices else ""
+    one = "One or more of" if field.setting.is_list else "One of"
+    choices = f" {one} {', '.join(field.setting.choices)}." if field.setting.choices else ""
     return f"{field.setting.help}{choices}{default_of(field)}"
 
 
 def short_text(field: settings.Field, command: Any) -> str:
     """The first sentence, with the choices, and the default or what else the command needs to use the setting."""
     sentence = first_sentence(field.setting.help)
-    if field.setting.choices:
+    if field.setting.choices and not field.setting.is_list:
         sentence = f"{sentence[:-1]}: {', '.join(field.setting.choices)}."
     needed = field.setting.only_with.get(command)
     return f"{sentence} Only with {needed}." if needed else f"{sentence}{default_of(field)}"

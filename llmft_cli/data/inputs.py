@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -84,31 +83,26 @@ def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
 
     Raises:
         DataError: a source does not exist or cannot contain rows.
-        ConfigError: weights or limits are not numbers, or not one for each source.
+        ConfigError: the weights or limits are not one for each source.
     """
-    weights = one_each("--weights", config.weights or "1", len(names), float)
+    weights = one_each("--weights", config.weights or "1", len(names))
     if names.count(STDIN) > 1:
         raise DataError("standard input (-) is given twice but can be read only once")
     unlimited: list[float | None] = [None] * len(names)
-    caps = one_each("--max-rows", config.max_rows, len(names), int) if config.max_rows else unlimited
+    caps = one_each("--max-rows", config.max_rows, len(names)) if config.max_rows else unlimited
     return [
         Input(name, find_sources([name]), weight, None if cap is None else int(cap))
         for name, weight, cap in zip(names, weights, caps, strict=True)
     ]
 
 
-def one_each(flag: str, text: str, sources: int, number: Callable[[str], float]) -> list[float]:
+def one_each(flag: str, text: str, sources: int) -> list[float]:
     """The numbers of a setting, one for each source; a single one is used for all.
 
     Raises:
-        ConfigError: they are not numbers above 0, or too few or too many.
+        ConfigError: they are too few or too many.
     """
-    try:
-        values = [number(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"{flag}: {text!r} is not a list of numbers (2,0.5)") from None
-    if any(not math.isfinite(value) or value <= 0 for value in values):
-        raise ConfigError(f"{flag}: {text!r} must have only numbers above 0")
+    values = [float(part) for part in text.split(",")]
     if len(values) not in (1, sources):
         raise ConfigError(f"{flag} has {len(values)} numbers for {sources} sources", "give one for all, or one for each")
     return values * sources if len(values) == 1 else values

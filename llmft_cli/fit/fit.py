@@ -179,7 +179,9 @@ def host_resources_of(plans: Plans, config: Config, weights_here: bool) -> HostR
 
 def check_request(config: Config, gpu: TargetGpu | None, measure: bool) -> None:
     from llmft_cli.training.planning.decide import can_be_predicted
+    from llmft_cli.training.planning.plan_files import check_choices
 
+    check_choices(config)
     if not can_be_predicted(config):
         raise ConfigError(
             "the memory of --quantization int8, --use-dora and --trust-remote-code cannot be predicted",

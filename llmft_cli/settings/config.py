@@ -6,121 +6,130 @@ Precedence: flag, then `--config FILE`, then the run's saved settings, then the 
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 from llmft_cli.base.errors import ConfigError
 from llmft_cli.settings.definitions import Config as Config
-from llmft_cli.settings.setting import Command, Setting
-
-# Names in transformers' Trainer, accepted in a config file.
-ALIASES = {
-    "num_train_epochs": "num_epochs",
-    "per_device_train_batch_size": "batch_size",
-    "per_device_eval_batch_size": "eval_batch_size",
-    "lr_scheduler_type": "lr_scheduler",
-    "model_name_or_path": "model",
-}
-# Two ways to set the size of a batch.
-BATCH_SIZES = ("batch_size", "tokens_per_batch")
+from llmft_cli.settings.fields import ALIASES as ALIASES
+from llmft_cli.settings.fields import FIELDS as FIELDS
+from llmft_cli.settings.fields import Field as Field
+from llmft_cli.settings.fields import flag_of as flag_of
+from llmft_cli.settings.setting import Command
+from llmft_cli.settings.values import shown
+from llmft_cli.settings.values import validated as validated
+from llmft_cli.settings.yaml_files import Value, read_mapping
 
 
 @dataclass(frozen=True)
-class Field:
-    """A config field as the command line needs it."""
+class Alternative:
+    """Two settings of the same thing. The one that was given last counts.
+
+    Attributes:
+        name: the setting that has a default.
+        replacement: the one that replaces it if it is set.
+        purposes: what the other is for, if one of them is removed: `name`, then `replacement`.
+    """
 
     name: str
-    type: type
-    optional: bool
-    default: Any
-    setting: Setting
+    replacement: str
+    purposes: tuple[str, str]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.name, self.replacement
 
 
-def fields() -> Iterator[Field]:
-    hints = get_type_hints(Config)
-    for item in dataclasses.fields(Config):
-        hint = hints[item.name]
-        optional = get_origin(hint) in (Union, UnionType)
-        base = next(arg for arg in get_args(hint) if arg is not type(None)) if optional else hint
-        yield Field(item.name, base, optional, item.default, item.metadata["setting"])
+ALTERNATIVES = (
+    Alternative("batch_size", "tokens_per_batch", ("fill batches by tokens", "count sequences")),
+    Alternative("num_epochs", "max_steps", ("count steps", "count passes over the rows")),
+)
 
 
-FIELDS = {item.name: item for item in fields()}
+@dataclass(frozen=True)
+class FileSettings:
+    """The checked settings of a config file, by field name."""
+
+    path: Path | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def label(self, name: str) -> str:
+        return f"{name} in {self.path}"
 
 
 def resolve(flags: Mapping[str, Any], file: Path | None = None, saved: Mapping[str, Any] | None = None) -> Config:
+    """`merged`, with the settings of a YAML file, or none.
+
+    Raises:
+        ConfigError: as `merged` and `read_settings`.
+    """
+    return merged(flags, read_settings(file) if file else FileSettings(), saved)
+
+
+def merged(flags: Mapping[str, Any], file: FileSettings, saved: Mapping[str, Any] | None = None) -> Config:
     """Merge and validate all settings.
 
     Args:
         flags: values from the command line, by field name; None means not given.
-        file: a YAML file of settings, or None.
         saved: the settings that the run was prepared or trained with, or None.
 
     Raises:
-        ConfigError: an unknown key, a value of the wrong type or out of range, two settings that exclude each other, or
-            an unreadable file.
+        ConfigError: a flag of the wrong type or out of range, or two settings that exclude each other.
     """
     values = {name: value for name, value in (saved or {}).items() if name in FIELDS}
-    if file is not None:
-        from_file = {name: validated(name, value, f"{name} in {file}") for name, value in read_file(file).items()}
-        values = override(values, from_file, lambda name: f"{name} in {file}")
+    values = override(values, file.values, file.label)
     from_flags = {name: validated(name, value, flag_of(name)) for name, value in flags.items() if value is not None}
     return Config(**override(values, from_flags, flag_of))
 
 
 def override(values: Mapping[str, Any], layer: Mapping[str, Any], label: Callable[[str], str]) -> dict[str, Any]:
-    """`values` overridden by those of `layer`; a batch size of either kind replaces one of the other kind, too.
+    """`values` overridden by those of `layer`; of two alternatives, either in the layer replaces both in `values`.
 
     Args:
         label: how error messages name a setting of the layer.
 
     Raises:
-        ConfigError: the layer sets the size of a batch both ways.
+        ConfigError: the layer sets both of two alternatives.
     """
-    given = [name for name in BATCH_SIZES if layer.get(name) is not None]
-    if len(given) > 1:
-        rows, tokens = (f"{label(name)} ({layer[name]})" for name in BATCH_SIZES)
-        raise ConfigError(
-            f"{rows} and {tokens} cannot be combined",
-            f"remove {label('batch_size')} to fill batches by tokens, or {label('tokens_per_batch')} to count sequences",
-        )
-    kept = {name: value for name, value in values.items() if not given or name not in BATCH_SIZES}
+    kept = dict(values)
+    for pair in ALTERNATIVES:
+        given = [name for name in pair.names if layer.get(name) is not None]
+        if len(given) > 1:
+            one, other = (f"{label(name)} ({shown(layer[name])})" for name in pair.names)
+            raise ConfigError(
+                f"{one} and {other} cannot be combined",
+                f"remove {label(pair.name)} to {pair.purposes[0]}, or {label(pair.replacement)} to {pair.purposes[1]}",
+            )
+        if given:
+            kept = {name: value for name, value in kept.items() if name not in pair.names}
     return kept | dict(layer)
 
 
-def flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def read_settings(path: Path) -> FileSettings:
+    """The settings of a YAML file, checked.
+
+    Raises:
+        ConfigError: as `read_file`, or a value of the wrong type or out of range.
+    """
+    file = FileSettings(path)
+    return FileSettings(path, {name: validated(name, value, file.label(name)) for name, value in read_file(path).items()})
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """Settings from a flat YAML file, by field name; dashes and transformers' names are accepted.
+def read_file(path: Path) -> dict[str, Value]:
+    """Settings from a flat YAML file as text, by field name; dashes and transformers' names are accepted.
 
     Raises:
         ConfigError: it cannot be read, is not a flat mapping, or has an unknown or repeated setting.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must contain `key: value` lines, not a {type(content).__name__}")
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        name = known_name(str(key), path)
+    values: dict[str, Value] = {}
+    for key, value in read_mapping(path, "config file"):
+        name = known_name(key, path)
         if name in values:
-            raise ConfigError(f"{name} is set twice in {path}, the second time as {key}", "remove one of them")
+            second = "" if key == name else f", the second time as {key}"
+            raise ConfigError(f"{name} is set twice in {path}{second}", "remove one of them")
         values[name] = value
     return values
 
@@ -129,62 +138,28 @@ def known_name(key: str, path: Path) -> str:
     name = key.replace("-", "_")
     name = ALIASES.get(name, name)
     if name not in FIELDS:
-        near = difflib.get_close_matches(name, [*FIELDS, *ALIASES], n=1)
+        near = difflib.get_close_matches(name[:60], [*FIELDS, *ALIASES], n=1)
         hint = f"did you mean {near[0]}?" if near else "`llmft train --help-all` lists the settings"
-        raise ConfigError(f"unknown setting {key} in {path}", hint)
+        raise ConfigError(f"unknown setting {key if key.isprintable() and len(key) <= 60 else shown(key)} in {path}", hint)
     return name
-
-
-def validated(name: str, value: Any, origin: str) -> Any:
-    """`value` converted to the field's type and checked against its range; `origin` names its flag or file."""
-    item = FIELDS[name]
-    if value is None:
-        if item.optional:
-            return None
-        raise ConfigError(f"{origin} has no value")
-    try:
-        typed = convert(item, value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{origin}: {value!r} is not {expected_form(item)}") from None
-    complaint = item.setting.complaint(typed)
-    if complaint:
-        raise ConfigError(f"{origin}: {typed!r} {complaint}")
-    return typed
-
-
-def convert(item: Field, value: Any) -> Any:
-    if item.type is bool or isinstance(value, bool):
-        if item.type is not bool or not isinstance(value, bool):
-            raise TypeError
-        return value
-    if item.type is str:
-        if item.name == "target_modules" and isinstance(value, list):
-            return ",".join(map(str, value))
-        if not isinstance(value, str):
-            raise TypeError
-        return value
-    # YAML 1.1 reads 2e-4 as a string, so numeric strings are converted.
-    number = (item.setting.parse or float)(str(value))
-    if not math.isfinite(number) or (item.type is int and number != int(number)):
-        raise ValueError
-    return int(number) if item.type is int else number
-
-
-def expected_form(item: Field) -> str:
-    """What a value of this field must be."""
-    return item.setting.form or {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[item.type]
 
 
 def dump(values: Mapping[str, Any]) -> str:
     """Settings as YAML that `read_file` accepts; in ASCII, because PyYAML loses U+0085 when it writes Unicode."""
     import yaml
 
-    return yaml.safe_dump(dict(values), sort_keys=False)
+    return yaml.safe_dump({name: with_unit(name, value) for name, value in values.items()}, sort_keys=False)
+
+
+def with_unit(name: str, value: Any) -> Any:
+    unit = FIELDS[name].setting.unit if name in FIELDS else ""
+    return f"{value}{unit}" if unit and value is not None else value
 
 
 def of_command(config: Config, command: Command) -> dict[str, Any]:
-    """The settings that `command` uses, by field name; without `batch_size` if `tokens_per_batch` is set."""
+    """The settings that `command` uses, by field name; of two alternatives, only the one that counts."""
     used = {name: getattr(config, name) for name, item in FIELDS.items() if command in item.setting.commands}
-    if used.get("tokens_per_batch") is not None:
-        del used["batch_size"]
+    for pair in ALTERNATIVES:
+        if used.get(pair.replacement) is not None:
+            del used[pair.name]
     return used

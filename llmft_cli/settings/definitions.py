@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmft_cli.settings.quantities import SIZE_FORM, parse_size
-from llmft_cli.settings.setting import OF_PREPARED_DATA, data_setting, rows_or_share, setting, share
+from llmft_cli.settings import parsers
+from llmft_cli.settings.quantities import SIZE
+from llmft_cli.settings.setting import OF_PREPARED_DATA, data_setting, setting
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
+BASE = "gpu-check prepare train"  # what loads the model or its tokenizer before there is an adapter
 FIT = "gpu-check train"  # what decides whether a training run fits
 EVALUATION = "Evaluation and logging"
-
-
-def size(text: str) -> int:
-    """Bytes, as `parse_size` reads them, and as a saved config has them: a bare number."""
-    return int(text) if text.isdecimal() else parse_size(text)
 
 
 @dataclass(frozen=True)
@@ -27,17 +24,15 @@ class Config:
         DEFAULT_MODEL,
         "Base model. A Hub id, a local directory, a .gguf file, or smollm2-135m (built in).",
         "Model",
-        "gpu-check prepare train",
-        primary="gpu-check prepare train",
+        BASE,
+        primary=BASE,
         only_with=OF_PREPARED_DATA,
         metavar="<name>",
         suggestions=("smollm2-135m", DEFAULT_MODEL),
     )
-    revision: str | None = setting(
-        None, "Branch, tag or commit of a Hub model.", "Model", "gpu-check prepare train", only_with=OF_PREPARED_DATA
-    )
+    revision: str | None = setting(None, "Branch, tag or commit of a Hub model.", "Model", BASE, only_with=OF_PREPARED_DATA)
     trust_remote_code: bool = setting(
-        False, "Run Python code from the model's repository.", "Model", "gpu-check prepare train", only_with=OF_PREPARED_DATA
+        False, "Run Python code from the model's repository.", "Model", BASE, only_with=OF_PREPARED_DATA
     )
     quantization: str = setting(
         "nf4",
@@ -74,6 +69,8 @@ class Config:
         "Your column names, as in prompt=q,completion=a. The name that llmft expects comes first.",
         primary="prepare",
         metavar="<names>",
+        is_list=True,
+        is_mapping=True,
     )
     dataset_split: str = data_setting("train", "Split of a Hub dataset to read. Local files have no splits.")
     chat_template: str | None = data_setting(
@@ -82,18 +79,9 @@ class Config:
         metavar="<file>",
         suggestions=("plain",),
     )
-    max_seq_length: int = data_setting(
-        2048,
-        "Longest row, in tokens.",
-        "gpu-check prepare train",
-        primary="gpu-check prepare",
-        minimum=8,
-    )
+    max_seq_length: int = data_setting(2048, "Longest row, in tokens.", BASE, primary="gpu-check prepare", minimum=8)
     on_overlength: str = data_setting(
-        "drop",
-        "What to do with longer rows.",
-        primary="prepare",
-        choices=("drop", "truncate", "split", "error"),
+        "drop", "What to do with longer rows.", primary="prepare", choices=("drop", "truncate", "split", "error")
     )
     train_on: str = data_setting(
         "assistant",
@@ -108,28 +96,25 @@ class Config:
         0.05,
         "Rows held out: a share or number. Write a share as 0.05 or 5%.",
         primary="prepare",
-        metavar="<rows>",
         minimum=0,
-        parse=rows_or_share,
-        form="a share below 1 (0.05 or 5%) or a number of rows",
+        **parsers.ROWS,
     )
     max_rejected: float = data_setting(
         0.05,
         "Reject the data if more than this share of the rows is bad, as in 5%.",
         minimum=0,
         maximum=1,
-        parse=share,
-        form="a share (0.05 or 5%)",
+        **parsers.SHARE,
     )
     weights: str | None = data_setting(
         None,
         "How often to use the training rows of each source, in order. 2,0.5 doubles the first and halves the second.",
-        metavar="<list>",
+        **parsers.WEIGHTS,
     )
     max_rows: str | None = data_setting(
         None,
         "Maximum number of rows to read from each source. One number for all sources, or one for each (1000,500).",
-        metavar="<list>",
+        **parsers.ROW_COUNTS,
     )
     near_duplicates: bool = data_setting(
         True, "Find rows that are nearly the same. They are kept on the same side of the split."
@@ -172,6 +157,7 @@ class Config:
         "train",
         minimum=0,
         maximum=1,
+        **parsers.SHARE,
     )
     lr_scheduler: str = setting(
         "cosine",
@@ -191,17 +177,9 @@ class Config:
         suggestions=("adamw_torch_fused", "paged_adamw_8bit"),
     )
     gradient_checkpointing: bool | None = setting(
-        None,
-        "Recompute activations in the backward pass: always, or never. By default, the plan decides.",
-        "Training",
-        FIT,
+        None, "Recompute activations in the backward pass: always, or never. By default, the plan decides.", "Training", FIT
     )
-    fast: bool = setting(
-        True,
-        "Use fused layers for supported models. Results match up to rounding.",
-        "Training",
-        FIT,
-    )
+    fast: bool = setting(True, "Use fused layers for supported models. Results match up to rounding.", "Training", FIT)
     plan: str = setting(
         "fast",
         "How to use the GPU's memory. fast is the fastest plan that fits, balanced keeps to three quarters of the memory, "
@@ -218,10 +196,7 @@ class Config:
         "Training",
         FIT,
         primary="train",
-        metavar="<size>",
-        minimum=1,
-        parse=size,
-        form=SIZE_FORM,
+        **SIZE,
     )
     seed: int = setting(
         42,
@@ -234,13 +209,22 @@ class Config:
     # -- adapter
     lora_r: int = setting(16, "Rank of the LoRA matrices.", "Adapter", FIT, primary=FIT, minimum=1)
     lora_alpha: float = setting(32, "LoRA scaling is alpha / rank.", "Adapter", FIT, primary="train", above=0)
-    lora_dropout: float = setting(0.0, "Dropout on the input of the LoRA matrices.", "Adapter", FIT, minimum=0, below=1)
+    lora_dropout: float = setting(
+        0.0,
+        "Dropout on the input of the LoRA matrices.",
+        "Adapter",
+        FIT,
+        minimum=0,
+        below=1,
+        **parsers.SHARE,
+    )
     target_modules: str = setting(
         "all-linear",
         "Modules to adapt: all-linear, or names (q_proj,v_proj).",
         "Adapter",
         FIT,
         metavar="<names>",
+        is_list=True,
         suggestions=("all-linear", "q_proj,v_proj"),
     )
     use_rslora: bool = setting(False, "Use rank-stabilised LoRA: scaling = alpha / sqrt(rank).", "Adapter", FIT)
@@ -259,8 +243,8 @@ class Config:
         EVALUATION,
         "train",
         primary="train",
-        metavar="<steps>",
         above=0,
+        **parsers.STEPS,
     )
     load_best_model_at_end: bool = setting(
         True, "Keep the adapter of the best evaluation, not of the last step.", EVALUATION, "train"
@@ -270,7 +254,16 @@ class Config:
     )
     save_total_limit: int = setting(2, "Checkpoints to keep. The best is always kept.", EVALUATION, FIT, minimum=1)
     logging_steps: int = setting(1, "Optimizer steps between log entries.", EVALUATION, "train", minimum=1)
-    report_to: str = setting("none", "Experiment tracker.", EVALUATION, "train", primary="train", choices=("none", "wandb"))
+    report_to: str = setting(
+        "none",
+        "Experiment trackers (wandb,mlflow).",
+        EVALUATION,
+        "train",
+        primary="train",
+        metavar="<names>",
+        choices=("none", "wandb", "tensorboard", "mlflow", "trackio"),
+        is_list=True,
+    )
     wandb_project: str = setting(
         "llm-fine-tuning",
         "Weights & Biases project. No effect without --report-to wandb.",
@@ -281,7 +274,15 @@ class Config:
     eval_batch_size: int = setting(8, "Sequences evaluated at once.", EVALUATION, "train eval", primary="eval", minimum=1)
     # -- generation
     max_new_tokens: int = setting(256, "Longest answer, in tokens.", "Generation", "eval chat", primary="eval chat", minimum=1)
-    temperature: float = setting(0.0, "Sampling temperature. 0 is greedy.", "Generation", "chat", primary="chat", minimum=0)
+    temperature: float = setting(
+        0.0,
+        "Sampling temperature. 0 is greedy.",
+        "Generation",
+        "chat",
+        primary="chat",
+        minimum=0,
+        **parsers.TEMPERATURE,
+    )
     top_p: float = setting(
         1.0,
         "Probability mass to sample from. Only the likeliest tokens are used. No effect without a --temperature above 0.",
@@ -290,4 +291,5 @@ class Config:
         primary="chat",
         above=0,
         maximum=1,
+        **parsers.SHARE,
     )

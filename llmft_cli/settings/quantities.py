@@ -6,10 +6,10 @@ import math
 import re
 from collections.abc import Callable
 from decimal import Decimal
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llmft_cli.base.errors import ConfigError
-from llmft_cli.settings.setting import share
+from llmft_cli.settings.parsers import share
 
 Number = TypeVar("Number", int, float)
 
@@ -26,27 +26,53 @@ BYTES_PER_UNIT = {unit.lower(): size for unit, size in BINARY_UNITS.items()} | {
 SECONDS_PER_UNIT = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
 NUMBER = r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+SIZE_NUMBER = r"[0-9]{1,19}(?:\.[0-9]{1,9})?"  # a number of bytes may have more digits
 ZERO = re.compile(r"0+(?:\.0+)?")
-SIZE = re.compile(rf"({NUMBER})\s*([a-z]+)")
+SIZE_PATTERN = re.compile(rf"({SIZE_NUMBER})\s*([a-z]+)")
+SMALLEST_IN_BYTES = 2**20  # a smaller number without a unit means GiB
 DURATION = re.compile(r"\s*".join(rf"(?:({NUMBER})\s*{unit})?" for unit in SECONDS_PER_UNIT))
+
+
+class NoUnit(ValueError):
+    """A size without a unit.
+
+    Attributes:
+        guess: what was probably meant: `12GiB` for 12.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text!r} has no unit")
+        self.guess = f"{text.strip()}{'GiB' if float(text) < SMALLEST_IN_BYTES else 'B'}"
 
 
 def parse_size(text: str) -> int:
     """Bytes of a size, rounded up: `20GiB`, `20 GB` (10^9 bytes each), `20G` (the same as GiB), `512MiB`, `0`.
 
     Raises:
+        NoUnit: it is a number other than 0.
         ValueError: it is not a size; the message says why.
     """
     plain = text.strip().lower()
     if ZERO.fullmatch(plain):
         return 0
-    found = SIZE.fullmatch(plain)
+    found = SIZE_PATTERN.fullmatch(plain)
     if not found:
-        raise ValueError(f"{text!r} has no unit" if re.fullmatch(NUMBER, plain) else f"{text!r} is not {SIZE_FORM}")
+        raise NoUnit(text) if re.fullmatch(SIZE_NUMBER, plain) else ValueError(f"{text!r} is not {SIZE_FORM}")
     number, unit = found.groups()
     if unit not in BYTES_PER_UNIT:
         raise ValueError(f"{text!r} has an unknown unit: {unit!r}")
     return math.ceil(Decimal(number) * BYTES_PER_UNIT[unit])
+
+
+# The rules of a setting that is a size. A saved size is a number of bytes.
+SIZE: dict[str, Any] = {
+    "metavar": "<size>",
+    "minimum": 1,
+    "maximum": 2**60,
+    "parse": parse_size,
+    "form": SIZE_FORM,
+    "unit": "B",
+}
 
 
 def parse_duration(text: str) -> float:
@@ -106,6 +132,8 @@ def parse_flag(parse: Callable[[str], Number], text: str, origin: str, example: 
     """
     try:
         return parse(text)
+    except NoUnit as error:
+        raise ConfigError(f"{origin}: {error}", f"did you mean {origin} {error.guess}?") from None
     except ValueError as error:
         raise ConfigError(f"{origin}: {error}", f"for example: {origin} {example}") from None
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Command = Literal["gpu-check", "prepare", "train", "merge", "eval", "chat"]
+LARGEST_NUMBER = 2**31 - 1  # the product of two such numbers still fits into 64 bits
+NONE = "none"
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,13 @@ class Setting:
         only_with: by command, the option without which the setting cannot be changed, or does nothing, there.
         metavar: what stands for the value in the help; by default the name of the type.
         suggestions: values that shell completion offers where others are allowed, too.
-        minimum, above, maximum, below: the range, with and without its ends.
-        parse: reads it from text, where more than a plain number is taken.
+        minimum, above, maximum, below: the range of a number, with and without its ends.
+        choices: the values that are allowed; of a list, for each item.
+        is_list: whether its text is a list, separated by commas; in a file it may also be a YAML list.
+        is_mapping: whether the items of the list are `name=value`; in a file it may also be a YAML mapping.
+        parse: reads it from text, where more than a plain number is taken; of a list, each item.
         form: what such a text must be, for the complaint.
+        unit: what follows the number in text that `parse` reads, where a saved number has none.
     """
 
     help: str
@@ -35,38 +41,37 @@ class Setting:
     suggestions: tuple[str, ...] = ()
     minimum: float | None = None
     above: float | None = None
-    maximum: float | None = None
+    maximum: float = LARGEST_NUMBER
     below: float | None = None
     choices: tuple[str, ...] = ()
+    is_list: bool = False
+    is_mapping: bool = False
     parse: Callable[[str], float] | None = None
     form: str = ""
+    unit: str = ""
 
     def complaint(self, value: Any) -> str:
         """Why `value` is not allowed, or an empty string."""
-        if self.choices and value not in self.choices:
-            return f"must be one of {', '.join(self.choices)}"
+        if isinstance(value, str):
+            return self._complaint_about_choice(value) if self.choices else ""
         if self.minimum is not None and value < self.minimum:
             return f"must be at least {self.minimum}"
         if self.above is not None and value <= self.above:
             return f"must be above {self.above}"
-        if self.maximum is not None and value > self.maximum:
+        if value > self.maximum:
             return f"must be at most {self.maximum}"
         if self.below is not None and value >= self.below:
             return f"must be below {self.below}"
         return ""
 
-
-def share(text: str) -> float:
-    """`5%` or `0.05` as 0.05."""
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-
-
-def rows_or_share(text: str) -> float:
-    """As `share`, where 1 and more is a number of rows: 100% must not become one row."""
-    number = share(text)
-    if (text.endswith("%") and number >= 1) or (number > 1 and number != int(number)):
-        raise ValueError
-    return number
+    def _complaint_about_choice(self, value: str) -> str:
+        items = value.split(",") if self.is_list else [value]
+        if any(item not in self.choices for item in items):
+            several = ", or several of them" if self.is_list else ""
+            return f"must be one of {', '.join(self.choices)}{several}"
+        if len(items) > 1 and NONE in items:
+            return f"has {NONE} besides other values"
+        return ""
 
 
 def setting(default: Any, help: str, panel: str, commands: str, *, primary: str = "", **rules: Any) -> Any:

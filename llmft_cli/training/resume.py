@@ -112,7 +112,8 @@ def check_same_settings(before: Mapping[str, Any], config: Config) -> None:
         wanted = getattr(config, name)
         if wanted != value and name not in may_change:
             flag = settings.flag_of(name)
-            surplus = "--batch-size" if name == "tokens_per_batch" and wanted is None else flag
+            replaced = {pair.replacement: settings.flag_of(pair.name) for pair in settings.ALTERNATIVES}
+            surplus = replaced.get(name, flag) if wanted is None else flag
             raise ConfigError(
                 f"{flag} was {value} before the interruption and is {wanted} now",
                 f"omit {surplus}, or start over with --overwrite",
@@ -146,8 +147,10 @@ def refuse_to_forget_checkpoints(run: RunDir) -> None:
     if entry is None or entry["status"] == "done":
         return
     for newest in run.resumable_checkpoints(entry)[:1]:
-        resume = "" if run.changed_path(entry["inputs"]) else f"resume with: llmft train {run.path} --resume, or "
+        changed = run.changed_path(entry["inputs"])
         raise StageError(
             f"{run.path}: an earlier training run stopped at step {checkpoints.step_of(newest)}",
-            f"{resume}start over with: llmft train {run.path} --overwrite",
+            f"start over with: llmft train {run.path} --overwrite"
+            if changed
+            else f"resume with: llmft train {run.path} --resume, or start over with --overwrite",
         )

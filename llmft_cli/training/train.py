@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,7 @@ from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.batches.token_batches import sequence_lengths
 from llmft_cli.training.loop import loss_chart, schedule
 from llmft_cli.training.loop.run_files import complete_checkpoints, save
-from llmft_cli.training.loop.tracking import wandb_run
+from llmft_cli.training.loop.tracking import check_installed, tracked
 from llmft_cli.training.result import Outcome, TrainResult, result_of
 from llmft_cli.training.resume import begin_or_resume, check_same_data_settings, intact_checkpoint
 from llmft_cli.training.starting_adapter import StartingAdapter, load_into, new_training
@@ -72,7 +71,7 @@ def train(
         Interrupted: the user asked to stop; the training can be resumed from its checkpoint.
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
-    check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
+    check_before_loading(run, config, allow_stale)
     recorded = begin_or_resume(run, config, resume, overwrite)
     inputs = recorded.get("inputs") or {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     replace_done = overwrite or (start is not None and start.of_this_run)
@@ -99,18 +98,33 @@ def train_adapter(
     source = base_model(recorded.get("model"), config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
     checkpoint = intact_checkpoint(run, training, reporter) if recorded else None
-    rows = train_split(run)
-    chosen = decide(source, config, rows, device, reporter, recorded.get("plan"))
+    chosen = decide(source, config, train_split(run), device, reporter, recorded.get("plan"))
     record.facts |= facts_of(source, config, training, chosen.plan)
     record.save_facts()
     config = chosen.applied_to(config)
     base = load(source, config, device, reporter)
     model = build(base, source.name, config, chosen.plan, start, reporter)
-    trainer = trainer_of(run, model, rows, config, training, reporter)
+    trainer = trainer_of(run, model, config, training, reporter)
     with complete_checkpoints(run, checkpoint, start, record):
-        outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
+        with tracked(trainer, run, config, record, recorded, checkpoint, reporter):
+            outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
         save(run, trainer)
         return result_of(run, trainer, config, chosen, outcome)
+
+
+def check_before_loading(run: RunDir, config: Config, allow_stale: bool) -> None:
+    """Check the prepared data, and what the settings name besides the model: trackers, optimizer and plan.
+
+    Raises:
+        StageError: the run is not prepared, or was prepared with other settings.
+        MachineError: a tracker is not installed.
+        ConfigError: there is no such optimizer, or the plan cannot be read.
+    """
+    from llmft_cli.training.planning.plan_files import check_choices
+
+    check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
+    check_installed(config.report_to)
+    check_choices(config)
 
 
 def settle_device(config: Config, recorded_type: str | None, reporter: Reporter) -> tuple[torch.device, Config]:
@@ -182,12 +196,10 @@ def build(
     return model
 
 
-def trainer_of(
-    run: RunDir, model: PeftModel, rows: datasets.Dataset, config: Config, training: Identity, reporter: Reporter
-) -> QLoRATrainer:
+def trainer_of(run: RunDir, model: PeftModel, config: Config, training: Identity, reporter: Reporter) -> QLoRATrainer:
     from llmft_cli.training.loop.trainer import QLoRATrainer
 
-    held_out = load_split(run.data, VALIDATION)
+    rows, held_out = train_split(run), load_split(run.data, VALIDATION)
     steps = schedule.plan(rows, config)
     return QLoRATrainer(
         group_by_length=not config.packing,
@@ -249,10 +261,7 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
     stop = StopRequest(reporter)
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
     total = trainer.args.max_steps
-    tracked: AbstractContextManager[None] = nullcontext()
-    if config.report_to == "wandb":
-        tracked = wandb_run(run.path, config.wandb_project, run.path.name, settings.of_command(config, "train"), reporter)
-    with tracked, stop.listening(), reporter.track("training", total=total, done=done) as advance:
+    with stop.listening(), reporter.track("training", total=total, done=done) as advance:
         add_callbacks(trainer, run, config, stop, advance, reporter)
         if checkpoint and done >= total:
             trainer.restore_end(checkpoint)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llmft_cli.run_dir.checkpoints import SEAL_FILE
 from llmft_cli.run_dir.run import RunDir
 
 from .conftest import LLMFT, TRAIN_FLAGS, Run, Started, files_in
@@ -161,6 +162,7 @@ def test_a_killed_training_resumes_from_its_last_complete_checkpoint(
     torn = prepared_copy / "checkpoints/checkpoint-39"
     shutil.copytree(prepared_copy / "checkpoints/checkpoint-10", torn)
     (torn / "trainer_state.json").unlink()
+    (torn / SEAL_FILE).unlink()
 
     refused = run("merge", "run", folder=prepared_copy.parent)
     hint = "hint: run first: llmft train run --resume"

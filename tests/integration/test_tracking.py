@@ -1,4 +1,4 @@
-"""train --report-to wandb: never a prompt, offline where the server cannot be had, and no secret in a file."""
+"""train --report-to: never a prompt, offline where the server cannot be had, no secret in a file, and no end of a training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,50 @@ def test_a_key_that_is_refused(key: str, reason: str, refusing_server: str, prep
     tracked_folder(done.stderr, prepared_copy)
     assert key not in done.stdout + done.stderr
     check_no_secret(prepared_copy, key, TOKEN)
+
+
+@pytest.mark.parametrize("variable", [{"WANDB_MODE": "disabled"}, {"WANDB_DISABLED": "true"}])
+def test_what_is_turned_off_writes_nothing(variable: dict[str, str], prepared_copy: Path, run: Run) -> None:
+    """It left an offline run."""
+    done, _ = train(run, prepared_copy, **variable)
+    assert not (prepared_copy / "wandb").exists()
+    assert "trackers" not in json.loads((prepared_copy / "run.json").read_text())["stages"]["train"]
+    assert "W&B is turned off by the environment" in done.stderr
+
+
+def test_a_resumed_training_continues_its_run(prepared_copy: Path, start, run: Run) -> None:
+    """It began a second run."""
+    flags = (*TRAIN_FLAGS, "--report-to", "wandb")
+    begun = start("train", "run", *flags, folder=prepared_copy.parent, halt_at="step 10: held-out loss")
+    begun.wait_for_halt()
+    begun.interrupt()
+    assert begun.finish().returncode == 130
+    done = run("train", "run", "--resume", folder=prepared_copy.parent)
+    assert done.returncode == 0, done.stderr
+    name = json.loads((prepared_copy / "run.json").read_text())["stages"]["train"]["trackers"]["wandb"]
+    parts = sorted((prepared_copy / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    assert {part.name.rpartition("-")[2] for part in parts} == {name}
+    assert done.stderr.splitlines()[-1] == f"{OFFLINE}{parts[0]} {parts[1]}"
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_the_model_is_loaded(prepared_copy: Path, run: Run) -> None:
+    if find_spec("trackio"):
+        pytest.skip("it is installed")
+    done = run("train", "run", *TRAIN_FLAGS, "--report-to", "wandb,trackio", folder=prepared_copy.parent)
+    assert done.returncode == 3
+    assert done.stderr.splitlines() == [
+        "error: --report-to trackio: trackio is not installed",
+        "hint: pip install trackio, or omit it from --report-to",
+    ]
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "trackio"])
+def test_other_trackers_keep_their_files_in_the_run(name: str, prepared_copy: Path, run: Run) -> None:
+    pytest.importorskip(name)
+    done = run("train", "run", *TRAIN_FLAGS, "--report-to", name, "--json", folder=prepared_copy.parent)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ok"] is True
+    assert done.stderr == ""
+    assert list((prepared_copy / name).iterdir())
+    assert {path.name for path in prepared_copy.parent.iterdir()} == {"run"}

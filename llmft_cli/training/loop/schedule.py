@@ -77,7 +77,7 @@ def training_arguments(
         save_total_limit=None,  # the trainer removes surplus checkpoints itself
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,  # it would log NaN losses as 0
-        report_to=[] if config.report_to == "none" else [config.report_to],
+        report_to=[],  # `tracking` adds the callbacks
         remove_unused_columns=False,
         label_names=["labels"],
         disable_tqdm=True,

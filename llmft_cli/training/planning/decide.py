@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.base.errors import ConfigError, OutOfMemory
+from llmft_cli.base.errors import OutOfMemory
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.models import random_model
 from llmft_cli.models.decoder_layers import decoder_layers
@@ -20,7 +19,7 @@ from llmft_cli.training.device_memory import available_bytes
 from llmft_cli.training.fast.kernels.select import abilities_of
 from llmft_cli.training.plan import Plan, given_plan
 from llmft_cli.training.planning.options import PLAN_KINDS, Option, Predictor, choose, options
-from llmft_cli.training.planning.plan_files import read_plan
+from llmft_cli.training.planning.plan_files import AS_GIVEN, plan_in_file
 from llmft_cli.training.planning.simulation import BatchShape, CannotBeSimulated, full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES, Rates
 from llmft_cli.training.step.tuned_model import computes_in_base_type, make_trainable
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig
 
-AS_GIVEN = "given"
 GIBIBYTE = 2**30
 
 
@@ -80,7 +78,9 @@ def decide(
         config = replace(config, optim=recorded["optim"])
     shape = AutoConfig.from_pretrained(source.path, trust_remote_code=config.trust_remote_code)
     if config.plan not in (*PLAN_KINDS, AS_GIVEN):
-        return ChosenPlan(plan_in_file(config, resumed=bool(recorded)))
+        plan = plan_in_file(config, resumed=bool(recorded))
+        reporter.note(f"plan of {config.plan}: {in_words(plan, config.tokens_per_batch)}")
+        return ChosenPlan(plan)
     on_gpu = device.type == "cuda"
     if config.plan == AS_GIVEN or not on_gpu or not can_be_predicted(config):
         return ChosenPlan(unplanned(config, shape, on_gpu))
@@ -123,17 +123,18 @@ def filled(config: Config, sequences: datasets.Dataset | None = None) -> Config:
 
 def plan_notice(option: Option, available_bytes: int, tokens_per_batch: int | None = None) -> str:
     """One line about a chosen plan."""
-    plan = option.plan
+    needs = f"needs about {option.required_bytes / GIBIBYTE:.1f} of {available_bytes / GIBIBYTE:.1f} GiB"
+    return f"plan: {in_words(option.plan, tokens_per_batch)}; {needs}"
+
+
+def in_words(plan: Plan, tokens_per_batch: int | None = None) -> str:
     at_once = format_count(plan.batch_size, "sequence") if tokens_per_batch is None else f"{tokens_per_batch:,} tokens"
     layers = format_count(plan.checkpointed_layers, "layer")
     passes = format_count(plan.gradient_accumulation_steps, "pass", "passes")
     embeddings = ", embeddings on the CPU" if plan.embeddings_on_cpu else ""
     weights = ", weights kept dequantised" if plan.dequantized_weights else ""
     offloaded = ", activations offloaded" if plan.activation_offloading else ""
-    return (
-        f"plan: {at_once} per pass, {passes} per step, {layers} checkpointed, {plan.optim}{embeddings}{weights}{offloaded}; "
-        f"needs about {option.required_bytes / GIBIBYTE:.1f} of {available_bytes / GIBIBYTE:.1f} GiB"
-    )
+    return f"{at_once} per pass, {passes} per step, {layers} checkpointed, {plan.optim}{embeddings}{weights}{offloaded}"
 
 
 def predicted_options(
@@ -251,25 +252,3 @@ def longest_batches(config: Config) -> Callable[[int], BatchShape]:
         return lambda size: full_batch(size, config.max_seq_length)
     tokens = config.tokens_per_batch
     return lambda size: full_batch(size, tokens // size)
-
-
-def plan_in_file(config: Config, resumed: bool) -> Plan:
-    """The plan in the file that `--plan` names.
-
-    Raises:
-        ConfigError: the file cannot be read or is not a plan; its batch size differs from what `--tokens-per-batch` allows;
-            or its optimizer differs from that of the training to resume.
-    """
-    plan = read_plan(Path(config.plan))
-    if resumed and plan.optim != config.optim:
-        raise ConfigError(
-            f"optim in {config.plan} is {plan.optim}, but the training to resume has state of {config.optim}",
-            f"set optim to {config.optim} there, or omit --plan",
-        )
-    if config.tokens_per_batch is not None and plan.batch_size != config.batch_size:
-        raise ConfigError(
-            f"batch_size in {config.plan} is {plan.batch_size}, but --tokens-per-batch {config.tokens_per_batch} holds "
-            f"{config.batch_size} of the longest sequences",
-            f"set batch_size to {config.batch_size} there, or omit --tokens-per-batch",
-        )
-    return plan

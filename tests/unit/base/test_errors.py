@@ -8,7 +8,15 @@ import os
 import pytest
 
 from llmft_cli.base import errors
-from llmft_cli.base.errors import LlmftError, MachineError, OutOfMemory, from_library_error, from_os_error, is_interrupt
+from llmft_cli.base.errors import (
+    LlmftError,
+    MachineError,
+    OutOfMemory,
+    UsageError,
+    from_library_error,
+    from_os_error,
+    is_interrupt,
+)
 
 EXIT_CODES = {
     "usage": 2,
@@ -138,3 +146,11 @@ def test_interrupts_are_seen_through_the_errors_that_libraries_make_of_them() ->
     assert is_interrupt(KeyboardInterrupt())
     assert is_interrupt(wrapped(KeyboardInterrupt(), ImportError("initialization failed")))
     assert not is_interrupt(wrapped(ValueError("x"), ImportError("initialization failed")))
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.ELOOP])
+def test_a_path_that_no_file_can_have_is_an_error_in_usage(number: int) -> None:
+    """A name of 5,000 characters as --model, --plan or RUN was a bug."""
+    found = from_os_error(OSError(number, os.strerror(number), "x" * 5000))
+    assert isinstance(found, UsageError)
+    assert found.message == f"{'x' * 60}...: {os.strerror(number)}"

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from llmft_cli.base import wandb_account
-from llmft_cli.base.wandb_account import can_log_online, login
+from llmft_cli.base.wandb_account import can_log_online, is_disabled, login
 
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(wandb_account, "is_reachable", lambda url: True)
 
@@ -55,3 +55,19 @@ def test_a_netrc_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     (tmp_path / "netrc").write_text("machine\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert login() == "no account"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("WANDB_MODE", "disabled", True),
+        ("WANDB_MODE", "offline", False),
+        ("WANDB_DISABLED", "true", True),
+        ("WANDB_DISABLED", "True", True),
+        ("WANDB_DISABLED", "false", False),
+    ],
+)
+def test_it_can_be_turned_off(name: str, value: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_disabled()
+    monkeypatch.setenv(name, value)
+    assert is_disabled() is expected

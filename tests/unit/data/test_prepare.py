@@ -414,9 +414,10 @@ def test_weights_and_caps_of_sources(run: RunDir, write: Any, do_prepare: Prepar
     ]
     for settings, complaint in (
         ({"weights": "1,2,3"}, "--weights has 3 numbers for 2 sources"),
-        ({"weights": "much"}, "--weights: 'much' is not a list of numbers (2,0.5)"),
-        ({"max_rows": "0"}, "--max-rows: '0' must have only numbers above 0"),
-        ({"max_rows": "1.5"}, "--max-rows: '1.5' is not a list of numbers (2,0.5)"),
+        ({"weights": "much"}, "--weights: 'much' is not a list of numbers above 0, at most 10000 (2,0.5)"),
+        ({"max_rows": "0"}, "--max-rows: '0' is not a list of whole numbers above 0 (1000,500)"),
+        ({"max_rows": "1.5"}, "--max-rows: '1.5' is not a list of whole numbers above 0 (1000,500)"),
+        ({"max_rows": "9" * 19}, f"--max-rows: '{'9' * 19}' is not a list of whole numbers above 0 (1000,500)"),
     ):
         with pytest.raises(ConfigError) as caught:
             do_prepare(first, second, overwrite=True, **settings)

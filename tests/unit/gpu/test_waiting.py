@@ -306,7 +306,7 @@ class TestFlags:
         ("flags", "message", "hint"),
         [
             (("120", None, None, None), "--wait: '120' has no unit", "for example: --wait 2h"),
-            (("0", "20", None, None), "--min-free: '20' has no unit", "for example: --min-free 20GiB"),
+            (("0", "20", None, None), "--min-free: '20' has no unit", "did you mean --min-free 20GiB?"),
             (
                 ("0", None, "30", None),
                 "--max-load: '30' is not a fraction from 0 to 1, or a percentage: 0.1 or 10%",

@@ -39,6 +39,8 @@ SECONDS = st.integers(0, 10**8)
         (" 1.5 TiB ", 3 * 2**39),
         ("4096KiB", 2**22),
         ("7B", 7),
+        ("12884901888B", 12 * 2**30),
+        (f"{2**60}B", 2**60),
         ("0.1B", 1),
         ("0", 0),
         ("0.0", 0),
@@ -115,7 +117,10 @@ def test_what_is_no_fraction(text: str) -> None:
 def test_a_complaint_says_where_it_stands_and_what_works() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_flag(parse_size, "20", "--min-free", "20GiB")
-    assert (caught.value.message, caught.value.hint) == ("--min-free: '20' has no unit", "for example: --min-free 20GiB")
+    assert (caught.value.message, caught.value.hint) == ("--min-free: '20' has no unit", "did you mean --min-free 20GiB?")
+    with pytest.raises(ConfigError) as caught:
+        parse_flag(parse_size, "much", "--min-free", "20GiB")
+    assert caught.value.hint == "for example: --min-free 20GiB"
     assert parse_flag(parse_size, "20GiB", "--min-free", "20GiB") == 20 * 2**30
 
 

@@ -33,6 +33,7 @@ from llmft_cli.training.planning.decide import (
 )
 from llmft_cli.training.planning.memory import Breakdown
 from llmft_cli.training.planning.options import Option
+from llmft_cli.training.planning.plan_files import check_choices
 from llmft_cli.training.planning.simulation import BatchShape, full_batch
 from llmft_cli.training.step.tuned_model import make_trainable
 
@@ -40,7 +41,7 @@ from ...followed_once import of_the_model
 from ..tiny_training import Told, sequences
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-PLAIN = {"batch_size": 2, "gradient_accumulation_steps": 8, "checkpointed_layers": 0, "optim": "adamw_8bit"}
+PLAIN = {"batch_size": 2, "gradient_accumulation_steps": 3, "checkpointed_layers": 0, "optim": "adamw_8bit"}
 NOTHING = Breakdown(0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
@@ -236,7 +237,47 @@ def test_where_no_plan_fits_the_least_that_is_needed_is_told() -> None:
 def test_a_plan_is_read_from_a_file(tiny_model_dir: Path, tmp_path: Path, device: torch.device) -> None:
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(PLAIN))
-    assert decided(tiny_model_dir, device, plan=str(path)) == ChosenPlan(Plan(**PLAIN))
+    told = Told()
+    assert decided(tiny_model_dir, device, told, plan=str(path)) == ChosenPlan(Plan(**PLAIN))
+    assert told.notes == [f"plan of {path}: 2 sequences per pass, 3 passes per step, 0 layers checkpointed, adamw_8bit"]
+
+
+def test_a_plan_file_keeps_the_effective_batch(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """16 sequences per step were asked for, 1 was trained, and the ledger said 16."""
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAIN | {"batch_size": 1, "gradient_accumulation_steps": 1}))
+    with pytest.raises(ConfigError) as raised:
+        decided(tiny_model_dir, CPU, plan=str(path))
+    assert raised.value.message == f"{path} has 1 sequence per step (1 x 1), but the settings have 6 (2 x 3)"
+    assert raised.value.hint == (
+        "change batch_size and gradient_accumulation_steps there, or add --batch-size 1 --gradient-accumulation-steps 1"
+    )
+    with pytest.raises(ConfigError):
+        check_choices(resolve({"plan": str(path)}))
+    once = {"batch_size": 1, "gradient_accumulation_steps": 1}
+    check_choices(resolve({"plan": str(path), **once}))
+    assert decided(tiny_model_dir, CPU, plan=str(path), **once).plan.batch_size == 1
+    path.write_text(yaml.safe_dump(PLAIN | {"batch_size": 1, "gradient_accumulation_steps": 6}))
+    chosen = decided(tiny_model_dir, CPU, plan=str(path))
+    applied = chosen.applied_to(resolve({"batch_size": 2, "gradient_accumulation_steps": 3}))
+    assert (applied.batch_size, applied.gradient_accumulation_steps) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint", "hint"),
+    [
+        ("adamw", "--optim: 'adamw' is not the name of an optimizer in transformers", "did you mean adamw_torch?"),
+        ("qqqq", "--optim: 'qqqq' is not the name of an optimizer in transformers", "for example adamw_torch_fused; all: "),
+        ("adamw_anyprecision", "--optim: adamw_anyprecision cannot be used here: Please install", "use another one, such as"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_had_is_told_before_anything_is_loaded(name: str, complaint: str, hint: str) -> None:
+    """transformers finds out when it creates the optimizer, after the model was loaded."""
+    with pytest.raises(ConfigError) as raised:
+        check_choices(resolve({"optim": name}))
+    assert raised.value.message.startswith(complaint)
+    assert raised.value.hint.startswith(hint)
+    check_choices(resolve({"optim": "paged_adamw_8bit"}))
 
 
 def test_a_kind_that_does_not_exist_is_told_what_there_is(tiny_model_dir: Path) -> None:
@@ -331,7 +372,8 @@ def test_a_longer_sequence_than_a_batch_of_tokens_is_refused(tiny_model_dir: Pat
 
 def test_a_plan_file_has_the_batch_that_the_tokens_amount_to(tiny_model_dir: Path, tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump(PLAIN | {"batch_size": 2}))
+    passes = {"gradient_accumulation_steps": TOKENS["gradient_accumulation_steps"]}
+    path.write_text(yaml.safe_dump(PLAIN | passes | {"batch_size": 2}))
     assert decided_by_tokens(tiny_model_dir, CPU, plan=str(path)).plan.batch_size == 2
     path.write_text(yaml.safe_dump(PLAIN | {"batch_size": 4}))
     with pytest.raises(ConfigError, match="is 4, but --tokens-per-batch 170 holds 2 of the longest sequences"):

@@ -217,7 +217,7 @@ def test_the_prediction_is_less_by_the_embeddings_alone(values: dict[str, Any], 
 def test_a_plan_file_may_leave_it_out(tmp_path: Path) -> None:
     assert read_plan(written_plan(tmp_path)) == Plan(2, 2, 0, "adamw_torch", False)
     assert read_plan(written_plan(tmp_path, embeddings_on_cpu=True)).embeddings_on_cpu is True
-    with pytest.raises(ConfigError, match=r"embeddings_on_cpu in .*: 1 is not true or false"):
+    with pytest.raises(ConfigError, match=r"embeddings_on_cpu in .*: '1' is not true or false"):
         read_plan(written_plan(tmp_path, embeddings_on_cpu=1))
     with pytest.raises(
         ConfigError, match=r"it must have batch_size, gradient_accumulation_steps, checkpointed_layers, optim, may"

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from llmft_cli.base.errors import DataError, StageError, UsageError
-from llmft_cli.base.files import hash_file, hash_path, replacing_directory
+from llmft_cli.base.files import hash_file, hash_path
 from llmft_cli.base.libraries import versions
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.forms.formats import RowError
@@ -84,9 +84,8 @@ def evaluate(
             comparisons=summary.comparisons,
             report=str(folder / "report.html"),
         )
-        with replacing_directory(folder) as new_folder:
+        with record.replacing(f"eval/{name}") as new_folder:
             write(new_folder, summary, result)
-        record.outputs.append(f"eval/{name}")
         record.facts |= {"arms": {arm: asdict(scores) for arm, scores in summary.arms.items()}, "versions": versions()}
     return result
 

@@ -45,6 +45,12 @@ def read_ledger(file: Path) -> dict[str, Any]:
     return content
 
 
+def entries_before(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that running stages replace and have not lost yet, by name."""
+    running = {name: entry for name, entry in entries.items() if entry["status"] == "running"}
+    return {name: entry[PREVIOUS] for name, entry in running.items() if PREVIOUS in entry}
+
+
 def settings_of(entries: Mapping[str, Any], *stages: str) -> dict[str, Any]:
     """The settings of these stages, by name; later stages take precedence."""
     used = [entries.get(stage, {}) for stage in stages]

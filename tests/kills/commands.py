@@ -49,6 +49,9 @@ COMPUTATIONS = {
     "compute a training batch": ("llmft_cli.training.loop.trainer", "summed_loss"),
     "compare models": ("llmft_cli.merging.merge", "next_token_logits"),
     "compute answers": ("llmft_cli.evaluation.evaluate", "answer_all"),
+    "write a state with torch.save": ("torch", "save"),
+    "write an adapter's weights": ("peft.peft_model", "safe_save_file"),
+    "write a model's weights": ("transformers.modeling_utils", "safe_save_file"),
 }
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 VARIABLE = ((re.compile(r"\.tmp-\w+"), ".tmp-*"), (re.compile(r"(checkpoint|earlier)([-/])\d+"), r"\1\2N"))
@@ -217,11 +220,10 @@ def event_of(name: str, values: tuple[Any, ...]) -> str | None:
 def named(verb: str, path: Any, folder: int = -1) -> str | None:
     if not isinstance(path, str | bytes | os.PathLike):
         return None
-    base = os.readlink(f"/proc/self/fd/{folder}") if folder >= 0 else os.getcwd()
-    relative = os.path.relpath(os.path.join(base, os.fsdecode(path)))  # noqa: PTH118
+    base = Path(f"/proc/self/fd/{folder}").readlink() if folder >= 0 else Path.cwd()
+    relative = os.path.relpath(base / os.fsdecode(path))
     if relative.startswith(".."):
         return None
     for pattern, general in VARIABLE:
         relative = pattern.sub(general, relative)
-    relative = re.sub(r"/\.([\w.]+)\.[a-z0-9_]{8}$", r"/.\1.*", relative)  # of write_atomically
     return f"{verb} {relative}"

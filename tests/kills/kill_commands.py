@@ -1,4 +1,4 @@
-"""Kills commands of llmft (SIGKILL) at random moments, goes on as their hints say, and compares the end with an uninterrupted one.
+"""Kills commands of llmft (SIGKILL) at random moments, follows their hints, and compares the end with an uninterrupted one.
 
     python tests/kills/kill_commands.py --train 50 --merge 20 --eval 10 --prepare 10 --seed 0
 
@@ -47,7 +47,8 @@ def main() -> int:
 
 
 def show(tally: Tally, seconds: float) -> None:
-    for title, counts in (("kills", tally.kills), ("moments", tally.moments), ("refusals", tally.refusals), ("ends", tally.ways)):
+    tables = {"kills": tally.kills, "moments": tally.moments, "refusals": tally.refusals, "ends": tally.ways}
+    for title, counts in tables.items():
         print(f"{title}:")
         for name, count in sorted(counts.items()):
             print(f"  {count:4}  {name}")

@@ -12,18 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from commands import Ended, Moment, run_command
-from lab import (
-    EVALUATION,
-    EVERY_TWO,
-    ROWS,
-    RUN,
-    SETTINGS,
-    Lab,
-    Reference,
-    difference_of,
-    difference_of_trainings,
-    leftovers_of,
-)
+from lab import EVALUATION, RUN, SETTINGS, Lab, difference_of, difference_of_trainings, leftovers_of
 
 from llmft_cli.base.errors import LlmftError
 from llmft_cli.base.files import hash_path
@@ -136,7 +125,8 @@ def pursue(
             refused = []
             command = list(resume or original)
         elif ended.code == 0:
-            trial.tally.ways[f"{original[0]}: {'resumed' if command == resume else 'uninterrupted' if not trial.kills else 'begun again'}"] += 1
+            way = "not killed" if not trial.kills else "resumed" if command == resume else "begun again"
+            trial.tally.ways[f"{original[0]}: {way}"] += 1
             return
         else:
             refused.append(command)

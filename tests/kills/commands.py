@@ -65,12 +65,14 @@ class Moment:
     Attributes:
         event, number: the kill comes before the event of this name, of so many.
         most_bytes: the kill comes later, when a file grows beyond this, and leaves it torn.
+        signal: what is sent; SIGKILL, or a signal that asks to stop.
     """
 
     seconds: float | None = None
     event: str = ""
     number: int = 1
     most_bytes: int | None = None
+    signal: signal.Signals = signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,11 @@ class Ended:
     @property
     def was_killed(self) -> bool:
         return self.code in KILLED
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether it ended because it was asked to, itself or by default."""
+        return self.code in (130, -signal.SIGTERM)
 
 
 def load_libraries() -> None:
@@ -175,8 +182,8 @@ def happened(told: int, counts: Counter[str], moment: Moment | None, event: str)
     if moment is None or event != moment.event or counts[event] != moment.number:
         return
     if moment.most_bytes is None:
-        os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(60)  # another thread than the main one may be told of its end a little later
+        os.kill(os.getpid(), moment.signal)
+        return
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (moment.most_bytes, moment.most_bytes))
 

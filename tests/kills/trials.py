@@ -6,6 +6,7 @@ import math
 import random
 import re
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -71,6 +72,8 @@ class Trial:
             self.kills += 1
             self.tally.kills[f"{command[0]}: {self.kind}"] += 1
             self.tally.moments[how_killed(ended, moment)] += 1
+        elif ended.was_stopped and moment is not None:
+            self.tally.ways[f"{command[0]}: asked to stop"] += 1
         elif ended.code not in (0, 2) or "Traceback" in ended.text:
             raise Failure(f"exit {ended.code}: {ended.text[-3000:]}")
         elif ended.code == 2:
@@ -82,9 +85,13 @@ class Trial:
 
 
 def random_moment(profile: Ended, rng: random.Random) -> Moment:
-    """A time, an event, or a file to tear; every name of an event is as likely as any other."""
+    """A time, an event, or a file to tear; every name of an event is as likely as any other.
+
+    One in ten is a signal that asks to stop, which leaves other states behind than a kill.
+    """
     how = rng.choice(["time", "event", "event", "torn"])
-    if how == "time":
+    asked = rng.choice([signal.SIGINT, signal.SIGTERM]) if rng.random() < 0.1 else None
+    if how == "time" and not asked:
         return Moment(seconds=rng.uniform(0, profile.seconds))
     events = profile.events
     if rng.random() < 0.4:  # the start is short, and what it deletes may be the only result
@@ -92,6 +99,8 @@ def random_moment(profile: Ended, rng: random.Random) -> Moment:
         events = events[:first] or events
     name = rng.choice(sorted(set(events)))
     number = rng.randint(1, events.count(name))
+    if asked:
+        return Moment(event=name, number=number, signal=asked)
     most_bytes = int(math.exp(rng.uniform(0, math.log(LARGEST_TORN)))) if how == "torn" else None
     return Moment(event=name, number=number, most_bytes=most_bytes)
 
@@ -120,7 +129,7 @@ def pursue(
     for _ in range(MOST_COMMANDS):
         kill = trial.kills < MOST_KILLS and (not trial.kills or trial.rng.random() < AGAIN)
         ended = trial.do(*command, profile=profile if kill else None)
-        if ended.was_killed:
+        if ended.was_killed or ended.was_stopped:
             after_kill(trial)
             refused = []
             command = list(resume or original)

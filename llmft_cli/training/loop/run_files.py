@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,4 +67,6 @@ def forget_steps_after(run: RunDir, checkpoint: Path | None, start: StartingAdap
         shutil.rmtree(run.path / "profile", ignore_errors=True)
         run.metrics.unlink(missing_ok=True)
     else:
-        loss_chart.forget_steps_after(run.metrics, step)
+        log = json.loads((checkpoint / checkpoints.STATE_FILE).read_text(encoding="utf-8"))["log_history"]
+        # An evaluation that the checkpoint does not know is made again.
+        loss_chart.forget_steps_after(run.metrics, step, {row["step"] for row in log if "eval_loss" in row})

@@ -15,6 +15,9 @@ from typing import Any
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 UNUSABLE_PATH = {errno.ENAMETOOLONG, errno.ELOOP}
+# A directory where a file is needed, or the reverse.
+IN_THE_WAY = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.EBUSY}
+FAILING = {errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 # Messages of library errors without an errno. On a full disk, torch.save only mentions positions in its archive.
 TEXTS = {
     errno.ENOSPC: ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos"),
@@ -22,7 +25,6 @@ TEXTS = {
     errno.EACCES: ("Permission denied (os error 13)", "strerror: Permission denied"),
     errno.ENOMEM: ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),
 }
-SMALLER = "use a smaller --batch-size or --max-seq-length, or --gradient-checkpointing"
 
 
 class LlmftError(Exception):
@@ -90,6 +92,10 @@ class VerificationError(LlmftError):
     exit_code = 6
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the process must end, where Ctrl-C may end only what it is doing."""
+
+
 class Interrupted(LlmftError):
     """The user or the system asked to stop; finished work is saved."""
 
@@ -113,8 +119,12 @@ def from_os_error(error: OSError) -> LlmftError | None:
         )
     if error.errno in UNUSABLE_PATH:
         return UsageError(f"{str(error.filename)[:60]}...: {error.strerror}", "give another path or name")
+    if error.errno in IN_THE_WAY:
+        return MachineError(f"something is in the way{where} ({error.strerror})", "move it away, or keep the run elsewhere")
+    if error.errno in FAILING:
+        return MachineError(f"reading or writing failed{where}: {error.strerror}", "check the disk and the limits (ulimit -a)")
     if error.errno == errno.ENOMEM:
-        return OutOfMemory(f"out of memory: {error.strerror}", SMALLER)
+        return OutOfMemory(f"out of memory: {error.strerror}")
     return None
 
 
@@ -129,7 +139,7 @@ def from_library_error(error: BaseException) -> LlmftError | None:
             return from_os_error(OSError(number, os.strerror(number)))
     # torch's out-of-memory class is recognised by name, which avoids importing torch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return OutOfMemory(": ".join(["out of memory", *text.splitlines()[:1]]), SMALLER)
+        return OutOfMemory(": ".join(["out of memory", *text.splitlines()[:1]]))
     cause = error.__cause__
     if isinstance(cause, OSError) and (known := from_os_error(cause)):
         return known
@@ -142,10 +152,10 @@ def first_line(error: object) -> str:
     return next((line for line in lines if line), type(error).__name__)
 
 
-def is_interrupt(error: BaseException | None) -> bool:
+def is_interrupt(error: BaseException | None, kind: type[BaseException] = KeyboardInterrupt) -> bool:
     """Whether Ctrl-C caused an error: library code, imports above all, may raise another one from KeyboardInterrupt."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, kind):
             return True
         error = error.__cause__ or error.__context__
     return False

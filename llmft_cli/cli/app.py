@@ -8,38 +8,55 @@ try:
     import os
     import signal
     import traceback
+    from contextlib import suppress
 
     import typer
     import typer.main
 
     from llmft_cli.base.errors import Interrupted, LlmftError, UsageError, from_library_error, from_os_error, is_interrupt
-    from llmft_cli.cli import completion
+    from llmft_cli.cli import completion, standard_streams, termination
     from llmft_cli.cli.commands import app
+    from llmft_cli.cli.memory_hints import with_memory_hint
 except KeyboardInterrupt:  # Ctrl-C right after the start, when there is no error boundary yet
     sys.exit(130)
 
 
+READER_LEFT = 141  # as a shell reports a program that SIGPIPE ended
 IN_A_SHELL = "run it in bash, zsh or fish, or print the script for one of them: _LLMFT_COMPLETE=source_bash llmft"
 
 
 def main() -> None:
     """Run the command line and exit with its code: the one error boundary."""
+    standard_streams.make_safe()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or os.environ.get("LLMFT_DEBUG") == "1"
+    as_json = "--json" in arguments
     try:
+        termination.end_like_an_interrupt()
         code = run_command(arguments)
-    except BrokenPipeError:
-        # The reader of our output went away (`| head`); there is nobody left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        standard_streams.finish_stdout()
     except (Exception, KeyboardInterrupt) as error:
-        # From here on, another Ctrl-C ends the process at once instead of in a traceback.
+        # From here on, another Ctrl-C or signal ends the process at once instead of in a traceback.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        known = as_llmft_error(error)
-        if debug or known is None:
-            traceback.print_exc()
-        code = report(known or bug(error), "--json" in arguments)
+        termination.end_at_once()
+        code = READER_LEFT if has_no_reader(error) else explain(error, as_json, debug)
     sys.exit(code)
+
+
+def has_no_reader(error: BaseException) -> bool:
+    """Whether a command ended early because nobody reads its output (`| head`): there is nobody to tell."""
+    if not standard_streams.is_reader_gone(error) or not standard_streams.is_stdout_closed():
+        return False
+    standard_streams.discard(sys.stdout)
+    return True
+
+
+def explain(error: BaseException, as_json: bool, debug: bool) -> int:
+    """Show what ended a command; returns the exit code."""
+    known = as_llmft_error(error)
+    if debug or known is None:
+        traceback.print_exception(error)
+    return report(known or bug(error), as_json)
 
 
 def run_command(arguments: list[str]) -> int:
@@ -70,9 +87,8 @@ def as_llmft_error(error: BaseException) -> LlmftError | None:
         context = getattr(error, "ctx", None)
         page = "--help-all" if hasattr(error, "option_name") else "--help"  # the short page hides most options
         return UsageError(error.format_message(), f"see {context.command_path} {page}" if context else f"see {page}")
-    if isinstance(error, OSError) and (known := from_os_error(error)):
-        return known
-    return from_library_error(error)
+    known = from_os_error(error) if isinstance(error, OSError) else None
+    return with_memory_hint(known or from_library_error(error), sys.argv[1:])
 
 
 def bug(error: BaseException) -> LlmftError:
@@ -82,5 +98,9 @@ def bug(error: BaseException) -> LlmftError:
 def report(error: LlmftError, as_json: bool) -> int:
     from llmft_cli.cli.console import Console
 
-    Console(as_json=as_json).error(error)
+    # With --json on a full disk, only the exit code is left to say it.
+    with suppress(OSError):
+        Console(as_json=as_json).error(error)
+    with suppress(OSError):
+        standard_streams.finish_stdout()
     return error.exit_code

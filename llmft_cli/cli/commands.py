@@ -43,7 +43,7 @@ from llmft_cli.cli.options import (
     VramOption,
     WaitOption,
 )
-from llmft_cli.cli.run_argument import find_run, run_to_prepare
+from llmft_cli.cli.run_argument import find_run, run_to_prepare, saved_settings
 
 app = typer.Typer(name="llmft", pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -170,16 +170,11 @@ def train(
     else:
         target = find_run(run, given.console)
     start = starting_adapter(target, continue_, from_adapter)
-    saved = target.saved_settings(*(("prepare", "train") if resume or continue_ else ("prepare",)))
+    # A training that goes on keeps its data type, but not the device.
+    saved = saved_settings(target, "prepare", *(["train"] if resume or continue_ else []), here=("device",))
+    config = given.config(saved | (start.settings if start else {}))
     result = train_adapter(
-        target,
-        given.config(saved | (start.settings if start else {})),
-        given.console,
-        overwrite=overwrite,
-        resume=resume,
-        start=start,
-        allow_stale=allow_stale,
-        profile=profile,
+        target, config, given.console, overwrite=overwrite, resume=resume, start=start, allow_stale=allow_stale, profile=profile
     )
     given.console.result("train", str(target.path), asdict(result), stages.train(str(target.path), result))
 
@@ -206,7 +201,7 @@ def merge(
     from llmft_cli.merging.merge import merge as merge_adapter
 
     target = find_run(run, given.console)
-    config = given.config(target.saved_settings("prepare", "train"))
+    config = given.config(saved_settings(target, "prepare", "train"))
     result = merge_adapter(target, config, given.console, overwrite=overwrite, allow_stale=allow_stale)
     given.console.result("merge", str(target.path), asdict(result), stages.merge(str(target.path), result))
 
@@ -231,7 +226,7 @@ def evaluate(
     from llmft_cli.evaluation.evaluate import evaluate as evaluate_run
 
     target = find_run(run, given.console)
-    config = given.config(target.saved_settings("prepare", "train"))
+    config = given.config(saved_settings(target, "prepare", "train"))
     result = evaluate_run(target, prompts, name, config, given.console, overwrite=overwrite, allow_stale=allow_stale)
     given.console.result("eval", str(target.path), asdict(result), stages.evaluate(str(target.path), result))
 
@@ -261,12 +256,12 @@ def chat(
     if console.as_json and prompt is None:
         raise UsageError("chat --json needs a question", "give it with --prompt")
     target = find_run(run, console)
-    config = given.config(target.saved_settings("prepare", "train"))
+    config = given.config(saved_settings(target, "prepare", "train"))
     session = Session(target, load_tuned(target, config, console, allow_stale), config, compare)
     session.set_system(system or "")
     if prompt is None:
         converse(session, console.lines(), ChatScreen(console), interactive=sys.stdin.isatty())
         return
     reply = session.ask(prompt, NoScreen() if console.as_json else ChatScreen(console))
-    values = {"reply": reply.text, "tokens": reply.tokens, "tokens_per_second": reply.tokens_per_second}
+    values = {"reply": reply.text, "tokens": reply.tokens, "tokens_per_second": reply.tokens_per_second, "cut": reply.cut}
     console.result("chat", str(target.path), values, [])

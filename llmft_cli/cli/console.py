@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
@@ -25,6 +25,8 @@ from rich.text import Text
 
 from llmft_cli.base.errors import LlmftError
 from llmft_cli.base.reporter import Advance, Unit
+from llmft_cli.base.unicode_text import replace_undecodable, why_not_utf8
+from llmft_cli.cli.standard_streams import discard, is_reader_gone
 from llmft_cli.cli.terminal import marked, marks, one_line, printable
 from llmft_cli.cli.views.sections import Section, gibibytes
 
@@ -37,10 +39,10 @@ PIPE_WIDTH = 10_000  # lines are not wrapped in a pipe or file
 
 
 class Stream(RichConsole):
-    """rich's console, but a closed pipe raises BrokenPipeError for the error boundary; rich would exit with 1."""
+    """rich's console, but a closed pipe raises an error for the error boundary; rich would exit with 1."""
 
     def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
+        raise
 
 
 class Console:
@@ -55,7 +57,7 @@ class Console:
         self.as_json = as_json
         self.quiet = quiet
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, TextIOWrapper):
+            if hasattr(stream, "reconfigure"):
                 # Escape what the terminal's encoding cannot show as \\u....
                 stream.reconfigure(errors="backslashreplace")
         self.out = Stream(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
@@ -103,11 +105,8 @@ class Console:
             self.print_json({"ok": True, "command": command, "run": run, **values})
         else:
             for section in sections:
-                with self.out.capture() as shown:
-                    self.out.print(render(section))
                 # rich pads every line to the table's width.
-                sys.stdout.write("".join(line.rstrip() + "\n" for line in shown.get().splitlines()))
-            sys.stdout.flush()
+                self.write("".join(line.rstrip() + "\n" for line in self._rendered(render(section)).splitlines()))
 
     def samples(self, samples: Sequence[Sample]) -> None:
         """Prepared rows with their loss mask on stdout; nothing with --json.
@@ -125,11 +124,10 @@ class Console:
             place = one_line(f"{sample.source}:{sample.line} ({sample.split})")
             header = f"=== {place}: {sample.tokens:,} tokens, {sample.supervised:,} supervised"
             if colours:
-                self.out.print(Text(header, style="bold"), coloured(sample), "", sep="\n", soft_wrap=True)
+                self.write(self._rendered(Text(header, style="bold"), coloured(sample), "", sep="\n", soft_wrap=True))
             else:
                 # Not through rich, which converts tabs to spaces.
-                sys.stdout.write(f"{header}\n{marked(sample, opening, closing)}\n\n")
-        sys.stdout.flush()
+                self.write(f"{header}\n{marked(sample, opening, closing)}\n\n")
 
     def error(self, error: LlmftError) -> None:
         """Print the error and its hint on one line each, or as JSON on stdout."""
@@ -142,27 +140,59 @@ class Console:
             self.err.print(Text.assemble(("hint: ", "bold"), one_line(error.hint)))
 
     def print_json(self, value: Mapping[str, Any]) -> None:
-        sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
-        sys.stdout.flush()
+        self.write(json.dumps(value, allow_nan=False) + "\n")
+
+    def _rendered(self, *parts: Any, **options: Any) -> str:
+        """What rich would print to stdout; its own capture writes to stdout, too, which may be closed."""
+        shown = StringIO()
+        console = RichConsole(file=shown, highlight=False, width=self.out.width, force_terminal=self.out.is_terminal)
+        console.print(*parts, **options)
+        return shown.getvalue()
+
+    def write(self, text: str) -> None:
+        """Print a part of a result, which is dropped if nobody reads it: the work is done.
+
+        Raises:
+            OSError: it cannot be written for another reason, such as a full disk.
+        """
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError as error:
+            if not is_reader_gone(error):
+                raise
+            discard(sys.stdout)
 
     def lines(self) -> Iterator[str]:
-        """The user's lines, prompted for on a terminal, until end of input."""
-        if not sys.stdin.isatty():
-            if isinstance(sys.stdin, TextIOWrapper):
-                sys.stdin.reconfigure(errors="replace")
-            yield from sys.stdin
-            return
+        """The user's lines, prompted for on a terminal, until end of input. Bytes that are not UTF-8 are replaced."""
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
+        for line in self._typed_lines() if sys.stdin.isatty() else sys.stdin:
+            if problem := why_not_utf8(line):
+                self.warn(f"the line {problem}; what is not UTF-8 is replaced by \ufffd")
+            yield replace_undecodable(line)
+
+    def _typed_lines(self) -> Iterator[str]:
         with suppress(ImportError):
             import readline  # noqa: F401  gives input() editing and history
         self.note("type /help for a list of commands, /exit to quit")
-        with suppress(EOFError):
-            while True:
-                if not sys.stdout.isatty():  # input() would write the prompt to stdout, among the answers
-                    self.err.print("> ", end="")
-                yield input("> " if sys.stdout.isatty() else "")
+        while True:
+            if not sys.stdout.isatty():  # input() would write the prompt to stdout, among the answers
+                self.err.print("> ", end="")
+            try:
+                line = input("> " if sys.stdout.isatty() else "")
+            except (EOFError, OSError) as error:
+                if isinstance(error, EOFError) or is_reader_gone(error):  # the terminal was closed
+                    return
+                raise
+            yield line
 
     def raw(self, text: str) -> None:
-        """Print text from a model on stdout as it arrives; control characters are escaped."""
+        """Print text from a model on stdout as it arrives; control characters are escaped.
+
+        Raises:
+            OSError: nobody reads it, or it cannot be written.
+        """
         sys.stdout.write(printable(text))
         sys.stdout.flush()
 
@@ -204,7 +234,8 @@ class ChatScreen:
 
     def answer_ends(self, reply: Reply) -> None:
         self._console.raw("\n")
-        self._console.note(f"{reply.tokens} tokens, {reply.tokens_per_second:.1f} tokens/s")
+        ending = "; cut at --max-new-tokens" if reply.cut else ""
+        self._console.note(f"{reply.tokens} tokens, {reply.tokens_per_second:.1f} tokens/s{ending}")
 
     def say(self, message: str) -> None:
         self._console.note(message)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmft_cli.base.errors import UsageError
 from llmft_cli.base.preconditions import check_one_process, check_platform
+from llmft_cli.base.unicode_text import why_not_utf8
 from llmft_cli.cli.completion import one_of
 from llmft_cli.cli.help_pages import CommandWithPages, full_text
 from llmft_cli.cli.options import ConfigOption, DebugOption, FullHelpOption, JsonOption, QuietOption
@@ -84,6 +86,7 @@ def command(app: typer.Typer, name: Command) -> Callable[[Callable[..., None]], 
                 console=make_console(values.pop("as_json"), values.pop("quiet")),
             )
             del values["debug"], values["help_all"]  # the error boundary and the help page have seen to them
+            check_texts(values)
             given.config()  # a wrong setting is told before anything is looked for
             if name in LOAD_A_MODEL or values.get("measure"):
                 check_one_process(name)
@@ -97,6 +100,17 @@ def command(app: typer.Typer, name: Command) -> Callable[[Callable[..., None]], 
         return function
 
     return register
+
+
+def check_texts(values: Mapping[str, Any]) -> None:
+    """Check a command's own texts, such as a prompt. Paths may have any bytes.
+
+    Raises:
+        UsageError: one is not UTF-8.
+    """
+    for name, value in values.items():
+        if isinstance(value, str) and (problem := why_not_utf8(value)):
+            raise UsageError(f"{settings.flag_of(name)} {problem}: {value}", "text has to be in UTF-8")
 
 
 class Given:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import UsageError
+from llmft_cli.cli.run_argument import check_name
 from llmft_cli.settings.config import Config
 from llmft_cli.settings.quantities import format_size, parse_count, parse_flag, parse_size
 
@@ -29,7 +30,10 @@ class Fitting:
     def run_dir(self) -> RunDir | None:
         from llmft_cli.run_dir.run import RunDir
 
-        return RunDir(self.run) if self.run else None
+        if self.run is None:
+            return None
+        check_name(self.run)
+        return RunDir(self.run)
 
     def config(self) -> Config:
         run = self.run_dir()

@@ -25,6 +25,8 @@ from llmft_cli.data.reading.sources import STDIN_NAME
 from llmft_cli.data.report.summary import PrepareResult, read_result
 from llmft_cli.data.store import REPORT_FILE, RowSpool
 from llmft_cli.models import loading, model_source
+from llmft_cli.models.fingerprint import description
+from llmft_cli.run_dir.artifacts import refuse_foreign
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
 from llmft_cli.settings import config as settings
@@ -49,8 +51,9 @@ def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporte
         DataError: a source cannot be read, no row is usable, too many rows are bad, or a check warns and
             `strict` is set.
         ModelError: the tokenizer cannot be loaded, or lacks a chat template that the rows need.
-        StageError: the run is already prepared from something else.
+        StageError: the run is already prepared from something else, or another tool's directory is in its place.
     """
+    refuse_foreign(run)
     inputs = find_inputs(names, config)
     source = model_source.resolve(
         config.model, reporter, weights=False, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -70,6 +73,7 @@ def prepare(run: RunDir, names: Sequence[str], config: Config, reporter: Reporte
         record.facts |= {
             "key": key,
             "model": {"name": source.name, "revision": source.revision},
+            "model_files": description(source.path),
             "template": result.template,
             "seed": config.seed,
             "versions": versions(),

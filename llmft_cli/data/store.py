@@ -9,9 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from llmft_cli.base.file_checks import DamagedFile, check_start
 from llmft_cli.data.encoding.tokenising import Span
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.data.forms.formats import Conversation, Example, Message
+from llmft_cli.run_dir.artifacts import reading
+from llmft_cli.run_dir.run import RunDir
 
 if TYPE_CHECKING:
     import datasets
@@ -27,6 +30,9 @@ REPORT_FILE = "report.json"
 REPORT_PAGE = "report.html"
 SAMPLES_FILE = "samples.jsonl"
 TOKENS_PER_RECORD_BATCH = 1 << 20
+COLUMNS = ["input_ids", "labels", "row_lengths"]
+# A continuation marker and the length 0 (https://arrow.apache.org/docs/format/Columnar.html, "IPC Streaming Format").
+END_OF_STREAM = b"\xff" * 4 + b"\0" * 4
 BYTES_PER_TOKEN = 4
 
 
@@ -127,7 +133,7 @@ def write_split(path: Path, spool: RowSpool, sequences: Iterable[Sequence[int]])
     import pyarrow
 
     integers = pyarrow.list_(pyarrow.int32())
-    schema = pyarrow.schema([("input_ids", integers), ("labels", integers), ("row_lengths", integers)])
+    schema = pyarrow.schema([(column, integers) for column in COLUMNS])
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
         for group in record_batches(sequences, spool):
             writer.write_batch(record_batch(group, spool, schema))
@@ -164,11 +170,47 @@ def record_batch(sequences: Sequence[Sequence[int]], spool: RowSpool, schema: An
 
 
 def load_split(data: Path, split: str) -> datasets.Dataset | None:
-    """A split of a run's data, or None if it has no rows."""
+    """A split of the data in a run's directory, or None if it has no rows.
+
+    Raises:
+        StageError: its file is damaged, or the data is missing.
+    """
     import datasets
 
     file = split_file(data, split)
-    return datasets.Dataset.from_file(str(file)) if file.exists() else None
+    with reading(RunDir(data.parent), file):
+        if not data.is_dir():
+            raise DamagedFile(data, "is missing")
+        if not file.exists():
+            return None
+        check_start(file)
+        check_end(file)
+        rows = datasets.Dataset.from_file(str(file))
+        rows.data.table.validate(full=True)
+        if rows.column_names != COLUMNS:
+            raise DamagedFile(file, f"is not prepared data: its columns are {', '.join(rows.column_names)}")
+    return rows
+
+
+def training_rows(data: Path) -> datasets.Dataset:
+    """The training split of the data in a run's directory.
+
+    Raises:
+        StageError: it is damaged or missing; there always is one.
+    """
+    rows = load_split(data, TRAIN)
+    with reading(RunDir(data.parent), data):
+        if not rows:
+            raise DamagedFile(split_file(data, TRAIN), "is missing" if rows is None else "has no rows")
+    return rows
+
+
+def check_end(file: Path) -> None:
+    """Check that an Arrow stream has its end: without it, readers take the batches that are there for all."""
+    with file.open("rb") as content:
+        content.seek(max(0, file.stat().st_size - len(END_OF_STREAM)))
+        if content.read() != END_OF_STREAM:
+            raise DamagedFile(file, "is cut off, or is not an Arrow stream")
 
 
 def write_json_lines(path: Path, values: Iterable[Any]) -> None:

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import shlex
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from llmft_cli.base.errors import DataError, StageError, UsageError
+from llmft_cli.base.errors import StageError, UsageError, VerificationError
 from llmft_cli.base.files import hash_file, hash_path
 from llmft_cli.base.libraries import versions
 from llmft_cli.base.reporter import Reporter
-from llmft_cli.data.forms.formats import RowError
-from llmft_cli.data.store import HELD_OUT_FILE, VALIDATION, load_split, write_json_lines
+from llmft_cli.base.unicode_text import why_not_utf8
+from llmft_cli.data.encoding.encoder import ConversationEncoder
+from llmft_cli.data.store import VALIDATION, load_split, write_json_lines
 from llmft_cli.evaluation import report
-from llmft_cli.evaluation.comparison import Comparison, compare
-from llmft_cli.evaluation.metrics import TEXT_METRICS, score
-from llmft_cli.evaluation.prompts import Prompt, read_prompts
-from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
-from llmft_cli.models.expected_time import ANSWERING, warn_if_long
+from llmft_cli.evaluation.answers import ARMS, arm_scores, comparison_of_complete, comparisons_of, predict
+from llmft_cli.evaluation.comparison import Comparison
+from llmft_cli.evaluation.prompts import encode_prompts, held_out_prompts, read_prompts
+from llmft_cli.evaluation.results import ArmScores, HeldOutRows, Prediction, Summary
+from llmft_cli.evaluation.verdict import headline
+from llmft_cli.models.loading import load_tokenizer
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
-from llmft_cli.serving.generation import BASE, TUNED, TunedModel, answer_all, load_tuned
+from llmft_cli.serving.generation import BASE, TunedModel, load_tuned
 from llmft_cli.settings import config as settings
+from llmft_cli.settings.compute_types import FP32
 from llmft_cli.settings.config import Config
 from llmft_cli.training.loop.held_out import HeldOutLoss, held_out_loss
 
-ARMS = (BASE, TUNED)
 HELD_OUT_NAME = "held-out"
 
 
@@ -39,6 +42,8 @@ class EvalResult:
     name: str
     headline: str
     prompts: int
+    scored_prompts: int
+    held_out_rows: int
     held_out_tokens: int
     arms: dict[str, ArmScores]
     comparisons: list[Comparison]
@@ -66,33 +71,32 @@ def evaluate(
         DataError: the prompt file cannot be used.
     """
     name = valid_name(name or (prompts_file.stem if prompts_file else HELD_OUT_NAME))
-    prompts = read_prompts(prompts_file) if prompts_file else held_out_prompts(run)
     run.require("train", allow_stale)
+    prompts = read_prompts(prompts_file, reporter) if prompts_file else held_out_prompts(run, reporter)
     if not prompts and load_split(run.data, VALIDATION) is None:
         raise StageError(f"{run.path} has no held-out rows to evaluate on", "give prompts with --prompts FILE")
+    # Before the model is loaded, which takes minutes: the run's tokenizer is all that prompts need.
+    ids = encode_prompts(ConversationEncoder(load_tokenizer(run.tokenizer)), prompts) if prompts else []
     with stage(run, f"eval/{name}", settings.of_command(config, "eval"), input_hashes(run, prompts_file), overwrite) as record:
         tuned = load_tuned(run, config, reporter, allow_stale)
         losses = held_out_losses(tuned, run, config, reporter)
-        summary = summarise(run, name, config, losses, predict(tuned, prompts, config, reporter))
-        folder = run.evaluations / name
-        result = EvalResult(
-            name=name,
-            headline=report.headline(summary),
-            prompts=len(prompts),
-            held_out_tokens=losses[BASE].tokens if losses else 0,
-            arms=summary.arms,
-            comparisons=summary.comparisons,
-            report=str(folder / "report.html"),
-        )
+        summary = summarise(run, name, config, losses, predict(tuned, prompts, ids, config, reporter))
         with record.replacing(f"eval/{name}") as new_folder:
-            write(new_folder, summary, result)
+            write(new_folder, summary)
         record.facts |= {"arms": {arm: asdict(scores) for arm, scores in summary.arms.items()}, "versions": versions()}
-    return result
+    return EvalResult(
+        name=name,
+        headline=headline(summary),
+        **counts(summary),
+        arms=summary.arms,
+        comparisons=summary.comparisons,
+        report=str(run.evaluations / name / "report.html"),
+    )
 
 
 def valid_name(name: str) -> str:
-    if not name or name != Path(name).name or name.startswith("."):
-        raise UsageError(f"--name {name!r} is not a valid folder name")
+    if not name or name != Path(name).name or name.startswith(".") or why_not_utf8(name):
+        raise UsageError(f"{name!r} is not a valid folder name", "give another one with --name")
     return name
 
 
@@ -114,16 +118,27 @@ def summarise(
         comparisons=comparisons_of(predictions, config.seed),
         predictions=predictions,
         settings=settings.of_command(config, "eval"),
+        held_out=HeldOutRows(len(load_split(run.data, VALIDATION) or ()), losses[BASE].tokens) if losses else None,
+        complete=comparison_of_complete(predictions, config.seed),
     )
 
 
-def held_out_prompts(run: RunDir) -> list[Prompt]:
-    file = run.data / HELD_OUT_FILE
-    return read_prompts(file) if file.exists() and file.stat().st_size else []
+def counts(summary: Summary) -> dict[str, int]:
+    """What the scores are of."""
+    return {
+        "prompts": len(summary.predictions),
+        "scored_prompts": sum(bool(row.scores) for row in summary.predictions),
+        "held_out_rows": summary.held_out.rows if summary.held_out else 0,
+        "held_out_tokens": summary.held_out.tokens if summary.held_out else 0,
+    }
 
 
 def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Reporter) -> dict[str, HeldOutLoss]:
-    """Loss of both arms on the held-out split; empty if nothing was held out."""
+    """Loss of both arms on the held-out split; empty if nothing was held out.
+
+    Raises:
+        VerificationError: a loss is not finite, so the model's answers mean nothing either.
+    """
     from llmft_cli.training.step.row_separation import settle_rows
 
     rows = load_split(run.data, VALIDATION)
@@ -135,56 +150,30 @@ def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Re
         for arm in ARMS:
             with tuned.arm(arm) as model:
                 losses[arm] = held_out_loss(model, rows, config.eval_batch_size, tuned.device)
+            check_finite(arm, losses[arm].loss, tuned.compute_dtype, run)
             advance(1)
     return losses
 
 
-def predict(tuned: TunedModel, prompts: Sequence[Prompt], config: Config, reporter: Reporter) -> list[Prediction]:
-    """Greedy answers of both arms to every prompt, scored if an answer is expected."""
-    try:
-        ids = [tuned.encoder.prompt(prompt.messages) for prompt in prompts]
-    except RowError as error:
-        raise DataError(f"a prompt cannot be rendered: {error}") from error
-    if prompts:
-        reporter.note(f"answering {len(prompts)} prompts with {' and '.join(ARMS)}")
-    tokens = len(ARMS) * (sum(map(len, ids)) + len(ids) * config.max_new_tokens)
-    less = "use a GPU, fewer prompts, or a smaller --max-new-tokens"
-    warn_if_long("answering", tuned.model, tokens, ANSWERING, tuned.device, tuned.compute_dtype, less, reporter)
-    answers: dict[str, list[str]] = {}
-    for arm in ARMS:
-        with reporter.track(f"{arm} answers", total=len(prompts)) as advance:
-            answers[arm] = answer_all(tuned, ids, arm, config.max_new_tokens, config.eval_batch_size, advance)
-    predictions = []
-    for index, prompt in enumerate(prompts):
-        own = {arm: answers[arm][index] for arm in ARMS}
-        scores = {} if prompt.expected is None else {arm: score(answer, prompt.expected) for arm, answer in own.items()}
-        predictions.append(Prediction(prompt.messages, prompt.expected, own, scores))
-    return predictions
+def check_finite(arm: str, loss: float, compute_dtype: str, run: RunDir) -> None:
+    if math.isfinite(loss):
+        return
+    place = shlex.quote(str(run.path))
+    hint = f"compute with more range: llmft eval {place} --compute-dtype fp32"
+    if compute_dtype == FP32:
+        hint = f"train again with a lower rate: llmft train {place} --overwrite --learning-rate 5e-5"
+    raise VerificationError(f"the {arm} model's held-out loss is {loss} in {compute_dtype}, so nothing it says counts", hint)
 
 
-def arm_scores(arm: str, loss: HeldOutLoss | None, predictions: Sequence[Prediction]) -> ArmScores:
-    scored = [prediction.scores[arm] for prediction in predictions if prediction.scores]
-    means: dict[str, float | None] = {
-        metric: fmean(row[metric] for row in scored) if scored else None for metric in TEXT_METRICS
-    }
-    return ArmScores(loss=loss.loss if loss else None, perplexity=loss.perplexity if loss else None, **means)
-
-
-def comparisons_of(predictions: Sequence[Prediction], seed: int) -> list[Comparison]:
-    """Tuned against base, prompt by prompt, for every text metric."""
-    scored = [prediction.scores for prediction in predictions if prediction.scores]
-    if not scored:
-        return []
-    return [
-        compare(metric, BASE, TUNED, [row[BASE][metric] for row in scored], [row[TUNED][metric] for row in scored], seed)
-        for metric in TEXT_METRICS
-    ]
-
-
-def write(folder: Path, summary: Summary, result: EvalResult) -> None:
+def write(folder: Path, summary: Summary) -> None:
     content: dict[str, Any] = asdict(summary)
     write_json_lines(folder / "predictions.jsonl", content.pop("predictions"))
-    content |= {"headline": result.headline, "prompts": result.prompts, "held_out_tokens": result.held_out_tokens}
-    (folder / "summary.json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(report.markdown(summary), encoding="utf-8")
-    (folder / "report.html").write_text(report.html(summary), encoding="utf-8")
+    content |= {"headline": headline(summary), **counts(summary)}
+    texts = {
+        "summary.json": json.dumps(content, indent=2, ensure_ascii=False) + "\n",
+        "report.md": report.markdown(summary),
+        "report.html": report.html(summary),
+    }
+    for name, text in texts.items():
+        # A path that is not UTF-8 contains lone surrogates.
+        (folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")

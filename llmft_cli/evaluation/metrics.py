@@ -10,10 +10,12 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
+# The decimal point within a number and the sign before it: without them 3.5 would equal 35, and -5 would equal 5.
+PARTS_OF_NUMBERS = re.compile(r"(?<=\d)\.(?=\d)|(?<![\w.)-])-(?=\d)")
 # Chinese characters and Japanese kana are written without spaces, so each counts as a word.
 SPACELESS = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
 
@@ -22,13 +24,14 @@ def normalised(text: str) -> str:
     """Lower case, without punctuation and English articles, white space collapsed.
 
     As `normalize_answer` of the SQuAD v1.1 evaluation script (Rajpurkar et al. 2016,
-    arXiv:1606.05250), with three additions that do not affect plain English: letters are
-    composed (NFC), all Unicode punctuation is removed, not only ASCII (as in MLQA's script), and a
-    text of only articles or punctuation keeps them. Otherwise the expected answer "A" of a
-    multiple-choice question would equal an empty answer.
+    arXiv:1606.05250), with four additions that do not affect plain English: letters are
+    composed (NFC), all Unicode punctuation is removed, not only ASCII (as in MLQA's script), a
+    number keeps its sign and decimal point, and a text of only articles or punctuation keeps them.
+    Otherwise the expected answer "A" of a multiple-choice question would equal an empty answer.
     """
     lower = unicodedata.normalize("NFC", text).lower()
-    bare = "".join(character for character in lower if not is_punctuation(character))
+    kept = {match.start() for match in PARTS_OF_NUMBERS.finditer(lower)}
+    bare = "".join(character for place, character in enumerate(lower) if place in kept or not is_punctuation(character))
     candidates = (" ".join(version.split()) for version in (ARTICLES.sub(" ", bare), bare, lower))
     return next(filter(None, candidates), "")
 
@@ -104,3 +107,9 @@ TEXT_METRICS: dict[str, Callable[[str, str], float]] = {
 def score(answer: str, expected: str) -> dict[str, float]:
     """Every text metric of one answer, by name."""
     return {name: metric(answer, expected) for name, metric in TEXT_METRICS.items()}
+
+
+def best_score(answer: str, expected: Sequence[str]) -> dict[str, float]:
+    """As `score`, where any of several expected answers is right: the best value of each metric, as in SQuAD's script."""
+    scores = [score(answer, text) for text in expected]
+    return {name: max(row[name] for row in scores) for name in TEXT_METRICS}

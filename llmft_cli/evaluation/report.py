@@ -8,29 +8,30 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from llmft_cli.base.html_pages import template, visible
-from llmft_cli.evaluation.comparison import Comparison
-from llmft_cli.evaluation.results import LOWER_IS_BETTER, ArmScores, Prediction, Summary, label
+from llmft_cli.evaluation.figures import interval, number, probability, signed
+from llmft_cli.evaluation.results import (
+    LABELS,
+    LOWER_IS_BETTER,
+    MAIN_METRIC,
+    ArmScores,
+    HeldOutRows,
+    Prediction,
+    Summary,
+    label,
+)
+from llmft_cli.evaluation.thinking import RULE
+from llmft_cli.evaluation.verdict import focus_of, headline
+from llmft_cli.settings.quantities import format_count
 
-MAIN_METRIC = "token_f1"
-ARM_LABELS = {"base": "the base model", "tuned": "the tuned model"}
 # Smaller gains are rounding errors.
 EQUAL_WITHIN = 1e-9
-SIGNIFICANT_BELOW = 0.05
 LOSSES_NAMED = 10
-MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 MARKDOWN_SPECIAL = re.compile(r"([\\`*_\[\]|~#$])")
-
-
-@dataclass(frozen=True)
-class Focus:
-    """The two arms that the headline and the order of the prompts compare."""
-
-    a: str
-    b: str
-    comparison: Comparison | None
 
 
 @dataclass(frozen=True)
@@ -52,43 +53,11 @@ class Case:
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric of all arms; `best` are the arms with the best value, if they differ."""
+    """One metric of all arms by its display name; `best` are the arms with the best value, if they differ."""
 
-    metric: str
+    name: str
     values: dict[str, float | None]
     best: set[str]
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    return DASH if value is None else f"{value:,.{digits}f}".replace("-", MINUS)
-
-
-def signed(value: float, digits: int = 3) -> str:
-    text = f"{value:+,.{digits}f}"
-    return text.replace("-", MINUS) if text.strip("+-0.,") else f"{0:.{digits}f}"
-
-
-def interval(ci95: tuple[float, float] | None, digits: int = 3) -> str:
-    return DASH if ci95 is None else f"{signed(ci95[0], digits)} to {signed(ci95[1], digits)}"
-
-
-def probability(p_value: float | None) -> str:
-    if p_value is None:
-        return DASH
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
-
-
-def prompts(count: int) -> str:
-    return "1 prompt" if count == 1 else f"{count:,} prompts"
-
-
-def focus_of(summary: Summary) -> Focus | None:
-    """The first comparison in the main metric, else the first two arms; None for a single arm."""
-    for comparison in summary.comparisons:
-        if comparison.metric == MAIN_METRIC:
-            return Focus(comparison.a, comparison.b, comparison)
-    names = list(summary.arms)
-    return Focus(names[0], names[1], None) if len(names) > 1 else None
 
 
 def cases_of(summary: Summary) -> list[Case]:
@@ -106,59 +75,46 @@ def cases_of(summary: Summary) -> list[Case]:
 
 
 def metric_rows(arms: dict[str, ArmScores]) -> list[MetricRow]:
+    """The metrics that were measured; where answers have thinking, each text metric also with the thinking."""
     rows = []
-    for field in fields(ArmScores):
-        values = {arm: getattr(scores, field.name) for arm, scores in arms.items()}
-        known = [value for value in values.values() if value is not None]
-        if known:
-            top = min(known) if field.name in LOWER_IS_BETTER else max(known)
-            best = {arm for arm, value in values.items() if value == top} if len(set(known)) > 1 else set()
-            rows.append(MetricRow(field.name, values, best))
-    return rows
+    for metric, name in LABELS.items():
+        values = {arm: getattr(scores, metric) for arm, scores in arms.items()}
+        if metric in LOWER_IS_BETTER:
+            rows.append(metric_row(f"{name} (lower is better)", values, min))
+            continue
+        rows.append(metric_row(name, values, max))
+        raw = {arm: scores.raw.get(metric) if scores.raw else None for arm, scores in arms.items()}
+        rows.append(metric_row(f"{name}, thinking included", raw, max))
+    return [row for row in rows if any(value is not None for value in row.values.values())]
 
 
-def headline(summary: Summary) -> str:
-    """The result in one plain sentence."""
-    focus = focus_of(summary)
-    if focus is None:
-        (arm,) = summary.arms
-        return f"Only {ARM_LABELS.get(arm, arm)} was evaluated, so there is nothing to compare it with."
-    if focus.comparison is not None:
-        scored = sum(case.gain is not None for case in cases_of(summary))
-        text = text_finding(summary, focus.comparison, scored)
-    elif summary.predictions:
-        text = f"No text scores, because none of the {prompts(len(summary.predictions))} has an expected answer"
-    else:
-        text = "No prompts were answered"
-    loss = loss_finding(summary.arms[focus.a].loss, summary.arms[focus.b].loss)
-    return f"{text}; {loss}." if loss else f"{text}."
+def metric_row(name: str, values: dict[str, float | None], best_of: Callable[[Sequence[float]], float]) -> MetricRow:
+    known = [value for value in values.values() if value is not None]
+    top = best_of(known) if len(set(known)) > 1 else None
+    return MetricRow(name, values, {arm for arm, value in values.items() if value == top and top is not None})
 
 
-def text_finding(summary: Summary, comparison: Comparison, scored: int) -> str:
-    a, b = (ARM_LABELS.get(arm, arm) for arm in (comparison.a, comparison.b))
-    value_a, value_b = (number(getattr(summary.arms[arm], comparison.metric), 2) for arm in (comparison.a, comparison.b))
-    metric = label(comparison.metric)
-    where = f"On {prompts(scored)}"
-    values = f"{metric} is {value_b} against {a}'s {value_a}"
-    difference = signed(comparison.delta, 2)
-    if comparison.ci95 is None or comparison.p_value is None:
-        return f"{where} {b}'s {values} ({difference}; one prompt is too few for an interval)"
-    low, high = comparison.ci95
-    if low == high == 0:
-        return f"{where} {b} scored the same as {a}: {metric} is {value_b} on both sides"
-    chance = probability(comparison.p_value)
-    chance = f"p {chance}" if chance.startswith("<") else f"p = {chance}"
-    facts = f"{values} ({difference}, 95% interval {interval(comparison.ci95, 2)}, {chance})"
-    if low <= 0 <= high or comparison.p_value >= SIGNIFICANT_BELOW:
-        return f"{where} there is no clear difference: {b}'s {facts}"
-    return f"{where} {b}'s {facts}" if comparison.delta > 0 else f"{where} {b} did worse: its {facts}"
+def count_rows(arms: dict[str, ArmScores]) -> list[tuple[str, dict[str, int]]]:
+    """What is to be known of the answers themselves, by arm."""
+    names = {"cut": "answers cut at --max-new-tokens", "empty": "empty answers", "thinking": "answers with thinking"}
+    rows = [(name, {arm: getattr(scores, field) for arm, scores in arms.items()}) for field, name in names.items()]
+    return [(name, counts) for name, counts in rows if any(counts.values())]
 
 
-def loss_finding(loss_a: float | None, loss_b: float | None) -> str:
-    if loss_a is None or loss_b is None:
-        return ""
-    values = f"{number(loss_b, 2)} against {number(loss_a, 2)}"
-    return f"held-out loss got worse, {values}" if loss_b > loss_a else f"held-out loss {values}"
+def notes(summary: Summary) -> list[str]:
+    """What the scores are of, in sentences."""
+    scored = sum(bool(row.scores) for row in summary.predictions)
+    loss = measured_on(summary.held_out) if summary.held_out else ""
+    text = f"The text metrics are means over the {format_count(scored, 'prompt')} with an expected answer." if scored else ""
+    several = any(isinstance(row.expected, list) for row in summary.predictions)
+    best = "Where several answers are expected, the best score counts." if several else ""
+    rule = RULE if any(row.scored or row.raw_scores for row in summary.predictions) else ""
+    return [note for note in (loss, text, best, rule) if note]
+
+
+def measured_on(held_out: HeldOutRows) -> str:
+    rows, tokens = format_count(held_out.rows, "held-out row"), f"{held_out.tokens:,}"
+    return f"Held-out loss and perplexity are of the run's {rows} ({tokens} supervised tokens)."
 
 
 def balance(summary: Summary, cases: list[Case]) -> str:
@@ -205,15 +161,13 @@ def markdown(summary: Summary) -> str:
 
 
 def markdown_scores(summary: Summary) -> list[str]:
-    scores = [
-        [label(row.metric) + (" (lower is better)" if row.metric in LOWER_IS_BETTER else ""), *map(number, row.values.values())]
-        for row in metric_rows(summary.arms)
-    ]
+    scores = [[row.name, *map(number, row.values.values())] for row in metric_rows(summary.arms)]
+    scores += [[name, *(f"{count:,}" for count in counts.values())] for name, counts in count_rows(summary.arms)]
     comparisons = [
         [label(each.metric), f"{each.b} against {each.a}", signed(each.delta), interval(each.ci95), probability(each.p_value)]
         for each in summary.comparisons
     ]
-    parts = ["## Scores", table(["metric", *summary.arms], scores)] if scores else []
+    parts = ["## Scores", table(["metric", *summary.arms], scores), *map(inline, notes(summary))] if scores else []
     head = ["metric", "arms", "difference", "95% interval", "p"]
     return parts + (["## Comparisons", table(head, comparisons)] if comparisons else [])
 
@@ -223,12 +177,25 @@ def markdown_case(case: Case) -> str:
     parts = [f"### Prompt {case.number}: {case_title(case)}"]
     for message in prediction.messages:
         parts += [f"**{inline(message['role'])}**", fenced(message["content"])]
-    if prediction.expected is not None:
-        parts += ["**expected**", fenced(prediction.expected)]
+    for expected in expected_answers(prediction):
+        parts += ["**expected**", fenced(expected)]
     for arm, answer in prediction.answers.items():
-        scores = ", ".join(f"{label(metric)} {number(value, 2)}" for metric, value in prediction.scores.get(arm, {}).items())
-        parts += [f"**{inline(arm)}**" + (f" ({scores})" if scores else ""), fenced(answer)]
+        scores = [f"{label(metric)} {number(value, 2)}" for metric, value in prediction.scores.get(arm, {}).items()]
+        facts = ", ".join([*marks(prediction, arm), *scores])
+        parts += [f"**{inline(arm)}**" + (f" ({facts})" if facts else ""), fenced(answer)]
     return "\n\n".join(parts)
+
+
+def expected_answers(prediction: Prediction) -> list[str]:
+    if prediction.expected is None:
+        return []
+    return prediction.expected if isinstance(prediction.expected, list) else [prediction.expected]
+
+
+def marks(prediction: Prediction, arm: str) -> list[str]:
+    """What is to be known of an answer besides its scores."""
+    found = ["cut"] if prediction.is_cut(arm) else []
+    return [*found, "scored without thinking"] if arm in prediction.scored else found
 
 
 def inline(text: str) -> str:
@@ -253,12 +220,15 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def html(summary: Summary) -> str:
     """The report as an HTML page without scripts or external resources."""
-    page = template("llmft_cli.evaluation", "report.html.jinja", [label, number, signed, interval, probability, case_title])
+    functions: list[Callable[..., Any]] = [label, number, signed, interval, probability, case_title, expected_answers, marks]
+    page = template("llmft_cli.evaluation", "report.html.jinja", functions)
     cases = cases_of(summary)
     return page.render(
         summary=summary,
         headline=headline(summary),
         rows=metric_rows(summary.arms),
+        counts=count_rows(summary.arms),
+        notes=notes(summary),
         cases=cases,
         balance=balance(summary, cases),
         losses=largest_losses(cases),

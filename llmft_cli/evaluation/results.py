@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llmft_cli.evaluation.comparison import Comparison
@@ -17,6 +17,7 @@ LABELS = {
     "chrf": "chrF",
 }
 LOWER_IS_BETTER = {"loss", "perplexity"}
+MAIN_METRIC = "token_f1"
 
 
 def label(metric: str) -> str:
@@ -30,7 +31,11 @@ class ArmScores:
     Args:
         loss: mean cross-entropy of the run's held-out split, nats per supervised token.
         perplexity: exp(loss).
-        exact_match, token_f1, rouge_l, chrf: means from 0 to 1 over the prompts with an expected answer.
+        exact_match, token_f1, rouge_l, chrf: means from 0 to 1 over the prompts with an expected answer, without thinking.
+        cut: answers that were cut at `max_new_tokens`.
+        empty: answers with nothing in them but thinking.
+        thinking: answers that begin with thinking.
+        raw: the text metrics with all thinking scored as part of the answers; None if no answer has any.
     """
 
     loss: float | None = None
@@ -39,6 +44,10 @@ class ArmScores:
     token_f1: float | None = None
     rouge_l: float | None = None
     chrf: float | None = None
+    cut: int = 0
+    empty: int = 0
+    thinking: int = 0
+    raw: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,15 +56,35 @@ class Prediction:
 
     Args:
         messages: the prompt's messages, each with role and content.
-        expected: the expected answer, or None.
-        answers: answer by arm.
-        scores: text metrics by arm; empty without an expected answer.
+        expected: the expected answer, a list if several are right, or None.
+        answers: answer by arm, as generated.
+        scores: text metrics by arm, without thinking; empty without an expected answer.
+        cut: by arm, whether the answer was cut at `max_new_tokens`.
+        scored: the answer without thinking, by arm, of those that have thinking.
+        raw_scores: as `scores`, with thinking; empty if neither an answer nor the expected one has any.
     """
 
     messages: list[dict[str, str]]
-    expected: str | None
+    expected: str | list[str] | None
     answers: dict[str, str]
     scores: dict[str, dict[str, float]]
+    cut: dict[str, bool] = field(default_factory=dict)
+    scored: dict[str, str] = field(default_factory=dict)
+    raw_scores: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def is_cut(self, arm: str) -> bool:
+        return self.cut.get(arm, False)
+
+    def is_empty(self, arm: str) -> bool:
+        return not self.scored.get(arm, self.answers[arm]).strip()
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """What the held-out loss was measured on: rows of the run's held-out split, and their supervised tokens."""
+
+    rows: int
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +99,8 @@ class Summary:
         comparisons: one for each pair of arms and metric, if prompts have expected answers.
         predictions: in the order of the prompts.
         settings: of the evaluation, by name.
+        held_out: what the loss was measured on; None without held-out rows.
+        complete: the comparison in the main metric over the prompts where no answer was cut, if some were and some were not.
     """
 
     run: str
@@ -79,3 +110,5 @@ class Summary:
     comparisons: list[Comparison]
     predictions: list[Prediction]
     settings: dict[str, Any]
+    held_out: HeldOutRows | None = None
+    complete: Comparison | None = None

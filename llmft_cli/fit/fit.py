@@ -212,12 +212,10 @@ def trainable(
 
 
 def training_sequences(run: RunDir) -> datasets.Dataset:
-    from llmft_cli.data.store import TRAIN, load_split
+    from llmft_cli.data.store import training_rows
 
     run.require("prepare", allow_stale=False)
-    sequences = load_split(run.data, TRAIN)
-    assert sequences is not None
-    return sequences
+    return training_rows(run.data)
 
 
 def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | None) -> int | None:

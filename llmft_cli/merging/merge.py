@@ -23,6 +23,7 @@ from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import load_adapter
 from llmft_cli.models.expected_time import FORWARD, warn_if_long
 from llmft_cli.models.model_source import ModelSource
+from llmft_cli.run_dir.artifacts import reading
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
 from llmft_cli.settings import compute_types
@@ -68,7 +69,8 @@ def merge(
         with record.replacing("merged") as folder:
             expected, base = write_merged(run, source, device, computed, folder, probes, reporter)
             reporter.note("comparing the written model with base + adapter")
-            written = loading.load_base(ModelSource(str(folder), folder, None, ""), device, torch_type(computed))
+            merged = ModelSource(str(folder), folder, None, "", source.trust_remote_code)
+            written = loading.load_base(merged, device, torch_type(computed))
             verification = compare(expected, next_token_logits(written, probes), base)
             base_choice = str(written_type(computed)).removeprefix("torch.")
             if not verification.passed:
@@ -103,7 +105,8 @@ def write_merged(
     """
     reporter.note(f"loading {source.name} in 16 bits on {device}")
     base_model = loading.load_base(source, device, written_type(compute_dtype)).to(torch_type(compute_dtype))
-    tuned = load_adapter(base_model, run.adapter)
+    with reading(run, run.adapter):
+        tuned = load_adapter(base_model, run.adapter)
     tokens = PASSES * sum(map(len, probes))
     warn_if_long("the comparison", tuned, tokens, FORWARD, device, compute_dtype, "merge on a machine with a GPU", reporter)
     expected = next_token_logits(tuned, probes)
@@ -111,7 +114,8 @@ def write_merged(
         base = next_token_logits(tuned, probes)
     reporter.note(f"merging {run.adapter}")
     merged = tuned.merge_and_unload(safe_merge=True).to(written_type(compute_dtype))
-    tokenizer = loading.load_tokenizer(run.tokenizer)
+    with reading(run, run.tokenizer):
+        tokenizer = loading.load_tokenizer(run.tokenizer, source.trust_remote_code)
     # Inference servers read the eos token from here; it must be the end of turn that was trained.
     stop_ids = loading.end_of_answer_ids(tokenizer, merged, ConversationEncoder(tokenizer).end_of_turn())
     merged.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llmft_cli.data.store import TRAIN, VALIDATION, load_split
+from llmft_cli.data.store import VALIDATION, load_split, training_rows
 from llmft_cli.run_dir.run import RunDir
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ class Verification:
 
 def probe_rows(run: RunDir) -> list[list[int]]:
     """Token ids of real rows, held-out ones if there are any."""
-    rows = load_split(run.data, VALIDATION) or load_split(run.data, TRAIN)
-    assert rows is not None
+    rows = load_split(run.data, VALIDATION) or training_rows(run.data)
     return [row["input_ids"][:PROBE_TOKENS] for row in rows.select(range(min(PROBE_ROWS, len(rows))))]
 
 

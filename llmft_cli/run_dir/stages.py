@@ -138,8 +138,8 @@ def write_entry(run: RunDir, stage: str, entry: Mapping[str, Any]) -> None:
     ledger = run.ledger() if run.exists() else new_ledger()
     ledger["stages"][stage] = entry
     ledger["updated"] = now()
-    write_atomically(run.ledger_file, json.dumps(ledger, indent=2) + "\n")
     write_atomically(run.config_file, config.dump(settings_of(ledger["stages"], "prepare", "train")))
+    write_atomically(run.ledger_file, json.dumps(ledger, indent=2) + "\n")
 
 
 def remove_unless_used(run: RunDir, made: Sequence[Path]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import load_adapter
+from llmft_cli.run_dir.artifacts import reading
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BASE, TUNED = "base", "tuned"
+PADDING = 0  # any id does: prompts are masked there, and answers end before
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,27 @@ class TunedModel:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """One of many answers.
+
+    Args:
+        tokens: generated tokens, with the one that ended the answer.
+        cut: whether `max_new_tokens` ended it, and not the model.
+    """
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+@dataclass(frozen=True)
 class Reply:
-    """An answer, with the number of generated tokens."""
+    """A streamed answer; fields as of `Answer`."""
 
     text: str
     tokens: int
     seconds: float
+    cut: bool = False
 
     @property
     def tokens_per_second(self) -> float:
@@ -67,7 +84,7 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     """The tuned model of a run, on the same quantised base.
 
     Raises:
-        StageError: the run is not trained, or is stale.
+        StageError: the run is not trained, is stale, or its adapter or tokenizer is damaged.
         ModelError: the base cannot be loaded, or is not the one used in training.
     """
     trained = run.require("train", allow_stale)
@@ -76,9 +93,11 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     use_free_cores(device, reporter)
     source = model_source.resolve_recorded(trained["model"], reporter)
     reporter.note(f"loading {source.name} ({config.quantization}) and {run.adapter} on {device}")
-    tokenizer = loading.load_tokenizer(run.tokenizer)
+    with reading(run, run.tokenizer):
+        tokenizer = loading.load_tokenizer(run.tokenizer, source.trust_remote_code)
     base = loading.load_base(source, device, compute_types.torch_type(compute_dtype), config.quantization)
-    model = load_adapter(base, run.adapter)
+    with reading(run, run.adapter):
+        model = load_adapter(base, run.adapter)
     if device.type == "cpu" and compute_dtype == compute_types.FP32:
         hold_dense_weights(model, reporter)
     encoder = ConversationEncoder(tokenizer)
@@ -95,11 +114,39 @@ def hold_dense_weights(model: PeftModel, reporter: Reporter) -> None:
 
 
 def generation_config(tuned: TunedModel, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0) -> Any:
-    """Greedy decoding, or sampling if `temperature` is set; ignores the model's own generation settings."""
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature else {"do_sample": False}
+    """Greedy decoding, or sampling if `temperature` is set, from all tokens within `top_p`."""
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
     return import_transformers().GenerationConfig(
-        max_new_tokens=max_new_tokens, eos_token_id=tuned.stop_ids, pad_token_id=tuned.stop_ids[0], **sampling
+        max_new_tokens=max_new_tokens, eos_token_id=tuned.stop_ids or None, pad_token_id=PADDING, **sampling
     )
+
+
+@contextmanager
+def without_own_settings(model: Any) -> Iterator[None]:
+    """Without the model's own generation settings, such as a repetition penalty.
+
+    `generate` takes from them whatever the settings that it is given leave open.
+    """
+    own = model.generation_config
+    model.generation_config = import_transformers().GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def generate(model: PeftModel, ids: torch.Tensor, mask: torch.Tensor, settings: Any, streamer: Any = None) -> list[list[int]]:
+    """The new tokens of each row, generated with these settings alone.
+
+    Args:
+        ids, mask: of shape (rows, tokens), padded on the left.
+    """
+    import torch
+
+    with without_own_settings(model.get_base_model()), torch.inference_mode():
+        generated = model.generate(input_ids=ids, attention_mask=mask, generation_config=settings, streamer=streamer)
+    new: list[list[int]] = generated[:, ids.shape[1] :].tolist()
+    return new
 
 
 def answer_all(
@@ -109,7 +156,7 @@ def answer_all(
     max_new_tokens: int,
     batch_size: int,
     advance: Callable[[int], None],
-) -> list[str]:
+) -> list[Answer]:
     """Greedy answers to prompts given as token ids, in the same order.
 
     Args:
@@ -118,22 +165,18 @@ def answer_all(
     """
     import torch
 
-    answers = [""] * len(prompts)
+    answers = [Answer("", 0, False)] * len(prompts)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     config = generation_config(tuned, max_new_tokens)
-    with tuned.arm(arm) as model, torch.inference_mode():
+    with tuned.arm(arm) as model:
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             longest = max(len(prompts[index]) for index in batch)
-            ids = [[tuned.stop_ids[0]] * (longest - len(prompts[index])) + list(prompts[index]) for index in batch]
+            ids = [[PADDING] * (longest - len(prompts[index])) + list(prompts[index]) for index in batch]
             mask = [[0] * (longest - len(prompts[index])) + [1] * len(prompts[index]) for index in batch]
-            tensors = {
-                "input_ids": torch.tensor(ids, device=tuned.device),
-                "attention_mask": torch.tensor(mask, device=tuned.device),
-            }
-            generated = model.generate(**tensors, generation_config=config)
-            for index, row in zip(batch, generated[:, longest:], strict=True):
-                answers[index] = tuned.tokenizer.decode(row, skip_special_tokens=True).strip()
+            id_tensor, mask_tensor = (torch.tensor(rows, device=tuned.device) for rows in (ids, mask))
+            for index, new in zip(batch, generate(model, id_tensor, mask_tensor, config), strict=True):
+                answers[index] = answer_of(tuned, new)
             advance(len(batch))
     return answers
 
@@ -142,23 +185,44 @@ def stream_answer(tuned: TunedModel, prompt: Sequence[int], arm: str, config: Co
     """Generate one answer, streaming its text to `on_text`."""
     import torch
 
-    streamer = callback_streamer(tuned.tokenizer, on_text)
+    streamer = callback_streamer(tuned, on_text)
     settings = generation_config(tuned, config.max_new_tokens, config.temperature, config.top_p)
     ids = torch.tensor([list(prompt)], device=tuned.device)
     start = time.perf_counter()
-    with tuned.arm(arm) as model, torch.inference_mode():
-        generated = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings, streamer=streamer
-        )[0, len(prompt) :]
-    seconds = time.perf_counter() - start
-    return Reply(tuned.tokenizer.decode(generated, skip_special_tokens=True).strip(), len(generated), seconds)
+    with tuned.arm(arm) as model:
+        new = generate(model, ids, torch.ones_like(ids), settings, streamer)[0]
+    answer = answer_of(tuned, new)
+    return Reply(answer.text, answer.tokens, time.perf_counter() - start, answer.cut)
 
 
-def callback_streamer(tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> Any:
-    """A streamer that passes whole words to `on_text`, without the prompt and special tokens."""
+def answer_of(tuned: TunedModel, new: Sequence[int]) -> Answer:
+    """The answer in new tokens, which go on with padding after its end.
+
+    The token that ends it is left out: not every tokenizer marks it as special.
+    """
+    tokens = tokens_of_answer(new, tuned.stop_ids)
+    said = new if tokens is None else new[: tokens - 1]
+    text = tuned.tokenizer.decode(said, skip_special_tokens=True).strip()
+    return Answer(text, tokens or len(new), cut=tokens is None)
+
+
+def tokens_of_answer(ids: Sequence[int], stop_ids: Collection[int]) -> int | None:
+    """The number of tokens up to and including the one that ended the answer; None if none did."""
+    return next((place for place, token in enumerate(ids, 1) if token in stop_ids), None)
+
+
+def callback_streamer(tuned: TunedModel, on_text: Callable[[str], None]) -> Any:
+    """A streamer that passes whole words to `on_text`: in all, the text that `answer_of` has."""
+    from llmft_cli.serving.streamed_text import Stripped
+
+    stripped = Stripped(on_text)
 
     class Streamer(import_transformers().TextStreamer):  # type: ignore[misc]
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            on_text(text)
+        def put(self, value: torch.Tensor) -> None:
+            if self.next_tokens_are_prompt or value.item() not in tuned.stop_ids:
+                super().put(value)
 
-    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            stripped(text)
+
+    return Streamer(tuned.tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -71,7 +71,7 @@ def settled(config: Config, device: torch.device, reporter: Reporter, recorded: 
     if recorded is not None and wanted not in (AUTO, recorded):
         raise ConfigError(
             f"--compute-dtype was {recorded} before the interruption and is {wanted} now",
-            "omit --compute-dtype, or start over with --overwrite",
+            "omit --compute-dtype, or start over: llmft train RUN --overwrite",
         )
     name = recorded or (best_type(device) if wanted == AUTO else wanted)
     lack = why_unsupported(device, name)

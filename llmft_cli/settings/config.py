@@ -144,6 +144,14 @@ def known_name(key: str, path: Path) -> str:
     return name
 
 
+def is_valid(name: str, value: Any) -> bool:
+    """Whether a setting that a run has saved can have this value; settings of other versions can have any."""
+    item = FIELDS.get(name)
+    if item is None or value is None:
+        return item is None or item.optional
+    return (type(value) is item.type or (item.type is float and type(value) is int)) and not item.setting.complaint(value)
+
+
 def dump(values: Mapping[str, Any]) -> str:
     """Settings as YAML that `read_file` accepts; in ASCII, because PyYAML loses U+0085 when it writes Unicode."""
     import yaml

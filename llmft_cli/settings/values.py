@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from llmft_cli.base.errors import ConfigError
+from llmft_cli.base.unicode_text import why_not_utf8
 from llmft_cli.settings.fields import FIELDS, Field
 from llmft_cli.settings.quantities import NoUnit
 from llmft_cli.settings.setting import NONE
@@ -76,7 +77,8 @@ def plain_text(value: Any) -> str:
         raise TypeError
     if not value.strip():
         raise Refused("is empty")
-    value.encode()  # raises a ValueError for what the command line had in another encoding
+    if problem := why_not_utf8(value):
+        raise Refused(problem)
     return value
 
 

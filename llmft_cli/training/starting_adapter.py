@@ -105,11 +105,11 @@ def adapter_of_run(run: RunDir, of_this_run: bool = False) -> StartingAdapter:
 
 def adapter_in(run: RunDir, place: str, entry: Mapping[str, Any], of_this_run: bool) -> StartingAdapter:
     """The adapter at a path in a run; `entry` is that of its training."""
-    if lost := run.lost_output({"outputs": {place: entry["outputs"][place]}}):
+    if lost := run.lost_output({"outputs": {name: sha256 for name, sha256 in entry["outputs"].items() if name == place}}):
         again = f"recreate it: {run.command_for('train')} --overwrite"
         raise StageError(f"{run.path / lost} is missing or has changed since it was trained", again)
     found = read_adapter(run.path / place)
-    own = {name: entry["config"][name] for name in PEFT_NAMES}
+    own = {name: entry["config"][name] for name in PEFT_NAMES if name in entry["config"]}
     model = entry["model"]
     return StartingAdapter(found.folder, own, found.sha256, model["name"], model["fingerprint"], of_this_run)
 

@@ -14,7 +14,7 @@ from llmft_cli.base.errors import Interrupted
 from llmft_cli.base.files import hash_path
 from llmft_cli.base.libraries import hardware, import_transformers, versions
 from llmft_cli.base.reporter import Reporter
-from llmft_cli.data.store import TRAIN, VALIDATION, load_split
+from llmft_cli.data.store import VALIDATION, load_split, training_rows
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.expected_time import TRAINING, warn_if_long
 from llmft_cli.models.model_source import ModelSource
@@ -37,7 +37,6 @@ from llmft_cli.training.resume import begin_or_resume, check_same_data_settings,
 from llmft_cli.training.starting_adapter import StartingAdapter, load_into, new_training
 
 if TYPE_CHECKING:
-    import datasets
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
@@ -95,10 +94,10 @@ def train_adapter(
 
     run = record.run
     device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
-    source = base_model(recorded.get("model"), config, reporter)
+    source = base_model(run, recorded.get("model"), config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
     checkpoint = intact_checkpoint(run, training, reporter) if recorded else None
-    chosen = decide(source, config, train_split(run), device, reporter, recorded.get("plan"))
+    chosen = decide(source, config, training_rows(run.data), device, reporter, recorded.get("plan"))
     record.facts |= facts_of(source, config, training, chosen.plan)
     record.save_facts()
     config = chosen.applied_to(config)
@@ -135,17 +134,11 @@ def settle_device(config: Config, recorded_type: str | None, reporter: Reporter)
     return device, config
 
 
-def base_model(recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
+def base_model(run: RunDir, recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
     """The model that the settings name, or the one that an interrupted training run has recorded."""
     if recorded:
         return model_source.resolve_recorded(recorded, reporter)
-    return model_source.resolve(config.model, reporter, revision=config.revision, trust_remote_code=config.trust_remote_code)
-
-
-def train_split(run: RunDir) -> datasets.Dataset:
-    rows = load_split(run.data, TRAIN)
-    assert rows is not None  # `prepare` refuses data without training rows
-    return rows
+    return model_source.resolve_prepared(run, config, reporter)
 
 
 def facts_of(source: ModelSource, config: Config, training: Identity, plan: Plan) -> dict[str, Any]:
@@ -199,7 +192,7 @@ def build(
 def trainer_of(run: RunDir, model: PeftModel, config: Config, training: Identity, reporter: Reporter) -> QLoRATrainer:
     from llmft_cli.training.loop.trainer import QLoRATrainer
 
-    rows, held_out = train_split(run), load_split(run.data, VALIDATION)
+    rows, held_out = training_rows(run.data), load_split(run.data, VALIDATION)
     steps = schedule.plan(rows, config)
     return QLoRATrainer(
         group_by_length=not config.packing,

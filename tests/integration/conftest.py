@@ -205,7 +205,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
         forkserver.ensure_running()
 
     def run(
-        *arguments: object, folder: Path, stdin: str = "", stdin_from: str = "", halt_at: str = "", **environment: str
+        *arguments: object,
+        folder: Path,
+        stdin: str = "",
+        stdin_from: str = "",
+        halt_at: str = "",
+        unprivileged: bool = False,
+        **environment: str,
     ) -> Started:
         place = scratch / str(next(numbers))
         place.mkdir()
@@ -218,6 +224,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., St
             "environment": variables | environment,
             "streams": streams,
             "halt_at": halt_at,
+            "unprivileged": unprivileged,
         }
         process = context.Process(target=runpy.run_path, args=(str(FORKED), given))
         process.start()

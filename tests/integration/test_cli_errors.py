@@ -19,7 +19,8 @@ from llmft_cli.run_dir.stages import stage
 from .conftest import LLMFT, files_in
 
 UNREACHABLE = "the model nobody/nothing is not on this machine and the Hub cannot be reached"
-CONNECT = "connect to the Hub, give a local directory, or use the built-in model: --model smollm2-135m"
+BUILTIN = "or use the built-in model (prepare, train, gpu-check: --model smollm2-135m)"
+CONNECT = f"connect to the Hub, give a local directory, {BUILTIN}"
 READABLE = "supported types: .json, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, .txt, .md, each also compressed (.gz, .zst)"
 NO_RUN = "name one, or create one with: llmft prepare DATA"
 
@@ -95,7 +96,7 @@ CASES = {
         3,
         "model",
         "there is no model at ./none",
-        "give a Hub id or a local directory, or use the built-in model: --model smollm2-135m",
+        f"give a Hub id or a local directory, {BUILTIN}",
     ),
     "no model directory": (
         "prepare rows.jsonl --model folder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -46,8 +47,8 @@ def break_numbers(file: Path) -> None:
 
 
 DAMAGES = [
-    (truncate, 3, "error: the adapter run/adapter cannot be loaded: "),
-    (empty, 3, "error: the adapter run/adapter cannot be loaded: "),
+    (truncate, 2, "error: the adapter run/adapter cannot be loaded: run/adapter/adapter_model.safetensors is cut off: "),
+    (empty, 2, "error: the adapter run/adapter cannot be loaded: run/adapter/adapter_model.safetensors is empty"),
     (change_nothing, 6, "error: the adapter has no effect: all its B matrices are zero"),
     (lose_one, 6, "error: the adapter run/adapter has 27 weights, but the model has 28"),
     (break_numbers, 6, "error: the adapter has weights that are not finite"),
@@ -72,6 +73,86 @@ def test_a_damaged_adapter(damage: Callable[[Path], None], code: int, message: s
         assert (refused.returncode, refused.stdout, told[0][: len(message)]) == (code, "", message)
         assert len(told) <= 2
     assert files_in(trained_copy) - before <= {"eval"}
+
+
+def test_what_a_command_needs_of_a_run_is_named_when_it_is_gone(trained_copy: Path, run: Run) -> None:
+    """With --allow-stale, too, where nothing is compared with the ledger."""
+    for name, commands in {"data": COMMANDS[1:], "tokenizer": COMMANDS, "adapter": COMMANDS}.items():
+        aside = (trained_copy / name).rename(trained_copy.with_name("aside"))
+        for arguments, stale in itertools.product(commands, ([], ["--allow-stale"])):
+            refused = run(*arguments, *stale, folder=trained_copy.parent)
+            errors = [line for line in refused.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+            again = "llmft train run" if name == "adapter" else "llmft prepare DATA --run run"
+            assert (refused.returncode, len(errors), f"run/{name}" in errors[0]) == (2, 2, True), refused.stderr
+            assert errors[1] == f"hint: recreate it: {again} --overwrite"
+        aside.rename(trained_copy / name)
+    shutil.rmtree(trained_copy / "data")  # to save space, say: a conversation needs none of it
+    assert run("chat", "run", "--prompt", "hi", "--allow-stale", folder=trained_copy.parent).returncode == 0
+
+
+def test_a_damaged_run_beside_others(trained_copy: Path, run: Run) -> None:
+    """It broke every command without RUN."""
+    folder = trained_copy.parent
+    (folder / "runs/broken").mkdir(parents=True)
+    trained_copy.rename(folder / "runs/run")
+    (folder / "runs/broken/run.json").write_text('{"half": ')
+    answered = run("chat", "--prompt", "What is 4 and 4?", folder=folder)
+    assert (answered.returncode, answered.stdout[:5]) == (0, "It is"), answered.stderr
+    warning, note = answered.stderr.splitlines()[:2]
+    assert warning.startswith("warning: left out: runs/broken/run.json cannot be read: ")
+    assert note == "using the newest run, runs/run"
+
+
+def test_a_model_that_is_swapped_after_prepare(tmp_path: Path, tiny_model_dir: Path, tiny_data: Path, run: Run) -> None:
+    """Training on another vocabulary than that of the data ended in an IndexError."""
+    shutil.copytree(tiny_model_dir, tmp_path / "base")
+    shutil.copy(tiny_data / "rows.jsonl", tmp_path)
+    flags = ("--run", "run", "--model", "base", "--max-seq-length", 64, "--val-size", 4, "--no-packing")
+    assert run("prepare", "rows.jsonl", *flags, folder=tmp_path).returncode == 0
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps({**config, "vocab_size": 64}))
+    weights = load_file(tmp_path / "base/model.safetensors")
+    smaller = {name: tensor[:64].clone() if len(tensor) == config["vocab_size"] else tensor for name, tensor in weights.items()}
+    save_file(smaller, tmp_path / "base/model.safetensors", {"format": "pt"})
+    refused = run("train", "run", *TRAIN_FLAGS, folder=tmp_path)
+    lines = [
+        "error: run was prepared for another model base: config.json changed since",
+        "hint: restore the model's files, or prepare again: llmft prepare DATA --run run --overwrite",
+    ]
+    assert (refused.returncode, refused.stdout, refused.stderr.splitlines()) == (2, "", lines)
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+from .names import MODEL_TYPE
+
+class OwnConfig(LlamaConfig):
+    model_type = MODEL_TYPE
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_model_with_code_of_its_own_is_trained_and_merged(
+    tmp_path: Path, tiny_model_dir: Path, tiny_data: Path, run: Run
+) -> None:
+    """merge reloaded what it had written without --trust-remote-code, and failed."""
+    base = Path(shutil.copytree(tiny_model_dir, tmp_path / "base"))
+    shutil.copy(tiny_data / "rows.jsonl", tmp_path)
+    (base / "own.py").write_text(CODE)
+    (base / "names.py").write_text('MODEL_TYPE = "own"\n')
+    config = json.loads((base / "config.json").read_text())
+    classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    config |= {"model_type": "own", "architectures": ["OwnModel"], "auto_map": classes}
+    (base / "config.json").write_text(json.dumps(config))
+    flags = ("--data", "rows.jsonl", "--model", "base", "--trust-remote-code", "--max-seq-length", 64, "--val-size", 4)
+    trained = run("train", "run", *flags, *TRAIN_FLAGS, "--max-steps", 10, folder=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    merged = run("merge", "run", folder=tmp_path)
+    assert merged.returncode == 0, merged.stderr
+    assert {"own.py", "names.py", "config.json", "model.safetensors"} <= files_in(tmp_path / "run/merged")
+    assert json.loads((tmp_path / "run/merged/config.json").read_text())["auto_map"] == classes
 
 
 def test_another_base_model_under_the_same_path(

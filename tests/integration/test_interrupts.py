@@ -94,7 +94,13 @@ def test_train_while_the_model_is_loaded(prepared_copy: Path, run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "moment"), [(signal.SIGINT, "training 1/"), (signal.SIGINT, "step 10:"), (signal.SIGTERM, "training 23/")]
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "training 1/"),
+        (signal.SIGINT, "step 10:"),
+        (signal.SIGTERM, "training 23/"),
+        (signal.SIGHUP, "training 12/"),
+    ],
 )
 def test_train_between_steps(
     number: signal.Signals, moment: str, prepared_copy: Path, trained_run: Path, start: Start, run: Run
@@ -150,6 +156,18 @@ def test_a_second_ctrl_c_ends_training_at_once(prepared_copy: Path, start: Start
     assert (done.returncode, done.stderr.splitlines()[-2:]) == (130, INTERRUPTED)
     assert status(prepared_copy, "train") == "interrupted"
     assert not list((prepared_copy / "checkpoints").glob("*"))
+
+
+def test_a_closed_terminal_leaves_a_checkpoint(prepared_copy: Path, trained_run: Path, start: Start, run: Run) -> None:
+    """It sends SIGHUP several times, from the shell and from the system: the later ones are no second Ctrl-C."""
+    command = halted_training(start, prepared_copy, at="training 7/")
+    for _ in range(3):
+        command.interrupt(signal.SIGHUP)
+    done = command.finish()
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "hint: resume with: llmft train run --resume"
+    resume(run, prepared_copy)
+    check_same_training(prepared_copy, trained_run)
 
 
 def test_a_killed_training_resumes_from_its_last_complete_checkpoint(
@@ -209,18 +227,22 @@ def test_two_writers(prepared_copy: Path, tiny_data: Path, tiny_model_dir: Path,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "moment"),
+    ("arguments", "moment", "number"),
     [
-        ("merge run", "loading "),
-        ("merge run", "comparing "),
-        ("eval run --max-new-tokens 400", "loading "),
-        ("eval run --max-new-tokens 400", "answering "),
+        ("merge run", "loading ", signal.SIGINT),
+        ("merge run", "comparing ", signal.SIGINT),
+        ("merge run", "comparing ", signal.SIGHUP),
+        ("eval run --max-new-tokens 400", "loading ", signal.SIGINT),
+        ("eval run --max-new-tokens 400", "answering ", signal.SIGINT),
+        ("eval run --max-new-tokens 400", "answering ", signal.SIGTERM),
     ],
 )
-def test_merge_and_eval(arguments: str, moment: str, trained_copy: Path, start: Start, run: Run) -> None:
+def test_merge_and_eval(
+    arguments: str, moment: str, number: signal.Signals, trained_copy: Path, start: Start, run: Run
+) -> None:
     before, trained = files_in(trained_copy), RunDir(trained_copy).entry("train")
     command = halted(start, *arguments.split(), folder=trained_copy.parent, at=moment)
-    done = stopped(command)
+    done = stopped(command, number)
     assert (done.returncode, done.stdout, done.stderr.splitlines()[-2:]) == (130, "", INTERRUPTED)
     assert files_in(trained_copy) - before <= {"eval"}
     assert not list((trained_copy / "eval").glob("*"))

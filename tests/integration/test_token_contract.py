@@ -13,11 +13,11 @@ from llmft_cli.base.reporter import Silent
 from llmft_cli.cli.console import NoScreen
 from llmft_cli.data.prepare import prepare
 from llmft_cli.data.store import VALIDATION, load_split
-from llmft_cli.evaluation import evaluate
+from llmft_cli.evaluation import answers, evaluate
 from llmft_cli.merging import merge
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.serving import chat
-from llmft_cli.serving.generation import load_tuned
+from llmft_cli.serving.generation import Answer, load_tuned
 from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training.train import train
 
@@ -50,11 +50,11 @@ def test_every_command_sees_the_same_token_ids(trained: tuple[RunDir, Config], m
 
     asked: list[Any] = []
 
-    def answering(tuned: Any, ids: Any, *arguments: Any) -> list[str]:
+    def answering(tuned: Any, ids: Any, *arguments: Any) -> list[Answer]:
         asked.append(ids)
-        return [""] * len(ids)
+        return [Answer("", 1, cut=False)] * len(ids)
 
-    monkeypatch.setattr(evaluate, "answer_all", answering)
+    monkeypatch.setattr(answers, "answer_all", answering)
     evaluate.evaluate(run, None, None, config, Silent())
     assert asked == [prompts, prompts]
 

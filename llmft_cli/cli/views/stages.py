@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.cli.views.sections import Section, gibibytes, named, next_command
+from llmft_cli.evaluation.results import LABELS
 from llmft_cli.settings.quantities import format_count
 
 if TYPE_CHECKING:
@@ -148,12 +149,16 @@ def merge(run: str, result: MergeResult) -> list[Section]:
 
 
 def evaluate(run: str, result: EvalResult) -> list[Section]:
-    metrics = list(vars(next(iter(result.arms.values()))))
+    # Answers that were cut or are empty: of interest only where there are some.
+    counts = [name for name in ("cut", "empty") if any(getattr(scores, name) for scores in result.arms.values())]
     rows = [
-        [arm, *(f"{value:.3f}" if value is not None else "-" for value in vars(scores).values())]
+        [
+            arm,
+            *("-" if (value := getattr(scores, metric)) is None else f"{value:.3f}" for metric in LABELS),
+            *(f"{getattr(scores, name):,}" for name in counts),
+        ]
         for arm, scores in result.arms.items()
     ]
-    return [
-        Section(f"Evaluated {run}: {result.name}, {result.prompts} prompts", rows, ["", *metrics]),
-        named("", {"": result.headline, "report": result.report}),
-    ]
+    unscored = "" if result.scored_prompts == result.prompts else f", {result.scored_prompts:,} with an expected answer"
+    title = f"Evaluated {run}: {result.name}, {format_count(result.prompts, 'prompt')}{unscored}"
+    return [Section(title, rows, ["", *LABELS, *counts]), named("", {"": result.headline, "report": result.report})]

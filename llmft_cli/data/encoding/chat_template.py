@@ -82,7 +82,7 @@ class ChatTemplate:
         if not self._tokenizer.chat_template:
             raise ModelError(
                 "the model's tokenizer has no chat template",
-                "choose a chat model, give its template with --chat-template FILE.jinja, "
+                "prepare with a model that has one, give one with --chat-template FILE.jinja, "
                 "or use plain text turns with --chat-template plain",
             )
         try:
@@ -92,7 +92,7 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"the chat template is not valid Jinja (line {error.lineno}): {error.message}",
-                "give another with --chat-template FILE.jinja",
+                "prepare with another one: --chat-template FILE.jinja",
             ) from error
         except jinja2.TemplateError as error:
             raise RowError(f"the chat template rejects this conversation: {error}") from error

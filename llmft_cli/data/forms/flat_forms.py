@@ -20,6 +20,8 @@ QUESTIONS_AND_ANSWERS = (
     ("instruction", "response"),
     ("input", "output"),
 )
+# The answer's key that usually belongs to each key of a question.
+USUAL_ANSWERS = {"prompt": "completion", "instruction": "output", "question": "answer", "query": "response", "input": "output"}
 
 
 def parse_alpaca(row: dict[str, Any]) -> Conversation:

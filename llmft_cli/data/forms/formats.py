@@ -11,15 +11,16 @@ from typing import Any
 
 from llmft_cli.data.forms.columns import COLUMNS, parse_columns, renamed
 from llmft_cli.data.forms.examples import Conversation, Document, Example, Message, RowError, Tokenised
-from llmft_cli.data.forms.fields import decoded, text_of, type_name
+from llmft_cli.data.forms.fields import decoded, type_name
 from llmft_cli.data.forms.flat_forms import (
     QUESTIONS_AND_ANSWERS,
+    USUAL_ANSWERS,
     parse_alpaca,
     parse_prompt_completion,
     parse_question_answer,
     parse_text,
 )
-from llmft_cli.data.forms.messages import check_order, messages_of, parse_messages, parse_sharegpt, turns_of
+from llmft_cli.data.forms.messages import parse_messages, parse_sharegpt
 from llmft_cli.data.forms.token_rows import LEARNING_MASKS, PADDING_MASK, parse_tokens
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "Tokenised",
     "parse",
     "parse_columns",
-    "parse_prompt_messages",
 ]
 
 PARSERS: dict[str, Callable[[dict[str, Any]], Example]] = {
@@ -57,8 +57,6 @@ FORMS: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     (PREFERENCE, frozenset({"chosen", "rejected"}), frozenset()),
     ("text", frozenset({"text"}), frozenset()),
 )
-# The answer key that belongs to each question key, for preference rows.
-CHOSEN_ANSWERS = {"prompt": "completion", "instruction": "output", "question": "answer", "query": "response", "input": "output"}
 # In a table these cells are empty texts or lists in rows of another format.
 LISTS = ("input_ids", "messages", "conversations")
 # A row with one of these keys and `content` is not a document.
@@ -133,19 +131,4 @@ def column_for_chosen(row: dict[str, Any]) -> str:
     if isinstance(chosen, list) and chosen and isinstance(chosen[0], dict) and chosen[0].get("role") != "assistant":
         return "messages"
     alone = "text" if isinstance(chosen, str) else "messages"
-    return next((answer for question, answer in CHOSEN_ANSWERS.items() if row.get(question) is not None), alone)
-
-
-def parse_prompt_messages(value: Any) -> list[Message]:
-    """The messages of a prompt: `messages` that end with the user's, or a text `prompt`.
-
-    Raises:
-        RowError: it is neither.
-    """
-    if not isinstance(value, dict):
-        raise RowError(f"a prompt must be an object, not {type_name(value)}")
-    if "messages" not in value:
-        return [{"role": "user", "content": text_of(value, "prompt")}]
-    messages = messages_of(turns_of(value, "messages"), "messages")
-    check_order([*messages, {"role": "assistant", "content": "an answer"}])
-    return messages
+    return next((answer for question, answer in USUAL_ANSWERS.items() if row.get(question) is not None), alone)

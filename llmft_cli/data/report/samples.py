@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from llmft_cli.data.encoding.byte_tokens import BYTE_LEVEL_ALPHABET, FALLBACK_BYTES
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.data.store import SAMPLES_FILE
+from llmft_cli.run_dir.artifacts import reading
+from llmft_cli.run_dir.run import RunDir
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -64,10 +66,15 @@ def sample(
 
 
 def read_samples(data: Path, count: int) -> list[Sample]:
-    """The first `count` samples that prepare saved in a run's data."""
-    with (data / SAMPLES_FILE).open(encoding="utf-8") as file:
+    """The first `count` samples that prepare saved in a run's data.
+
+    Raises:
+        StageError: the file is missing or damaged.
+    """
+    path = data / SAMPLES_FILE
+    with reading(RunDir(data.parent), path), path.open(encoding="utf-8") as file:
         found = [json.loads(line) for line in islice(file, count)]
-    return [Sample(**{**row, "segments": [Segment(**segment) for segment in row["segments"]]}) for row in found]
+        return [Sample(**{**row, "segments": [Segment(**segment) for segment in row["segments"]]}) for row in found]
 
 
 def segments(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]) -> list[Segment]:

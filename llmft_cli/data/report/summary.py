@@ -11,6 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmft_cli.base.file_checks import read_json
+from llmft_cli.run_dir.artifacts import reading
+from llmft_cli.run_dir.run import RunDir
+
 if TYPE_CHECKING:
     from llmft_cli.data.checks import Finding
     from llmft_cli.data.encoding.encoder import ConversationEncoder
@@ -141,5 +145,13 @@ def template_facts(encoder: ConversationEncoder) -> dict[str, Any]:
 
 
 def read_result(file: Path) -> PrepareResult:
-    """The result written by an earlier prepare."""
-    return PrepareResult(**json.loads(file.read_text(encoding="utf-8")))
+    """The result written by an earlier prepare.
+
+    Args:
+        file: in the data of a run.
+
+    Raises:
+        StageError: it is missing or damaged.
+    """
+    with reading(RunDir(file.parent.parent), file):
+        return PrepareResult(**read_json(file))

@@ -38,7 +38,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class StopRequest:
-    """Set by the first Ctrl-C (or SIGTERM); the second ends the process immediately."""
+    """Set by the first Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C or SIGTERM ends the process immediately."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.made = False
@@ -46,6 +46,9 @@ class StopRequest:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.made:
+            # A terminal that is closed sends SIGHUP several times: from its shell, and from the system.
+            if number == signal.SIGHUP:
+                return
             raise KeyboardInterrupt
         self.made = True
         # The signal may have interrupted a print, so print from another thread.
@@ -53,7 +56,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup` ignores it
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
             yield
         finally:

@@ -30,6 +30,7 @@ def save(run: RunDir, trainer: QLoRATrainer) -> None:
     """
     check_changes_something(trainer.model)
     kept = checkpoints.read_seal(trainer.kept_checkpoint())
+    loss_chart.draw(run.metrics, run.loss_chart)  # first: if this fails, an earlier adapter is kept
     with replacing_directory(run.adapter) as folder:
         save_adapter(trainer.model, folder)
         if kept is not None and hash_file(folder / WEIGHTS_FILE) != kept.files[WEIGHTS_FILE]:
@@ -37,7 +38,6 @@ def save(run: RunDir, trainer: QLoRATrainer) -> None:
                 f"the adapter to save is not that of {trainer.kept_checkpoint()}",
                 f"train again from its checkpoint: llmft train {run.path} --resume",
             )
-    loss_chart.draw(run.metrics, run.loss_chart)
 
 
 @contextmanager

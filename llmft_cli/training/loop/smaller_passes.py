@@ -77,7 +77,9 @@ class DoesNotFit(OutOfMemory):
 
     def __init__(self, failure: Failure) -> None:
         length = failure.part["input_ids"].shape[1]
-        super().__init__(f"a row of {length:,} tokens does not fit: {failure.reason}", "use a smaller --max-seq-length")
+        super().__init__(
+            f"a row of {length:,} tokens does not fit: {failure.reason}", "prepare the data with a smaller --max-seq-length"
+        )
         self.failure = failure
 
 

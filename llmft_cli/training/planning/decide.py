@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llmft_cli.base.errors import OutOfMemory
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.models import random_model
+from llmft_cli.models.config_lookup import read_shape
 from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.settings.compute_types import Abilities, torch_type
@@ -71,12 +72,10 @@ def decide(
             to resume; or the longest sequence has more tokens than a batch may have.
         OutOfMemory: no plan fits.
     """
-    from transformers import AutoConfig
-
     config = filled(config, sequences)
     if recorded:
-        config = replace(config, optim=recorded["optim"])
-    shape = AutoConfig.from_pretrained(source.path, trust_remote_code=config.trust_remote_code)
+        config = replace(config, optim=recorded.get("optim", config.optim))
+    shape = read_shape(source.name, source.path, trust_remote_code=config.trust_remote_code)
     if config.plan not in (*PLAN_KINDS, AS_GIVEN):
         plan = plan_in_file(config, resumed=bool(recorded))
         reporter.note(f"plan of {config.plan}: {in_words(plan, config.tokens_per_batch)}")
@@ -94,7 +93,7 @@ def decide(
         reporter.note(f"memory cannot be planned, using the batch settings as given: {error}")
         return ChosenPlan(unplanned(config, shape, on_gpu))
     if recorded:
-        found = [option for option in found if option.plan.optim == recorded["optim"]]
+        found = [option for option in found if option.plan.optim == config.optim]
     chosen = choose_plan(found, available, config)
     reporter.note(plan_notice(chosen, available, config.tokens_per_batch))
     return ChosenPlan(chosen.plan, chosen)

@@ -7,7 +7,6 @@ import os
 
 import pytest
 
-from llmft_cli.base import errors
 from llmft_cli.base.errors import (
     LlmftError,
     MachineError,
@@ -118,7 +117,7 @@ class OutOfMemoryError(RuntimeError):
 def test_exhausted_memory(error: Exception, message: str) -> None:
     known = from_library_error(error)
     assert isinstance(known, OutOfMemory)
-    assert (known.message, known.hint) == (message, errors.SMALLER)
+    assert (known.message, known.hint) == (message, "")
 
 
 def wrapped(error: BaseException, outer: Exception) -> Exception:

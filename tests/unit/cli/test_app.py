@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -194,15 +195,49 @@ def test_debug_shows_where_an_error_came_from(how: str, monkeypatch: pytest.Monk
     assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
-def test_a_reader_that_went_away_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
-    replaced: list[int] = []
-    monkeypatch.setattr(app.os, "dup2", lambda source, target: replaced.append(target))
-    monkeypatch.setattr(app.os, "open", lambda path, mode: 99)
-    command_that(raising(BrokenPipeError()), monkeypatch)
-    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1)
-    assert run("gpu-check", monkeypatch=monkeypatch) == 0
-    assert replaced == [1]
-    assert capsys.readouterr() == ("", "")
+TEXT_OPTIONS = [
+    ("chat x --prompt", "--prompt"),
+    ("chat x --prompt hi --system", "--system"),
+    ("eval x --name", "--name"),
+    ("gpu-check --wait", "--wait"),
+    ("gpu-check --vram", "--vram"),
+    ("prepare rows.jsonl --columns", "--columns"),
+    ("prepare rows.jsonl --model", "--model"),
+    ("prepare rows.jsonl --weights", "--weights"),
+    ("train x --wandb-project", "--wandb-project"),
+    ("train x --target-modules", "--target-modules"),
+]
+
+
+@pytest.mark.parametrize(("line", "option"), TEXT_OPTIONS)
+def test_text_that_is_not_utf8_is_a_usage_error(
+    line: str, option: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    """`--prompt $'caf\\xe9'` ended in "a bug of llmft", after the model was loaded."""
+    assert run(*line.split(), os.fsdecode(b"caf\xe9"), "--json", monkeypatch=monkeypatch) == 2
+    message = json.loads(capsys.readouterr().out)["error"]["message"]
+    assert message.startswith(option)
+    assert "is not UTF-8 (byte 0xe9 in column 4)" in message
+    assert "caf\\udce9" in message.encode("ascii", "backslashreplace").decode()
+
+
+@pytest.mark.parametrize("line", ["train", "merge", "eval", "chat --prompt hi", "gpu-check --run", "prepare rows.jsonl --run"])
+def test_a_run_directory_that_is_not_utf8_is_a_usage_error(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr("llmft_cli.gpu.check.check", lambda *arguments: SimpleNamespace(gpus=[], probes=[]))
+    monkeypatch.setattr("llmft_cli.cli.gpu_check.asdict", lambda report: {}, raising=False)
+    monkeypatch.setattr("llmft_cli.cli.views.gpu_check.report_sections", lambda report: [])
+    monkeypatch.setattr("llmft_cli.fit.target_gpu.freest_gpu", lambda *arguments: None)
+    assert run(*line.split(), os.fsdecode(b"run\xe9"), monkeypatch=monkeypatch) == 2
+    assert "the run directory run\\udce9 is not UTF-8 (byte 0xe9 in column 4)" in capsys.readouterr().err
+
+
+def test_settings_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text('columns: "prompt=\\ud800"\n')
+    assert run("prepare", "rows.jsonl", "--config", str(file), monkeypatch=monkeypatch) == 2
+    assert f"columns in {file}: 'prompt=\\ud800' has a lone surrogate (\\ud800 in column 8)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

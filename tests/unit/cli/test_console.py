@@ -9,6 +9,7 @@ import pty
 import select
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -93,6 +94,16 @@ def test_progress_without_a_terminal_is_a_line_per_figure(capsys: Captured) -> N
 
 def test_figures_that_are_not_known_are_left_out() -> None:
     assert figures_text({"loss": None}) == ""
+
+
+def test_a_cut_answer_is_told(capsys: Captured) -> None:
+    screen = ChatScreen(Console())
+    screen.answer_ends(REPLY)
+    screen.answer_ends(replace(REPLY, cut=True))
+    assert capsys.readouterr().err.splitlines() == [
+        "3 tokens, 12.0 tokens/s",
+        "3 tokens, 12.0 tokens/s; cut at --max-new-tokens",
+    ]
 
 
 def test_a_result_is_shown_in_full_and_as_it_is(capsys: Captured) -> None:

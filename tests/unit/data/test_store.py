@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from llmft_cli.base.errors import StageError
 from llmft_cli.data import store
 from llmft_cli.data.encoding.tokenising import Span
 from llmft_cli.data.forms.examples import Conversation, Document, Example
-from llmft_cli.data.store import RowSpool, load_split, split_file, write_json_lines, write_split
+from llmft_cli.data.store import RowSpool, load_split, split_file, training_rows, write_json_lines, write_split
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é"}]
 CALL = {"type": "function", "function": {"name": "now", "arguments": {}}}
@@ -64,6 +66,59 @@ def test_sequences_are_written_a_few_at_a_time(spool: RowSpool, tmp_path: Path, 
     split = load_split(tmp_path, "train")
     assert split is not None
     assert split["input_ids"][:] == [[1, 2, 3], [4, 5], [6, 7, 8, 9], [4, 5]]
+
+
+# -- damaged splits
+
+
+@pytest.fixture
+def data(spool: RowSpool, tmp_path: Path) -> Path:
+    """The data of a run `tmp_path / "run"`."""
+    folder = tmp_path / "run" / "data"
+    folder.mkdir(parents=True)
+    write_split(split_file(folder, "train"), spool, [[2, 0], [1]])
+    return folder
+
+
+def complaint_of(data: Path) -> str:
+    with pytest.raises(StageError) as caught:
+        training_rows(data)
+    assert caught.value.hint == f"recreate it: llmft prepare DATA --run {data.parent} --overwrite"
+    return caught.value.message
+
+
+def test_a_split_of_every_shorter_length(data: Path) -> None:
+    """Without the end of the stream, readers take the batches before it for the whole split."""
+    file = split_file(data, "train")
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    assert complaint_of(data) == f"{file} is empty"
+    for size in range(1, len(whole)):
+        file.write_bytes(whole[:size])
+        assert complaint_of(data) == f"{file} is cut off, or is not an Arrow stream"
+
+
+def test_a_split_with_any_flipped_bit_is_read_or_refused(data: Path) -> None:
+    file = split_file(data, "train")
+    whole = file.read_bytes()
+    for place in range(0, len(whole), 3):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with suppress(StageError):
+            training_rows(data)
+
+
+def test_splits_that_are_missing_or_of_another_kind(data: Path) -> None:
+    import pyarrow
+
+    file = split_file(data, "train")
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pyarrow.record_batch([["a"]], schema=schema))
+    assert complaint_of(data) == f"{file} is not prepared data: its columns are text"
+    file.unlink()
+    assert complaint_of(data) == f"{file} is missing"
+    data.rmdir()
+    assert complaint_of(data) == f"{data} is missing"
 
 
 def test_json_lines(tmp_path: Path) -> None:

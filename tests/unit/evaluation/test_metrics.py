@@ -41,6 +41,13 @@ def slow_longest_common_subsequence(first: list[str], second: list[str]) -> int:
         ("«Привет», мир…", "привет мир", 1.0),
         ("東京。", "東京", 1.0),
         ("e\u0301te\u0301", "été", 1.0),
+        ("3.5", "35", 0.0),  # a number keeps its point and sign
+        ("It is 3.5.", "it is 3.5", 1.0),
+        ("-5", "5", 0.0),
+        ("(-5)", "-5", 1.0),
+        ("1,000", "1000", 1.0),
+        ("10-5", "105", 1.0),
+        ("covid-19", "COVID19", 1.0),
     ],
 )
 def test_exact_match_follows_squad(answer: str, expected: str, value: float) -> None:
@@ -116,3 +123,11 @@ def test_importing_the_package_loads_no_metric_library() -> None:
         "print(sorted({'rouge_score', 'nltk', 'sacrebleu', 'scipy', 'numpy', 'jinja2', 'rich', 'typer'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_best_of_several_right_answers_counts() -> None:
+    answer, expected = "the red lamp", ["a blue lamp", "Red lamp", "lamp"]
+    each = [metrics.score(answer, text) for text in expected]
+    assert metrics.best_score(answer, expected) == {name: max(row[name] for row in each) for name in metrics.TEXT_METRICS}
+    assert metrics.best_score(answer, expected)["exact_match"] == 1
+    assert metrics.best_score(answer, ["green"])["token_f1"] == 0

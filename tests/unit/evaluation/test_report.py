@@ -7,7 +7,8 @@ from markdown_it import MarkdownIt
 from llmft_cli.base import html_pages
 from llmft_cli.evaluation import metrics, report
 from llmft_cli.evaluation.comparison import Comparison
-from llmft_cli.evaluation.results import ArmScores, Prediction, Summary
+from llmft_cli.evaluation.results import ArmScores, HeldOutRows, Prediction, Summary
+from llmft_cli.evaluation.thinking import RULE
 
 MINUS = "\N{MINUS SIGN}"
 HOSTILE = [
@@ -27,6 +28,9 @@ HIDDEN = {
     "\ud800lone": "\\ud800lone",
     "\x9bcsi": "\\x9bcsi",
 }
+
+
+USER = [{"role": "user", "content": "Which lamp?"}]
 
 
 def prediction(expected: str | None, **answers: str) -> Prediction:
@@ -198,6 +202,43 @@ def test_html_is_one_file_that_runs_and_loads_nothing() -> None:
     assert not tree.xpath("//script | //link | //img | //@src | //@href[not(starts-with(., '#'))] | //@style")
     assert "url(" not in page
     assert "@import" not in page
+
+
+def test_reports_mark_cut_answers_and_tell_the_rule_of_thinking() -> None:
+    thought = "<think>red?</think>red lamp"
+    scores = {"base": metrics.score("red lamp", "red lamp"), "tuned": metrics.score("blue", "red lamp")}
+    raw = {"base": metrics.score(thought, "red lamp"), "tuned": scores["tuned"]}
+    cut = {"base": False, "tuned": True}
+    case = Prediction(
+        USER, ["red lamp", "a red one"], {"base": thought, "tuned": "blue"}, scores, cut, {"base": "red lamp"}, raw
+    )
+    arms = {
+        "base": ArmScores(token_f1=1.0, thinking=1, raw=raw["base"]),
+        "tuned": ArmScores(token_f1=0.0, cut=1, raw=raw["tuned"]),
+    }
+    content = dataclasses.replace(summary([case], [], **arms), held_out=HeldOutRows(24, 1234))
+    text, page = report.markdown(content), report.html(content)
+    assert "| token F1 | 1.000 | 0.000 |" in text
+    assert f"| token F1, thinking included | {raw['base']['token_f1']:.3f} | 0.000 |" in text
+    assert "| answers cut at --max-new-tokens | 0 | 1 |" in text
+    assert "| answers with thinking | 1 | 0 |" in text
+    assert "| empty answers |" not in text
+    assert "**tuned** (cut, exact match 0.00, " in text
+    assert "**base** (scored without thinking, exact match 1.00, " in text
+    tree = lxml_html.fromstring(page)
+    assert tree.xpath("//span[@class='mark']/text()") == ["scored without thinking", "cut"]
+    assert tree.xpath("//section[@class='answer expected']/div/text()") == ["red lamp", "a red one"]
+    rows = {row.xpath("string(th)"): row.xpath("td/text()") for row in tree.xpath("(//table)[1]/tbody/tr")}
+    assert rows["answers cut at --max-new-tokens"] == ["0", "1"]
+    assert "token F1, thinking included" in rows
+    notes = tree.xpath("//section[@aria-labelledby='scores']/p/text()")
+    assert notes == [
+        "Held-out loss and perplexity are of the run's 24 held-out rows (1,234 supervised tokens). "
+        "The text metrics are means over the 1 prompt with an expected answer. "
+        f"Where several answers are expected, the best score counts. {RULE}"
+    ]
+    assert "&lt;/think" in page
+    assert "Answers are scored without the thinking before them" in text
 
 
 def test_reports_of_nothing() -> None:

@@ -16,6 +16,7 @@ import pytest
 from llmft_cli.base import files
 from llmft_cli.base.errors import Interrupted, MachineError, StageError
 from llmft_cli.base.files import hash_path, replacing_directory, write_atomically
+from llmft_cli.base.reporter import Silent
 from llmft_cli.run_dir import checkpoints, ledger, stages
 from llmft_cli.run_dir.run import RunDir, newest
 from llmft_cli.run_dir.stages import stage as run_stage
@@ -544,6 +545,51 @@ def test_a_ledger_of_something_else(run: RunDir, text: str) -> None:
     )
 
 
+DONE = {"status": "done", "config": {"seed": 1}, "inputs": {}, "outputs": {"data": "f00"}}
+ENTRIES = [
+    ([], "[] is not an object"),
+    ({}, "`status` is missing or of the wrong type"),
+    ({**DONE, "status": "finished"}, "`status` is 'finished'"),
+    ({**DONE, "config": ["seed"]}, "`config` is missing or of the wrong type"),
+    ({**DONE, "inputs": None}, "`inputs` is missing or of the wrong type"),
+    ({**DONE, "inputs": {"a": 1}}, "`inputs` must hold hashes"),
+    ({"status": "done", "config": {}, "inputs": {}}, "`outputs` is missing or of the wrong type"),
+    ({"status": "failed", "config": {}, "inputs": {}, "outputs": []}, "in `outputs`, [] is not an object"),
+    ({**DONE, "model": {"name": 1, "revision": None}}, "in `model`, `name` is missing or of the wrong type"),
+    ({**DONE, "plan": "fast"}, "in `plan`, 'fast' is not an object"),
+    ({**DONE, "previous": {"status": "done"}}, "in `previous`, `config` is missing or of the wrong type"),
+    ({**DONE, "config": {"seed": "one"}}, "in `config`, seed is 'one'"),
+    ({**DONE, "config": {"learning_rate": -1.0}}, "in `config`, learning_rate is -1.0"),
+    ({**DONE, "config": {"lora_r": True}}, "in `config`, lora_r is True"),
+    ({**DONE, "config": {"model": None}}, "in `config`, model is None"),
+]
+
+
+@pytest.mark.parametrize(("entry", "fault"), ENTRIES)
+def test_a_ledger_with_a_damaged_entry(run: RunDir, entry: Any, fault: str) -> None:
+    run.path.mkdir(parents=True)
+    run.ledger_file.write_text(json.dumps({"schema_version": 1, "stages": {"prepare": entry}}))
+    told = f"{run.ledger_file} is damaged: in the entry of prepare, {fault}"
+    assert complaint_of(run.ledger) == (told, "restore it from a backup, or create a new run")
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"config": {"setting_of_another_version": [1]}}, {"config": {"val_size": 1, "revision": None}}]
+)
+def test_a_ledger_with_what_other_versions_write(run: RunDir, more: dict[str, Any]) -> None:
+    run.path.mkdir(parents=True)
+    run.ledger_file.write_text(json.dumps({"schema_version": 1, "stages": {"prepare": {**DONE, "new": 1, **more}}}))
+    assert run.is_done("prepare")
+
+
+def test_a_ledger_nested_too_deeply_and_one_without_a_time(run: RunDir) -> None:
+    run.path.mkdir(parents=True)
+    run.ledger_file.write_text("[" * 100_000)
+    assert complaint_of(run.ledger)[0].startswith(f"{run.ledger_file} cannot be read: ")
+    run.ledger_file.write_text('{"schema_version": 1, "stages": {}, "updated": 1}')
+    assert complaint_of(run.ledger)[0] == f"{run.ledger_file} is damaged: `updated` is not a time"
+
+
 def test_a_ledger_of_a_newer_version(run: RunDir) -> None:
     run.path.mkdir(parents=True)
     run.ledger_file.write_text('{"schema_version": 2, "stages": {}}')
@@ -619,6 +665,23 @@ def test_the_newest_run_is_the_one_whose_ledger_was_written_last(tmp_path: Path,
     assert newest(tmp_path).path.name == "c"
     train(RunDir(tmp_path / "a"))
     assert newest(tmp_path).path.name == "a"
+
+
+def test_a_damaged_run_is_named_and_left_out(tmp_path: Path) -> None:
+    """It broke every command without RUN."""
+    do(RunDir(tmp_path / "whole"), "prepare", "data")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    told: list[str] = []
+
+    class Told(Silent):
+        def warn(self, message: str) -> None:
+            told.append(message)
+
+    assert newest(tmp_path, Told()).path.name == "whole"
+    assert [line.partition(" cannot be read: ")[0] for line in told] == [f"left out: {tmp_path}/broken/run.json"]
+    shutil.rmtree(tmp_path / "whole")
+    assert complaint_of(lambda: newest(tmp_path))[0] == f"there is no run under {tmp_path}/"
 
 
 def test_no_run_at_all(tmp_path: Path) -> None:

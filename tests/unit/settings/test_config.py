@@ -154,7 +154,7 @@ def test_what_a_file_may_say(text: str, name: str, value: Any, yaml_file: WriteY
         ("packing: 'yes please'", "packing in {file}: 'yes please' is not true or false"),
         ("model: ''", "model in {file}: '' is empty"),
         ('model: "a\\0b"', "model in {file}: 'a\\x00b' is not text"),
-        ('model: "a\\ud800b"', "model in {file}: 'a\\ud800b' is not text"),
+        ('model: "a\\ud800b"', "model in {file}: 'a\\ud800b' has a lone surrogate (\\ud800 in column 2)"),
         ("model: [a]", "model in {file}: ['a'] is not text"),
         ("model: {a: b}", "model in {file}: {{'a': 'b'}} is not text"),
         (
@@ -207,7 +207,7 @@ def test_what_a_file_may_not_say_names_setting_and_file(text: str, message: str,
         ("report_to", "wandb,comet", "--report-to: 'wandb,comet' must be one of none, wandb, tensorboard, mlflow, trackio, or "
          "several of them"),
         ("temperature", "1e-300", "--temperature: '1e-300' is not 0 or a number of at least 0.000001"),
-        ("wandb_project", "caf\udce9", "--wandb-project: 'caf\\udce9' is not text"),
+        ("wandb_project", "caf\udce9", "--wandb-project: 'caf\\udce9' is not UTF-8 (byte 0xe9 in column 4)"),
         ("target_modules", " ", "--target-modules: ' ' is empty"),
         ("batch_size", "none", "--batch-size: 'none' is not a whole number"),
         ("lr_scheduler", "cosin", "--lr-scheduler: 'cosin' must be one of cosine, linear, constant, constant_with_warmup"),

@@ -184,11 +184,19 @@ def test_merge() -> None:
 
 def test_eval() -> None:
     arms = {"base": ArmScores(loss=2.5, perplexity=12.1825), "tuned": ArmScores(1.5, 4.48, 0.5, 0.75, 0.6, 0.4)}
-    scores, summary = stages.evaluate("runs/x", EvalResult("held-out", "tuned is better", 20, 300, arms, [], "report.html"))
+    scores, summary = stages.evaluate("runs/x", EvalResult("held-out", "better", 20, 20, 4, 300, arms, [], "report.html"))
     assert scores.title == "Evaluated runs/x: held-out, 20 prompts"
     assert scores.header == ["", "loss", "perplexity", "exact_match", "token_f1", "rouge_l", "chrf"]
     assert scores.rows == [
         ["base", "2.500", "12.182", "-", "-", "-", "-"],
         ["tuned", "1.500", "4.480", "0.500", "0.750", "0.600", "0.400"],
     ]
-    assert summary.rows == [("", "tuned is better"), ("report", "report.html")]
+    assert summary.rows == [("", "better"), ("report", "report.html")]
+
+
+def test_eval_shows_answers_that_were_cut_or_are_empty() -> None:
+    arms = {"base": ArmScores(cut=1200, empty=0), "tuned": ArmScores(cut=0, empty=3)}
+    scores, _ = stages.evaluate("runs/x", EvalResult("mine", "better", 2000, 1500, 0, 0, arms, [], "report.html"))
+    assert scores.title == "Evaluated runs/x: mine, 2,000 prompts, 1,500 with an expected answer"
+    assert scores.header == ["", "loss", "perplexity", "exact_match", "token_f1", "rouge_l", "chrf", "cut", "empty"]
+    assert [row[-2:] for row in scores.rows] == [["1,200", "0"], ["0", "3"]]

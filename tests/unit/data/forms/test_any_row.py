@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmft_cli.data.forms.columns import COLUMNS
-from llmft_cli.data.forms.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse, parse_prompt_messages
+from llmft_cli.data.forms.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse
+from llmft_cli.data.forms.prompt_rows import ANSWERS, EXPECTED, PromptRow, parse_prompt
 
 ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
 SPEAKERS = ["human", "gpt", "system", "function_call", "observation"]
@@ -56,13 +57,30 @@ def check_example(example: Any) -> None:
         example.text.encode()
 
 
+PROMPTS = st.dictionaries(st.sampled_from([*COLUMNS, EXPECTED, *ANSWERS]), TURNS | VALUES, max_size=5)
+
+
+def check_prompt(prompt: PromptRow) -> None:
+    """The invariants that eval relies on."""
+    json.dumps([prompt.messages, prompt.expected], ensure_ascii=False, allow_nan=False).encode()
+    assert prompt.messages[-1]["role"] in ("user", "tool")
+    assert prompt.expected is None or (prompt.expected and all(isinstance(text, str) for text in prompt.expected))
+
+
 @settings(max_examples=150, deadline=None)
 @given(row=ROWS | VALUES, form=st.sampled_from(["auto", *PARSERS]))
 def test_any_value_is_read_or_refused_with_a_reason(row: Any, form: str) -> None:
     with contextlib.suppress(RowError):
         check_example(parse(row, form)[1])
     with contextlib.suppress(RowError):
-        parse_prompt_messages(row)
+        check_prompt(parse_prompt(row))
+
+
+@settings(max_examples=150, deadline=None)
+@given(row=PROMPTS)
+def test_any_prompt_is_read_or_refused_with_a_reason(row: dict[str, Any]) -> None:
+    with contextlib.suppress(RowError):
+        check_prompt(parse_prompt(row))
 
 
 @settings(max_examples=100, deadline=None)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from llmft_cli.data.forms.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse, parse_prompt_messages
+from llmft_cli.data.forms.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse
 from llmft_cli.settings import config
 
 USER = {"role": "user", "content": "q"}
@@ -278,22 +278,6 @@ def test_a_row_of_another_form_than_was_said(form: str, reason: str) -> None:
         parse({"a": "b"}, form)
     with pytest.raises(RowError, match=r"^a row must be an object, not a list$"):
         parse(["a"], form)
-
-
-def test_prompts() -> None:
-    assert parse_prompt_messages({"prompt": "q", "expected": "a"}) == [USER]
-    assert parse_prompt_messages({"messages": [SYSTEM, USER, ANSWER, USER]}) == [SYSTEM, USER, ANSWER, USER]
-    assert parse_prompt_messages({"messages": [{**USER, "weight": "any"}], "prompt": "p"}) == [USER]
-    for value, reason in [
-        ("q", "a prompt must be an object, not text"),
-        ({"question": "q"}, "prompt is missing"),
-        ({"messages": [USER, ANSWER]}, "message 3 is from assistant; expected user"),
-        ({"messages": None, "prompt": "q"}, "messages must be a list of messages, not null"),
-        ({"messages": [SYSTEM]}, "message 2 is from assistant; expected user"),
-    ]:
-        with pytest.raises(RowError) as caught:
-            parse_prompt_messages(value)
-        assert str(caught.value) == reason
 
 
 def test_an_answer_that_is_marked_as_not_wanted_is_not_learned() -> None:

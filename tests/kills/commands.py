@@ -48,7 +48,7 @@ COMPUTATIONS = {
     "compute a batch": ("llmft_cli.training.step.loss", "summed_loss"),
     "compute a training batch": ("llmft_cli.training.loop.trainer", "summed_loss"),
     "compare models": ("llmft_cli.merging.merge", "next_token_logits"),
-    "compute answers": ("llmft_cli.evaluation.evaluate", "answer_all"),
+    "compute answers": ("llmft_cli.evaluation.answers", "answer_all"),
     "write a state with torch.save": ("torch", "save"),
     "write an adapter's weights": ("peft.peft_model", "safe_save_file"),
     "write a model's weights": ("transformers.modeling_utils", "safe_save_file"),

@@ -8,10 +8,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmft_cli.base.errors import MachineError, StageError
+
+TEMPORARY = ".tmp-"  # in the names of all that a killed process may leave
 
 
 def check_place(directory: Path) -> None:
@@ -35,7 +37,7 @@ def check_place(directory: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file; it has either its old content or all of the new, even after a crash."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{TEMPORARY}")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -50,18 +52,18 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def replacing_directory(target: Path) -> Iterator[Path]:
+def replacing_directory(target: Path, keep_old: bool = False) -> Iterator[Path]:
     """A new directory that replaces `target` if the block succeeds, and is deleted otherwise.
 
     Callers hold a lock, so leftovers of a killed process next to `target` are deleted first. If it was killed between
     moving the old directory away and the new one into its place, the old one is put back.
+
+    Args:
+        keep_old: keep the old directory for `put_back`, until `remove_leftovers`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{glob.escape(target.name)}.tmp-*"):
-        if (leftover / "old").is_dir() and not target.exists():
-            (leftover / "old").rename(target)
-        shutil.rmtree(leftover, ignore_errors=True)
-    room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.tmp-"))
+    remove_leftovers(target.parent, target.name)
+    room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}{TEMPORARY}"))
     fresh, old = room / "new", room / "old"
     try:
         fresh.mkdir()
@@ -77,8 +79,45 @@ def replacing_directory(target: Path) -> Iterator[Path]:
             if old.exists():
                 old.rename(target)
             raise
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
+    except BaseException:
+        discard(room)
+        raise
+    if not (keep_old and old.exists()):
+        discard(room)
+
+
+def put_back(target: Path) -> None:
+    """Undo the replacement of a directory, if the old one was kept."""
+    for room in leftovers_in(target.parent, target.name):
+        if (room / "old").is_dir():
+            if target.exists():
+                target.rename(room / "undone")
+            (room / "old").rename(target)
+
+
+def remove_leftovers(folder: Path, name: str | None = None) -> None:
+    """Delete what killed processes have left in a folder, or of the file or directory of this name.
+
+    An old directory whose place is empty is put back.
+    """
+    for leftover in leftovers_in(folder, name):
+        target = folder / leftover.name[1:].rpartition(TEMPORARY)[0]
+        if (leftover / "old").is_dir() and not target.exists():
+            (leftover / "old").rename(target)
+        discard(leftover)
+
+
+def leftovers_in(folder: Path, name: str | None = None) -> list[Path]:
+    return list(folder.glob(f".{'*' if name is None else glob.escape(name)}{TEMPORARY}*"))
+
+
+def discard(path: Path) -> None:
+    """Delete a directory or file, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def hash_file(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import DataError, StageError
-from llmft_cli.base.files import hash_file, replacing_directory
+from llmft_cli.base.files import hash_file
 from llmft_cli.base.libraries import versions
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.checks import Checks, byte_token_ids
@@ -78,11 +78,10 @@ def prepare(
         return recorded
     with stage(run, "prepare", settings.of_command(config, "prepare"), hashes, overwrite) as record:
         # Both are complete before either replaces the old one.
-        with replacing_directory(run.data) as data, replacing_directory(run.tokenizer) as frozen:
+        with record.replacing("data") as data, record.replacing("tokenizer") as frozen:
             encoder = ConversationEncoder(tokenizer, config.train_on, model_limits)
             result = fill(data, inputs, encoder, config, reporter)
             tokenizer.save_pretrained(frozen)
-        record.outputs += ["data", "tokenizer"]
         record.facts |= {"key": key, "sources": list(names), **facts_of(source, result, config)}
     note_reduction(asked, config, model_limits, reporter)
     return result
@@ -142,9 +141,9 @@ def recorded_result(run: RunDir, key: str | None, reporter: Reporter) -> Prepare
     Raises:
         StageError: the run was prepared from something else, or its data has changed since.
     """
-    if not run.is_done("prepare"):
+    entry = run.entry("prepare")
+    if entry is None or entry["status"] != "done":
         return None
-    entry = run.ledger()["stages"]["prepare"]
     if key is None or entry.get("key") != key:
         raise StageError(f"{run.path} is already prepared from other data or settings", "to redo it, add --overwrite")
     run.require("prepare")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmft_cli.base.errors import StageError, UsageError, VerificationError
-from llmft_cli.base.files import hash_file, hash_path, replacing_directory
+from llmft_cli.base.files import hash_file, hash_path
 from llmft_cli.base.libraries import versions
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.base.unicode_text import why_not_utf8
@@ -85,9 +85,8 @@ def evaluate(
         tuned = load_tuned(run, config, reporter, allow_stale)
         losses = held_out_losses(tuned, run, config, reporter)
         summary = summarise(run, name, config, losses, predict(tuned, prompts, ids, config, reporter))
-        with replacing_directory(run.evaluations / name) as new_folder:
+        with record.replacing(f"eval/{name}") as new_folder:
             write(new_folder, summary)
-        record.outputs.append(f"eval/{name}")
         record.facts |= {"arms": {arm: asdict(scores) for arm, scores in summary.arms.items()}, "versions": versions()}
     return EvalResult(
         name=name,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from llmft_cli.base.cpu_threads import use_free_cores
 from llmft_cli.base.errors import VerificationError
-from llmft_cli.base.files import hash_path, replacing_directory
+from llmft_cli.base.files import hash_path
 from llmft_cli.base.libraries import versions
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.encoding.encoder import ConversationEncoder
@@ -66,7 +66,7 @@ def merge(
         use_free_cores(device, reporter)
         source = model_source.resolve_recorded(trained["model"], reporter)
         probes = probe_rows(run)
-        with replacing_directory(run.merged) as folder:
+        with record.replacing("merged") as folder:
             expected, base = write_merged(run, source, device, computed, folder, probes, reporter)
             reporter.note("comparing the written model with base + adapter")
             merged = ModelSource(str(folder), folder, None, "", source.trust_remote_code)
@@ -86,7 +86,6 @@ def merge(
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             seconds=time.perf_counter() - started,
         )
-        record.outputs.append("merged")
         record.facts |= {"headline": asdict(result), "versions": versions()}
     return result
 

@@ -18,6 +18,7 @@ from typing import Any
 from llmft_cli.base.files import hash_file, write_atomically
 
 SEAL_FILE = "llmft_seal.json"
+STATE_FILE = "trainer_state.json"  # Trainer's name
 NAME = re.compile(r"checkpoint-(\d+)")
 
 # What a training is: its id, and hashes of all that shapes its result. Two trainings never share an id.

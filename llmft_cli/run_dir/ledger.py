@@ -68,6 +68,12 @@ def read_ledger(file: Path) -> dict[str, Any]:
     return content
 
 
+def entries_before(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that running stages replace and have not lost yet, by name."""
+    running = {name: entry for name, entry in entries.items() if entry["status"] == "running"}
+    return {name: entry[PREVIOUS] for name, entry in running.items() if PREVIOUS in entry}
+
+
 def fault_of(entry: Any) -> str:
     """What is wrong with an entry of a ledger, in what other commands read; empty if nothing."""
     shape = ENTRY | ({"outputs": dict} if isinstance(entry, dict) and entry.get("status") == "done" else {})

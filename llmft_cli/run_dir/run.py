@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llmft_cli.base.errors import MachineError, StageError
-from llmft_cli.base.files import hash_path
+from llmft_cli.base.files import hash_path, put_back
 from llmft_cli.base.reporter import Reporter, Silent
 from llmft_cli.run_dir.checkpoints import of_training
-from llmft_cli.run_dir.ledger import PREVIOUS, read_ledger, settings_of
+from llmft_cli.run_dir.ledger import entries_before, read_ledger, settings_of
 
 RUNS_ROOT = Path("runs")
 # The stage that each command needs, and the command that runs each stage.
@@ -76,6 +76,10 @@ class RunDir:
         return self.path / "eval"
 
     @property
+    def earlier(self) -> Path:
+        return self.path / "earlier"
+
+    @property
     def transcripts(self) -> Path:
         return self.path / "chat"
 
@@ -95,10 +99,20 @@ class RunDir:
             locked_here: whether this process holds the run's lock.
         """
         entries = self.ledger()["stages"]
-        killed = [name for name, entry in entries.items() if entry["status"] == "running" and PREVIOUS in entry]
-        if killed and (locked_here or not self.is_locked()):
-            entries |= {name: entries[name][PREVIOUS] for name in killed}
-        return entries
+        before = entries_before(entries)
+        if before and not locked_here:
+            try:
+                with self.lock(), suppress(OSError):  # on a disk that cannot be written, stages may be stale
+                    self.put_back_outputs()
+            except StageError:
+                return entries
+        return entries | before
+
+    def put_back_outputs(self) -> None:
+        """Put back the outputs that running redos have replaced; they failed or were killed. The caller holds the lock."""
+        for entry in entries_before(self.ledger()["stages"]).values():
+            for output in entry.get("outputs", ()):
+                put_back(self.path / output)
 
     def entry(self, stage: str, *, locked_here: bool = False) -> dict[str, Any] | None:
         """The ledger entry of a stage in any status, or None; see `entries`."""
@@ -144,9 +158,20 @@ class RunDir:
             return StageError(f"{self.path}: the stage {stage} is still running", "wait for it to finish")
         ended = "killed" if status == "running" else status  # killed before it could record its end
         words = f"not finished ({ended})" if ended else "not been run"
-        resumable = entry and stage == "train" and self.resumable_checkpoints(entry)
-        resume = " --resume" if resumable else ""
-        return StageError(f"{self.path}: the stage {stage} has {words}", f"run first: {self.command_for(stage)}{resume}")
+        go_on = self.flag_to_go_on(entry) if entry and stage == "train" else ""
+        return StageError(f"{self.path}: the stage {stage} has {words}", f"run first: {self.command_for(stage)}{go_on}")
+
+    def flag_to_go_on(self, entry: Mapping[str, Any]) -> str:
+        """The flag, with a space before it, with which an unfinished training is begun again; empty if none is needed."""
+        if self.resumable_checkpoints(entry):
+            return " --resume"
+        return " --continue" if self.adapter_to_continue(entry) else ""
+
+    def adapter_to_continue(self, entry: Mapping[str, Any]) -> str | None:
+        """The adapter that `train --continue` has set aside, if it stopped before its first checkpoint; else None."""
+        if entry["status"] == "done" or self.resumable_checkpoints(entry):
+            return None
+        return next((name for name in entry["inputs"] if name.startswith("earlier/")), None)
 
     def resumable_checkpoints(self, entry: Mapping[str, Any]) -> list[Path]:
         """The complete checkpoints of the training that a ledger entry records, the newest first."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llmft_cli.base.errors import Interrupted, StageError, is_interrupt
-from llmft_cli.base.files import check_place, hash_path, write_atomically
-from llmft_cli.run_dir.ledger import PREVIOUS, new_ledger, now, settings_of
+from llmft_cli.base.files import check_place, hash_path, remove_leftovers, replacing_directory, write_atomically
+from llmft_cli.run_dir.ledger import PREVIOUS, entries_before, new_ledger, now, settings_of
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config
 
@@ -32,6 +32,13 @@ class StageRecord:
     entry: dict[str, Any]
     outputs: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def replacing(self, output: str) -> Iterator[Path]:
+        """A new directory for an output. What it replaces is kept until the ledger says that the stage is done."""
+        with replacing_directory(self.run.path / output, keep_old=True) as folder:
+            yield folder
+        self.outputs.append(output)
 
     def save_facts(self) -> None:
         """Write the facts so far to the ledger, so that they survive a kill."""
@@ -61,6 +68,7 @@ def stage(
     """
     made = make_directory(run)
     with run.lock():
+        tidy(run)
         previous = run.entry(name, locked_here=True)
         if previous and previous["status"] == "done" and not (overwrite or resume):
             more = f", or train its adapter further: llmft train {run.path} --continue" if name == "train" else ""
@@ -75,6 +83,7 @@ def stage(
         except BaseException:
             remove_unless_used(run, made)
             raise
+        remove_all_leftovers(run)
 
 
 @contextmanager
@@ -89,8 +98,23 @@ def ending_of(record: StageRecord) -> Iterator[StageRecord]:
     except BaseException as error:
         # On a full disk this fails too; the original error matters more.
         with suppress(OSError):
+            run.put_back_outputs()
             write_entry(run, record.name, unfinished_entry(record, error))
         raise
+
+
+def tidy(run: RunDir) -> None:
+    """Undo what a killed redo has replaced, and delete what killed commands have left. The caller holds the lock."""
+    if run.exists():
+        run.put_back_outputs()
+        for name, entry in entries_before(run.ledger()["stages"]).items():
+            write_entry(run, name, entry)
+    remove_all_leftovers(run)
+
+
+def remove_all_leftovers(run: RunDir) -> None:
+    for folder in (run.path, run.evaluations, run.earlier):
+        remove_leftovers(folder)
 
 
 def make_directory(run: RunDir) -> list[Path]:

@@ -93,7 +93,8 @@ def training_to_resume(run: RunDir, config: Config) -> dict[str, Any]:
             f"to train its adapter further: llmft train {run.path} --continue",
         )
     if entry is None or not run.resumable_checkpoints(entry):
-        raise StageError(f"{run.path} has no checkpoint to resume from", f"start with: llmft train {run.path}")
+        start = f"{run.command_for('train')}{run.flag_to_go_on(entry) if entry else ''}"
+        raise StageError(f"{run.path} has no checkpoint to resume from", f"start with: {start}")
     if changed := run.changed_path(entry["inputs"]):
         raise StageError(
             f"{run.path}: {changed} has changed since the interrupted training began, so it cannot be resumed",

@@ -15,6 +15,7 @@ from llmft_cli.base.files import hash_path, replacing_directory
 from llmft_cli.models.adapters import WEIGHTS_FILE
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir.checkpoints import Identity
+from llmft_cli.run_dir.ledger import PREVIOUS
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import StageRecord, write_entry
 from llmft_cli.settings import config as settings
@@ -67,12 +68,17 @@ def starting_adapter(run: RunDir, own: bool, path: Path | None) -> StartingAdapt
 
 
 def own_adapter(run: RunDir) -> StartingAdapter:
-    """The adapter of a finished training, for `train --continue`.
+    """The adapter of a finished training, for `train --continue`; if that stopped before its first checkpoint, the same again.
 
     Raises:
         StageError: the run is not trained, or its adapter has changed since.
     """
-    return adapter_of_run(run, of_this_run=True)
+    entry = run.entry("train")
+    set_aside = run.adapter_to_continue(entry) if entry else None
+    if entry is None or set_aside is None:
+        return adapter_of_run(run, of_this_run=True)
+    number = Path(set_aside).parent.name
+    return adapter_in(run, set_aside, run.entries()[f"train/{number}"], of_this_run=True)
 
 
 def adapter_at(path: Path) -> StartingAdapter:
@@ -94,13 +100,18 @@ def adapter_of_run(run: RunDir, of_this_run: bool = False) -> StartingAdapter:
     if entry is None or entry["status"] != "done":
         run.require("train")  # explains what is missing
     assert entry is not None
-    if lost := run.lost_output({"outputs": {name: sha256 for name, sha256 in entry["outputs"].items() if name == "adapter"}}):
+    return adapter_in(run, "adapter", entry, of_this_run)
+
+
+def adapter_in(run: RunDir, place: str, entry: Mapping[str, Any], of_this_run: bool) -> StartingAdapter:
+    """The adapter at a path in a run; `entry` is that of its training."""
+    if lost := run.lost_output({"outputs": {name: sha256 for name, sha256 in entry["outputs"].items() if name == place}}):
         again = f"recreate it: {run.command_for('train')} --overwrite"
         raise StageError(f"{run.path / lost} is missing or has changed since it was trained", again)
-    found = read_adapter(run.adapter)
+    found = read_adapter(run.path / place)
     own = {name: entry["config"][name] for name in PEFT_NAMES if name in entry["config"]}
     model = entry["model"]
-    return StartingAdapter(run.adapter, own, found.sha256, model["name"], model["fingerprint"], of_this_run)
+    return StartingAdapter(found.folder, own, found.sha256, model["name"], model["fingerprint"], of_this_run)
 
 
 def read_adapter(folder: Path) -> StartingAdapter:
@@ -190,13 +201,24 @@ def load_into(model: PeftModel, start: StartingAdapter) -> None:
     set_peft_model_state_dict(model, weights)
 
 
-def set_aside(record: StageRecord, previous: Mapping[str, Any]) -> dict[str, str]:
+def recorded_input(start: StartingAdapter, record: StageRecord) -> dict[str, str]:
+    """What the ledger records of an adapter to start from: sha256 by path. The run's own is set aside, unless it has been."""
+    if not start.of_this_run:
+        return {str(start.folder.resolve()): start.sha256}
+    if start.folder == record.run.adapter:
+        return set_aside(record.run, record.entry[PREVIOUS])
+    return {start.folder.relative_to(record.run.path).as_posix(): start.sha256}
+
+
+def set_aside(run: RunDir, previous: Mapping[str, Any]) -> dict[str, str]:
     """Keep what a continued training replaces: a copy in `earlier/N` and a ledger entry `train/N`.
 
     Returns: sha256 of the copied adapter by its path in the run.
     """
-    run = record.run
-    number = 1 + sum(name.startswith("train/") for name in run.entries(locked_here=True))
+    entries = {name: entry for name, entry in run.entries(locked_here=True).items() if name.startswith("train/")}
+    # A training that was killed right after this has written the entry already.
+    written = [name for name, entry in entries.items() if {**entry, "outputs": previous["outputs"]} == previous]
+    number = written[0].removeprefix("train/") if written else str(1 + len(entries))
     place = f"earlier/{number}"
     with replacing_directory(run.path / place) as folder:
         shutil.copytree(run.adapter, folder / "adapter")

@@ -252,17 +252,15 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
     """Train with our callbacks; see `run_training`."""
     from llmft_cli.training.loop.callbacks import StopRequest
     from llmft_cli.training.loop.out_of_memory import leaving_a_checkpoint
+    from llmft_cli.training.loop.resuming import train_to_the_end
 
     stop = StopRequest(reporter)
     done = checkpoints.step_of(checkpoint) if checkpoint else 0
     total = trainer.args.max_steps
     with stop.listening(), reporter.track("training", total=total, done=done) as advance:
         add_callbacks(trainer, run, config, stop, advance, reporter)
-        if checkpoint and done >= total:
-            trainer.restore_end(checkpoint)
-        else:
-            with leaving_a_checkpoint(trainer, run, config):
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with leaving_a_checkpoint(trainer, run, config):
+            train_to_the_end(trainer, checkpoint)
     if trainer.loss_scale is not None and (skipped := trainer.loss_scale.skipped_steps):
         reporter.note(
             f"{format_count(skipped, 'step')} skipped because gradients overflowed fp16; the loss scale was reduced each time"

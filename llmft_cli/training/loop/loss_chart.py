@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ def row_in(line: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def forget_steps_after(file: Path, step: int) -> None:
-    """Remove the rows after a step from metrics.jsonl."""
-    rows = [row for row in read_metrics(file) if row["step"] <= step]
+def forget_steps_after(file: Path, step: int, evaluated: Container[int]) -> None:
+    """Remove the rows after a step from metrics.jsonl, and evaluations of other steps than those."""
+    rows = [row for row in read_metrics(file) if row["step"] <= step and ("eval_loss" not in row or row["step"] in evaluated)]
     write_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
 
 

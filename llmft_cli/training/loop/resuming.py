@@ -1,10 +1,13 @@
-"""What Trainer forgets when it resumes: the evaluations without a lower loss, and the evaluation of a stopped step."""
+"""What Trainer forgets when it resumes: its end, the evaluations without a lower loss, and the evaluation of a stopped step."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from llmft_cli.run_dir.checkpoints import step_of
 
 if TYPE_CHECKING:
     from llmft_cli.training.loop.trainer import QLoRATrainer
@@ -12,22 +15,46 @@ if TYPE_CHECKING:
 COUNTER = "early_stopping_patience_counter"
 
 
+class AlreadyStopped(Exception):
+    """Early stopping ended the training at the checkpoint that it is resumed from."""
+
+
+def train_to_the_end(trainer: QLoRATrainer, checkpoint: Path | None) -> None:
+    """Train after the checkpoint; if that is the end, by its step or by early stopping, restore the end."""
+    if checkpoint and step_of(checkpoint) >= trainer.args.max_steps:
+        trainer.restore_end(checkpoint)
+        return
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except AlreadyStopped:
+        trainer._load_best_model()
+
+
 class Patience(EarlyStoppingCallback):
     """Early stopping that counts on where the checkpoint left off.
 
-    Trainer could restore the state of all callbacks, but then also that of its control, with the request to stop.
+    Trainer could restore the state of all callbacks, but then also that of its control, with the request to stop. It would
+    take a step before it stops where patience is used up.
+
+    Raises:
+        AlreadyStopped: it is.
     """
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         saved = (state.stateful_callbacks or {}).get(type(self).__name__, {})
         self.early_stopping_patience_counter = saved.get("attributes", {}).get(COUNTER, 0)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            raise AlreadyStopped
 
 
 class DueEvaluation(TrainerCallback):
     """Evaluates a checkpoint that was saved on request at a step whose evaluation was due.
 
     A request to stop must not wait for an evaluation, but without it another checkpoint may turn out the best.
+
+    Raises:
+        AlreadyStopped: with this evaluation, patience is used up.
     """
 
     def __init__(self, trainer: QLoRATrainer) -> None:
@@ -41,3 +68,5 @@ class DueEvaluation(TrainerCallback):
             return
         metrics = self._trainer.evaluate()
         self._trainer._determine_best_metric(metrics, None)
+        if self._trainer.control.should_training_stop:
+            raise AlreadyStopped

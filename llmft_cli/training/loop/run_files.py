@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,10 @@ from llmft_cli.base.errors import VerificationError
 from llmft_cli.base.files import hash_file, replacing_directory
 from llmft_cli.models.adapters import WEIGHTS_FILE, check_changes_something, save_adapter
 from llmft_cli.run_dir import checkpoints
-from llmft_cli.run_dir.ledger import PREVIOUS
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import StageRecord
 from llmft_cli.training.loop import loss_chart
-from llmft_cli.training.starting_adapter import StartingAdapter, set_aside
+from llmft_cli.training.starting_adapter import StartingAdapter, recorded_input
 
 if TYPE_CHECKING:
     from llmft_cli.training.loop.trainer import QLoRATrainer
@@ -56,11 +56,8 @@ def complete_checkpoints(
 
 def forget_steps_after(run: RunDir, checkpoint: Path | None, start: StartingAdapter | None, record: StageRecord) -> None:
     """Delete the results of an earlier training: all of them, or those after the checkpoint to resume from."""
-    previous = record.entry.get(PREVIOUS)
     if start is not None:
-        record.entry["inputs"] |= (
-            set_aside(record, previous) if start.of_this_run and previous else {str(start.folder.resolve()): start.sha256}
-        )
+        record.entry["inputs"] |= recorded_input(start, record)
     record.begin()
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
     for later in checkpoints.newest_first(run.checkpoints):
@@ -70,4 +67,6 @@ def forget_steps_after(run: RunDir, checkpoint: Path | None, start: StartingAdap
         shutil.rmtree(run.path / "profile", ignore_errors=True)
         run.metrics.unlink(missing_ok=True)
     else:
-        loss_chart.forget_steps_after(run.metrics, step)
+        log = json.loads((checkpoint / checkpoints.STATE_FILE).read_text(encoding="utf-8"))["log_history"]
+        # An evaluation that the checkpoint does not know is made again.
+        loss_chart.forget_steps_after(run.metrics, step, {row["step"] for row in log if "eval_loss" in row})

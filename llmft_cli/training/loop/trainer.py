@@ -27,8 +27,6 @@ from llmft_cli.training.step.tuned_model import base_type
 if TYPE_CHECKING:
     from llmft_cli.training.batches.collate import Batch
 
-STATE_FILE = "trainer_state.json"
-
 
 class QLoRATrainer(transformers.Trainer):
     """Differs from its parent in how it computes the loss, evaluates, and saves, and continues when memory runs out.
@@ -262,7 +260,7 @@ class QLoRATrainer(transformers.Trainer):
 
     def restore_end(self, checkpoint: Path) -> None:
         """Restore the end of a training run from its last step's checkpoint; the parent's `train` would add a step."""
-        self.state = transformers.TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        self.state = transformers.TrainerState.load_from_json(str(checkpoint / checkpoints.STATE_FILE))
         self._load_best_model()
 
     def _load_best_model(self) -> None:

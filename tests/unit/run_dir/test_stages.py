@@ -335,6 +335,83 @@ def test_an_overwrite_that_was_killed_after_it_began_is_killed(run: RunDir, sour
     assert complaint_of(lambda: run.require("train"))[0] == f"{run.path}: the stage train has not finished (killed)"
 
 
+KILLED_WITH_NEW_OUTPUTS = """
+import os, pathlib, signal, sys
+from llmft_cli.run_dir import stages
+from llmft_cli.run_dir.run import RunDir
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+with stages.stage(RunDir(pathlib.Path(sys.argv[1])), "prepare", {"seed": 9}, {}, overwrite=True) as record:
+    with record.replacing("data") as data, record.replacing("tokenizer") as tokenizer:
+        (data / "file.txt").write_text("new")
+        (tokenizer / "file.txt").write_text("new")
+    if sys.argv[2] == "before the ledger":
+        kill()
+    stages.remove_leftovers = lambda folder: kill()
+"""
+
+
+def prepare_both(run: RunDir, source: Path) -> dict[str, Any]:
+    """A stage with two outputs."""
+    with run_stage(run, "prepare", {"seed": 1}, {str(source): hash_path(source)}, overwrite=False) as record:
+        for output in ("data", "tokenizer"):
+            with record.replacing(output) as folder:
+                (folder / "file.txt").write_text("old")
+    return run.require("prepare")
+
+
+def contents(run: RunDir) -> list[str]:
+    return [(folder / "file.txt").read_text() for folder in (run.data, run.tokenizer)]
+
+
+@pytest.mark.parametrize("next_command", ["reads", "writes"])
+def test_what_a_killed_overwrite_replaced_before_its_end_was_recorded_is_put_back(
+    run: RunDir, source: Path, next_command: str
+) -> None:
+    """Data of one prepare with the tokenizer or the ledger entry of another made a trained run useless."""
+    before = prepare_both(run, source)
+    train(run)
+    code = [sys.executable, "-c", KILLED_WITH_NEW_OUTPUTS, str(run.path), "before the ledger"]
+    assert subprocess.run(code, check=False).returncode == -9
+    assert contents(run) == ["new", "new"]
+    if next_command == "writes":
+        do(run, "merge", "merged")
+        assert [name for name in entries_of(run.path) if name.startswith(".")] == [".lock"]
+        assert run.ledger()["stages"]["prepare"] == before
+    assert run.require("train")
+    assert run.require("prepare") == before
+    assert contents(run) == ["old", "old"]
+
+
+def test_killed_after_its_end_was_recorded_an_overwrite_is_done(run: RunDir, source: Path) -> None:
+    prepare_both(run, source)
+    code = [sys.executable, "-c", KILLED_WITH_NEW_OUTPUTS, str(run.path), "after the ledger"]
+    assert subprocess.run(code, check=False).returncode == -9
+    assert run.require("prepare")["config"] == {"seed": 9}
+    do(run, "merge", "merged")
+    assert contents(run) == ["new", "new"]
+    assert [name for name in entries_of(run.path) if name.startswith(".")] == [".lock"]
+
+
+def test_what_a_failed_overwrite_has_replaced_is_put_back(run: RunDir, source: Path) -> None:
+    before = prepare_both(run, source)
+    with pytest.raises(KeyboardInterrupt), run_stage(run, "prepare", {"seed": 9}, {}, overwrite=True) as record:  # noqa: PT012
+        with record.replacing("data") as data:
+            (data / "file.txt").write_text("new")
+        raise KeyboardInterrupt
+    assert run.require("prepare") == before
+    assert contents(run) == ["old", "old"]
+
+
+def test_files_that_killed_commands_left_half_written_are_deleted_by_the_next(run: RunDir, source: Path) -> None:
+    prepare(run, source)
+    (run.path / "eval").mkdir()
+    for name in (".run.json.tmp-abc", ".metrics.jsonl.tmp-abc", "eval/.held-out.tmp-abc", ".mine"):
+        (run.path / name).write_text("half")
+    train(run)
+    assert [name for name in entries_of(run.path) if name.startswith(".")] == [".lock", ".mine"]
+    assert entries_of(run.path / "eval") == []
+
+
 def test_resuming_keeps_what_the_ledger_knows_until_it_is_known_again(run: RunDir, source: Path) -> None:
     prepare(run, source)
     train(run)

@@ -19,6 +19,7 @@ from .weather import InterruptAt, adapter_of, prepare_run, same, train_run, writ
 OFTEN = {"eval_steps": 2.0, "lora_dropout": 0.1}
 # The held-out loss does not fall to the end.
 TOO_FAST = {"learning_rate": 0.9, "lr_scheduler": "constant", "max_grad_norm": 0.0}
+EARLY_STOPPING = TOO_FAST | {"max_steps": 30, "eval_steps": 1.0, "early_stopping_patience": 3}
 
 
 @pytest.fixture
@@ -240,15 +241,35 @@ def test_a_torn_last_line_of_the_figures_is_ignored(tmp_path, data_file, tiny_mo
 
 def test_patience_is_kept_over_an_interruption(tmp_path, data_file, tiny_model_dir):
     """37 steps without an interruption used to become 40 with one."""
-    flags = TOO_FAST | {"learning_rate": 0.3, "max_steps": 30, "eval_steps": 1.0, "early_stopping_patience": 3}
     whole = prepared_run(tmp_path / "whole", data_file, tiny_model_dir)
-    expected = train_run(whole, **flags)
+    expected = train_run(whole, **EARLY_STOPPING)
+    assert expected.steps < 30
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
     with pytest.raises(Interrupted):  # with a part of the patience used up
-        train_run(run, reporter=InterruptAt(expected.steps - 2), **flags)
-    result = train_run(run, resume=True, **flags)
+        train_run(run, reporter=InterruptAt(expected.steps - 2), **EARLY_STOPPING)
+    result = train_run(run, resume=True, **EARLY_STOPPING)
     assert (result.steps, result.best_step, result.eval_loss) == (expected.steps, expected.best_step, expected.eval_loss)
     assert same(adapter_of(run), adapter_of(whole))
+
+
+def stopped(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_a_training_that_had_stopped_early_is_not_trained_on(tmp_path, data_file, tiny_model_dir, monkeypatch):
+    """Killed between its last checkpoint and the adapter, it went on to train when it was resumed."""
+    whole = prepared_run(tmp_path / "whole", data_file, tiny_model_dir)
+    expected = train_run(whole, **EARLY_STOPPING)
+    assert expected.steps < 30
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr("llmft_cli.training.train.save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(run, **EARLY_STOPPING)
+    result = train_run(run, resume=True, **EARLY_STOPPING)
+    assert (result.steps, result.best_step, result.eval_loss) == (expected.steps, expected.best_step, expected.eval_loss)
+    assert same(adapter_of(run), adapter_of(whole))
+    assert steps_of(run) == steps_of(whole)
 
 
 class InterruptAfterStep(Silent):
@@ -286,6 +307,23 @@ def test_a_stop_at_a_step_whose_evaluation_is_due_gives_the_same_adapter(tmp_pat
     result = train_run(run, resume=True, **flags)
     assert (result.best_step, result.eval_loss) == (expected.best_step, expected.eval_loss)
     assert same(adapter_of(run), adapter_of(whole))
+    assert steps_of(run) == steps_of(whole)
+
+
+def test_an_evaluation_that_uses_up_patience_after_an_interruption_ends_the_training(tmp_path, data_file, tiny_model_dir):
+    whole = prepared_run(tmp_path / "whole", data_file, tiny_model_dir)
+    expected = train_run(whole, **EARLY_STOPPING)
+    assert expected.steps < 30
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    with pytest.raises(Interrupted):
+        train_run(run, reporter=InterruptAfterStep(expected.steps), **EARLY_STOPPING)
+    figures = run.metrics.read_text()
+    with run.metrics.open("a") as file:  # what the evaluation leaves if it is killed right afterwards
+        file.write(json.dumps({"step": expected.steps, "epoch": 1.0, "eval_loss": 9.0}) + "\n")
+    result = train_run(run, resume=True, **EARLY_STOPPING)
+    assert (result.steps, result.best_step, result.eval_loss) == (expected.steps, expected.best_step, expected.eval_loss)
+    assert same(adapter_of(run), adapter_of(whole))
+    assert run.metrics.read_text().startswith(figures)
     assert steps_of(run) == steps_of(whole)
 
 

@@ -9,7 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmft_cli.base.errors import ConfigError, Interrupted, ModelError, StageError
+from llmft_cli.base.files import hash_path
+from llmft_cli.base.reporter import Silent
 from llmft_cli.run_dir.run import RunDir
+from llmft_cli.run_dir.stages import StageRecord
 from llmft_cli.training.loop import loss_chart
 from llmft_cli.training.starting_adapter import adapter_at, own_adapter, read_adapter
 
@@ -79,6 +82,51 @@ def test_going_on_that_was_interrupted_is_resumed_to_the_same_adapter(tmp_path, 
     assert raised.value.hint.endswith("--resume")
     train_run(broken, resume=True)
     assert same(adapter_of(broken), adapter_of(whole))
+
+
+class InterruptAtOnce(Silent):
+    """Ctrl-C while the first step is computed, before any checkpoint."""
+
+    def track(self, label, *, total, done=0):
+        raise KeyboardInterrupt
+
+
+def test_going_on_that_stopped_before_its_first_checkpoint_is_begun_again(tmp_path, data_file, tiny_model_dir):
+    """The adapter was set aside, and no command named a way back to it."""
+    runs = [trained_run(tmp_path / name, data_file, tiny_model_dir) for name in ("whole", "broken")]
+    whole, broken = runs
+    train_run(whole, start=own_adapter(whole), max_steps=2)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train_run(broken, start=own_adapter(broken), max_steps=2, reporter=InterruptAtOnce())
+        again = f"llmft train {broken.path} --continue"
+        with pytest.raises(StageError, match="has not finished") as raised:
+            broken.require("train")
+        assert raised.value.hint == f"run first: {again}"
+        with pytest.raises(StageError, match="has no checkpoint to resume from") as raised:
+            train_run(broken, resume=True)
+        assert raised.value.hint == f"start with: {again}"
+    train_run(broken, start=own_adapter(broken), max_steps=2)
+    assert same(adapter_of(broken), adapter_of(whole))
+    assert [folder.name for folder in broken.earlier.iterdir()] == ["1"]
+    assert hash_path(broken.earlier / "1/adapter") == hash_path(whole.earlier / "1/adapter")
+    assert broken.ledger()["stages"].keys() == whole.ledger()["stages"].keys()
+
+
+def test_an_adapter_is_set_aside_once(tmp_path, data_file, tiny_model_dir, monkeypatch):
+    """A command that was killed right after it had set the adapter aside left a copy of its own."""
+    run = trained_run(tmp_path / "run", data_file, tiny_model_dir)
+
+    def stopped(record):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRecord, "begin", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(run, start=own_adapter(run), max_steps=1)
+    train_run(run, start=own_adapter(run), max_steps=1)
+    assert [name for name in run.ledger()["stages"] if name.startswith("train/")] == ["train/1"]
+    assert [folder.name for folder in (run.path / "earlier").iterdir()] == ["1"]
 
 
 def test_a_failed_start_of_going_on_leaves_the_run_as_it_was(tmp_path, data_file, tiny_model_dir):

@@ -22,6 +22,7 @@ from llmft_cli.run_dir.run import RunDir
 MOST_KILLS, MOST_COMMANDS = 4, 14
 AGAIN = 0.5  # the chance of a further kill
 LARGEST_TORN = 200_000
+EVALUATING = ("compute held-out loss", "compute a batch")
 NUMBER = re.compile(r"\d+")
 
 
@@ -93,16 +94,26 @@ def random_moment(profile: Ended, rng: random.Random) -> Moment:
     asked = rng.choice([signal.SIGINT, signal.SIGTERM]) if rng.random() < 0.1 else None
     if how == "time" and not asked:
         return Moment(seconds=rng.uniform(0, profile.seconds))
-    events = profile.events
-    if rng.random() < 0.4:  # the start is short, and what it deletes may be the only result
-        first = next((number for number, event in enumerate(events) if event.startswith("compute")), len(events))
-        events = events[:first] or events
-    name = rng.choice(sorted(set(events)))
-    number = rng.randint(1, events.count(name))
+    focus = rng.choice(["anything", "anything", "the start", "checkpoints", "evaluations"])
+    name = rng.choice(names_of(profile.events, focus))
+    number = rng.randint(1, profile.events.count(name))
     if asked:
         return Moment(event=name, number=number, signal=asked)
     most_bytes = int(math.exp(rng.uniform(0, math.log(LARGEST_TORN)))) if how == "torn" else None
     return Moment(event=name, number=number, most_bytes=most_bytes)
+
+
+def names_of(events: list[str], focus: str) -> list[str]:
+    """The names of the events that the focus is on; all if it is on none."""
+    # The start is short, and what it deletes may be the only result.
+    first = next((number for number, event in enumerate(events) if event.startswith("compute")), len(events))
+    chosen = {
+        "anything": events,
+        "the start": events[:first],
+        "checkpoints": [event for event in events if "checkpoint-N" in event],
+        "evaluations": [event for event in events if event in EVALUATING],
+    }[focus]
+    return sorted(set(chosen or events))
 
 
 def how_killed(ended: Ended, moment: Moment | None) -> str:

@@ -10,7 +10,6 @@ import pytest
 
 from llmft_cli.base.errors import MachineError
 from llmft_cli.run_dir.run import RunDir
-from llmft_cli.run_dir.stages import StageRecord
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.loop import tracking
 from llmft_cli.training.loop.trackers.guard import Guard, Tracker, described
@@ -112,7 +111,7 @@ def test_a_resumed_training_continues_its_runs(
     kinds = {"wandb": Kind("W&B", begin, tuple), "mlflow": Kind("MLflow", refuse, tuple)}
     monkeypatch.setattr(tracking, "KINDS", kinds | {"trackio": Kind("Trackio", refuse, tuple, lambda: True)})
     config, run, told = resolve({"report_to": "wandb,mlflow,trackio"}), RunDir(tmp_path / "mine"), Told()
-    record = StageRecord(save_facts=lambda: saved.append(dict(record.facts)))
+    record: Any = SimpleNamespace(facts={}, save_facts=lambda: saved.append(dict(record.facts)))
     for recorded, checkpoint in (({}, None), ({"trackers": {"wandb": "old", "mlflow": "kept"}}, Path("checkpoint-7"))):
         trainer: Any = Trainer()
         try:

@@ -20,15 +20,13 @@ def check_place(directory: Path) -> None:
     """Fail early if `directory` cannot be created or written.
 
     Raises:
-        StageError: a file is in the way, or its name is too long or not UTF-8, as Arrow and safetensors need it.
+        StageError: a file is in the way, or its name is too long.
         MachineError: it is not writable.
     """
     try:
-        str(directory).encode()
         nearest = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
-    except (OSError, UnicodeEncodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "its name is not UTF-8"
-        raise StageError(f"{str(directory)!r} cannot be a run directory: {reason}", "choose another name") from error
+    except OSError as error:
+        raise StageError(f"{directory} cannot be a run directory: {error.strerror}", "choose another name") from error
     if not nearest.is_dir():
         raise StageError(f"{directory} cannot be a run directory: {nearest} is a file", "choose another directory")
     if not os.access(nearest, os.W_OK):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +9,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.base.errors import ConfigError, ModelError, StageError, first_line
+from llmft_cli.base.errors import ConfigError, ModelError, StageError
+from llmft_cli.base.file_checks import DamagedFile, read_json, read_safetensors_header
 from llmft_cli.base.files import hash_path, replacing_directory
 from llmft_cli.models.adapters import WEIGHTS_FILE
+from llmft_cli.models.fingerprint import is_recorded
+from llmft_cli.models.model_files import ADAPTER_CONFIG_FILE
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir.checkpoints import Identity
 from llmft_cli.run_dir.ledger import PREVIOUS
@@ -25,7 +27,7 @@ from llmft_cli.training.resume import new_identity
 if TYPE_CHECKING:
     from peft import PeftModel
 
-CONFIG_FILE = "adapter_config.json"
+RESTORE = "restore it, or give another adapter"
 LONGEST_QUOTE = 60
 # PEFT's names of the settings that an adapter's weights depend on.
 PEFT_NAMES = {
@@ -120,24 +122,27 @@ def read_adapter(folder: Path) -> StartingAdapter:
     Raises:
         ModelError: there is no adapter, or none that llmft can train.
     """
-    file = folder / CONFIG_FILE
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        own = {name: content[peft_name] for name, peft_name in PEFT_NAMES.items() if peft_name in content}
-        kind, base_name = content["peft_type"], content["base_model_name_or_path"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise ModelError(f"{folder} has no adapter (no {CONFIG_FILE})", "give a run, or a PEFT directory") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file} cannot be read: {first_line(error)}", "restore it, or give another adapter") from error
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        raise ModelError(f"{folder} has no adapter (no {ADAPTER_CONFIG_FILE})", "give a run, or a PEFT directory")
     if not (folder / WEIGHTS_FILE).is_file():
         raise ModelError(f"{folder} has no {WEIGHTS_FILE}", "save the adapter as safetensors, with PEFT's save_pretrained")
+    try:
+        content = read_json(folder / ADAPTER_CONFIG_FILE)
+        read_safetensors_header(folder / WEIGHTS_FILE)
+    except DamagedFile as error:
+        raise ModelError(f"the adapter {folder} cannot be loaded: {error}", error.cure or RESTORE) from error
+    kind = content.get("peft_type")
     unsupported = [name for name in UNSUPPORTED if content.get(name)]
     if kind != "LORA" or unsupported or content.get("bias", "none") != "none":
         what = ", ".join(unsupported) or (f"type {kind}" if kind != "LORA" else "trained biases")
         raise ModelError(f"the adapter {folder} has {what}, which llmft does not train", "give a plain LoRA adapter")
+    own = {name: content[peft_name] for name, peft_name in PEFT_NAMES.items() if peft_name in content}
     if isinstance(own.get("target_modules"), list):
-        own["target_modules"] = ",".join(sorted(own["target_modules"]))
-    return StartingAdapter(folder, own, hash_path(folder), str(base_name), None)
+        own["target_modules"] = ",".join(sorted(map(str, own["target_modules"])))
+    for name, value in own.items():
+        if not settings.is_valid(name, value):
+            raise ModelError(f"{folder / ADAPTER_CONFIG_FILE} is damaged: {PEFT_NAMES[name]} is {value!r}", RESTORE)
+    return StartingAdapter(folder, own, hash_path(folder), str(content.get("base_model_name_or_path")), None)
 
 
 def check_fits(start: StartingAdapter, config: Config, source: ModelSource) -> None:
@@ -147,7 +152,8 @@ def check_fits(start: StartingAdapter, config: Config, source: ModelSource) -> N
         ConfigError: a setting that its weights depend on differs.
         ModelError: it belongs to another base model.
     """
-    same = start.base_name == source.name if start.base_fingerprint is None else start.base_fingerprint == source.fingerprint
+    recorded = start.base_fingerprint
+    same = is_recorded(recorded, source.fingerprint, source.path) if recorded else start.base_name == source.name
     if not same:
         name = source.name if source.name != start.base_name else f"another model named {source.name}"
         raise ModelError(
@@ -179,17 +185,13 @@ def load_into(model: PeftModel, start: StartingAdapter) -> None:
     """Replace a new adapter's weights by those to start from.
 
     Raises:
-        ModelError: they cannot be read, or their names or shapes differ from the model's.
+        ModelError: their names or shapes differ from the model's.
     """
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = start.folder / WEIGHTS_FILE
-    try:
-        weights = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{file} cannot be read: {first_line(error)}", "restore it, or give another adapter") from error
+    weights = load_file(file)
     expected = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if differing := sorted(set(expected.items()) ^ set(found.items())):

@@ -192,8 +192,17 @@ def test_what_is_not_a_plain_lora_adapter_is_refused(tmp_path, data_file, tiny_m
     with pytest.raises(ModelError, match="has no adapter"):
         read_adapter(tmp_path)
     (folder / "adapter_config.json").write_text("{")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="not JSON"):
         read_adapter(folder)
+
+
+@pytest.mark.parametrize(("name", "value"), [("r", "16"), ("r", 0), ("r", None), ("lora_alpha", []), ("use_dora", 1)])
+def test_values_that_no_adapter_has_are_refused(tmp_path, data_file, tiny_model_dir, name, value):
+    """They became settings of the run unchecked, and ended in "a bug of llmft"."""
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", name: value}))
+    save_file({"a": torch.zeros(1)}, tmp_path / WEIGHTS)
+    with pytest.raises(ModelError, match=f"is damaged: {name} is"):
+        read_adapter(tmp_path)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path, data_file, tiny_model_dir):
@@ -207,8 +216,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, data_file, tiny_model_dir
     with pytest.raises(ModelError, match="does not fit the model"):
         train_run(run, start=read_adapter(folder), lora_r=8, **flags)
     (folder / WEIGHTS).write_bytes(b"torn")
-    with pytest.raises(ModelError, match="cannot be read"):
-        train_run(run, start=read_adapter(folder), lora_r=8, **flags)
+    with pytest.raises(ModelError, match="is not a safetensors file"):
+        read_adapter(folder)
     assert train_run(run, max_steps=2).steps == 2
 
 

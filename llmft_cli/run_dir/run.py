@@ -164,7 +164,7 @@ class RunDir:
     def flag_to_go_on(self, entry: Mapping[str, Any]) -> str:
         """The flag, with a space before it, with which an unfinished training is begun again; empty if none is needed."""
         if self.resumable_checkpoints(entry):
-            return " --resume"
+            return " --overwrite" if self.changed_path(entry["inputs"]) else " --resume"
         return " --continue" if self.adapter_to_continue(entry) else ""
 
     def adapter_to_continue(self, entry: Mapping[str, Any]) -> str | None:

@@ -108,6 +108,9 @@ def test_a_training_is_not_resumed_on_other_data(tmp_path, data_file, tiny_model
     with pytest.raises(StageError, match="an earlier training run stopped at step 3") as raised:
         train_run(run)
     assert raised.value.hint == f"start over with: llmft train {run.path} --overwrite"
+    with pytest.raises(StageError, match="has not finished") as raised:  # of chat, eval and merge
+        run.require("train")
+    assert raised.value.hint == f"run first: llmft train {run.path} --overwrite"
     with pytest.raises(StageError, match="data has changed since the interrupted training began") as raised:
         train_run(run, resume=True)
     assert raised.value.hint == f"start over with: llmft train {run.path} --overwrite"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 JSON_FILES = ["generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"]
 JSON_FILES += ["added_tokens.json", "vocab.json"]
 SHARDS = "model-*-of-*.safetensors"
+LOADED = "model*.safetensors"
 # Files of tokenizers that are no JSON: templates, merges, vocabularies, SentencePiece models.
 TEXT_FILES = ["*.jinja", "merges.txt", "vocab.txt"]
 BINARY_FILES = ["*.model"]
 GGUF_MAGIC = b"GGUF"
+# Names of files with weights in formats that can run code when they are loaded, and in those of other frameworks.
+OTHER_WEIGHTS = ["pytorch_model*.bin", "*.bin.index.json", "*.pth", "*.ckpt", "tf_model*.h5", "flax_model*.msgpack"]
 
 
 @contextmanager
@@ -77,10 +81,26 @@ def check_model(name: str, path: Path, weights: bool) -> None:
             raise DamagedFile(path / CONFIG_FILE, "is not the config of a language model: it has no model_type")
         check_small_files(path)
     if weights:
-        if not weight_files(name, path):
-            hint = "llmft does not load other formats, which can run code"
-            raise ModelError(f"{name} has no safetensors weights", hint)
+        check_format(name, [file.name for file in path.iterdir()], weights)
         check_weights(name, path)
+
+
+def check_format(name: str, files: Collection[str], weights: bool) -> None:
+    """Check that a model has safetensors weights, or no weights at all if none are needed.
+
+    Args:
+        files: names of the model's files.
+
+    Raises:
+        ModelError: it has only weights in other formats, or none that are needed.
+    """
+    others = sorted(file for pattern in OTHER_WEIGHTS for file in fnmatch.filter(files, pattern))
+    if fnmatch.filter(files, LOADED) or not (others or weights):
+        return
+    raise ModelError(
+        f"{name} has no safetensors weights" + (f", only {others[0]}" if others else ""),
+        "llmft does not load other formats, which can run code: convert the model with save_pretrained of transformers",
+    )
 
 
 def not_a_model(path: Path) -> ModelError:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from llmft_cli.base.network import hub_is_reachable
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.models import builtin
 from llmft_cli.models.fingerprint import description, fingerprint, is_recorded
-from llmft_cli.models.model_files import check_model
+from llmft_cli.models.model_files import check_format, check_model
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import Config
 
 TOKENIZER_FILES = ["*.json", "*.jinja", "*.model", "*.txt"]
 WEIGHT_FILES = ["*.safetensors"]
-# Names of files with weights in formats that can run code when they are loaded, and in those of other frameworks.
-OTHER_WEIGHTS = ["pytorch_model*.bin", "*.bin.index.json", "*.pth", "*.ckpt", "tf_model*.h5", "flax_model*.msgpack"]
 BUILTIN_HINT = f"or use the built-in model (prepare, train, gpu-check: --model {builtin.NAME})"
 
 
@@ -72,28 +69,10 @@ def resolve(
     else:
         path = hub_directory(name, revision, weights, trust_remote_code, reporter)
         revision = path.name
-    if weights or local.is_dir():
-        check_format(name, [file.name for file in path.iterdir()], weights)
     check_model(name, path, weights)
+    if not weights and local.is_dir():  # of a Hub model, more than its weights may be missing here
+        check_format(name, [file.name for file in path.iterdir()], weights)
     return ModelSource(name, path, revision, fingerprint(name, path) if weights else "", trust_remote_code)
-
-
-def check_format(name: str, files: Collection[str], weights: bool) -> None:
-    """Check that a model has safetensors weights, or no weights at all if none are needed.
-
-    Args:
-        files: names of the model's files.
-
-    Raises:
-        ModelError: it has only weights in other formats, or none that are needed.
-    """
-    others = sorted(file for pattern in OTHER_WEIGHTS for file in fnmatch.filter(files, pattern))
-    if any(file.endswith(".safetensors") for file in files) or not (others or weights):
-        return
-    raise ModelError(
-        f"{name} has no safetensors weights" + (f", only {others[0]}" if others else ""),
-        "llmft does not load other formats, which can run code: convert the model with save_pretrained of transformers",
-    )
 
 
 def resolve_recorded(facts: Mapping[str, Any], reporter: Reporter) -> ModelSource:

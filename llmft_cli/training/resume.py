@@ -132,7 +132,7 @@ def intact_checkpoint(run: RunDir, training: Identity, reporter: Reporter) -> Pa
     Raises:
         StageError: there is none.
     """
-    for checkpoint in run.resumable_checkpoints({"training": training}):
+    for checkpoint in checkpoints.of_training(run.checkpoints, training["id"]):
         reason = checkpoints.why_not_resumable(checkpoint, training)
         if reason is None:
             return checkpoint

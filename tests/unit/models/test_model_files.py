@@ -104,7 +104,8 @@ def test_no_weights_that_transformers_would_load(tmp_path: Path) -> None:
     """Mistral's own format beside it, in `consolidated.safetensors`, is not what transformers loads."""
     folder = write_model(tmp_path / "base")
     (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
-    assert check(folder) == (f"{folder} has no safetensors weights", "llmft does not load other formats, which can run code")
+    hint = "llmft does not load other formats, which can run code: convert the model with save_pretrained of transformers"
+    assert check(folder) == (f"{folder} has no safetensors weights", hint)
 
 
 def test_what_restores_a_model_of_the_hub_and_one_in_the_cache(tmp_path: Path) -> None:

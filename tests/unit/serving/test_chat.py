@@ -22,20 +22,7 @@ from llmft_cli.serving import chat
 from llmft_cli.serving.generation import Reply
 from llmft_cli.settings.config import Config
 
-
-class Screen:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def answer_begins(self, arm: str, label: bool) -> None: ...
-
-    def text(self, piece: str) -> None: ...
-
-    def answer_ends(self, reply: Reply) -> None: ...
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
-
+from .said import Screen
 
 Talk = Callable[..., list[str]]
 

@@ -19,21 +19,9 @@ from llmft_cli.serving.generation import Reply
 from llmft_cli.serving.room import new_tokens_for
 from llmft_cli.settings.config import resolve
 
+from .said import Screen
+
 LONGEST = 100
-
-
-class Screen:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def answer_begins(self, arm: str, label: bool) -> None: ...
-
-    def text(self, piece: str) -> None: ...
-
-    def answer_ends(self, reply: Reply) -> None: ...
-
-    def say(self, message: str) -> None:
-        self.said.append(message)
 
 
 class Letters:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    from .weather import write_rows
+
+    return write_rows(tmp_path / "weather.jsonl")
 
 
 @pytest.fixture

@@ -14,23 +14,12 @@ from llmft_cli.run_dir import checkpoints
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.training.loop import loss_chart
 
-from .weather import InterruptAt, adapter_of, prepare_run, same, train_run, write_rows
+from .weather import InterruptAt, adapter_of, prepare_run, prepared_run, same, train_run, write_rows
 
 OFTEN = {"eval_steps": 2.0, "lora_dropout": 0.1}
 # The held-out loss does not fall to the end.
 TOO_FAST = {"learning_rate": 0.9, "lr_scheduler": "constant", "max_grad_norm": 0.0}
 EARLY_STOPPING = TOO_FAST | {"max_steps": 30, "eval_steps": 1.0, "early_stopping_patience": 3}
-
-
-@pytest.fixture
-def data_file(tmp_path):
-    return write_rows(tmp_path / "weather.jsonl")
-
-
-def prepared_run(path: Path, data_file: Path, tiny_model_dir: Path, **flags) -> RunDir:
-    run = RunDir(path)
-    prepare_run(run, data_file, tiny_model_dir, **flags)
-    return run
 
 
 def interrupted_run(path: Path, data_file: Path, tiny_model_dir: Path, at: int = 2, **flags) -> RunDir:

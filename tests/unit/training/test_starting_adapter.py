@@ -16,14 +16,9 @@ from llmft_cli.run_dir.stages import StageRecord
 from llmft_cli.training.loop import loss_chart
 from llmft_cli.training.starting_adapter import adapter_at, own_adapter, read_adapter
 
-from .weather import InterruptAt, adapter_of, prepare_run, same, train_run, write_rows
+from .weather import InterruptAt, adapter_of, prepare_run, same, train_run
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture
-def data_file(tmp_path):
-    return write_rows(tmp_path / "weather.jsonl")
 
 
 def trained_run(path: Path, data_file: Path, tiny_model_dir: Path, **flags) -> RunDir:

@@ -1,7 +1,6 @@
 """Training end to end on a tiny model: what it writes, and what must not change its result."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -13,18 +12,7 @@ from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.token_batches import sequence_lengths, token_batches
 from llmft_cli.training.train import train
 
-from .weather import FLAGS, InterruptAt, adapter_of, prepare_run, same, train_run, write_rows
-
-
-@pytest.fixture
-def data_file(tmp_path):
-    return write_rows(tmp_path / "weather.jsonl")
-
-
-def prepared_run(path: Path, data_file: Path, tiny_model_dir: Path, **flags) -> RunDir:
-    run = RunDir(path)
-    prepare_run(run, data_file, tiny_model_dir, **flags)
-    return run
+from .weather import FLAGS, InterruptAt, adapter_of, prepared_run, same, train_run
 
 
 def test_training_writes_adapter_figures_chart_and_ledger(tmp_path, data_file, tiny_model_dir):

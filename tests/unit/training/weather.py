@@ -43,6 +43,12 @@ def prepare_run(run: RunDir, data_file: Path, model_dir: Path, overwrite: bool =
     prepare(run, [str(data_file)], config, Silent(), overwrite=overwrite)
 
 
+def prepared_run(path: Path, data_file: Path, model_dir: Path, **flags: Any) -> RunDir:
+    run = RunDir(path)
+    prepare_run(run, data_file, model_dir, **flags)
+    return run
+
+
 def train_run(
     run: RunDir,
     resume: bool = False,

@@ -25,7 +25,7 @@ from llmft_cli.evaluation.prompts import encode_prompts, held_out_prompts, read_
 from llmft_cli.evaluation.results import ArmScores, HeldOutRows, Prediction, Summary
 from llmft_cli.evaluation.verdict import headline
 from llmft_cli.models.limits import limits_of_recorded
-from llmft_cli.models.loading import load_tokenizer
+from llmft_cli.models.loading import load_run_tokenizer
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
 from llmft_cli.serving.generation import BASE, TunedModel, load_tuned
@@ -79,7 +79,8 @@ def evaluate(
         raise StageError(f"{run.path} has no held-out rows to evaluate on", "give prompts with --prompts FILE")
     # Before the model is loaded, which takes minutes: the run's tokenizer is all that prompts need.
     limits = limits_of_recorded(trained["model"], reporter)
-    ids = encode_prompts(ConversationEncoder(load_tokenizer(run.tokenizer), limits=limits), prompts) if prompts else []
+    tokenizer = load_run_tokenizer(run, trained["model"]["trust_remote_code"])
+    ids = encode_prompts(ConversationEncoder(tokenizer, limits=limits), prompts)
     check_prompt_lengths(prompts, ids, limits, config)
     with stage(run, f"eval/{name}", settings.of_command(config, "eval"), input_hashes(run, prompts_file), overwrite) as record:
         tuned = load_tuned(run, config, reporter, allow_stale)

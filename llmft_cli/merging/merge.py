@@ -114,8 +114,7 @@ def write_merged(
         base = next_token_logits(tuned, probes)
     reporter.note(f"merging {run.adapter}")
     merged = tuned.merge_and_unload(safe_merge=True).to(written_type(compute_dtype))
-    with reading(run, run.tokenizer):
-        tokenizer = loading.load_tokenizer(run.tokenizer, source.trust_remote_code)
+    tokenizer = loading.load_run_tokenizer(run, source.trust_remote_code)
     # Inference servers read the eos token from here; it must be the end of turn that was trained.
     stop_ids = loading.end_of_answer_ids(tokenizer, merged, ConversationEncoder(tokenizer).end_of_turn())
     merged.generation_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]

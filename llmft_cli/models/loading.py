@@ -10,6 +10,8 @@ from llmft_cli.base.file_checks import DamagedFile, reading_foreign
 from llmft_cli.base.libraries import import_bitsandbytes, import_transformers
 from llmft_cli.models.model_files import cure_of, reading_model
 from llmft_cli.models.model_source import ModelSource
+from llmft_cli.run_dir.artifacts import reading
+from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.quantities import format_count
 
 if TYPE_CHECKING:
@@ -38,6 +40,16 @@ def load_tokenizer(path: Path, trust_remote_code: bool = False) -> PreTrainedTok
             f"the tokenizer in {path} has no fast version, which the loss mask needs", "convert it to tokenizer.json"
         )
     return tokenizer
+
+
+def load_run_tokenizer(run: RunDir, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer that a run was prepared with.
+
+    Raises:
+        StageError: it is missing or damaged; the hint is the command that recreates it.
+    """
+    with reading(run, run.tokenizer):
+        return load_tokenizer(run.tokenizer, trust_remote_code)
 
 
 def pick_device(wanted: str) -> torch.device:

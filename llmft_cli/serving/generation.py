@@ -96,8 +96,7 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
     use_free_cores(device, reporter)
     source = model_source.resolve_recorded(trained["model"], reporter)
     reporter.note(f"loading {source.name} ({config.quantization}) and {run.adapter} on {device}")
-    with reading(run, run.tokenizer):
-        tokenizer = loading.load_tokenizer(run.tokenizer, source.trust_remote_code)
+    tokenizer = loading.load_run_tokenizer(run, source.trust_remote_code)
     base = loading.load_base(source, device, compute_types.torch_type(compute_dtype), config.quantization)
     with reading(run, run.adapter):
         model = load_adapter(base, run.adapter)

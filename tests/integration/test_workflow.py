@@ -148,7 +148,8 @@ def test_finished_stages_are_not_redone(run, workspace, trained):
     done = run("train", "runs/brindle", folder=workspace)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "error: runs/brindle: train is already done\nhint: to redo it, add --overwrite\n"
+    further = "or train its adapter further: llmft train runs/brindle --continue"
+    assert done.stderr == f"error: runs/brindle: train is already done\nhint: to redo it, add --overwrite, {further}\n"
 
 
 def test_changed_source_makes_the_run_stale(run, workspace, trained):

@@ -35,7 +35,7 @@ def leaving_a_checkpoint(trainer: QLoRATrainer, run: RunDir, config: Config) -> 
         yield
     except DoesNotFit as error:
         trainer.save_completed_steps()
-        what = f"{describe_row(error.failure.part, trainer, run)} does not fit: {error.failure.reason}"
+        what = f"{describe_row(error.failure.part, trainer, run, config)} does not fit: {error.failure.reason}"
         raise OutOfMemory(f"out of memory {moment(trainer)}: {what}", next_steps(run, config, trainer.model)) from None
     except Exception as error:
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
@@ -51,13 +51,14 @@ def moment(trainer: QLoRATrainer) -> str:
     return f"after step {done} of {trainer.state.max_steps}" if done else "before the end of the first step"
 
 
-def describe_row(part: Batch, trainer: QLoRATrainer, run: RunDir) -> str:
+def describe_row(part: Batch, trainer: QLoRATrainer, run: RunDir, config: Config) -> str:
     """The position of a part's row in the run's data, its length, and the beginning of its target."""
     splits = ((TRAIN, trainer.train_dataset), (VALIDATION, trainer.eval_dataset or []))
     split, sequences, place = next((name, rows, places[0]) for name, rows in splits if (places := find_rows(part, rows)))
     length = sequences[place.sequence - 1]["row_lengths"][place.row - 1]
     targets = [label for label in part["labels"][0].tolist() if label != IGNORED][:TOKENS_QUOTED]
-    quoted = " ".join(loading.load_tokenizer(run.tokenizer).decode(targets).split())
+    tokenizer = loading.load_run_tokenizer(run, config.trust_remote_code)
+    quoted = " ".join(tokenizer.decode(targets).split())
     return (
         f"row {place.row} of sequence {place.sequence} in {split_file(run.data, split)} "
         f"({length:,} tokens, its target begins with {quoted!r})"

@@ -28,6 +28,7 @@ IN_A_SHELL = "run it in bash, zsh or fish, or print the script for one of them: 
 def main() -> None:
     """Run the command line and exit with its code: the one error boundary."""
     standard_streams.make_safe()
+    standard_streams.keep_stdout_for_results()
     arguments = sys.argv[1:]
     debug = "--debug" in arguments or os.environ.get("LLMFT_DEBUG") == "1"
     as_json = "--json" in arguments

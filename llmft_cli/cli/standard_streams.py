@@ -15,6 +15,8 @@ from typing import Any, TextIO
 # A pipe whose reader has ended, a terminal that was closed, and a descriptor that is not open for writing.
 READER_IS_GONE = (errno.EPIPE, errno.EIO, errno.EBADF)
 
+STDOUT, STDERR = 1, 2
+
 
 class Dropping:
     """A text stream that drops what cannot be written; everything else is up to the stream itself."""
@@ -54,6 +56,23 @@ def make_safe() -> None:
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
     sys.stderr = Dropping(stderr)  # type: ignore[assignment]
+
+
+def keep_stdout_for_results() -> None:
+    """Let what native code of libraries prints to descriptor 1 go to stderr, unless stdout is a terminal.
+
+    bitsandbytes does so when a product fails, in front of the JSON object that a script reads. `sys.stdout` gets a
+    descriptor of its own. On a terminal it keeps its own, as `input` edits lines there alone.
+    """
+    try:
+        replaced = sys.stdout.fileno() != STDOUT
+    except OSError:  # a stream in memory
+        replaced = True
+    if replaced or sys.stdout.isatty():
+        return
+    results = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    sys.stdout = os.fdopen(results, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
 
 
 def is_reader_gone(error: BaseException) -> bool:

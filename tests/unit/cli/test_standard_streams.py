@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import subprocess
@@ -15,7 +16,7 @@ from llmft_cli.cli.standard_streams import Dropping, discard
 
 # `llmft` with a command that says more than a pipe holds, and has a result.
 PROGRAM = """
-import pathlib, sys
+import os, pathlib, sys
 from llmft_cli.base.errors import DataError, LlmftError
 from llmft_cli.cli import app
 from llmft_cli.cli.console import ChatScreen, Console
@@ -28,6 +29,8 @@ def command(arguments):
             console.note("a note")
             console.warn("a warning")
             advance(1, loss=1.0)
+    if "native" in arguments:
+        os.write(1, b"error detected")
     if "fail" in arguments:
         raise DataError("no rows")
     if "worker" in arguments:
@@ -74,6 +77,14 @@ def test_the_exit_code_is_that_of_the_command(arguments: list[str], code: int, t
     out = subprocess.DEVNULL if arguments == ["worker"] else subprocess.PIPE
     assert run(*arguments, folder=tmp_path, out=out, err=subprocess.PIPE) == code
     assert not is_done(tmp_path)
+
+
+def test_what_native_code_prints_is_no_part_of_a_result(tmp_path: Path) -> None:
+    """bitsandbytes wrote to stdout on a GPU whose memory was taken, and the JSON of gpu-check could not be read."""
+    program = [sys.executable, "-c", PROGRAM, "native", "--json"]
+    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True)
+    assert json.loads(done.stdout)["command"] == "train"
+    assert "error detected" in done.stderr
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "1</dev/null", "2>/dev/full"])

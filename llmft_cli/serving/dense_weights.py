@@ -73,6 +73,10 @@ def use_dense_weights(model: torch.nn.Module) -> bool:
 
     Adapters can still be disabled. The model is changed in place.
 
+    Args:
+        model: one that has not answered yet: bitsandbytes then packs 4-bit weights anew for processors with bf16
+            instructions, and they cannot be dequantised any more.
+
     Returns:
         Whether the weights fit in free RAM; if not, nothing is changed.
     """

@@ -191,11 +191,13 @@ def test_what_a_layer_keeps_until_its_backward_pass():
     angles = torch.randn(2, 1, 10, 16).unbind()
     for recompute in (False, True):
         block.recompute = recompute
-        context = layer(hidden, attention_mask=None, position_embeddings=angles).grad_fn
+        outputs = layer(hidden, attention_mask=None, position_embeddings=angles)
+        context = outputs.grad_fn
         assert [tensor.shape for tensor in context.saved_tensors] == [(10, HIDDEN)]
         assert (context.kept is None) == recompute
     block.recompute = False
-    kept = layer(hidden, attention_mask=None, position_embeddings=angles).grad_fn.kept
+    outputs = layer(hidden, attention_mask=None, position_embeddings=angles)
+    kept = outputs.grad_fn.kept
     attention, mlp = (
         {name: tuple(value.shape) for name, value in vars(part).items() if isinstance(value, torch.Tensor)} for part in kept
     )

@@ -25,6 +25,7 @@ from llmft_cli.data.encoding.overlength import OverlengthLosses, apply_policy, s
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Tokens
 from llmft_cli.data.forms.formats import Conversation, Document, RowError, Tokenised
 from llmft_cli.data.inputs import Chunk, Input, ParsedRow, chunks
+from llmft_cli.data.key_counts import KeyCounts
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.reading.rows import BadRow
 from llmft_cli.data.row_keys import duplicate_key, grouping_key, prompt_of
@@ -109,6 +110,7 @@ class IngestedRows:
     near_duplicates: NearDuplicates | None
     losses: OverlengthLosses = field(default_factory=OverlengthLosses)
     forms: Counter[str] = field(default_factory=Counter)
+    ignored_keys: KeyCounts = field(default_factory=KeyCounts)
     duplicates: int = 0
     split_documents: int = 0
     prompts: array[int] = field(default_factory=lambda: array("q"))
@@ -213,6 +215,8 @@ def finish_chunk(
             ingested.reject(row, str(error))
             continue
         ingested.forms[row.form] += 1
+        if row.ignored:
+            ingested.ignored_keys.add(row.ignored)
         for part in parts:
             if ingested.keep(row, part):
                 checked.append(checked_row(row, part, ingested.spool.supervised[-1]))

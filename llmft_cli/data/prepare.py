@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Incremented whenever the same rows would be prepared differently, so that older data is not reused.
-DATA_VERSION = 3
+DATA_VERSION = 4
 
 
 def prepare(

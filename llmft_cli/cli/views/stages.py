@@ -33,6 +33,7 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
                 "too long": overlength(run, result.overlength) if result.overlength["rows"] else None,
                 "documents split": f"{result.documents_split:,}" if result.documents_split else None,
                 "ignored keys": ignored_keys(run, result.ignored_keys),
+                "rows per answer": answer_rows(result.answer_rows) if result.answer_rows.get("conversations") else None,
                 "formats": ", ".join(f"{form} {count:,}" for form, count in result.forms.items()),
                 "tokens": f"{result.tokens['total']:,}, of which {result.tokens['supervised']:,} supervised",
                 "row lengths": "min {min}, median {median:g}, p95 {p95}, max {max} tokens".format(**result.lengths),
@@ -67,6 +68,12 @@ def ignored_keys(run: str, keys: Sequence[Mapping[str, Any]]) -> str | None:
     shown = ", ".join(f"{item['key']} ({format_count(item['rows'], 'row')})" for item in told[:MOST_KEYS_SHOWN])
     more = len(told) - MOST_KEYS_SHOWN
     return f"{shown} and {format_count(more, 'more key')} (see {run}/data/report.json)" if more > 0 else shown
+
+
+def answer_rows(counts: Mapping[str, Any]) -> str:
+    """How many conversations became several rows."""
+    conversations = format_count(counts["conversations"], "conversation")
+    return f"{conversations} became {counts['rows']:,} rows, since the template renders answers in another way later"
 
 
 def overlength(run: str, lost: Mapping[str, Any]) -> str:

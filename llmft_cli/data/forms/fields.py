@@ -102,7 +102,8 @@ def content_of(turn: dict[str, Any], key: str, where: str) -> str:
         refuse_media_part(part, place)
         if part.get("type") != "text":
             raise RowError(f"{place} has the type {shown(part.get('type'))}; only 'text' is supported")
-        texts.append(text_of(part, "text", place))
+        # LLaMA-Factory has the text under `value`.
+        texts.append(text_of(part, "value" if part.get("text") is None and "value" in part else "text", place))
     return "".join(texts)
 
 

@@ -33,6 +33,18 @@ def test_a_wrong_answer_that_is_marked_is_not_learned() -> None:
     assert trained_of({"conversations": shared}) == (False, False, False, True)
 
 
+def test_a_row_of_llama_factory() -> None:
+    """`loss_weight` was ignored, and a part's text under `value` was not found."""
+    turns = [
+        {"role": role, "content": [{"type": "text", "value": text}], "loss_weight": weight}
+        for role, text, weight in [
+            ("system", "s", 0.0), ("user", "q", 0.0), ("assistant", "a", 0.0), ("user", "q", 0.0), ("assistant", "a", 1.0)
+        ]
+    ]  # fmt: skip
+    expected = Conversation([SYSTEM, USER, ANSWER, USER, ANSWER], None, (False, False, False, False, True))
+    assert parse({"messages": turns, "extra_info": "x"}) == ("messages", expected)
+
+
 @pytest.mark.parametrize(
     "mark",
     [

@@ -62,7 +62,7 @@ def ignored_keys(row: dict[str, Any], form: str, columns: Mapping[str, str] | No
         if has_longer_turns(turns):
             name = columns.get(key, key) if columns else key
             found += [f"{name}[].{inner}" for inner in ignored_in_turns(turns)]
-    return tuple(map(shortened, found)) if found else ()
+    return tuple(dict.fromkeys(map(shortened, found))) if found else ()
 
 
 def used_keys(row: dict[str, Any], form: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -72,6 +72,11 @@ class Config:
         is_list=True,
         is_mapping=True,
     )
+    encoding: str = data_setting(
+        "auto",
+        "Encoding of text files, as in gb18030 or cp1252. auto is UTF-8, or what the bytes of a file show beyond doubt.",
+        **parsers.ENCODING,
+    )
     dataset_split: str = data_setting("train", "Split of a Hub dataset to read. Local files have no splits.")
     chat_template: str | None = data_setting(
         None,

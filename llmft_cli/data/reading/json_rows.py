@@ -8,8 +8,8 @@ from typing import Any
 
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.reading.compression import UTF_8_BOM, Consumed, ignore, lines
-from llmft_cli.data.reading.json_text import DECODER, UNFINISHED, JsonText, RefusedValue, json_error_text
-from llmft_cli.data.reading.rows import BadRow, Row, Source
+from llmft_cli.data.reading.json_text import DECODER, UNFINISHED, JsonText, RefusedValue, json_error_text, utf_8_error_text
+from llmft_cli.data.reading.rows import BadRow, Row, Source, UndecodableText
 
 # In JSON Lines the first key follows the brace; in a pretty-printed object the brace stands alone.
 LINE_OF_AN_OBJECT = re.compile(r"^\{[ \t]*\S", re.MULTILINE)
@@ -24,6 +24,7 @@ def read_jsonl(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Ba
     """One row per line; blank lines are skipped.
 
     Raises:
+        UndecodableText: a line is not UTF-8, and nothing says that the file is.
         DataError: a line is too long, or the file cannot be read.
     """
     name, decode = source.name, DECODER.decode
@@ -33,6 +34,8 @@ def read_jsonl(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Ba
         try:
             yield Row(name, line, decode(raw.decode()))
         except (ValueError, RecursionError) as error:
+            if isinstance(error, UnicodeDecodeError) and not source.encoding:
+                raise UndecodableText(f"{name} line {line}: {utf_8_error_text(error)}") from error
             # Concatenated files have byte order marks between their lines.
             bare = raw.removeprefix(UTF_8_BOM)
             if bare == raw:

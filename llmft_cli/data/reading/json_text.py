@@ -10,12 +10,13 @@ from typing import Any
 
 from llmft_cli.base.errors import DataError, first_line
 from llmft_cli.data.reading.compression import Consumed, check_length, chunks, ignore
-from llmft_cli.data.reading.rows import Source
+from llmft_cli.data.reading.rows import Source, UndecodableText
 
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 # A value that ends this close to the end of the text read so far may continue.
 MARGIN_CHARACTERS = 16
 UNFINISHED = object()
+NOT_UTF_8 = "not UTF-8"
 
 
 class RefusedValue(ValueError):
@@ -56,7 +57,7 @@ def json_error_text(error: ValueError | RecursionError) -> str:
 
 def utf_8_error_text(error: UnicodeDecodeError) -> str:
     """What is wrong in a line that is not UTF-8."""
-    return f"not UTF-8 (byte {error.object[error.start]:#04x} in column {error.start + 1})"
+    return f"{NOT_UTF_8} (byte {error.object[error.start]:#04x} in column {error.start + 1})"
 
 
 class JsonText:
@@ -153,7 +154,7 @@ class JsonText:
                 parts.append(self._decode(chunk, self.ended))
             except UnicodeDecodeError as error:
                 line = self._first_line + "".join(parts).count("\n") + error.object.count(b"\n", 0, error.start)
-                raise DataError(
+                raise UndecodableText(
                     f"{self.source.name} line {line} is not UTF-8 (byte {error.object[error.start]:#04x})"
                 ) from error
             wanted -= len(parts[-1])

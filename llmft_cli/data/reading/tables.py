@@ -11,8 +11,8 @@ from typing import Any
 from llmft_cli.base.errors import DataError, first_line
 from llmft_cli.data.reading import compression
 from llmft_cli.data.reading.compression import UTF_8_BOM, Consumed, check_length, ignore, lines_with_ends, unpacked_file
-from llmft_cli.data.reading.json_text import utf_8_error_text
-from llmft_cli.data.reading.rows import BadRow, Row, Source
+from llmft_cli.data.reading.json_text import NOT_UTF_8, utf_8_error_text
+from llmft_cli.data.reading.rows import BadRow, Row, Source, UndecodableText
 
 COLUMN_NAME_CHARACTERS = 200
 BATCH_ROWS = 256
@@ -106,7 +106,10 @@ def text_lines(source: Source, record: Record, consumed: Consumed) -> Iterator[s
         try:
             yield bare.decode()
         except UnicodeDecodeError as error:
+            if not source.encoding:
+                raise UndecodableText(f"{source.name} line {line}: {utf_8_error_text(error)}") from error
             record.problem = utf_8_error_text(error) + place
+            # The record is rejected: this only finds where it ends.
             yield bare.decode(errors="replace")
 
 
@@ -118,7 +121,8 @@ def check_header(source: Source, record: Record, header: Sequence[str]) -> None:
     """
     where = f"{source.name} line {record.line}"
     if record.problem:
-        raise DataError(f"{where}: header: {record.problem}")
+        kind = UndecodableText if record.problem.startswith(NOT_UTF_8) else DataError
+        raise kind(f"{where}: header: {record.problem}")
     if len(header) == 1 and (other := re.search("[;,\t|]", header[0])):
         names = {";": "semicolons", ",": "commas", "\t": "tabs", "|": "vertical bars"}
         raise DataError(

@@ -151,7 +151,8 @@ def test_csv_errors(tmp_path: Path) -> None:
     ]
     assert refusal(tmp_path / "a.csv", 'prompt,n\na,1\n"b,2\nc,3\n') == "line 3: a quote is never closed"
     latin_1 = b"prompt,n\n" + b"a,1\n" * 5000 + b"\xe4,1\n"
-    assert rows_of(tmp_path / "a.csv", latin_1)[-1] == (5002, "not UTF-8 (byte 0xe4 in column 1)")
+    cure = "if the file is not UTF-8, name its encoding: --encoding cp1252"
+    assert rows_of(tmp_path / "a.csv", latin_1)[-1] == (5002, f"not UTF-8 (byte 0xe4 in column 1); {cure}")
     assert rows_of(tmp_path / "a.csv", "prompt,completion\n") == []
 
 

@@ -16,6 +16,7 @@ TYPE_NAMES = {
     str: "text",
     list: "a list",
     dict: "an object",
+    bytes: "binary data that is not UTF-8",
 }
 
 

@@ -170,7 +170,7 @@ def suffix_of_content(head: bytes) -> str:
     if text.startswith((b"{", b"[")):
         return ".json"
     first = text.split(b"\n", 1)[0].decode(errors="replace")
-    for suffix, separator in ((".csv", ","), (".tsv", "\t")):
+    for suffix, separator in ((".csv", ","), (".csv", ";"), (".tsv", "\t")):
         columns = next(csv.reader([first], delimiter=separator), [])
         if len(columns) > 1 and COLUMN_NAMES & {column.strip().lower() for column in columns}:
             return suffix

@@ -10,11 +10,12 @@ from llmft_cli.base.errors import DataError, first_line
 from llmft_cli.base.network import hub_is_reachable
 from llmft_cli.data.reading import compression
 from llmft_cli.data.reading.compression import UTF_8_BOM, Consumed, chunks, ignore
+from llmft_cli.data.reading.csv_rows import read_csv
 from llmft_cli.data.reading.encodings import Recognition, recognise
 from llmft_cli.data.reading.json_rows import read_json, read_jsonl
 from llmft_cli.data.reading.json_text import NOT_UTF_8
 from llmft_cli.data.reading.rows import UTF_8, BadRow, Row, Source, UndecodableText
-from llmft_cli.data.reading.tables import read_arrow, read_csv, read_parquet
+from llmft_cli.data.reading.tables import read_arrow, read_parquet
 
 
 def read(

@@ -67,13 +67,13 @@ BAD_FILES = {
     "empty.json": "{file} is empty",
     "gzip.jsonl": "{file} is gzip data",
     "missing-comma.json": "{file} line 3: malformed JSON: Expecting ',' delimiter in column 1",
+    "no-header.csv": "{file} line 1: the first line looks like a row, not like a header: 'Who wrote Emma?'",
     "not-gzip.jsonl.gz": "{file} is not gzip data, despite its name",
     "not-parquet.parquet": "{file} is not a readable Parquet file: Parquet magic bytes not found in footer. "
     "Either the file is corrupted or this is not a parquet file.",
     "not-utf8.txt": "{file} line 2 is not UTF-8 (byte 0xdf)",
     "only-a-bom.json": "{file} is empty",
     "same-column-twice.csv": "{file} line 1: the column 'prompt' appears more than once",
-    "semicolons.csv": "{file} line 1: the columns of the header 'prompt;completion' are separated by semicolons",
     "text-after-array.json": "{file} line 2: malformed JSON: Extra data in column 1",
     "trailing-comma.json": "{file} line 3: malformed JSON: Illegal trailing comma before end of array in column 133",
     "truncated-array.json": "{file} line 3: malformed JSON: unexpected end",
@@ -377,23 +377,25 @@ REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
     "text behind wrapped rows": ("a.json", '{"data": [{}]}x', " line 1: malformed JSON: Extra data in column 15", ""),
     "column twice": ("a.csv", "a,b,a\n1,2,3", " line 1: the column 'a' appears more than once", ""),
     "column without a name": ("a.csv", "a, ,b\n1,2,3", " line 1: column 2 of the header has no name", ""),
-    "semicolons": (
-        "a.csv",
-        "a;b\n1;2",
-        " line 1: the columns of the header 'a;b' are separated by semicolons",
-        "use commas in .csv and tabs in .tsv",
-    ),
-    "commas in .tsv": (
-        "a.tsv",
-        "a,b\n1,2",
-        " line 1: the columns of the header 'a,b' are separated by commas",
-        "use commas in .csv and tabs in .tsv",
-    ),
     "no header": (
         "a.csv",
         "a" * 300 + ",b\nc,d",
         f" line 1: not a header: column 1 has 300 characters ({'a' * 30!r}...)",
         "the first line of a table names its columns, such as prompt,completion",
+    ),
+    "sentences as a header": (
+        "a.csv",
+        "What is it?;A cat.\nWho?;Me.",
+        " line 1: the first line looks like a row, not like a header: 'What is it?'",
+        "the first line of a table names its columns, such as prompt,completion; "
+        "if it does, say which is which: --columns prompt=NAME,completion=NAME",
+    ),
+    "messages as a header": (
+        "a.csv",
+        "id,\"[{'role': 'user', 'content': 'q'}]\"\n2,\"[{'role': 'user', 'content': 'q'}]\"",
+        " line 1: the first line looks like a row, not like a header: \"[{'role': 'u...ntent': 'q'}]\"",
+        "the first line of a table names its columns, such as prompt,completion; "
+        "if it does, say which is which: --columns prompt=NAME,completion=NAME",
     ),
     "Latin-1 header": ("a.csv", b"pr\xe4,c\na,b", " line 1: header: not UTF-8 (byte 0xe4 in column 3)", CURE),
 }

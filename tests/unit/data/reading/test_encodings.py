@@ -1,5 +1,7 @@
 """Files in other encodings than UTF-8: recognised, named by the user, or refused with the likely names."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import gzip

@@ -267,11 +267,12 @@ ROW = {"text": "a"}
         (b'\xef\xbb\xbf\n{"text": "a"}\n{"text": "a"}\n', ".json", [(2, ROW), (3, ROW)]),
         (b'[{"text": "a"},\n{"text": "a"}]', ".json", [(1, ROW), (2, ROW)]),
         (b"prompt,completion\na,b\n", ".csv", [(2, {"prompt": "a", "completion": "b"})]),
-        (b"id\tText\n1\ta\n", ".tsv", [(2, {"id": "1", "Text": "a"})]),
+        (b"id\tText\n1\ta\n", ".tsv", [(2, {"id": "1", "text": "a"})]),
+        (b"prompt;completion\na;b\n", ".csv", [(2, {"prompt": "a", "completion": "b"})]),
         (b"Once upon a time, there was\na text.", ".txt", [(1, {"text": "Once upon a time, there was\na text."})]),
         (b"text", ".txt", [(1, {"text": "text"})]),
     ],
-    ids=["object", "lines", "array", "csv", "tsv", "prose", "word"],
+    ids=["object", "lines", "array", "csv", "tsv", "semicolons", "prose", "word"],
 )
 def test_standard_input_is_known_by_its_content(
     content: bytes, kind: str, rows: list[tuple[int, Any]], monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from collections import Counter
@@ -60,6 +61,35 @@ def utf_8_error_text(error: UnicodeDecodeError) -> str:
     return f"{NOT_UTF_8} (byte {error.object[error.start]:#04x} in column {error.start + 1})"
 
 
+def beginning_of(text: str, position: int) -> tuple[Any, int]:
+    """As much of the value at a position as the text has, and where that ends; an unfinished text is None."""
+    position = after_space(text, position)
+    with contextlib.suppress(ValueError):
+        value: Any
+        value, position = DECODER.raw_decode(text, position)
+        return value, position
+    opening = text[position : position + 1]
+    if opening not in ("{", "["):
+        return None, len(text)
+    items: list[Any] = []
+    pairs: dict[str, Any] = {}
+    while position < len(text) and text[position] in "{[,":
+        value, position = beginning_of(text, position + 1)
+        if opening == "{":
+            key, colon = value, after_space(text, position)
+            value, position = beginning_of(text, colon + 1)
+            if isinstance(key, str) and colon < len(text):
+                pairs[key] = value
+        else:
+            items.append(value)
+        position = after_space(text, position)
+    return pairs if opening == "{" else items, len(text)
+
+
+def after_space(text: str, position: int) -> int:
+    return JSON_SPACE.match(text, position).end()  # type: ignore[union-attr]
+
+
 class JsonText:
     """The text of a JSON file; only the part being decoded is in memory.
 
@@ -91,7 +121,7 @@ class JsonText:
         skipped, line = 0, self.line()
         while True:
             start = self.position
-            self.position = JSON_SPACE.match(self.text, start).end()  # type: ignore[union-attr]
+            self.position = after_space(self.text, start)
             if self.position < len(self.text):
                 return self.text[self.position]
             if self.ended:
@@ -134,6 +164,10 @@ class JsonText:
                 return UNFINISHED
             check_length(self.source, self.line(), size)
             self._grow()
+
+    def beginning(self) -> Any:
+        """As much of the next value as is in memory."""
+        return beginning_of(self.text, self.position)[0]
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether an error may go away after reading more of the file."""

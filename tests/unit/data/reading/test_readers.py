@@ -616,6 +616,10 @@ def test_damage_is_told_in_one_line_and_nothing_else_happens(form: str, packing:
 
 def test_a_large_wrapper_of_rows_with_something_beside_them(tmp_path: Path) -> None:
     rows = ",\n".join(f'{{"text": "{"a" * 1000}"}}' for _ in range(5000))
-    assert refusal(tmp_path / "a.json", f'{{"data": [{rows}],\n"version": 2}}') == (
-        "line 5000: malformed JSON: Expecting only the rows under 'data' in column 1014"
+    assert len(rows_of(tmp_path / "a.json", f'{{"data": [{rows}],\n"version": 2}}')) == 5000
+    assert refusal(tmp_path / "a.json", f'{{"data": [{rows}],\n"version" 2}}') == (
+        "line 5001: malformed JSON: Expecting ':' delimiter in column 11"
+    )
+    assert refusal(tmp_path / "a.json", f'{{"data": [{rows}],\n"more": [{rows[:1012]}]}}') == (
+        "holds rows under 'data' and under 'more'"
     )

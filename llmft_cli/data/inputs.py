@@ -132,9 +132,10 @@ def chunks(
         DataError: a source cannot be read.
     """
     columns = parse_columns(config.columns) if config.columns else None
+    told = note if config.encoding == AUTO else lambda text: None
     chunk = Chunk()
     for number, item in enumerate(inputs):
-        rows = chain.from_iterable(read(source, config.dataset_split, consumed, note) for source in item.sources)
+        rows = chain.from_iterable(read(source, config.dataset_split, consumed, told) for source in item.sources)
         for row in islice(rows, item.max_rows):
             item.read += 1
             chunk.add(parse_row(number, row, encoder, config.format, columns))

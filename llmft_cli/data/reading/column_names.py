@@ -29,7 +29,7 @@ def known_names(names: Sequence[str], given: Collection[str]) -> list[str]:
     Args:
         given: names that the user gives; they stay as they are.
     """
-    return changed(changed(names, str.strip, given), as_known, given)
+    return changed(changed(names, str.strip, given), as_known, {*given, *(name.strip() for name in given)})
 
 
 def as_known(name: str) -> str:

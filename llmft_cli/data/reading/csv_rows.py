@@ -51,7 +51,9 @@ def read_csv(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadR
     """
     csv.field_size_limit(2 * compression.MAX_ROW_BYTES)
     record = Record()
-    reader = csv.reader(text_lines(source, record, consumed), delimiter=separator_of(source), strict=True)
+    separator, spaced = separator_of(source)
+    lines = text_lines(source, record, consumed)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=spaced, strict=True)
     header: list[str] = []
     names: list[str] = []
     while True:
@@ -102,13 +104,16 @@ def text_lines(source: Source, record: Record, consumed: Consumed) -> Iterator[s
             yield bare.decode(errors="replace")
 
 
-def separator_of(source: Source) -> str:
-    """What separates the columns: that of the file type, unless the first line shows another."""
+def separator_of(source: Source) -> tuple[str, bool]:
+    """What separates the columns, and whether a space follows it: as in the first line, else as the file type has it."""
     own = SEPARATORS[source.suffix]
     lines = (line.removeprefix(UTF_8_BOM) for line in lines_with_ends(source))
-    header = [next((line for line in lines if line.strip()), b"").decode(errors="replace")]
-    known = (own, *(separator for separator in OTHER_SEPARATORS if separator != own))
-    return next((separator for separator in known if len(next(csv.reader(header, delimiter=separator), [])) > 1), own)
+    first = next((line for line in lines if line.strip()), b"").decode(errors="replace")
+    for separator in (own, *OTHER_SEPARATORS):
+        names = next(csv.reader([first], delimiter=separator), [])
+        if len(names) > 1:
+            return separator, all(name.startswith(" ") for name in names[1:])
+    return own, False
 
 
 def names_of(source: Source, record: Record, header: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from llmft_cli.data.reading.detection import (
     HEAD_BYTES,
     detected,
     refuse_other_files,
+    refuse_packed,
     suffix_of_content,
     with_encoding,
 )
@@ -138,9 +139,11 @@ def file_source(name: str, path: Path, encoding: str = "") -> Source:
     if what := NOT_FILES.get(stat.S_IFMT(state.st_mode)):
         raise DataError(f"{name} is {what}, not a file", f"pass its rows through standard input: llmft prepare - < {name}")
     suffix, compression = suffix_and_compression(path)
-    if suffix not in SUFFIXES:
-        raise DataError(f"{name} has an unknown file type", SUPPORTED)
     source = Source(name, path, suffix, compression, state.st_size)
+    if suffix not in SUFFIXES:
+        if not compression:
+            refuse_packed(source, read_head(source))
+        raise DataError(f"{name} has an unknown file type", SUPPORTED)
     head = read_head(replace(source, compression=""))
     if not head:
         raise DataError(f"{name} is empty")

@@ -365,6 +365,9 @@ REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
     "Git LFS pointer of a table": ("a.parquet", POINTER, " is a Git LFS pointer, not the data itself", "{pull}"),
     "Git LFS pointer of a gzip file": ("a.json.gz", POINTER, " is a Git LFS pointer, not the data itself", "{pull}"),
     "Excel workbook": ("a.csv", b"PK\x03\x04..[Content_Types].xml", " is an Excel workbook", "save its sheet as CSV"),
+    "workbook": ("a.xlsx", b"PK\x03\x04..xl/workbook.xml", " is an Excel workbook", "save its sheet as CSV"),
+    "archive": ("a.zip", b"PK\x03\x04...", " is zip data", "unpack it first"),
+    "Parquet without a type": ("a", b"PAR1...", " is Parquet data", "rename it to end in .parquet"),
     "zip under the name of a table": ("a.parquet", b"PK\x03\x04...", " is zip data", "unpack it first"),
     "Parquet under the name of Arrow": ("a.arrow", b"PAR1...", " is Parquet data", "rename it to end in .parquet"),
     "broken second object": (

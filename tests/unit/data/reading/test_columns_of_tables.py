@@ -44,9 +44,11 @@ def test_names_are_known_in_another_spelling(names: list[str], given: list[str],
 def test_a_header_with_spaces_and_capitals(tmp_path: Path) -> None:
     """`Instruction, Output` used to be the keys `Instruction` and ` Output`, which no format has."""
     path = tmp_path / "a.csv"
-    path.write_text("Instruction, Output\nq, a\n")
-    assert values_of(path) == [{"instruction": "q", "output": " a"}]
-    assert parse(values_of(path)[0])[0] == "alpaca"
+    path.write_text('Instruction, Output\nq, a\n"q", "a, ""b"""\n')
+    assert values_of(path) == [{"instruction": "q", "output": "a"}, {"instruction": "q", "output": 'a, "b"'}]
+    assert parse(values_of(path)[0]) == ("alpaca", Conversation(TURNS))
+    path.write_text("id,Instruction, Output\n1,q, a\n")
+    assert values_of(path) == [{"id": "1", "instruction": "q", "output": " a"}]
 
 
 def test_columns_may_name_a_column_that_begins_with_a_space(tmp_path: Path) -> None:

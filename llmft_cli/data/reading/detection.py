@@ -11,6 +11,8 @@ from pathlib import Path
 from llmft_cli.base.errors import DataError
 from llmft_cli.base.file_checks import LFS_POINTER, lfs_cure
 from llmft_cli.data.reading.compression import BINARY_SUFFIXES, COMPRESSIONS, UTF_8_BOM
+from llmft_cli.data.reading.json_layouts import layout_of
+from llmft_cli.data.reading.json_text import beginning_of
 from llmft_cli.data.reading.rows import UTF_8, Source
 
 HEAD_BYTES = 8192
@@ -137,12 +139,15 @@ def decoded(head: bytes) -> str:
 def is_one_value(head: bytes) -> bool:
     """Whether a file named as JSON Lines is an array: one that goes on after the first line, or is the only line.
 
-    Also an object that begins with a brace on a line of its own.
+    Also an object that begins with a brace on a line of its own, or holds the rows in a layout of `json_layouts`.
     """
     try:
         first, _, others = head.removeprefix(UTF_8_BOM).decode(errors="replace").lstrip().partition("\n")
         if first.strip() == "{" and others.lstrip().startswith('"'):
             return True
+        if first.startswith("{"):
+            value, _ = beginning_of(first, 0)
+            return layout_of(value) is not None
         if not first.startswith("["):
             return False
         if not others and len(head) == HEAD_BYTES:

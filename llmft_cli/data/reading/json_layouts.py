@@ -13,7 +13,9 @@ from llmft_cli.data.reading.rows import BadRow, Row
 ENVELOPES = frozenset({"data", "rows", "examples", "train", "instances", "items", "records", "samples", "dataset"})
 SPLITS = frozenset({"train", "test", "validation", "valid", "dev", "eval"})
 ROW_KEYS = (KNOWN | {"conversation"}) - ENVELOPES
-# A message of a conversation has one of these, a row has none.
+# What a message of a conversation has.
+MESSAGES = (frozenset({"role", "content"}), frozenset({"role", "parts"}), frozenset({"from", "value"}))
+# One of these makes an object a part of a conversation if no other rows are around it.
 SPEAKERS = frozenset({"role", "from", "speaker", "author", "human", "user", "assistant", "gpt", "bot"})
 # An object with one of these has lists as cells.
 LIST_CELLS = frozenset({"input_ids", "messages", "conversations"})
@@ -43,7 +45,7 @@ def layout_of(value: Mapping[str, Any]) -> Layout | None:
     lists = [key for key, part in value.items() if holds_rows(key, part)]
     if len(lists) > 1:
         return Layout("splits", ", ".join(map(repr, lists)))
-    alone = len(values) == 1 and isinstance(values[0], list) and not is_turn(next(iter(values[0]), None))
+    alone = len(values) == 1 and isinstance(values[0], list) and not has_speaker(next(iter(values[0]), None))
     if lists or alone:
         return Layout("wrapped", next(iter(lists or value)))
     return Layout("keyed") if is_keyed(values) else None
@@ -73,16 +75,20 @@ def is_by_columns(value: Mapping[str, Any]) -> bool:
 
 
 def is_keyed(values: list[Any]) -> bool:
-    """Whether each of the values is a row."""
-    if not values or not all(isinstance(part, dict) and part for part in values) or is_turn(values[0]):
+    """Whether each of the values is a row: an object, or the messages of a conversation."""
+    if not values or not all(isinstance(part, dict | list) and part for part in values):
         return False
-    are_alike = len(values) > 1 and values[0].keys() == values[-2 if len(values) > 2 else -1].keys()
-    return are_alike or has_row_keys(values[0])
+    first, others = values[0], values[1:-1] or values[1:]  # the last may be cut
+    if isinstance(first, list):
+        return bool(others) and all(isinstance(part, list) and is_message(part[0]) for part in values)
+    if has_speaker(first) or not all(isinstance(part, dict) for part in values):
+        return False
+    return has_row_keys(first) or (bool(others) and others[-1].keys() == first.keys())
 
 
 def holds_rows(key: str, value: Any) -> bool:
     """Whether a member of an object is a list of rows, not of the messages of one conversation or of anything else."""
-    if not isinstance(value, list) or not value or not isinstance(value[0], dict) or is_turn(value[0]):
+    if not isinstance(value, list) or not value or not isinstance(value[0], dict) or is_message(value[0]):
         return False
     return key in ENVELOPES | SPLITS or has_row_keys(value[0])
 
@@ -91,11 +97,15 @@ def has_row_keys(value: Mapping[str, Any]) -> bool:
     return not KNOWN.isdisjoint(value) or is_article(value)
 
 
-def is_turn(value: Any) -> bool:
-    """Whether a value is a message of a conversation."""
-    if not isinstance(value, dict) or SPEAKERS.isdisjoint(value):
+def is_message(value: Any) -> bool:
+    """Whether a value is a message of a conversation, and not a row or a part of a tree of messages."""
+    if not isinstance(value, dict) or not any(keys <= value.keys() for keys in MESSAGES):
         return False
     return KNOWN.isdisjoint(value.keys() - {"content", "text", "tools"}) and not {"parent_id", "message_id"} & value.keys()
+
+
+def has_speaker(value: Any) -> bool:
+    return isinstance(value, dict) and not SPEAKERS.isdisjoint(value)
 
 
 def is_article(value: Any) -> bool:

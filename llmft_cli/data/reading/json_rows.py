@@ -10,7 +10,7 @@ from typing import Any
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.reading.column_names import check_names, known_names
 from llmft_cli.data.reading.compression import UTF_8_BOM, Consumed, ignore, lines
-from llmft_cli.data.reading.json_layouts import Layout, holds_rows, is_turn, layout_of, unwrapped
+from llmft_cli.data.reading.json_layouts import Layout, holds_rows, is_message, layout_of, unwrapped
 from llmft_cli.data.reading.json_text import DECODER, UNFINISHED, JsonText, RefusedValue, json_error_text, utf_8_error_text
 from llmft_cli.data.reading.rows import BadRow, Row, Source, UndecodableText
 
@@ -147,7 +147,7 @@ def layout_of_array(text: JsonText) -> Layout:
             f"{text.source.name} holds rows without names of columns: {reprlib.repr(first)}",
             "write it with names, in pandas: to_json(FILE, orient='records', lines=True)",
         )
-    return Layout("values" if is_turn(first) else "array")
+    return Layout("values" if is_message(first) else "array")
 
 
 def has_lines_of_objects(text: JsonText) -> bool:

@@ -166,8 +166,11 @@ class JsonText:
             self._grow()
 
     def beginning(self) -> Any:
-        """As much of the next value as is in memory."""
-        return beginning_of(self.text, self.position)[0]
+        """As much of the next value as is in memory; an empty object if it is nested too deeply."""
+        try:
+            return beginning_of(self.text, self.position)[0]
+        except RecursionError:
+            return {}
 
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether an error may go away after reading more of the file."""

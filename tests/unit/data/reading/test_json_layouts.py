@@ -83,6 +83,20 @@ FILES: dict[str, tuple[Any, list[Any]]] = {
     "keyed": ({f"id{number}": row for number, row in enumerate(ROWS)}, ROWS),
     "keyed, one": ({"id1": ROWS[0]}, ROWS[:1]),
     "keyed conversations": ({"a": {"messages": TURNS}, "b": {"messages": TURNS}}, [{"messages": TURNS}] * 2),
+    "keyed lists of messages": ({"a": TURNS, "b": TURNS, "c": SPEECH}, [TURNS, TURNS, SPEECH]),
+    "one conversation of questions and answers": (
+        {"conversation": [{"human": "q", "assistant": "a"}]},
+        [{"conversation": [{"human": "q", "assistant": "a"}]}],
+    ),
+    "rows of questions and answers": ([{"user": "q", "assistant": "a"}] * 2, [{"user": "q", "assistant": "a"}] * 2),
+    "rows with a role": (
+        [{"role": "chef", "instruction": "q", "output": "a"}],
+        [{"role": "chef", "instruction": "q", "output": "a"}],
+    ),
+    "parts of a tree of messages": (
+        [{"role": "user", "content": "q", "message_id": "1", "parent_id": None}],
+        [{"role": "user", "content": "q", "message_id": "1", "parent_id": None}],
+    ),
     "keyed, of unknown names": ({"a": {"frage": "q"}, "b": {"frage": "r"}}, [{"frage": "q"}, {"frage": "r"}]),
     "records of pandas": (ROWS, ROWS),
     "split of pandas": (
@@ -121,11 +135,20 @@ def values_of(path: Path) -> list[Any]:
     return [row.value if isinstance(row, Row) else row.reason for row in rows]
 
 
-@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(("name", "indent"), [("a.json", None), ("a.json", 1), ("a.jsonl", None), ("a.jsonl", 1)])
 @pytest.mark.parametrize("kind", FILES)
-def test_the_rows_of_a_layout(kind: str, indent: int | None, tmp_path: Path) -> None:
+def test_the_rows_of_a_layout(kind: str, name: str, indent: int | None, tmp_path: Path) -> None:
     value, rows = FILES[kind]
-    assert values_of(written(tmp_path / "a.json", value, indent)) == rows
+    assert values_of(written(tmp_path / name, value, indent)) == rows
+
+
+def test_a_value_that_is_nested_too_deeply(tmp_path: Path) -> None:
+    deep = '{"a":' * 300_000
+    for name in ("a.json", "a.jsonl"):
+        (tmp_path / name).write_text(deep)
+    with pytest.raises(DataError, match=r"a\.json line 1: malformed JSON: nested too deeply$"):
+        values_of(tmp_path / "a.json")
+    assert values_of(tmp_path / "a.jsonl") == ["malformed JSON: nested too deeply"]
 
 
 @pytest.mark.parametrize("kind", FILES)

@@ -100,6 +100,7 @@ class IngestedRows:
     Attributes:
         prompts: for each kept row a key that rows with the same prompt share.
         contents: the same for rows with the same tokens, which may differ in what is supervised.
+        styles: number of rows that were read back from rendered text, by the style of the template.
     """
 
     inputs: list[Input]
@@ -109,6 +110,7 @@ class IngestedRows:
     near_duplicates: NearDuplicates | None
     losses: OverlengthLosses = field(default_factory=OverlengthLosses)
     forms: Counter[str] = field(default_factory=Counter)
+    styles: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     split_documents: int = 0
     prompts: array[int] = field(default_factory=lambda: array("q"))
@@ -128,6 +130,12 @@ class IngestedRows:
     @property
     def bad(self) -> int:
         return self.rejections.reasons.total()
+
+    def count_form(self, row: ParsedRow) -> None:
+        style = row.example.style if isinstance(row.example, Conversation) else ""
+        self.forms[f"{row.form} (rendered: {style})" if style else row.form] += 1
+        if style:
+            self.styles[style] += 1
 
     def reject(self, row: ParsedRow, reason: str) -> None:
         self.inputs[row.input].rejected += 1
@@ -212,7 +220,7 @@ def finish_chunk(
         except RowError as error:
             ingested.reject(row, str(error))
             continue
-        ingested.forms[row.form] += 1
+        ingested.count_form(row)
         for part in parts:
             if ingested.keep(row, part):
                 checked.append(checked_row(row, part, ingested.spool.supervised[-1]))

@@ -33,12 +33,13 @@ from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
+from llmft_cli.settings.quantities import format_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Incremented whenever the same rows would be prepared differently, so that older data is not reused.
-DATA_VERSION = 3
+DATA_VERSION = 4
 
 
 def prepare(
@@ -163,6 +164,8 @@ def fill(data: Path, inputs: list[Input], encoder: ConversationEncoder, config: 
         ingested = IngestedRows(inputs, spool, rejections, Checks(byte_token_ids(encoder.tokenizer)), near_duplicates)
         ingest_rows(ingested, encoder, config, reporter)
         check_ingested(ingested, config)
+        for style, count in ingested.styles.most_common():
+            reporter.note(f"{format_count(count, 'row')} of rendered text ({style}) read as conversations")
         result = write_data(data, ingested, encoder, config)
     shutil.rmtree(scratch)
     return result

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data.checks import answers, languages, secrets, texts, tokens
+from llmft_cli.data.checks import answers, languages, leftovers, secrets, texts, tokens
 from llmft_cli.data.checks.excerpts import context, excerpt
 from llmft_cli.data.checks.languages import Sampled
 from llmft_cli.data.checks.rows import CheckedRow, Joined, Match, Texts
@@ -31,6 +31,12 @@ MEANINGS = {
     ),
     "mojibake": ("warning", "wrongly decoded text (UTF-8 read as another encoding): read the source again as UTF-8"),
     "control_characters": ("warning", "control or invisible characters, which the model learns to write: remove them"),
+    "rendered_text": (
+        "warning",
+        "markers of a chat template in the text, learned as plain text: remove them, or give the turns as messages",
+    ),
+    "placeholders": ("warning", "names in double braces, as in a template that was not filled: fill them or remove the rows"),
+    "json_documents": ("note", "documents that are JSON, learned as raw text: rows in JSON belong in a .jsonl file"),
     "refusals": ("warning", "answers that refuse or mention being an AI, which the model learns: remove unwanted ones"),
     "empty_answers": ("warning", "answers that say nothing: remove the rows, or write an answer"),
     "copied_answers": (
@@ -141,8 +147,12 @@ class Checks:
             ("emails", texts.email_candidates, texts.find_email),
             ("mojibake", texts.mojibake_candidates, texts.find_mojibake),
             ("control_characters", texts.control_candidates, texts.find_control),
+            ("rendered_text", leftovers.marker_candidates, leftovers.find_marker),
         ):
             yield check, found_in(everything, candidates(joined), find)
+        unfilled = found_in(everything, leftovers.placeholder_candidates(joined), leftovers.find_placeholder)
+        yield "placeholders", (match for match in unfilled if rows[match.row].answers)
+        yield "json_documents", leftovers.json_documents(rows)
         empty, short = answers.trivial_answers(rows, answered)
         yield "empty_answers", empty
         yield "short_answers", short

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmft_cli.data.checks import CheckedRow, Checks, Finding, byte_token_ids
 from llmft_cli.data.checks.findings import MEANINGS
+from llmft_cli.data.checks.languages import language
 from llmft_cli.data.checks.secrets import masked
 
 PROSE = "The lamp on the hill turns all night, and the keeper counts the ships that answer."
@@ -124,7 +125,9 @@ FOUND = {
         (answer, answer.strip())
         for answer in ("ok", "OK.", "n/a", "N/A", "None", "...", "-", "?!", "I don\u2019t know.", "<nooutput>", "。")
     ],
-    "short_answers": [(answer, answer) for answer in ("Yes.", "42", "-3.5", "positive", "B)", "+", "是")],
+    "short_answers": [
+        (answer, answer) for answer in ("Yes.", "42", "-3.5", "positive", "B)", "+", "是", "积极", "はい。", "ใช่")
+    ],
     "repetitions": [
         ("I like it very much.\n" * 12, "I like it very much."),
         ("Here is what I think. " + "It is good to be good. " * 9, "It is good to be good."),
@@ -172,7 +175,15 @@ NOT_FOUND = {
         "x" * 300 + " As an AI language model, I do not eat.",
     ],
     "empty_answers": ["Yes.", "42", "okra", "+", "No idea is bad if it is tried.", ""],
-    "short_answers": ["Two words", "", "A full sentence is here to be read."],
+    "short_answers": [
+        "Two words",
+        "",
+        "A full sentence is here to be read.",
+        "今天天气很好。",
+        "今日は天気がいいです",
+        "วันนี้อากาศดีมาก",
+        "ថ្ងៃនេះអាកាសធាតុល្អណាស់",
+    ],
     "repetitions": [
         PROSE * 2,
         "| a | b | c |\n|---|---|---|\n" + "|   |   |   |\n" * 20,
@@ -322,6 +333,13 @@ def test_languages() -> None:
     assert [example["line"] for example in mix.examples] == [1, 2]
     assert (switch.check, switch.count) == ("language_switch", 2)
     assert findings_of([conversation(PROSE, question, line) for line in range(1, 400)]) == []
+
+
+def test_vowel_signs_are_part_of_words() -> None:
+    """Marathi counted as Hindi, because its vowel signs were left out."""
+    marathi = "आज हवामान खूप छान आहे आणि आम्ही बाजारात जाऊन भाज्या खरेदी करू. तुम्ही माझ्यासोबत याल का?"
+    assert language(marathi) == "mr"
+    assert language("الطَّقْسُ جَمِيلٌ جِدًّا الْيَوْمَ وَسَنَذْهَبُ إِلَى السُّوقِ") == "ar"
 
 
 def test_the_sample_of_languages_is_spread_and_bounded() -> None:

@@ -20,6 +20,7 @@ from llmft_cli.data.ingestion import IngestedRows, Rejections, ingest_rows
 from llmft_cli.data.inputs import Input, find_inputs
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.output import write_data
+from llmft_cli.data.reading.json_in_text import with_json_suffix
 from llmft_cli.data.reading.rows import Source
 from llmft_cli.data.reading.sources import STDIN_NAME
 from llmft_cli.data.report.summary import PrepareResult, read_result
@@ -67,6 +68,9 @@ def prepare(
     """
     refuse_foreign(run)
     inputs = find_inputs(names, config)
+    if config.format != "text":
+        for item in inputs:
+            item.sources = [with_json_suffix(source, reporter) for source in item.sources]
     source = model_source.resolve(
         config.model, reporter, weights=False, revision=config.revision, trust_remote_code=config.trust_remote_code
     )

@@ -669,3 +669,13 @@ def test_the_reporter_tells_of_rendered_text(write: Any, tokenizer_dir: Path, ru
     rows = [{"text": f"### Human: {number}?### Assistant: {number}."} for number in range(3)]
     prepare(run, [str(write(rows))], config.resolve({"model": str(tokenizer_dir), "val_size": 0}), Listening())
     assert "3 rows of rendered text (### Human: / ### Assistant:) read as conversations" in told
+
+
+def test_json_lines_in_a_text_file_are_rows(write: Any, do_prepare: Prepare, tmp_path: Path) -> None:
+    """A .txt with a JSON object a line became one document, braces and all."""
+    file = write([chat(number) for number in range(4)], "chats.txt")
+    result = do_prepare(file, val_size=0)
+    assert (result.forms, result.sources[0]["name"]) == ({"messages": 4}, str(file))
+    raw = do_prepare(file, val_size=0, format="text", into=RunDir(tmp_path / "raw"))
+    assert raw.forms == {"text": 1}
+    assert [(check["check"], check["level"]) for check in raw.checks] == [("json_documents", "note")]

@@ -168,7 +168,8 @@ def checked_row(row: ParsedRow, part: RowPart, supervised: int) -> CheckedRow:
     messages = row.example.messages if isinstance(row.example, Conversation) else []
     texts = [part.text] if isinstance(row.example, Document) else [message["content"] for message in messages]
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
-    return CheckedRow(row.source, row.line, texts, answers, part.encoded.input_ids, supervised)
+    edges = [edge for span in part.encoded.supervised for edge in span] if isinstance(row.example, Tokenised) else ()
+    return CheckedRow(row.source, row.line, texts, answers, part.encoded.input_ids, supervised, edges)
 
 
 def ingest_rows(ingested: IngestedRows, encoder: ConversationEncoder, config: Config, reporter: Reporter) -> None:

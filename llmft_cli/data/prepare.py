@@ -67,10 +67,7 @@ def prepare(
         StageError: the run is already prepared from something else, or another tool's directory is in its place.
     """
     refuse_foreign(run)
-    inputs = find_inputs(names, config)
-    if config.format != "text":
-        for item in inputs:
-            item.sources = [with_json_suffix(source, reporter) for source in item.sources]
+    inputs = inputs_by_content(names, config, reporter)
     source = model_source.resolve(
         config.model, reporter, weights=False, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
@@ -90,6 +87,15 @@ def prepare(
         record.facts |= {"key": key, "sources": list(names), **facts_of(source, result, config)}
     note_reduction(asked, config, model_limits, reporter)
     return result
+
+
+def inputs_by_content(names: Sequence[str], config: Config, reporter: Reporter) -> list[Input]:
+    """The named inputs; a text file of JSON rows is read as such, unless the user says that it is a document."""
+    inputs = find_inputs(names, config)
+    if config.format != "text":
+        for item in inputs:
+            item.sources = [with_json_suffix(source, reporter) for source in item.sources]
+    return inputs
 
 
 def facts_of(source: ModelSource, result: PrepareResult, config: Config) -> dict[str, Any]:
@@ -165,7 +171,8 @@ def fill(data: Path, inputs: list[Input], encoder: ConversationEncoder, config: 
     scratch = data / "scratch"
     with RowSpool(scratch) as spool, Rejections(data) as rejections:
         near_duplicates = NearDuplicates(scratch) if config.near_duplicates else None
-        ingested = IngestedRows(inputs, spool, rejections, Checks(byte_token_ids(encoder.tokenizer)), near_duplicates)
+        checks = Checks(byte_token_ids(encoder.tokenizer), encoder.tokenizer)
+        ingested = IngestedRows(inputs, spool, rejections, checks, near_duplicates)
         ingest_rows(ingested, encoder, config, reporter)
         check_ingested(ingested, config)
         for style, count in ingested.styles.most_common():

@@ -15,6 +15,7 @@
 | `copied_answers` | warning | an answer that repeats another message of its conversation word for word |
 | `repetitions` | warning | an answer that is mostly one line, sentence or phrase, repeated |
 | `byte_tokens` | warning | at least a fifth of the tokens are parts of characters: the tokenizer lacks the script |
+| `foreign_tokens` | warning | token ids, in a sample of the rows, that look like those of another tokenizer |
 | `mostly_masked` | note | less than 5% of the tokens are supervised |
 | `short_answers` | note | conversations whose answers are single words or numbers |
 | `languages` | note | the languages of a sample of rows, if there are several |

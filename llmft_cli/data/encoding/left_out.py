@@ -1,0 +1,61 @@
+"""What of a conversation a chat template leaves out of the rendered text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from llmft_cli.data.encoding.answers_by_prompt import AnswersByPrompt
+from llmft_cli.data.encoding.marks import Marks
+from llmft_cli.data.encoding.renderer import Renderer
+from llmft_cli.data.encoding.template_skeleton import PLACEHOLDERS
+from llmft_cli.data.forms.examples import Conversation, RowError
+
+# Templates put texts into JSON, and trim or join them.
+IRRELEVANT = re.compile(r"[\s\\\"']+")
+TOOLS = "the tools"
+PART_OF = "or changes a part of "
+
+
+def left_out(
+    conversation: Conversation, learned: Collection[int] | None, rows: Mapping[int, str], renderer: Renderer
+) -> list[str]:
+    """What is in none of the rows of a conversation, in words.
+
+    Each text is replaced by a placeholder of its own, which must appear; so short texts are not taken for found.
+    An answer that is not learned may lose its thinking, as it does when the model is used.
+
+    Args:
+        learned: numbers of the learned messages; None: all.
+        rows: the rendered rows by the number of their messages.
+    """
+    marks = Marks(learned)
+    messages = [marks.message(message, number) for number, message in enumerate(conversation.messages)]
+    marked = Conversation(messages, conversation.tools)
+    squeezed = [IRRELEVANT.sub("", text) for text in rows.values()]
+    whole = [any(IRRELEVANT.sub("", text) in row for row in squeezed) for text in marks.texts]
+    seen: set[int] = set()
+    for count, text in rows.items():
+        try:
+            if text == renderer.whole(conversation.messages[:count], conversation.tools):
+                row = renderer.whole(messages[:count], conversation.tools)
+            else:  # no rendering of these messages, but the last answer after its own prompt
+                row = AnswersByPrompt(marked, learned, renderer).text(count)
+            seen |= {int(number) for number in PLACEHOLDERS.findall(row)}
+        except RowError:  # the template checks what the messages say
+            seen |= {number for number, is_there in enumerate(whole) if is_there}
+    missing = [
+        name if number not in seen else PART_OF + name
+        for number, name in enumerate(marks.names)
+        if number not in seen or not whole[number]
+    ]
+    tools = conversation.tools and ignores_tools(conversation, renderer)
+    return [*([TOOLS] if tools else []), *dict.fromkeys(missing)]
+
+
+def ignores_tools(conversation: Conversation, renderer: Renderer) -> bool:
+    try:
+        without = renderer.render(conversation.messages, False, None)
+        return without == renderer.render(conversation.messages, False, conversation.tools)
+    except RowError:  # the template rejects the calls without the tools, so it does read them
+        return False

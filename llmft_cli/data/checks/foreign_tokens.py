@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLE = 100
 SAMPLED_TOKENS = 512
 # The share of tokens that differ, apart from one place of a few tokens in each row, where two texts may have been joined.
-DIFFERENT_SHARE = 0.03
+DIFFERENT_SHARE = 0.02
 JOINED_PLACE = 6
 # One odd row is not enough.
 LEAST_DIFFERENT = 10

@@ -1,7 +1,11 @@
-"""Token ids of this tokenizer and of others, on this project's own texts and code."""
+"""Token ids of this tokenizer and of others, on prose, code and scripts that they have never seen."""
 
 from __future__ import annotations
 
+import heapq
+import inspect
+import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +23,19 @@ RUSSIAN = [
 CHINESE = ["今天天气很好。我们去市场买菜。", "人工智能正在改变世界。", "长城是中国古代的伟大建筑。"]
 
 
-def paragraphs(*files: str) -> list[str]:
-    return [part for file in files for part in (ROOT / file).read_text(encoding="utf-8").split("\n\n") if len(part) > 40]
+def paragraphs(text: str) -> list[str]:
+    return [part for part in text.split("\n\n") if len(part) > 40]
 
 
-PROSE = paragraphs("README.md", "docs/data-formats.md")
-CODE = paragraphs("llmft_cli/data/ingestion.py", "llmft_cli/data/near_duplicates.py")
-TEXTS = {"prose": PROSE[:80], "code": CODE[:40], "russian": RUSSIAN, "chinese": CHINESE, "emoji": ["so 😀 good 🎉!"] * 20}
+def sample_answers() -> list[str]:
+    rows = map(json.loads, (ROOT / "sample_data/chat.jsonl").read_text(encoding="utf-8").splitlines())
+    return [row["messages"][-1]["content"] for row in rows]
+
+
+DOCUMENTS = paragraphs((ROOT / "sample_data/documents.txt").read_text(encoding="utf-8"))
+PROSE = [" ".join(sample_answers()[start : start + 3]) for start in range(0, 240, 3)]
+CODE = paragraphs(inspect.getsource(textwrap) + inspect.getsource(heapq))
+TEXTS = {"prose": PROSE, "code": CODE[:90], "russian": RUSSIAN, "chinese": CHINESE, "emoji": ["so 😀 good 🎉!"] * 20}
 
 
 def trained(kind: str, size: int, texts: list[str]) -> Any:
@@ -65,10 +75,10 @@ def without_special_bytes(backend: Any) -> Any:
 @pytest.fixture(scope="module")
 def tokenizers() -> dict[str, Any]:
     return {
-        "bytes": trained("bytes", 1500, PROSE),
-        "other bytes": trained("bytes", 1200, CODE),
-        "pieces": trained("pieces", 1500, PROSE),
-        "other pieces": trained("pieces", 1300, CODE),
+        "bytes": trained("bytes", 900, DOCUMENTS),
+        "other bytes": trained("bytes", 800, CODE),
+        "pieces": trained("pieces", 1000, DOCUMENTS),
+        "other pieces": trained("pieces", 900, CODE),
     }
 
 
@@ -122,8 +132,8 @@ def test_another_tokenizer(tokenizers: dict[str, Any], name: str, writer: str, k
 
 def test_only_the_wrong_source_is_named(tokenizers: dict[str, Any]) -> None:
     right, wrong = tokenizers["bytes"], tokenizers["other bytes"]
-    rows = [row(ids_of(right, text), line, "right.jsonl") for line, text in enumerate(PROSE[:60], 1)]
-    rows += [row(ids_of(wrong, text), line, "wrong.jsonl") for line, text in enumerate(PROSE[:60], 1)]
+    rows = [row(ids_of(right, text), line, "right.jsonl") for line, text in enumerate(PROSE, 1)]
+    rows += [row(ids_of(wrong, text), line, "wrong.jsonl") for line, text in enumerate(PROSE, 1)]
     finding = foreign(rows, right)
     assert finding is not None
     assert {example["source"] for example in finding.examples} == {"wrong.jsonl"}
@@ -133,7 +143,7 @@ def test_only_the_wrong_source_is_named(tokenizers: dict[str, Any]) -> None:
 
 def test_one_odd_row_is_not_enough(tokenizers: dict[str, Any]) -> None:
     tokenizer = tokenizers["bytes"]
-    rows = [row(ids_of(tokenizer, text), line) for line, text in enumerate(PROSE[:30], 1)]
+    rows = [row(ids_of(tokenizer, text), line) for line, text in enumerate(PROSE, 1)]
     assert foreign([*rows, row([300, 5, 301, 5, 302, 5, 303], 31)], tokenizer) is None
     assert foreign([row([300, 5, 301, 5], 1)], tokenizer) is None
     assert foreign([], tokenizer) is None

@@ -25,8 +25,9 @@ PAIRS = (
     (re.compile(r"\A\s*(?:### )?(?:Human|User):"), "Assistant:"),
 )
 END_OF_TEXT, STRIKE_THROUGH = "</s>", "<s>"
-# Names in double braces. Not those of LaTeX and shell (`^{{n}}`, `${{x}}`), nor of one letter.
-PLACEHOLDER = re.compile(r"(?<![A-Za-z0-9_\\^$}{])\{\{\s*[^\W\d][\w .-]{0,60}\w\s*\}\}(?!\})")
+# Names in double braces, also with the signs of mustache and the filters of Jinja. Not those of LaTeX and shell
+# (`^{{nm}}`, `${{xy}}`), nor of one letter.
+PLACEHOLDER = re.compile(r"(?<![A-Za-z0-9_\\^$}{])\{\{[#/^&>]?\s*[^\W\d][\w .|-]{0,60}\w\s*\}\}(?!\})")
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 JSON_ROW = re.compile(r'\s*\{\s*"')
 

@@ -109,6 +109,8 @@ FOUND = {
     "placeholders": [
         ("Dear {{name}}, the lamp is lit.", "{{name}}"),
         ("Dear {{ first_name }}!", "{{ first_name }}"),
+        ("{{#items}}a{{/items}}", "{{#items}}"),
+        ("It is {{ city | title }}.", "{{ city | title }}"),
         ("{{user.city}} and {{Customer Name}}", "{{user.city}}"),
         ("你好{{名字}}{{order_id}}", "{{名字}}"),
     ],

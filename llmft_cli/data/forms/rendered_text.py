@@ -20,9 +20,10 @@ OPENING = re.compile(
     r"|GPT4 Correct |A chat between a curious|Below is an instruction)"
 )
 EOS_TOKENS = ("</s>", "<eos>", "<EOS_TOKEN>", "<|endoftext|>", "<|end_of_text|>", "<\uff5cend▁of▁sentence\uff5c>")
-# What generation prompts of thinking models end with.
-BEGUN_THINKING = ("", "<think>", "</think>", "<think>\n\n</think>")
-NO_THINKING = "<think>\n\n</think>\n\n"
+# What generation prompts of thinking models end with; answers without thinking begin with all of it.
+THINKING_BEGIN, THINKING_END = "<think>", "</think>"
+BEGUN_THINKING = re.compile(r"\s*(?:<think>\s*)?(?:</think>\s*)?")
+NO_THINKING = re.compile(r"\A\s*<think>\s*</think>\s*")
 
 
 class RenderedConversation(NamedTuple):
@@ -59,8 +60,11 @@ def read_rendered_pair(prompt: str, completion: str) -> RenderedConversation | N
     begun = [number for number, turn in enumerate(turns) if turn.start < len(prompt)]
     last = turns[begun[-1]]
     answering = last.role in ("assistant", THINKING)
-    if answering and (prompt + completion)[last.content_start : len(prompt)].strip() not in BEGUN_THINKING:
+    begun_answer = (prompt + completion)[last.content_start : len(prompt)] if answering else ""
+    if not BEGUN_THINKING.fullmatch(begun_answer):
         return None  # the answer begins in the prompt, so what to learn of it is not clear
+    if begun_answer.strip() == THINKING_BEGIN and THINKING_END not in last.content:
+        turns = [turn._replace(content=turn.content.removeprefix(begun_answer)) if turn is last else turn for turn in turns]
     first_learned = last.start if answering else len(prompt)
     spoken = [turn for turn in turns if turn.role != THINKING]
     learned = [turn.role == "assistant" and turn.start >= first_learned for turn in spoken]
@@ -81,9 +85,10 @@ def turns_of_text(text: str) -> tuple[Style | None, list[Turn]]:
 def turns_before_plain_completion(prompt: str, completion: str) -> tuple[Style | None, list[Turn]]:
     """As `turns_of_text`, for a prompt that ends with the end of a question, and a completion without markers."""
     for style in STYLES:
-        turns = turns_in(prompt, style) if style.ended and ends_turn(prompt, style) else None
+        question = prompt.rstrip().removesuffix(style.begun) if style.begun else prompt
+        turns = turns_in(question, style) if style.ended and ends_turn(question, style) else None
         if turns and not any(pattern.search(completion) for pattern in style.markers):
-            turns = [*turns, Turn("assistant", completion, len(prompt), len(prompt))]
+            turns = [*turns, Turn("assistant", completion, len(question), len(prompt))]
             if is_conversation(turns, style):
                 return style, turns
     return None, []
@@ -155,7 +160,7 @@ def messages_of(turns: Sequence[Turn]) -> list[Message]:
     for before, turn in pairwise([None, *turns]):
         if turn is None or turn.role == THINKING:
             continue
-        content = turn.content.removeprefix(NO_THINKING) if turn.role == "assistant" else turn.content
+        content = NO_THINKING.sub("", turn.content) if turn.role == "assistant" else turn.content
         messages.append({"role": turn.role, "content": content})
         if before is not None and before.role == THINKING:
             messages[-1]["reasoning_content"] = before.content

@@ -54,6 +54,7 @@ class Style:
         preamble: all that may come before the first turn; its group `system`, if it has one, is a system message.
         in_words: whether the markers are words, which other texts contain too.
         trimmed: whether the template adds spaces around contents.
+        begun: what the generation prompt ends with, where that is only the beginning of a header.
         finish: what remains to be done to the turns; it returns None if they cannot be a conversation.
     """
 
@@ -66,6 +67,7 @@ class Style:
     preamble: re.Pattern[str] = re.compile(BEGINS)
     in_words: bool = False
     trimmed: bool = False
+    begun: str = ""
     finish: Callable[[list[Turn]], list[Turn] | None] = unchanged
 
     @property
@@ -116,6 +118,25 @@ def without_opened_thinking(turns: list[Turn]) -> list[Turn]:
     return [turn._replace(content=turn.content.removeprefix("</think>")) for turn in turns]
 
 
+def without_preamble(turns: list[Turn]) -> list[Turn]:
+    """Command's template puts its own preambles before the system message, after a line about that message."""
+    first, *others = turns
+    if first.role != "system" or not first.content.startswith("# System Preamble\n"):
+        return turns
+    _, _, instructions = first.content.partition("\n# Developer Preamble\n")
+    _, _, system = instructions.partition("\n")
+    return [first._replace(content=system), *others] if system else others
+
+
+def without_metadata(turns: list[Turn]) -> list[Turn]:
+    """SmolLM3's template, a kind of ChatML, puts dates before the system message."""
+    first, *others = turns
+    if first.role != "system" or not first.content.startswith("## Metadata\n\nKnowledge Cutoff Date:"):
+        return turns
+    _, _, system = first.content.partition("\n## Custom Instructions\n\n")
+    return [first._replace(content=system.strip()), *others] if system.strip() else others
+
+
 def without_harmony_settings(turns: list[Turn]) -> list[Turn] | None:
     """gpt-oss's own system message is the template's; instructions are in the developer's."""
     kept = []
@@ -130,8 +151,11 @@ def without_harmony_settings(turns: list[Turn]) -> list[Turn] | None:
     return kept
 
 
+PATTERNS = ("end", "reserved", "preamble")
+
+
 def style(name: str, header: str, **others: object) -> Style:
-    patterns = {key: re.compile(value) if isinstance(value, str) else value for key, value in others.items()}
+    patterns = {key: re.compile(value) if key in PATTERNS else value for key, value in others.items()}  # type: ignore[call-overload]
     return Style(name, re.compile(header, re.MULTILINE), **patterns)  # type: ignore[arg-type]
 
 
@@ -161,7 +185,13 @@ STYLES = (
         end=r"<\|im_end\|>",
         reserved=r"<\|im_(?:start|sep|end)\|>",
     ),
-    style("ChatML", r"<\|im_start\|>(?P<role>\w+)[\n ]", end=r"<\|im_end\|>", reserved=r"<\|im_(?:start|sep|end)\|>"),
+    style(
+        "ChatML",
+        r"<\|im_start\|>(?P<role>\w+)[\n ]",
+        end=r"<\|im_end\|>",
+        reserved=r"<\|im_(?:start|sep|end)\|>",
+        finish=without_metadata,
+    ),
     style(
         "Llama 3",
         r"<\|start_header_id\|>(?P<role>\w+)<\|end_header_id\|>\n{0,2}",
@@ -199,6 +229,7 @@ STYLES = (
         roles=SPEAKERS | {"developer": "developer", "analysis": THINKING, "final": "assistant"},
         end=r"<\|(?:end|return)\|>",
         reserved=r"<\|(?:start|end|return|channel|message|call|constrain)\|>",
+        begun="<|start|>assistant",
         finish=without_harmony_settings,
     ),
     style(
@@ -223,6 +254,7 @@ STYLES = (
         roles={"SYSTEM": "system", "USER": "user", "CHATBOT": "assistant"},
         end=r"(?:<\|END_RESPONSE\|>)?<\|END_OF_TURN_TOKEN\|>",
         reserved=r"<\|[A-Z_]+\|>",
+        finish=without_preamble,
     ),
     style(
         "OpenChat",

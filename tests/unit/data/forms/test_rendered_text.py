@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -154,6 +155,11 @@ def test_the_parts_that_templates_add_are_left_out() -> None:
         "### Instruction: / ### Response:",
         [{"role": "user", "content": "q\n\ni"}, answer],
     )
+    metadata = (
+        "## Metadata\n\nKnowledge Cutoff Date: June 2025\nToday Date: 1 May 2026\nReasoning Mode: /think\n\n"
+        "## Custom Instructions\n\ns\n\n"
+    )
+    assert conversation_in(f"<|im_start|>system\n{metadata}<|im_end|>\n{CHATML}") == ("ChatML", [SYSTEM, *CHAT[:2]])
     thought = (
         "<|start|>user<|message|>q<|end|><|start|>assistant<|channel|>analysis<|message|>t<|end|>"
         "<|start|>assistant<|channel|>final<|message|>a<|return|>"
@@ -180,6 +186,8 @@ def test_an_empty_answer_is_rejected_as_in_messages() -> None:
         ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "a", "ChatML"),
         ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "a<|im_end|>\n", "ChatML"),
         ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", "a<|im_end|>\n", "ChatML"),
+        ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n", "a<|im_end|>", "ChatML"),
+        ("<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think></think>", "a<|im_end|>", "ChatML"),
         ("<|im_start|>user\nq<|im_end|>\n", "<|im_start|>assistant\na<|im_end|>", "ChatML"),
         ("<|im_start|>user\nq<|im_end|>\n", "a", "ChatML"),
         ("<s>[INST] q [/INST]", " a </s>", "Mistral or Llama 2"),
@@ -212,6 +220,13 @@ def test_a_rendered_prompt_and_its_completion(prompt: str, completion: str, styl
 def test_a_pair_in_doubt_stays_as_it_is(prompt: str, completion: str) -> None:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
     assert parse({"prompt": prompt, "completion": completion}) == ("prompt-completion", Conversation(messages))
+
+
+def test_thinking_that_the_prompt_begins_is_part_of_the_answer() -> None:
+    prompt = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    found = read_rendered_pair(prompt, "t\n</think>\n\na<|im_end|>")
+    assert found is not None
+    assert found.messages == [CHAT[0], {"role": "assistant", "content": "<think>\nt\n</think>\n\na"}]
 
 
 def test_answers_inside_a_rendered_prompt_are_not_learned() -> None:
@@ -254,3 +269,25 @@ def test_the_rendered_row_is_that_of_messages(encoders: dict[str, ConversationEn
         _, example = parse({"text": CHATML})
         assert isinstance(example, Conversation)
         assert encoder.rows(example) == encoder.rows(Conversation(CHAT[:2]))
+
+
+@pytest.mark.skipif(not find_spec("trl"), reason="needs trl's chat templates")
+def test_texts_of_public_templates_are_rendered_anew_to_the_same(tiny_tokenizer: Any) -> None:
+    from public_templates import TEMPLATES, tokenizer_with
+
+    for template in TEMPLATES:
+        if template.name == "SmolLM3":  # whose copy has no dates
+            continue
+        encoder = ConversationEncoder(tokenizer_with(template, tiny_tokenizer))
+        for messages in (CHAT, [SYSTEM, *CHAT]):
+            if messages[0] == SYSTEM and template.name in ("Mixtral", "Gemma 2"):  # which reject it
+                continue
+            text = encoder.render(messages, False)
+            found = read_rendered(text)
+            assert found is not None, (template.name, text)
+            assert encoder.render(found.messages, False) == text, template.name
+            prompt = encoder.render(messages[:-1], True)
+            pair = read_rendered_pair(prompt, CHAT[-1]["content"])
+            assert pair is not None, (template.name, prompt)
+            assert [turn["content"] for turn in pair.messages[-4:]] == [turn["content"] for turn in found.messages[-4:]]
+            assert pair.trained == [turn is pair.messages[-1] for turn in pair.messages]

@@ -23,6 +23,8 @@ EOS_TOKENS = ("</s>", "<eos>", "<EOS_TOKEN>", "<|endoftext|>", "<|end_of_text|>"
 # What generation prompts of thinking models end with; answers without thinking begin with all of it.
 THINKING_BEGIN, THINKING_END = "<think>", "</think>"
 BEGUN_THINKING = re.compile(r"\s*(?:<think>\s*)?(?:</think>\s*)?")
+# Between two conversations in one text; between their turns, templates write one line feed at most.
+NEXT_CONVERSATION = re.compile(r"[ \t]*\n\s*(?:\n|<s>)")
 NO_THINKING = re.compile(r"\A\s*<think>\s*</think>\s*")
 
 
@@ -107,25 +109,34 @@ def turns_in(text: str, style: Style) -> list[Turn] | None:
         return None
     system = (opening.groupdict().get("system") or "").strip()
     turns = [Turn("system", system, 0, 0)] if system else []
-    for number, header in enumerate(headers):
-        last = number == len(headers) - 1
-        stop = len(text) if last else headers[number + 1].start()
-        role = style.roles.get(header.groupdict().get("channel") or header["role"])
-        content = content_in(text[header.end() : stop], style, last)
+    for header, following in zip(headers, [*headers[1:], None], strict=True):
+        role = role_of(header, style)
+        stop = following.start() if following else len(text)
+        content = content_in(text[header.end() : stop], style, following)
         if role is None or content is None:
             return None
         turns.append(Turn(role, content, header.start(), header.end()))
     return style.finish(turns)
 
 
-def content_in(body: str, style: Style, last: bool) -> str | None:
-    """The content of a turn, without the end of turn; None if something follows that, or it contains reserved tokens."""
+def role_of(header: re.Match[str], style: Style) -> str | None:
+    return style.roles.get(header.groupdict().get("channel") or header["role"])
+
+
+def content_in(body: str, style: Style, following: re.Match[str] | None) -> str | None:
+    """The content of a turn, without the end of turn; None if something follows that, or it contains reserved tokens.
+
+    Args:
+        following: the header of the next turn. If another conversation seems to begin there, the result is None.
+    """
     end = style.end.search(body)
-    if end is None and not last and style.ended:
+    if end is None and following and style.ended:
         return None
     content, rest = (body[: end.start()], body[end.end() :]) if end else (body, "")
-    if last:
+    if following is None:
         content, rest = content if end else without_eos(content), without_eos(rest)
+    elif end and role_of(following, style) == "user" and NEXT_CONVERSATION.match(rest + following[0]):
+        return None
     if rest.strip() or (style.reserved and style.reserved.search(content)):
         return None
     return content.strip() if style.trimmed else content

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
 from llmft_cli.data.encoding.template_skeleton import RenderedRow
-from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
+from llmft_cli.data.forms.conversations.merging import merged
+from llmft_cli.data.forms.formats import Conversation, Document, Example, RowError, Tokenised, parse, parse_columns
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow, Row, Source
 from llmft_cli.data.reading.sources import STDIN, find_sources
@@ -122,7 +123,7 @@ def chunks(
         rows = (row for source in item.sources for row in read(source, config.dataset_split, consumed))
         for row in islice(rows, item.max_rows):
             item.read += 1
-            chunk.add(parse_row(number, row, encoder, config.format, columns))
+            chunk.add(parse_row(number, row, encoder, config, columns))
             if chunk.is_full:
                 yield chunk
                 chunk = Chunk()
@@ -131,15 +132,51 @@ def chunks(
 
 
 def parse_row(
-    number: int, row: Row | BadRow, encoder: ConversationEncoder, form: str, columns: Mapping[str, str] | None
+    number: int, row: Row | BadRow, encoder: ConversationEncoder, config: Config, columns: Mapping[str, str] | None
 ) -> ParsedRow:
     if isinstance(row, BadRow):
         return ParsedRow(number, row.source, row.line, error=row.reason)
     try:
-        name, example = parse(row.value, form, columns)
-        rendered = None if isinstance(example, Tokenised) else encoder.render_row(example)
+        name, example = parse(row.value, config.format, columns, config.merge_turns)
+        if isinstance(example, Tokenised):
+            return ParsedRow(number, row.source, row.line, name, example)
+        example, rendered = render(example, encoder)
     except RowError as error:
         return ParsedRow(number, row.source, row.line, error=str(error))
     except RecursionError:  # the limit depends on where in our code it is reached
         return ParsedRow(number, row.source, row.line, error="nested too deeply")
     return ParsedRow(number, row.source, row.line, name, example, rendered)
+
+
+def render(example: Conversation | Document, encoder: ConversationEncoder) -> tuple[Conversation | Document, RenderedRow]:
+    """The rendered row. Calls that the row has as text stay text if the chat template does not render calls.
+
+    Raises:
+        RowError: the row cannot be used; the reason names `--merge-turns` where that would keep the row.
+    """
+    try:
+        return example, encoder.render_row(example)
+    except RowError as error:
+        if not isinstance(example, Conversation):
+            raise
+        if example.as_text and (rendered := rendered_or_none(example.as_text, encoder)):
+            return example.as_text, rendered
+        if can_be_merged(example, encoder):
+            raise RowError(f"{error}; --merge-turns would join messages of the same role and keep the row") from error
+        raise
+
+
+def rendered_or_none(example: Conversation, encoder: ConversationEncoder) -> RenderedRow | None:
+    try:
+        return encoder.render_row(example)
+    except RowError:
+        return None
+
+
+def can_be_merged(example: Conversation, encoder: ConversationEncoder) -> bool:
+    """Whether the row could be used with neighbouring messages of the same role joined."""
+    try:
+        joined = merged(example)
+    except RowError:
+        return False
+    return joined.messages != example.messages and rendered_or_none(joined, encoder) is not None

@@ -95,6 +95,9 @@ class Config:
         primary="prepare",
         choices=("assistant", "last", "all"),
     )
+    merge_turns: bool = data_setting(
+        False, "Join neighbouring messages of the same role. For chat templates that require alternating roles."
+    )
     packing: bool = data_setting(
         True, "Put several rows into one sequence. Rows do not attend to each other.", primary="prepare"
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+from llmft_cli.data.forms.conversations.blocks import without_blocks
 from llmft_cli.data.forms.examples import Conversation, Document, Message, RowError
-from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, type_name, valid_text
+from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, to_json, type_name, valid_text
 from llmft_cli.data.forms.messages import conversation, learned_messages, messages_of, turns_of
 
 # A row uses the first pair that it has.
@@ -30,7 +32,7 @@ def parse_alpaca(row: dict[str, Any]) -> Conversation:
     Raises:
         RowError: a text is missing, empty or not text, or the history is malformed.
     """
-    turns = [*history_of(row), user(instruction_of(row)), assistant(text_of(row, "output"))]
+    turns = [*history_of(row), user(instruction_of(row)), assistant(answer_text(row, "output"))]
     return conversation(row, turns, with_tools=False)
 
 
@@ -72,7 +74,7 @@ def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
     if row.get("label") is False:
         raise RowError("label is false: the completion is an unwanted answer")
     if not isinstance(row.get("prompt"), list) and not isinstance(row.get("completion"), list):
-        return conversation(row, [user(text_of(row, "prompt")), assistant(text_of(row, "completion"))], with_tools=False)
+        return conversation(row, [user(text_of(row, "prompt")), assistant(answer_text(row, "completion"))], with_tools=False)
     prompt, _ = side_of(row, "prompt", user)
     completion, learned = side_of(row, "completion", assistant)
     if learned is None and any(message["role"] == "assistant" for message in prompt):
@@ -83,8 +85,8 @@ def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
 def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) -> tuple[list[Message], list[bool] | None]:
     """The messages of a prompt or completion, and which of them are supervised if they say so."""
     if not isinstance(row.get(key), list):
-        return [speaker(text_of(row, key))], None
-    turns = turns_of(row, key)
+        return [speaker(text_of(row, key) if key == "prompt" else answer_text(row, key))], None
+    turns = without_blocks(turns_of(row, key), key)
     messages = messages_of(turns, key)
     return messages, learned_messages(turns, messages, key)
 
@@ -113,21 +115,29 @@ def keys_of_pair(row: dict[str, Any]) -> tuple[str, str]:
 def answer_of(row: dict[str, Any], key: str) -> str:
     """An answer's text; the first of several, as in SQuAD's `{"text": [...]}`."""
     value, place = row.get(key), key
-    while isinstance(value, (list, dict)):
+    while isinstance(value, list) or (isinstance(value, dict) and "text" in value):
         if isinstance(value, dict):
-            place = f"{place}.text"
-            if "text" not in value:
-                raise RowError(f"{place} is missing")
-            value = value["text"]
+            value, place = value["text"], f"{place}.text"
         elif value:
             value, place = value[0], f"{place}[1]"
         else:
             raise RowError(f"{place} is an empty list, with no answer to learn from")
-    if place == key:
+    return answer_text(row, key) if place == key else answer_text({place: value}, place)
+
+
+def answer_text(row: dict[str, Any], key: str) -> str:
+    """An answer's text; a number, true, false or an object as JSON text, as extraction tasks have them.
+
+    Raises:
+        RowError: it is missing, null or a list, or has a lone surrogate.
+    """
+    value = row.get(key)
+    if type(value) is str:
         return text_of(row, key)
-    if not isinstance(value, str):
-        raise RowError(f"{place} is {type_name(value)}, not text")
-    return valid_text(value, place)
+    if isinstance(value, dict) and "role" in value and "content" in value:  # a message
+        return text_of(value, "content", key)
+    is_json = isinstance(value, (bool, int, dict)) or (isinstance(value, float) and math.isfinite(value))
+    return to_json(value, key) if is_json else text_of(row, key)
 
 
 def parse_text(row: dict[str, Any]) -> Document:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmft_cli.data.forms.conversations.blocks import without_blocks
+from llmft_cli.data.forms.conversations.responses import is_response, prompt_and_completion
 from llmft_cli.data.forms.examples import Conversation, Document, Message, RowError
 from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, to_json, type_name, valid_text
 from llmft_cli.data.forms.messages import conversation, learned_messages, messages_of, turns_of
@@ -98,6 +99,8 @@ def parse_question_answer(row: dict[str, Any]) -> Conversation:
         RowError: one is missing, empty or not text.
     """
     question_key, answer_key = keys_of_pair(row)
+    if (question_key, answer_key) == ("input", "output") and is_response(row):
+        return parse_prompt_completion(prompt_and_completion(row))
     question = instruction_of(row) if question_key == "instruction" else text_of(row, question_key)
     if context := optional_text_of(row, "context"):
         question = f"{context}\n\n{question}"
@@ -118,6 +121,8 @@ def answer_of(row: dict[str, Any], key: str) -> str:
     while isinstance(value, list) or (isinstance(value, dict) and "text" in value):
         if isinstance(value, dict):
             value, place = value["text"], f"{place}.text"
+        elif is_data(value) and not any("text" in item for item in value):
+            break
         elif value:
             value, place = value[0], f"{place}[1]"
         else:
@@ -126,18 +131,27 @@ def answer_of(row: dict[str, Any], key: str) -> str:
 
 
 def answer_text(row: dict[str, Any], key: str) -> str:
-    """An answer's text; a number, true, false or an object as JSON text, as extraction tasks have them.
+    """An answer's text; a number, true, false, an object or a list of objects as JSON text: extraction tasks have them.
 
     Raises:
-        RowError: it is missing, null or a list, or has a lone surrogate.
+        RowError: it is missing, null or another list, or has a lone surrogate.
     """
     value = row.get(key)
     if type(value) is str:
         return text_of(row, key)
-    if isinstance(value, dict) and "role" in value and "content" in value:  # a message
+    if isinstance(value, dict) and value.get("role") == "assistant" and "content" in value:  # a message
         return text_of(value, "content", key)
-    is_json = isinstance(value, (bool, int, dict)) or (isinstance(value, float) and math.isfinite(value))
+    is_json = isinstance(value, (bool, int, dict)) or (isinstance(value, float) and math.isfinite(value)) or is_data(value)
     return to_json(value, key) if is_json else text_of(row, key)
+
+
+def is_data(value: Any) -> bool:
+    """Whether a value is a list of objects that are not messages."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(item, dict) and not {"role", "content"} <= item.keys() for item in value)
+    )
 
 
 def parse_text(row: dict[str, Any]) -> Document:

@@ -51,6 +51,8 @@ def schema_of(value: Any, where: str) -> dict[str, Any]:
         name_of(tool, where)
         if "parameters" not in tool and "input_schema" in tool:  # as Anthropic has it
             tool["parameters"] = tool.pop("input_schema")
+        if tool.get("type") == "function":  # as OpenAI's Responses have it
+            del tool["type"]
         return {"type": "function", "function": tool}
     name_of(object_at(tool["function"], f"{where}.function"), f"{where}.function")
     return {"type": "function", **tool}

@@ -52,7 +52,7 @@ def holds_turns(value: Any, key: str, beside_text: bool) -> bool:
         turns = as_turns(items, key)
     except RowError:
         return False
-    are_texts = isinstance(items, list) and isinstance(items[0], str)
+    are_texts = isinstance(items, list) and bool(items) and isinstance(items[0], str)
     if (are_texts and (beside_text or key in QUESTIONS_ONLY)) or (not are_texts and key in TEXTS_ONLY):
         return False
     return is_list_of_turns(turns)

@@ -107,6 +107,12 @@ def preference(column: str) -> str:
             "alpaca",
             [USER, {**ANSWER, "content": '{"city": "Rome", "sights": ["Forum"]}'}],
         ),
+        (
+            {"input": "q", "output": [{"x": 1}, {"x": 2}]},
+            "question-answer",
+            [USER, {**ANSWER, "content": '[{"x": 1}, {"x": 2}]'}],
+        ),
+        ({"instruction": "q", "output": [{"role": "owner"}]}, "alpaca", [USER, {**ANSWER, "content": '[{"role": "owner"}]'}]),
         ({"prompt": "q", "completion": {"x": 1}}, "prompt-completion", [USER, {**ANSWER, "content": '{"x": 1}'}]),
         ({"prompt": [USER], "completion": 1}, "prompt-completion", [USER, {**ANSWER, "content": "1"}]),
         ({"prompt": "q", "completion": ANSWER}, "prompt-completion", [USER, ANSWER]),
@@ -246,6 +252,7 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"question": "q", "answers": {"text": []}}, "answers.text is an empty list, with no answer to learn from"),
         ({"question": "q", "answers": {"text": [{"text": None}]}}, "answers.text[1].text is null, not text"),
         ({"instruction": "q", "output": ["a"]}, "output is a list, not text"),
+        ({"instruction": "q", "output": [ANSWER]}, "output is a list, not text"),
         ({"instruction": "q", "output": float("nan")}, "output is a number, not text"),
         (
             {"prompt": "q", "completion": {"a": float("inf")}},

@@ -83,6 +83,7 @@ def test_results_of_every_spelling(turn: Any, expected: Any) -> None:
             '{"type": "object", "properties": {"x": {"type": "integer"}}}}}]'
         },
         {"functions": [SCHEMA["function"]], "tools": None},
+        {"tools": [{"type": "function", **SCHEMA["function"]}]},  # type: ignore[dict-item]
         {"tools": [{"name": "f", "input_schema": SCHEMA["function"]["parameters"]}]},  # type: ignore[index]
         {"functions": [SCHEMA["function"]], "tools": []},
     ],

@@ -96,6 +96,7 @@ def test_lists_of_texts_that_need_not_be_a_conversation() -> None:
     ("row", "reason"),
     [
         ({"conversations": ["q", "a", "q"]}, "the last message is from user, with no answer to learn from"),
+        ({"chat": "[]"}, "no known format has the keys 'chat'"),
         ({"conversations": ["q"]}, "conversations[1] is text, not an object"),
         ({"conversations": ["q", 7]}, "conversations[1] is text, not an object"),
         ({"messages": {"role": ["user"], "content": ["q", "a"]}}, "messages has lists of different lengths: role, content"),

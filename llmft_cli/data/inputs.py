@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
-from llmft_cli.data.encoding.template_skeleton import RenderedRow
+from llmft_cli.data.encoding.rendered import RenderedExample, RenderedRow
 from llmft_cli.data.forms.conversations.merging import merged
 from llmft_cli.data.forms.formats import Conversation, Document, Example, RowError, Tokenised, parse, parse_columns
 from llmft_cli.data.reading.readers import read
@@ -55,7 +55,7 @@ class ParsedRow:
     line: int
     form: str = ""
     example: Example | None = None
-    rendered: RenderedRow | None = None
+    rendered: RenderedExample | None = None
     error: str = ""
 
 
@@ -68,7 +68,7 @@ class Chunk:
 
     def add(self, row: ParsedRow) -> None:
         self.rows.append(row)
-        self.characters += len(row.rendered.text) if row.rendered else 0
+        self.characters += sum(len(part.text) for part in row.rendered.rows) if row.rendered else 0
 
     @property
     def is_full(self) -> bool:
@@ -76,7 +76,7 @@ class Chunk:
 
     @property
     def rendered_rows(self) -> list[RenderedRow]:
-        return [row.rendered for row in self.rows if row.rendered is not None]
+        return [part for row in self.rows if row.rendered for part in row.rendered.rows]
 
 
 def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
@@ -148,35 +148,32 @@ def parse_row(
     return ParsedRow(number, row.source, row.line, name, example, rendered)
 
 
-def render(example: Conversation | Document, encoder: ConversationEncoder) -> tuple[Conversation | Document, RenderedRow]:
-    """The rendered row. Calls that the row has as text stay text if the chat template does not render calls.
+def render(example: Conversation | Document, encoder: ConversationEncoder) -> tuple[Conversation | Document, RenderedExample]:
+    """The rendered rows. Calls that the row has as text stay text if the chat template does not render calls.
 
     Raises:
         RowError: the row cannot be used; the reason names `--merge-turns` where that would keep the row.
     """
+    as_text = example.as_text if isinstance(example, Conversation) else None
     try:
-        return example, encoder.render_row(example)
+        rendered = encoder.rows(example)
+        if not (as_text and rendered.left_out):
+            return example, rendered
     except RowError as error:
-        if not isinstance(example, Conversation):
-            raise
-        if example.as_text and (rendered := rendered_or_none(example.as_text, encoder)):
-            return example.as_text, rendered
-        if can_be_merged(example, encoder):
+        if not as_text and isinstance(example, Conversation) and can_be_merged(example, encoder):
             raise RowError(f"{error}; --merge-turns would join messages of the same role and keep the row") from error
-        raise
-
-
-def rendered_or_none(example: Conversation, encoder: ConversationEncoder) -> RenderedRow | None:
-    try:
-        return encoder.render_row(example)
-    except RowError:
-        return None
+        if not as_text:
+            raise
+    return as_text, encoder.rows(as_text)
 
 
 def can_be_merged(example: Conversation, encoder: ConversationEncoder) -> bool:
     """Whether the row could be used with neighbouring messages of the same role joined."""
     try:
         joined = merged(example)
+        if joined.messages == example.messages:
+            return False
+        encoder.rows(joined)
     except RowError:
         return False
-    return joined.messages != example.messages and rendered_or_none(joined, encoder) is not None
+    return True

@@ -5,47 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from llmft_cli.data.encoding.rendered import Ending, RenderedRow, check_ending
 from llmft_cli.data.encoding.tokenising import Span
-from llmft_cli.data.forms.formats import Conversation, Message, RowError
+from llmft_cli.data.forms.examples import Conversation
 
 # Private-use characters: no template produces or tests for them.
 PLACEHOLDER = "\ue0f0{}\ue0f1"
 PLACEHOLDERS = re.compile("\ue0f0(\\d+)\ue0f1")
 THINKING_END = "</think>"
-
-
-class RenderedRow(NamedTuple):
-    """A row as rendered text, ready to tokenise. Spans are in characters.
-
-    Attributes:
-        special_spans: where the template's special tokens are.
-        learned_spans: what is supervised; None: all of it.
-        prefix_length: length of the beginning that many rows share; it ends with a special token.
-        prompt_length: length of what comes before the first answer (`Conversation.first_answer`); 0 if there is none.
-    """
-
-    text: str
-    special_spans: list[Span]
-    learned_spans: list[Span] | None
-    prefix_length: int = 0
-    prompt_length: int = 0
-
-
-@dataclass(frozen=True)
-class Ending:
-    """The end of turn that a template adds after an answer.
-
-    Attributes:
-        token: its text.
-        stop: characters from the end of the answer to the end of the token.
-        special: whether the tokenizer marks it as special, so that text in a message never becomes it.
-    """
-
-    token: str
-    stop: int
-    special: bool
 
 
 @dataclass(frozen=True)
@@ -57,6 +25,7 @@ class TemplateSkeleton:
         endings: for each text, the end of turn that it begins with, or None.
         leads: for each message, how many characters before it are missing from its prompt, so that the
             model has to write them: the space after Llama-2's `[/INST]`, Qwen3's empty thinking.
+        exact: numbers of the answers that stand here as after their own prompt: the same text up to the end of turn.
     """
 
     texts: list[str]
@@ -64,12 +33,15 @@ class TemplateSkeleton:
     controls: list[list[Span]]
     endings: list[Ending | None]
     leads: list[int]
+    exact: frozenset[int]
 
     def locate(self, conversation: Conversation, text: str, learned: Collection[int] | None) -> RenderedRow | None:
         """The row with its messages located in the rendered text; None if the text does not match this skeleton.
 
+        A learned answer has to be whole; of the others, the template may leave out the thinking.
+
         Raises:
-            RowError: as `end_of_turn_after`.
+            RowError: as `check_ending`.
         """
         if not text.startswith(self.texts[0]):
             return None
@@ -80,7 +52,8 @@ class TemplateSkeleton:
         for index, number in enumerate(self.order, 1):
             content, after = messages[number]["content"], self.texts[index]
             if not text.startswith(content + after, position):
-                forms = rendered_forms(content)
+                history = messages[number]["role"] == "assistant" and learned is not None and number not in learned
+                forms = [*rendered_forms(content), *(forms_without_thinking(content) if history else ())]
                 content = next((form for form in forms if text.startswith(form + after, position)), None)
                 if content is None:
                     return None
@@ -88,7 +61,7 @@ class TemplateSkeleton:
             if number == first_answer:
                 prompt_length = position - self.leads[index - 1]
             if learned is not None and number in learned:
-                ending = end_of_turn_after(self.endings[index], number, messages)
+                ending = check_ending(self.endings[index], number, messages)
                 spans.append((position - self.leads[index - 1], end + ending.stop))
             special_spans += [(end + start, end + stop) for start, stop in self.controls[index]]
             position = end + len(after)
@@ -98,24 +71,12 @@ class TemplateSkeleton:
         return RenderedRow(text, special_spans, None if learned is None else spans, head, prompt_length)
 
 
-def end_of_turn_after(ending: Ending | None, number: int, messages: Sequence[Message]) -> Ending:
-    """The end of turn after message `number`.
-
-    Raises:
-        RowError: there is none, or it is not special and a message contains its text.
-    """
-    if ending is None:
-        raise RowError(f"the chat template adds no end of turn after message {number + 1}")
-    if not ending.special and any(ending.token in message["content"] for message in messages):
-        raise RowError(f"a message contains {ending.token}, the end of turn, which the tokenizer does not mark as special")
-    return ending
+def rendered_forms(content: str) -> Sequence[str]:
+    """How templates may render a message: as it is, or trimmed."""
+    return content, content.strip(), content.rstrip(), content.lstrip()
 
 
-def rendered_forms(content: str) -> list[str]:
-    """How templates may render a message: as it is, trimmed, or without the thinking before the answer."""
+def forms_without_thinking(content: str) -> Sequence[str]:
+    """How templates may render an answer that leaves out the thinking before it."""
     answer = content.split(THINKING_END)[-1]
-    return list(
-        dict.fromkeys(
-            [content, content.strip(), content.rstrip(), content.lstrip(), answer, answer.strip(), answer.lstrip("\n")]
-        )
-    )
+    return answer, answer.strip(), answer.lstrip("\n")

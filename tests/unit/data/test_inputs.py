@@ -68,8 +68,9 @@ STRICT = Style(
 
 def parsed(turns: list[tuple[str, str]], style: Style, tiny: Any, **settings: Any) -> ParsedRow:
     value = {"messages": [{"role": role, "content": content} for role, content in turns]}
-    encoder = ConversationEncoder(tokenizer_for(style, tiny))
-    return parse_row(0, Row("a.jsonl", 1, value), encoder, resolve(settings), None)
+    config = resolve(settings)
+    encoder = ConversationEncoder(tokenizer_for(style, tiny), on_unrendered=config.on_unrendered)
+    return parse_row(0, Row("a.jsonl", 1, value), encoder, config, None)
 
 
 def test_a_template_decides_about_turns_of_the_same_role_and_the_cure_is_named(tiny_tokenizer: Any) -> None:
@@ -81,7 +82,7 @@ def test_a_template_decides_about_turns_of_the_same_role_and_the_cure_is_named(t
     assert parsed(turns, STRICT, tiny_tokenizer).error == refused + cure
     joined = parsed(turns, STRICT, tiny_tokenizer, merge_turns=True)
     assert joined.rendered is not None
-    assert joined.rendered.text == "<|im_start|>user\nq\n\nr<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+    assert joined.rendered.rows[0].text == "<|im_start|>user\nq\n\nr<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
     # Joining turns would not help these.
     for others in ([("user", "q"), ("system", "s"), ("assistant", "a")], [("system", "s"), *turns]):
         assert parsed(others, STRICT, tiny_tokenizer).error == refused
@@ -89,8 +90,10 @@ def test_a_template_decides_about_turns_of_the_same_role_and_the_cure_is_named(t
 
 def test_calls_in_a_text_stay_text_where_the_template_has_no_calls(tiny_tokenizer: Any) -> None:
     turns = [("user", "q"), ("assistant", "[f(x=1)]"), ("tool", "r"), ("assistant", "a")]
-    row = parsed(turns, CHATML, tiny_tokenizer)
-    assert row.error == ""
-    assert row.rendered is not None
-    assert "<|im_start|>assistant\n[f(x=1)]<|im_end|>" in row.rendered.text
-    assert row.example == Conversation([{"role": role, "content": content} for role, content in turns])
+    for keep in ("reject", "keep"):
+        row = parsed(turns, CHATML, tiny_tokenizer, on_unrendered=keep)
+        assert row.error == ""
+        assert row.rendered is not None
+        assert "<|im_start|>assistant\n[f(x=1)]<|im_end|>" in row.rendered.rows[0].text
+        assert row.rendered.left_out == []
+        assert row.example == Conversation([{"role": role, "content": content} for role, content in turns])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llmft_cli.data.forms.conversations.merging import merged
 from llmft_cli.data.forms.examples import Conversation, Message, RowError
 from llmft_cli.data.forms.fields import shown, type_name, valid_text
 from llmft_cli.data.forms.flat_forms import (
@@ -52,8 +53,11 @@ class PromptRow:
     choices: list[str]
 
 
-def parse_prompt(row: Any) -> PromptRow:
+def parse_prompt(row: Any, merge_turns: bool = False) -> PromptRow:
     """A row of a prompt file.
+
+    Args:
+        merge_turns: whether to join neighbouring messages of the same role.
 
     Raises:
         RowError: it has no prompt, the prompt or the answer is malformed, or the expected answer is ambiguous.
@@ -62,6 +66,8 @@ def parse_prompt(row: Any) -> PromptRow:
         raise RowError(f"a prompt must be an object, not {type_name(row)}")
     key = prompt_key(row)
     messages, last = messages_of_conversation(row, key) if key in CONVERSATIONS else (messages_of_question(row, key), None)
+    if merge_turns:
+        messages = merged(Conversation(messages)).messages
     if row.get("tools") or row.get("functions"):
         raise RowError("the prompt has tools, which eval does not support")
     expected, answer_key = expected_of(row, last)

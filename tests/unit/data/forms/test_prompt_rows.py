@@ -151,3 +151,11 @@ def test_what_is_left_aside_is_told() -> None:
     assert talk.choices == ["expected is used as the answer, and not the last message"]
     # Two names for the same answer are no choice.
     assert parse_prompt({"prompt": "q", "answer": "x", "target": "x"}).choices == []
+
+
+def test_turns_are_merged_as_in_training_rows() -> None:
+    turns = [USER, USER, ANSWER, ANSWER, USER]
+    assert parse_prompt({"messages": turns}).messages == turns
+    joined = [{**USER, "content": "q\n\nq"}, {**ANSWER, "content": "a\n\na"}, USER]
+    assert parse_prompt({"messages": turns}, merge_turns=True).messages == joined
+    assert parse_prompt({"messages": [*turns, ANSWER]}, merge_turns=True).messages == joined

@@ -47,8 +47,11 @@ def held_out_prompts(run: RunDir, reporter: Reporter) -> list[Prompt]:
         return read_prompts(file, reporter)
 
 
-def read_prompts(path: Path, reporter: Reporter) -> list[Prompt]:
+def read_prompts(path: Path, reporter: Reporter, merge_turns: bool = False) -> list[Prompt]:
     """The prompts in a file: one per line in `.txt`; in `.jsonl` objects as `parse_prompt` reads them.
+
+    Args:
+        merge_turns: whether to join neighbouring messages of the same role.
 
     Raises:
         DataError: the file is missing, empty or of another type, or some rows are not prompts.
@@ -62,7 +65,7 @@ def read_prompts(path: Path, reporter: Reporter) -> list[Prompt]:
     for row in READERS[source.suffix](source):
         where = f"{row.source} line {row.line}"
         try:
-            found = parsed(row)
+            found = parsed(row, merge_turns)
         except RowError as error:
             problems.append(f"{where}: {error}")
             continue
@@ -79,10 +82,10 @@ def read_prompts(path: Path, reporter: Reporter) -> list[Prompt]:
     return prompts
 
 
-def parsed(row: Row | BadRow) -> PromptRow:
+def parsed(row: Row | BadRow, merge_turns: bool) -> PromptRow:
     if isinstance(row, BadRow):
         raise RowError(row.reason)
-    return parse_prompt(row.value)
+    return parse_prompt(row.value, merge_turns)
 
 
 def prompts_in_text(source: Source) -> Iterator[Prompt]:

@@ -72,7 +72,8 @@ def read_prompts(path: Path, reporter: Reporter, merge_turns: bool = False) -> l
         prompts.append(Prompt(found.messages, found.expected, where))
         choices.update(found.choices)
         if found.expected is None and isinstance(row, Row):
-            unread.append(f"{where} has the keys {', '.join(map(repr, row.value))}")
+            is_list = isinstance(row.value, list)
+            unread.append(f"{where} {'is a list' if is_list else 'has the keys ' + ', '.join(map(repr, row.value))}")
     refuse(problems)
     for choice, count in choices.items():
         reporter.note(f"{source.name}: {choice} (rows: {count:,})")

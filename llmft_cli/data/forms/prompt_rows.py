@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llmft_cli.data.forms.conversations.gemini import are_contents, openai_row
 from llmft_cli.data.forms.conversations.merging import merged
+from llmft_cli.data.forms.conversations.shapes import is_list_of_turns, other_key
 from llmft_cli.data.forms.examples import Conversation, Message, RowError
 from llmft_cli.data.forms.fields import shown, type_name, valid_text
 from llmft_cli.data.forms.flat_forms import (
@@ -64,11 +66,13 @@ def parse_prompt(row: Any, merge_turns: bool = False) -> PromptRow:
         RowError: it has no prompt, or a picture or other medium, the prompt or the answer is malformed, or the
             expected answer is ambiguous.
     """
+    if isinstance(row, list) and is_list_of_turns(row):
+        row = {"messages": row}
     if not isinstance(row, dict):
         raise RowError(f"a prompt must be an object, not {type_name(row)}")
     refuse_media(row, media_keys(tuple(row)))
     key = prompt_key(row)
-    messages, last = messages_of_conversation(row, key) if key in CONVERSATIONS else (messages_of_question(row, key), None)
+    messages, last = (messages_of_question(row, key), None) if key in QUESTIONS else messages_of_conversation(row, key)
     if merge_turns:
         messages = merged(Conversation(messages)).messages
     if row.get("tools") or row.get("functions"):
@@ -87,6 +91,8 @@ def prompt_key(row: dict[str, Any]) -> str:
     for name in ("conversations", *QUESTIONS):
         if row.get(name) is not None:
             return name
+    if key := other_key(row):
+        return key
     present = next((name for name in ("conversations", *QUESTIONS) if name in row), None)
     if present:
         raise RowError(f"{present} is null, and there is no other prompt")
@@ -96,6 +102,8 @@ def prompt_key(row: dict[str, Any]) -> str:
 
 def messages_of_conversation(row: dict[str, Any], key: str) -> tuple[list[Message], str | None]:
     """The messages up to the last one of the user, and the answer after them if there is one."""
+    if are_contents(row.get(key)):
+        row = openai_row(row, key)
     turns = turns_in(row, key)
     of_sharegpt = isinstance(turns[0], dict) and turns[0].get("role") is None and turns[0].get("from") is not None
     messages = messages_of(turns, key, "from" if of_sharegpt else "role")

@@ -8,7 +8,7 @@ from typing import Any
 from llmft_cli.data.forms.conversations.gemini import CONTENTS, are_contents
 from llmft_cli.data.forms.conversations.speakers import SPEAKER_KEYS, role_of
 from llmft_cli.data.forms.examples import RowError
-from llmft_cli.data.forms.fields import decoded, optional_text_of
+from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of
 from llmft_cli.data.forms.learning_keys import marks_of
 
 # A row's conversation may be under one of these keys if it has neither `messages` nor `conversations`.
@@ -84,7 +84,7 @@ def as_turns(value: Any, key: str) -> Any:
     if isinstance(first, dict):
         return value if any(name in first for name in ("role", "from")) else from_objects(value, first, key)
     if len(value) > 1 and all(isinstance(item, str) for item in value):
-        return from_texts(value, key)
+        return from_json_texts(value) or alternating(value)
     if all(isinstance(item, list) and len(item) == 2 and all(isinstance(text, str) for text in item) for item in value):
         return alternating([text for pair in value for text in pair])
     return value
@@ -100,16 +100,19 @@ def from_lists(value: dict[str, Any], key: str) -> Any:
     return [dict(zip(lists, items, strict=True)) for items in zip(*lists.values(), strict=True)]
 
 
-def from_texts(texts: Sequence[str], key: str) -> Any:
-    """Turns in JSON texts, or texts of user and assistant in turn."""
-    if texts[0].lstrip().startswith("{"):
-        turns = [decoded(text, f"{key}[{number}]") for number, text in enumerate(texts, 1)]
-        if all(isinstance(turn, dict) for turn in turns):
-            return turns
-    return alternating(texts)
+def from_json_texts(texts: Sequence[str]) -> list[Any] | None:
+    """Turns of which each is the JSON text of an object; None if the texts are anything else."""
+    if not texts[0].lstrip().startswith("{"):
+        return None
+    try:
+        turns = [decoded(text, "") for text in texts]
+    except RowError:
+        return None
+    return turns if is_list_of_turns(turns) else None
 
 
 def alternating(texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Texts as turns of user and assistant in turn."""
     return [{"role": ALTERNATING[number % 2], "content": text} for number, text in enumerate(texts)]
 
 
@@ -127,6 +130,8 @@ def turns_of_pair(item: Any, pair: tuple[str, str], where: str) -> list[dict[str
     """A question and its answer as turns, after a system message if the pair has one."""
     if not isinstance(item, dict) or not all(name in item for name in pair):
         raise RowError(f"{where} has not both {pair[0]} and {pair[1]}, as the first item has")
+    for name in pair:
+        text_of(item, name, where)
     system = optional_text_of(item, "system", where)
     turns = [{"role": role, "content": item[name]} for role, name in zip(ALTERNATING, pair, strict=True)]
     turns[1] |= marks_of(item)

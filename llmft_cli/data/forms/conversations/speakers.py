@@ -39,7 +39,7 @@ def speaker_key(turn: dict[str, Any], usual: str) -> str:
 def text_key(turn: dict[str, Any], speaker: str) -> str:
     """The key of a turn's text, given the key of its speaker."""
     usual = USUAL_TEXT_KEYS.get(speaker, "text")
-    return usual if usual in turn else next((key for key in TEXT_KEYS if turn.get(key) is not None), usual)
+    return usual if turn.get(usual) is not None else next((key for key in TEXT_KEYS if turn.get(key) is not None), usual)
 
 
 def role_of(speaker: str) -> str | None:

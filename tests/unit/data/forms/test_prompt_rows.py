@@ -57,6 +57,10 @@ def test_prompts_under_their_common_names(row: dict[str, Any], messages: list[di
         {"input": "q", "output": "a"},
         {"messages": [SYSTEM, USER, ANSWER]},
         {"conversations": [HUMAN, GPT]},
+        {"dialog": ["q", "a"]},
+        {"conversation": [{"input": "q", "output": "a"}], "system": "s"},
+        {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]},
+        [USER, ANSWER],
     ],
 )
 def test_a_training_row_is_a_prompt_with_its_own_tokens_and_answer(row: dict[str, Any]) -> None:

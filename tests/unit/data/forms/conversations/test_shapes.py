@@ -67,6 +67,16 @@ def test_a_pair_may_have_a_system_message() -> None:
     assert parse(row) == ("messages", Conversation([SYSTEM, *TURNS, *TURNS]))
 
 
+def test_texts_that_look_like_json_are_texts() -> None:
+    texts = ['{"role": of what?', '{"a": 1}']
+    assert parse({"conversations": texts})[1] == Conversation([{**USER, "content": texts[0]}, {**ANSWER, "content": texts[1]}])
+
+
+def test_a_turn_of_a_mixed_table_has_its_text_under_one_of_its_keys() -> None:
+    turns = [{"role": "user", "content": None, "value": "q"}, {"role": "assistant", "content": "a", "value": None}]
+    assert parse({"messages": turns}) == ("messages", Conversation(TURNS))
+
+
 def test_roles_of_calls_and_their_results() -> None:
     turns = [
         USER,
@@ -109,7 +119,7 @@ def test_lists_of_texts_that_need_not_be_a_conversation() -> None:
             {"messages": [{"input": "q", "output": "a"}, {"input": "q"}]},
             "messages[2] has not both input and output, as the first item has",
         ),
-        ({"messages": [{"user": "q", "assistant": None}]}, "messages[2].content is null, not text"),
+        ({"messages": [{"user": "q", "assistant": None}]}, "messages[1].assistant is null, not text"),
         ({"turns": ["a first question", "a second question"]}, "no known format has the keys 'turns'"),
         ({"data": [{"input": "q", "output": "a"}]}, "no known format has the keys 'data'"),
         ({"chat": "User: q"}, "no known format has the keys 'chat'"),

@@ -57,7 +57,7 @@ def ingest_rows(ingested: IngestedRows, encoder: ConversationEncoder, config: Co
         ThreadPoolExecutor(1) as tokenizer,
     ):
         waiting: deque[tuple[Chunk, Future[list[AnyTokens]]]] = deque()
-        for chunk in chunks(ingested.inputs, encoder, config, advance):
+        for chunk in chunks(ingested.inputs, encoder, config, advance, reporter.note):
             waiting.append((chunk, tokenizer.submit(encoder.tokenise, chunk.rendered_rows)))
             if len(waiting) > CHUNKS_AHEAD:
                 done, tokens = waiting.popleft()

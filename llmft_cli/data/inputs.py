@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
@@ -15,6 +15,7 @@ from llmft_cli.data.forms.ignored_keys import ignored_keys
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow, Row, Source
 from llmft_cli.data.reading.sources import STDIN, find_sources
+from llmft_cli.settings.parsers import AUTO
 
 if TYPE_CHECKING:
     from llmft_cli.data.encoding.encoder import ConversationEncoder
@@ -97,8 +98,15 @@ def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
         raise DataError("standard input (-) is given twice but can be read only once")
     unlimited: list[float | None] = [None] * len(names)
     caps = one_each("--max-rows", config.max_rows, len(names)) if config.max_rows else unlimited
+    encoding = "" if config.encoding == AUTO else config.encoding
+    named = frozenset(parse_columns(config.columns).values()) if config.columns else frozenset[str]()
     return [
-        Input(name, find_sources([name]), weight, None if cap is None else int(cap))
+        Input(
+            name,
+            [replace(source, columns=named) for source in find_sources([name], encoding)],
+            weight,
+            None if cap is None else int(cap),
+        )
         for name, weight, cap in zip(names, weights, caps, strict=True)
     ]
 
@@ -116,17 +124,25 @@ def one_each(flag: str, text: str, sources: int) -> list[float]:
 
 
 def chunks(
-    inputs: Sequence[Input], encoder: ConversationEncoder, config: Config, consumed: Callable[[int], None]
+    inputs: Sequence[Input],
+    encoder: ConversationEncoder,
+    config: Config,
+    consumed: Callable[[int], None],
+    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Chunk]:
     """All rows in order, parsed and rendered.
+
+    Args:
+        consumed, note: as of `read`.
 
     Raises:
         DataError: a source cannot be read.
     """
     columns = parse_columns(config.columns) if config.columns else None
+    told = note if config.encoding == AUTO else lambda text: None
     chunk = Chunk()
     for number, item in enumerate(inputs):
-        rows = (row for source in item.sources for row in read(source, config.dataset_split, consumed))
+        rows = chain.from_iterable(read(source, config.dataset_split, consumed, told) for source in item.sources)
         for row in islice(rows, item.max_rows):
             item.read += 1
             chunk.add(parse_row(number, row, encoder, config, columns))

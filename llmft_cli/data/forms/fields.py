@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from typing import Any, NoReturn
 
 from llmft_cli.data.forms.examples import RowError
 from llmft_cli.data.forms.media_keys import refuse_media_part
+from llmft_cli.data.forms.python_literals import NoLiteral, from_python
+
+# A list or an object; numpy prints some lists as `array([...])`.
+BEGINS_VALUE = re.compile(r"\s*(?:array\()?[\[{]")
 
 TYPE_NAMES = {
     type(None): "null",
@@ -17,6 +22,7 @@ TYPE_NAMES = {
     str: "text",
     list: "a list",
     dict: "an object",
+    bytes: "binary data that is not UTF-8",
 }
 
 
@@ -143,12 +149,22 @@ DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 def decoded(value: Any, where: str) -> Any:
-    """A value, decoded if it is a list or object in JSON text, as in the cells of a CSV file.
+    """A value, decoded if it is a list or object in JSON or as Python prints it, as in the cells of a CSV file.
 
     Raises:
-        RowError: a text that begins like a list or object is not valid JSON.
+        RowError: a text that begins like a list or object is neither.
     """
-    return from_json(value, where) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
+    if not isinstance(value, str) or not BEGINS_VALUE.match(value):
+        return value
+    try:
+        return from_json(value, where)
+    except RowError as refusal:
+        try:
+            return from_python(value)
+        except NoLiteral as error:
+            raise RowError(f"{where} is not a list or an object: {error}") from error
+        except ValueError:
+            raise refusal from None
 
 
 def to_json(value: Any, where: str) -> str:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.checks import CheckedRow, Checks
 from llmft_cli.data.encoding.encoder import ConversationEncoder, Encoded
-from llmft_cli.data.encoding.overlength import OverlengthLosses, apply_policy, slice_row, token_windows
+from llmft_cli.data.encoding.overlength import OverlengthLosses, apply_policy, slice_row, token_windows, turn_starts
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Tokens
 from llmft_cli.data.forms.formats import Conversation, Document, RowError, Tokenised
 from llmft_cli.data.inputs import Chunk, Input, ParsedRow, chunks
@@ -241,7 +241,7 @@ def row_parts(
             return parts
         encoded = encoder.mask(row.rendered, tokens)
     prompt = prompt_of(row.rendered, encoded)
-    rows = fit_to_length(row, encoded, ingested, config)
+    rows = fit_to_length(row, encoded, tokens, ingested, config)
     if len(rows) == 1 and isinstance(row.example, Conversation):
         # The system message is left out, since many rows share it.
         spoken = [message["content"] for message in row.example.messages if message["role"] != "system"]
@@ -251,7 +251,9 @@ def row_parts(
     return [RowPart(part, " ".join(map(str, part.input_ids)), number, prompt) for number, part in enumerate(rows)]
 
 
-def fit_to_length(row: ParsedRow, encoded: Encoded, ingested: IngestedRows, config: Config) -> list[Encoded]:
+def fit_to_length(
+    row: ParsedRow, encoded: Encoded, tokens: AnyTokens | None, ingested: IngestedRows, config: Config
+) -> list[Encoded]:
     """The row itself, or what the overlength policy makes of it."""
     length = len(encoded.input_ids)
     if length <= config.max_seq_length:
@@ -261,8 +263,11 @@ def fit_to_length(row: ParsedRow, encoded: Encoded, ingested: IngestedRows, conf
         raise DataError(
             f"{row.source} line {row.line}: {reason}", "raise --max-seq-length, or use --on-overlength drop, truncate or split"
         )
-    rows = apply_policy(encoded, config.max_seq_length, config.on_overlength, ingested.losses)
+    turns = turn_starts(row.rendered, tokens) if row.rendered and tokens else []
+    rows = apply_policy(encoded, config.max_seq_length, config.on_overlength, ingested.losses, turns)
     if not rows:
+        if config.on_overlength != "drop":
+            reason += f", and no answer is left (--on-overlength {config.on_overlength})"
         ingested.rejections.add(BadRow(row.source, row.line, reason), bad=False)
     return rows
 

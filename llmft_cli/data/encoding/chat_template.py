@@ -22,6 +22,7 @@ from llmft_cli.data.encoding.template_skeleton import (
     RenderedRow,
     TemplateSkeleton,
     end_of_turn_after,
+    introductions_of,
     rendered_forms,
 )
 from llmft_cli.data.encoding.tokenising import Span, Tokeniser, any_of
@@ -130,7 +131,9 @@ class ChatTemplate:
                 self._lead(roles[:number], before) if roles[number] == "assistant" else 0
                 for number, before in zip(order, texts, strict=False)
             ]
-            self._skeletons[key] = TemplateSkeleton(texts, order, controls, [self._ending(text) for text in texts], leads)
+            endings = [self._ending(text) for text in texts]
+            introductions = introductions_of([roles[number] for number in order], texts, endings)
+            self._skeletons[key] = TemplateSkeleton(texts, order, controls, endings, leads, introductions)
         return self._skeletons[key]
 
     def _around(self, roles: tuple[str, ...], generation_prompt: bool) -> tuple[list[str], list[int]]:

@@ -24,6 +24,8 @@ class RenderedRow(NamedTuple):
         learned_spans: what is supervised; None: all of it.
         prefix_length: length of the beginning that many rows share; it ends with a special token.
         prompt_length: length of what comes before the first answer (`Conversation.first_answer`); 0 if there is none.
+        turn_starts: where each turn after the first begins, with the text that introduces it, and whether the user speaks
+            in it; empty if that is not known.
     """
 
     text: str
@@ -31,6 +33,7 @@ class RenderedRow(NamedTuple):
     learned_spans: list[Span] | None
     prefix_length: int = 0
     prompt_length: int = 0
+    turn_starts: Sequence[tuple[int, bool]] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class TemplateSkeleton:
         endings: for each text, the end of turn that it begins with, or None.
         leads: for each message, how many characters before it are missing from its prompt, so that the
             model has to write them: the space after Llama-2's `[/INST]`, Qwen3's empty thinking.
+        introductions: for each message, as `introductions_of`.
     """
 
     texts: list[str]
@@ -64,6 +68,7 @@ class TemplateSkeleton:
     controls: list[list[Span]]
     endings: list[Ending | None]
     leads: list[int]
+    introductions: list[int | None]
 
     def locate(self, conversation: Conversation, text: str, learned: Collection[int] | None) -> RenderedRow | None:
         """The row with its messages located in the rendered text; None if the text does not match this skeleton.
@@ -76,6 +81,7 @@ class TemplateSkeleton:
         messages, first_answer, prompt_length = conversation.messages, conversation.first_answer, 0
         special_spans = list(self.controls[0])
         spans: list[Span] = []
+        turns: list[tuple[int, bool]] = []
         position = len(self.texts[0])
         for index, number in enumerate(self.order, 1):
             content, after = messages[number]["content"], self.texts[index]
@@ -85,6 +91,8 @@ class TemplateSkeleton:
                 if content is None:
                     return None
             end = position + len(content)
+            if (introduction := self.introductions[index - 1]) is not None:
+                turns.append((position - introduction, messages[number]["role"] == "user"))
             if number == first_answer:
                 prompt_length = position - self.leads[index - 1]
             if learned is not None and number in learned:
@@ -95,7 +103,24 @@ class TemplateSkeleton:
         if position != len(text):
             return None
         head = self.controls[0][-1][1] if self.controls[0] else 0
-        return RenderedRow(text, special_spans, None if learned is None else spans, head, prompt_length)
+        return RenderedRow(text, special_spans, None if learned is None else spans, head, prompt_length, turns)
+
+
+def introductions_of(roles: Sequence[str], texts: Sequence[str], endings: Sequence[Ending | None]) -> list[int | None]:
+    """For each message how many characters before it introduce it, such as its role; None where no turn of its own begins.
+
+    A text of only one token, such as `[/INST]`, introduces the message after it; it does not end the one before.
+
+    Args:
+        roles: of the messages in rendered order.
+        texts, endings: of the template, as in `TemplateSkeleton`.
+    """
+    found: list[int | None] = []
+    for number, (text, ending) in enumerate(zip(texts[:-1], endings[:-1], strict=True)):
+        # Llama-2 writes the system message inside the user's turn.
+        inside = number == 0 or (roles[number - 1] == "system" and ending is None)
+        found.append(None if inside else len(text[ending.stop if ending else 0 :].lstrip()) or len(text))
+    return found
 
 
 def end_of_turn_after(ending: Ending | None, number: int, messages: Sequence[Message]) -> Ending:

@@ -39,7 +39,7 @@ class PrepareResult:
         documents_split: documents too long for one sequence, which became several rows.
         rejected_reasons: reason, count and the first places.
         sources: name, rows read, kept and rejected, and weight of each.
-        overlength: the policy, and the rows, tokens and ends of turn lost to it.
+        overlength: the policy, the rows that it applied to and dropped, and the tokens and ends of turn lost.
         checks: check, level (error, warning, note), count, meaning and examples (source, line, excerpt).
         template: hash of the chat template, and its end of turn.
     """

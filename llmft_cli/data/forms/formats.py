@@ -11,7 +11,7 @@ from typing import Any
 
 from llmft_cli.data.forms.columns import COLUMNS, parse_columns, renamed
 from llmft_cli.data.forms.examples import Conversation, Document, Example, Message, RowError, Tokenised
-from llmft_cli.data.forms.fields import decoded, type_name
+from llmft_cli.data.forms.fields import decoded, shown_keys, type_name
 from llmft_cli.data.forms.flat_forms import (
     QUESTIONS_AND_ANSWERS,
     USUAL_ANSWERS,
@@ -92,8 +92,7 @@ def recognise(row: dict[str, Any], columns: Mapping[str, str]) -> str:
     named = not_null.intersection(columns)
     form = form_with(not_null, row, named) or form_with(not_null, row) or form_with(row.keys(), row)
     if form is None:
-        keys = ", ".join(map(repr, row))
-        raise RowError(f"no known format has the keys {keys}" if keys else "the object is empty")
+        raise RowError(f"no known format has the keys {shown_keys(row)}" if row else "the object is empty")
     if form == PREFERENCE:
         raise RowError(
             "chosen and rejected are a preference pair, which llmft cannot train on; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,7 +65,7 @@ def read_json(source: Source, consumed: Consumed = ignore) -> Iterator[Row | Bad
         key = enter_wrapper(text)
         yield from array_rows(text)
         if text.peek() != "}":
-            raise text.unexpected(f"Expecting only the rows under {key!r}")
+            raise text.unexpected(f"Expecting only the rows under {reprlib.repr(key)}")
         text.skip(1)
     elif structure == "array":
         yield from array_rows(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +123,7 @@ def check_header(source: Source, record: Record, header: Sequence[str]) -> None:
     if len(header) == 1 and (other := re.search("[;,\t|]", header[0])):
         names = {";": "semicolons", ",": "commas", "\t": "tabs", "|": "vertical bars"}
         raise DataError(
-            f"{where}: the columns of the header {header[0]!r} are separated by {names[other.group()]}",
+            f"{where}: the columns of the header {reprlib.repr(header[0])} are separated by {names[other.group()]}",
             "use commas in .csv and tabs in .tsv",
         )
     # pandas leaves the name of its index column empty.
@@ -139,7 +140,7 @@ def check_header(source: Source, record: Record, header: Sequence[str]) -> None:
 
 def check_names(where: str, names: Sequence[str]) -> None:
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{where}: the column {repeated!r} appears more than once")
+        raise DataError(f"{where}: the column {reprlib.repr(repeated)} appears more than once")
 
 
 def read_parquet(source: Source, consumed: Consumed = ignore) -> Iterator[Row | BadRow]:

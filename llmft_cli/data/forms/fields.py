@@ -32,6 +32,11 @@ def shown(value: Any) -> str:
     return reprlib.repr(value) if type(value) in (int, float, str) else type_name(value)
 
 
+def shown_key(key: str) -> str:
+    """A key as it is if it is a plain name, else with quotes; shortened if long."""
+    return key if key.isidentifier() and len(key) <= 40 else shown(key)
+
+
 def shown_keys(keys: Collection[Any]) -> str:
     """The first few keys, and how many more there are."""
     named = ", ".join(shown(key) for key in islice(keys, MOST_KEYS))

@@ -7,7 +7,7 @@ from typing import Any
 
 from llmft_cli.data.forms.examples import Conversation, Document, Message, RowError
 from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, type_name, valid_text
-from llmft_cli.data.forms.messages import conversation, learned_messages, messages_of, turns_of
+from llmft_cli.data.forms.messages import conversation, learned_messages, messages_of, sharegpt_message, turns_of
 
 # A row uses the first pair that it has.
 QUESTIONS_AND_ANSWERS = (
@@ -62,7 +62,7 @@ def history_of(row: dict[str, Any]) -> list[Message]:
 
 
 def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
-    """`prompt` and `completion`, each a text or a list of messages.
+    """`prompt` and `completion`, each a text, a message or a list of messages (OpenAI-style or sharegpt).
 
     Answers inside a prompt of messages are not supervised: they are part of the question.
 
@@ -71,7 +71,7 @@ def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
     """
     if row.get("label") is False:
         raise RowError("label is false: the completion is an unwanted answer")
-    if not isinstance(row.get("prompt"), list) and not isinstance(row.get("completion"), list):
+    if not any(isinstance(row.get(side), list) or is_turn(row.get(side)) for side in ("prompt", "completion")):
         return conversation(row, [user(text_of(row, "prompt")), assistant(text_of(row, "completion"))], with_tools=False)
     prompt, _ = side_of(row, "prompt", user)
     completion, learned = side_of(row, "completion", assistant)
@@ -82,11 +82,19 @@ def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
 
 def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) -> tuple[list[Message], list[bool] | None]:
     """The messages of a prompt or completion, and which of them are supervised if they say so."""
-    if not isinstance(row.get(key), list):
+    value = row.get(key)
+    if not isinstance(value, list) and not is_turn(value):
         return [speaker(text_of(row, key))], None
-    turns = turns_of(row, key)
-    messages = messages_of(turns, key)
+    turns = [value] if isinstance(value, dict) else turns_of(row, key)
+    if isinstance(turns[0], dict) and turns[0].get("role") is None and turns[0].get("from") is not None:
+        messages = [sharegpt_message(turn, number, key) for number, turn in enumerate(turns, 1)]
+    else:
+        messages = messages_of(turns, key)
     return messages, learned_messages(turns, messages, key)
+
+
+def is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and ("role" in value or "from" in value)
 
 
 def parse_question_answer(row: dict[str, Any]) -> Conversation:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.checks import CheckedRow, Checks
+from llmft_cli.data.cures.sampled import SampledRows
 from llmft_cli.data.encoding.encoder import ConversationEncoder, Encoded
 from llmft_cli.data.encoding.overlength import OverlengthLosses, apply_policy, slice_row, token_windows, turn_starts
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Tokens
@@ -111,6 +112,7 @@ class IngestedRows:
     forms: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     split_documents: int = 0
+    samples: SampledRows = field(default_factory=SampledRows)
     prompts: array[int] = field(default_factory=lambda: array("q"))
     contents: array[int] = field(default_factory=lambda: array("q"))
     _sources: dict[str, int] = field(default_factory=dict)
@@ -131,6 +133,7 @@ class IngestedRows:
 
     def reject(self, row: ParsedRow, reason: str) -> None:
         self.inputs[row.input].rejected += 1
+        self.samples.add(row.raw, usable=False)
         self.rejections.add(BadRow(row.source, row.line, reason), bad=True)
 
     def keep(self, row: ParsedRow, part: RowPart) -> bool:
@@ -142,6 +145,8 @@ class IngestedRows:
             self.duplicates += 1
             return False
         self._seen.add(key)
+        if part.number == 0:
+            self.samples.add(row.raw, usable=True)
         source = self._sources.setdefault(row.source, len(self._sources))
         self.spool.append(row.input, source, row.line, row.example if part.number == 0 else None, content, supervised)
         self.prompts.append(grouping_key(part.prompt) if part.prompt else -len(self.spool))
@@ -266,6 +271,7 @@ def fit_to_length(
     turns = turn_starts(row.rendered, tokens) if row.rendered and tokens else []
     rows = apply_policy(encoded, config.max_seq_length, config.on_overlength, ingested.losses, turns)
     if not rows:
+        ingested.samples.add(row.raw, usable=False)
         if config.on_overlength != "drop":
             reason += f", and no answer is left (--on-overlength {config.on_overlength})"
         ingested.rejections.add(BadRow(row.source, row.line, reason), bad=False)

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
+from llmft_cli.data.cures.sampled import MOST_UNUSABLE
 from llmft_cli.data.encoding.template_skeleton import RenderedRow
 from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
 from llmft_cli.data.reading.readers import read
@@ -47,7 +48,11 @@ class Input:
 
 @dataclass
 class ParsedRow:
-    """A parsed and rendered row, or the reason why it cannot be used."""
+    """A parsed and rendered row, or the reason why it cannot be used.
+
+    Attributes:
+        raw: as it was read; only the first rows keep it.
+    """
 
     input: int
     source: str
@@ -56,6 +61,7 @@ class ParsedRow:
     example: Example | None = None
     rendered: RenderedRow | None = None
     error: str = ""
+    raw: Row | None = None
 
 
 @dataclass
@@ -117,12 +123,16 @@ def chunks(
         DataError: a source cannot be read.
     """
     columns = parse_columns(config.columns) if config.columns else None
-    chunk = Chunk()
+    chunk, unusable = Chunk(), 0
     for number, item in enumerate(inputs):
         rows = (row for source in item.sources for row in read(source, config.dataset_split, consumed))
         for row in islice(rows, item.max_rows):
             item.read += 1
-            chunk.add(parse_row(number, row, encoder, config.format, columns))
+            parsed = parse_row(number, row, encoder, config.format, columns)
+            unusable += bool(parsed.error)
+            if isinstance(row, Row) and (item.read <= MOST_UNUSABLE or (parsed.error and unusable <= MOST_UNUSABLE)):
+                parsed.raw = row
+            chunk.add(parsed)
             if chunk.is_full:
                 yield chunk
                 chunk = Chunk()

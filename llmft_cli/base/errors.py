@@ -20,7 +20,8 @@ IN_THE_WAY = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY, errno.
 FAILING = {errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 # Messages of library errors without an errno. On a full disk, torch.save only mentions positions in its archive.
 TEXTS = {
-    errno.ENOSPC: ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos"),
+    # C++ streams say "iostream error", of whatever could not be written.
+    errno.ENOSPC: ("No space left on device", "os error 28", "PytorchStreamWriter failed", "unexpected pos", "iostream error"),
     errno.EROFS: ("Read-only file system", "os error 30"),
     errno.EACCES: ("Permission denied (os error 13)", "strerror: Permission denied"),
     errno.ENOMEM: ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),

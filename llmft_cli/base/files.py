@@ -85,12 +85,13 @@ def replacing_directory(target: Path, keep_old: bool = False) -> Iterator[Path]:
 
 
 def put_back(target: Path) -> None:
-    """Undo the replacement of a directory, if the old one was kept."""
+    """Undo the replacement of a directory, if the old one was kept; the new one is deleted."""
     for room in leftovers_in(target.parent, target.name):
         if (room / "old").is_dir():
             if target.exists():
                 target.rename(room / "undone")
             (room / "old").rename(target)
+            discard(room)
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

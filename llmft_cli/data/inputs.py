@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
 from llmft_cli.data.cures.sampled import MOST_UNUSABLE
-from llmft_cli.data.encoding.template_skeleton import RenderedRow
+from llmft_cli.data.encoding.rendered import RenderedExample, RenderedRow
 from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow, Row, Source
@@ -59,7 +59,7 @@ class ParsedRow:
     line: int
     form: str = ""
     example: Example | None = None
-    rendered: RenderedRow | None = None
+    rendered: RenderedExample | None = None
     error: str = ""
     raw: Row | None = None
 
@@ -73,7 +73,7 @@ class Chunk:
 
     def add(self, row: ParsedRow) -> None:
         self.rows.append(row)
-        self.characters += len(row.rendered.text) if row.rendered else 0
+        self.characters += sum(len(part.text) for part in row.rendered.rows) if row.rendered else 0
 
     @property
     def is_full(self) -> bool:
@@ -81,7 +81,7 @@ class Chunk:
 
     @property
     def rendered_rows(self) -> list[RenderedRow]:
-        return [row.rendered for row in self.rows if row.rendered is not None]
+        return [part for row in self.rows if row.rendered for part in row.rendered.rows]
 
 
 def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
@@ -147,7 +147,7 @@ def parse_row(
         return ParsedRow(number, row.source, row.line, error=row.reason)
     try:
         name, example = parse(row.value, form, columns)
-        rendered = None if isinstance(example, Tokenised) else encoder.render_row(example)
+        rendered = None if isinstance(example, Tokenised) else encoder.rows(example)
     except RowError as error:
         return ParsedRow(number, row.source, row.line, error=str(error))
     except RecursionError:  # the limit depends on where in our code it is reached

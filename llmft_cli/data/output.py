@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llmft_cli.data.encoding.encoder import ConversationEncoder
-    from llmft_cli.data.ingestion import IngestedRows
+    from llmft_cli.data.ingested import IngestedRows
     from llmft_cli.settings.config import Config
 
 SAMPLES = {store.TRAIN: 20, store.VALIDATION: 4}
@@ -92,6 +92,13 @@ def findings_of_rows(
     found = [
         Finding("rejected", "warning", ingested.bad, "unusable rows; rejected.jsonl has the reasons", []),
         Finding("overlength", "warning", ingested.losses.rows, overlength_meaning(ingested.losses, config), []),
+        Finding(
+            "unrendered",
+            "warning",
+            ingested.unrendered.rows,
+            "the chat template leaves out a part, which the model never sees: choose another template, or remove the part",
+            ingested.unrendered.examples,
+        ),
         Finding("duplicates", "note", ingested.duplicates, "exact duplicates, dropped", []),
         Finding(
             "leakage",

@@ -17,7 +17,8 @@ from llmft_cli.data.checks import Checks, byte_token_ids
 from llmft_cli.data.cures.hints import hint_for_refused
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.encoding.template_files import read_template
-from llmft_cli.data.ingestion import IngestedRows, Rejections, ingest_rows
+from llmft_cli.data.ingested import IngestedRows, Rejections
+from llmft_cli.data.ingestion import ingest_rows
 from llmft_cli.data.inputs import Input, find_inputs
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.output import write_data
@@ -27,7 +28,7 @@ from llmft_cli.data.report.summary import PrepareResult, read_result
 from llmft_cli.data.store import REPORT_FILE, RowSpool
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.fingerprint import description
-from llmft_cli.models.limits import limits_of_base, note_reduction, within_positions
+from llmft_cli.models.limits import Limits, limits_of_base, note_reduction, within_positions
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir.artifacts import refuse_foreign
 from llmft_cli.run_dir.run import RunDir
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Incremented whenever the same rows would be prepared differently, so that older data is not reused.
-DATA_VERSION = 3
+DATA_VERSION = 4
 
 
 def prepare(
@@ -80,7 +81,7 @@ def prepare(
     with stage(run, "prepare", settings.of_command(config, "prepare"), hashes, overwrite) as record:
         # Both are complete before either replaces the old one.
         with record.replacing("data") as data, record.replacing("tokenizer") as frozen:
-            encoder = ConversationEncoder(tokenizer, config.train_on, model_limits)
+            encoder = encoder_of(tokenizer, model_limits, config)
             result = fill(data, inputs, encoder, config, model_limits.positions, reporter)
             tokenizer.save_pretrained(frozen)
         record.facts |= {"key": key, "sources": list(names), **facts_of(source, result, config)}
@@ -108,6 +109,11 @@ def tokenizer_of(source: ModelSource, config: Config) -> PreTrainedTokenizerBase
     if config.chat_template:
         tokenizer.chat_template = read_template(config.chat_template)
     return tokenizer
+
+
+def encoder_of(tokenizer: PreTrainedTokenizerBase, limits: Limits, config: Config) -> ConversationEncoder:
+    options = {"rows_per_answer": config.rows_per_answer, "on_unrendered": config.on_unrendered}
+    return ConversationEncoder(tokenizer, config.train_on, limits, **options)
 
 
 def hashes_of(inputs: Sequence[Input]) -> dict[str, str]:

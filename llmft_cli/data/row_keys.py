@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 
 from llmft_cli.data.encoding.encoder import Encoded
-from llmft_cli.data.encoding.template_skeleton import RenderedRow
+from llmft_cli.data.encoding.rendered import RenderedRow
 from llmft_cli.data.encoding.tokenising import Span
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmft_cli.settings import parsers
+from llmft_cli.settings import data_settings, parsers
 from llmft_cli.settings.quantities import SIZE
-from llmft_cli.settings.setting import OF_PREPARED_DATA, data_setting, setting
+from llmft_cli.settings.setting import BASE, OF_PREPARED_DATA, setting
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
-BASE = "gpu-check prepare train"  # what loads the model or its tokenizer before there is an adapter
 FIT = "gpu-check train"  # what decides whether a training run fits
 EVALUATION = "Evaluation and logging"
 
@@ -58,74 +57,22 @@ class Config:
         choices=("auto", "bf16", "fp16", "fp32"),
     )
     # -- data
-    format: str = data_setting(
-        "auto",
-        "Format of the rows. auto detects it from their content.",
-        primary="prepare",
-        choices=("auto", "messages", "sharegpt", "alpaca", "prompt-completion", "question-answer", "text", "tokens"),
-    )
-    columns: str | None = data_setting(
-        None,
-        "Your column names, as in prompt=q,completion=a. The name that llmft expects comes first.",
-        primary="prepare",
-        metavar="<names>",
-        is_list=True,
-        is_mapping=True,
-    )
-    dataset_split: str = data_setting("train", "Split of a Hub dataset to read. Local files have no splits.")
-    chat_template: str | None = data_setting(
-        None,
-        "Chat template: a Jinja file, or plain. Needed for chat rows if the model has no template.",
-        metavar="<file>",
-        suggestions=("plain",),
-    )
-    max_seq_length: int = data_setting(
-        2048,
-        "Longest row, in tokens. The default is reduced to the model's positions if these are fewer.",
-        BASE,
-        primary="gpu-check prepare",
-        minimum=8,
-    )
-    on_overlength: str = data_setting(
-        "drop", "What to do with longer rows.", primary="prepare", choices=("drop", "truncate", "split", "error")
-    )
-    train_on: str = data_setting(
-        "assistant",
-        "Tokens to learn. assistant: every answer; last: the last answer of each conversation; all: every token.",
-        primary="prepare",
-        choices=("assistant", "last", "all"),
-    )
-    packing: bool = data_setting(
-        True, "Put several rows into one sequence. Rows do not attend to each other.", primary="prepare"
-    )
-    val_size: float = data_setting(
-        0.05,
-        "Rows held out: a share or number. Write a share as 0.05 or 5%.",
-        primary="prepare",
-        minimum=0,
-        **parsers.ROWS,
-    )
-    max_rejected: float = data_setting(
-        0.05,
-        "Reject the data if more than this share of the rows is bad, as in 5%.",
-        minimum=0,
-        maximum=1,
-        **parsers.SHARE,
-    )
-    weights: str | None = data_setting(
-        None,
-        "How often to use the training rows of each source, in order. 2,0.5 doubles the first and halves the second.",
-        **parsers.WEIGHTS,
-    )
-    max_rows: str | None = data_setting(
-        None,
-        "Maximum number of rows to read from each source. One number for all sources, or one for each (1000,500).",
-        **parsers.ROW_COUNTS,
-    )
-    near_duplicates: bool = data_setting(
-        True, "Find rows that are nearly the same. They are kept on the same side of the split."
-    )
-    strict: bool = data_setting(False, "Reject the data if a check reports an error or a warning.")
+    format: str = data_settings.FORMAT
+    columns: str | None = data_settings.COLUMNS
+    dataset_split: str = data_settings.DATASET_SPLIT
+    chat_template: str | None = data_settings.CHAT_TEMPLATE
+    max_seq_length: int = data_settings.MAX_SEQ_LENGTH
+    on_overlength: str = data_settings.ON_OVERLENGTH
+    train_on: str = data_settings.TRAIN_ON
+    rows_per_answer: str = data_settings.ROWS_PER_ANSWER
+    on_unrendered: str = data_settings.ON_UNRENDERED
+    packing: bool = data_settings.PACKING
+    val_size: float = data_settings.VAL_SIZE
+    max_rejected: float = data_settings.MAX_REJECTED
+    weights: str | None = data_settings.WEIGHTS
+    max_rows: str | None = data_settings.MAX_ROWS
+    near_duplicates: bool = data_settings.NEAR_DUPLICATES
+    strict: bool = data_settings.STRICT
     # -- training
     learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", "train", primary="train", above=0, below=1)
     num_epochs: float = setting(

@@ -80,6 +80,7 @@ def setting(default: Any, help: str, panel: str, commands: str, *, primary: str 
     return field(default=default, metadata={"setting": rule})
 
 
+BASE = "gpu-check prepare train"  # what loads the model or its tokenizer before there is an adapter
 OF_PREPARED_DATA = {"train": "--data"}  # without it, train takes what the run was prepared with, and refuses anything else
 
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from mutations import FORMS, SUFFIXES, compressed, content_of, damaged, mutated, pairs_of
 
 from llmft_cli.cli import app
-from llmft_cli.data import ingestion, store
+from llmft_cli.data import ingested, ingestion, store
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.forms.examples import IGNORED, Conversation, Document
 from llmft_cli.data.report.samples import decoder_steps
@@ -167,7 +167,7 @@ def split_problem(run: Path) -> str:
 def watched() -> Iterator[list[str]]:
     """Look at every row that is kept; problems are added to the list."""
     problems: list[str] = []
-    keep, ingest = ingestion.IngestedRows.keep, ingestion.ingest_rows
+    keep, ingest = ingested.IngestedRows.keep, ingestion.ingest_rows
     encoders: list[ConversationEncoder] = []
 
     def watching_ingest(ingested: Any, encoder: ConversationEncoder, *others: Any) -> None:
@@ -180,7 +180,7 @@ def watched() -> Iterator[list[str]]:
         return keep(self, row, part)
 
     with (
-        mock.patch.object(ingestion.IngestedRows, "keep", watching_keep),
+        mock.patch.object(ingested.IngestedRows, "keep", watching_keep),
         mock.patch("llmft_cli.data.prepare.ingest_rows", watching_ingest),
     ):
         yield problems
@@ -196,13 +196,15 @@ def row_problem(encoder: ConversationEncoder, row: Any, part: Any) -> str:
     if isinstance(row.example, Document):
         allowed = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
         return "" if str(found)[1:-1] in str(allowed) and len(found) <= 2 else f"special tokens in a text: {found}"
-    if part.number == 0 and row.rendered and decoder_steps(tokenizer) == ["ByteLevel"]:
+    if part.has_example and row.rendered and decoder_steps(tokenizer) == ["ByteLevel"]:
         text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        if text.strip("\ufffd") not in row.rendered.text and isinstance(row.example, Conversation):
+        if not any(text.strip("\ufffd") in rendered.text for rendered in row.rendered.rows) and isinstance(
+            row.example, Conversation
+        ):
             return f"the ids are of another text: {text}"
     if isinstance(row.example, Conversation) and not row.example.tools:
         messages = [{"role": message["role"], "content": "x"} for message in row.example.messages]
-        clean = encoder.tokenise([encoder.render_row(Conversation(messages, trained=row.example.trained))])[0].ids
+        clean = encoder.tokenise([encoder.rows(Conversation(messages, trained=row.example.trained)).rows[-1]])[0].ids
         allowed = [token for token in clean if token in special]
         return "" if str(found)[1:-1] in str(allowed)[1:-1] else f"special tokens {found}, expected {allowed}"
     return ""

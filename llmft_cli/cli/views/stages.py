@@ -30,6 +30,7 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
                 "near-duplicates": f"{near:,}, kept on the same side of the split" if near else None,
                 "too long": overlength(run, result.overlength) if result.overlength["rows"] else None,
                 "documents split": f"{result.documents_split:,}" if result.documents_split else None,
+                "rows per answer": answer_rows(result.answer_rows) if result.answer_rows.get("conversations") else None,
                 "formats": ", ".join(f"{form} {count:,}" for form, count in result.forms.items()),
                 "tokens": f"{result.tokens['total']:,}, of which {result.tokens['supervised']:,} supervised",
                 "row lengths": "min {min}, median {median:g}, p95 {p95}, max {max} tokens".format(**result.lengths),
@@ -54,6 +55,12 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
     notes = [f"{words(check['check'])} {check['count']:,}" for check in result.checks if check["level"] == "note"]
     ending = {"notes": ", ".join(notes) or None, "report": f"{run}/data/report.html"}
     return [*sections, named("", ending), next_command("train", run)]
+
+
+def answer_rows(counts: Mapping[str, Any]) -> str:
+    """How many conversations became several rows."""
+    conversations = format_count(counts["conversations"], "conversation")
+    return f"{conversations} became {counts['rows']:,} rows, since the template renders answers in another way later"
 
 
 def overlength(run: str, lost: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from llmft_cli.settings.config import FIELDS, Config, flag_of
 
 if TYPE_CHECKING:
     from llmft_cli.data.encoding.encoder import ConversationEncoder
-    from llmft_cli.data.ingestion import IngestedRows
+    from llmft_cli.data.ingested import IngestedRows
 
 TURNS = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
 FEWEST_CURED = 0.5

@@ -27,8 +27,7 @@ ABOUT_LENGTH = re.compile(f"^{TOO_LONG}$")
 # Settings that may help beside a format and columns, with the reasons that they help against.
 FURTHER: tuple[tuple[str, Any, re.Pattern[str]], ...] = (
     ("merge_turns", True, re.compile(r"message \d+ is from (user|assistant|tool)|; expected ")),
-    ("on_unrendered", "keep", re.compile(r"the chat template (leaves out|ignores)|rendered")),
-    ("rows_per_answer", "on", re.compile(r"the chat template|rendered")),
+    ("on_unrendered", "keep", re.compile("the chat template (leaves out|ignores)")),
     ("chat_template", PLAIN, re.compile(r"the chat template|the text rendered")),
 )
 

@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from llmft_cli.data.cures.candidates import Candidate
@@ -18,6 +19,7 @@ from llmft_cli.data.inputs import ParsedRow, parse_row
 from llmft_cli.data.reading.rows import Row
 from llmft_cli.settings.config import Config
 
+OF_ENCODER = ("chat_template", "train_on", "rows_per_answer", "on_unrendered")
 TOO_LONG = "too long"
 FEW = 4
 SHORTEST_DOCUMENT = 20
@@ -57,12 +59,12 @@ def attempt(rows: Sequence[Row], encoder: ConversationEncoder, config: Config) -
     """Parse, render, tokenise and mask rows as prepare does."""
     columns = parse_columns(config.columns) if config.columns else None
     parsed = [parse_row(0, row, encoder, config.format, columns) for row in rows]
-    encoder_tokens = iter(encoder.tokenise([row.rendered for row in parsed if row.rendered is not None]))
+    tokens = iter(encoder.tokenise([part for row in parsed if row.rendered for part in row.rendered.rows]))
     trial = Trial([], [], 0)
     for row in parsed:
-        tokens = next(encoder_tokens) if row.rendered is not None else None
+        own = list(islice(tokens, len(row.rendered.rows))) if row.rendered else []
         try:
-            length, fits = fit(row, tokens, encoder, config)
+            length, fits = fit(row, own, encoder, config)
         except RowError as error:
             trial.reasons.append(str(error))
             continue
@@ -74,7 +76,7 @@ def attempt(rows: Sequence[Row], encoder: ConversationEncoder, config: Config) -
     return trial
 
 
-def fit(row: ParsedRow, tokens: Any, encoder: ConversationEncoder, config: Config) -> tuple[int, bool]:
+def fit(row: ParsedRow, tokens: Sequence[Any], encoder: ConversationEncoder, config: Config) -> tuple[int, bool]:
     """The length of a row in tokens, and whether it or a part of it is used.
 
     Raises:
@@ -84,25 +86,29 @@ def fit(row: ParsedRow, tokens: Any, encoder: ConversationEncoder, config: Confi
         raise RowError(row.error)
     if isinstance(row.example, Document):
         return 0, True
+    rendered = row.rendered.rows if row.rendered else []
     if isinstance(row.example, Tokenised):
-        encoded = encoder.from_token_ids(row.example)
+        encoded = [encoder.from_token_ids(row.example)]
     else:
-        assert row.rendered is not None
-        encoded = encoder.mask(row.rendered, tokens)
-    length = len(encoded.input_ids)
-    if length <= config.max_seq_length:
-        return length, True
+        encoded = [encoder.mask(*pair) for pair in zip(rendered, tokens, strict=True)]
     policy = "drop" if config.on_overlength == "error" else config.on_overlength
-    return length, bool(apply_policy(encoded, config.max_seq_length, policy, OverlengthLosses()))
+    capacity = config.max_seq_length
+    fitting = [
+        one for one in encoded if len(one.input_ids) <= capacity or apply_policy(one, capacity, policy, OverlengthLosses())
+    ]
+    return max(len(one.input_ids) for one in encoded), bool(fitting)
 
 
 def encoder_for(encoder: ConversationEncoder, config: Config, changed: Config) -> ConversationEncoder:
-    """The encoder for changed settings: another one for another chat template."""
-    if changed.chat_template is None or changed.chat_template == config.chat_template:
+    """The encoder for changed settings: another one if the template or its use has changed."""
+    if all(getattr(config, name) == getattr(changed, name) for name in OF_ENCODER):
         return encoder
     tokenizer = copy.copy(encoder.tokenizer)
-    tokenizer.chat_template = read_template(changed.chat_template)
-    return ConversationEncoder(tokenizer, changed.train_on)
+    if changed.chat_template:
+        tokenizer.chat_template = read_template(changed.chat_template)
+    return ConversationEncoder(
+        tokenizer, changed.train_on, rows_per_answer=changed.rows_per_answer, on_unrendered=changed.on_unrendered
+    )
 
 
 def makes_sense(examples: Sequence[Example], candidate: Candidate) -> bool:

@@ -1,289 +1,192 @@
-"""Renders a conversation with a chat template and locates the assistant's turns in the text.
+"""Renders conversations with a chat template, and locates the answers in the text.
 
 This works for any template: the conversation is rendered again with a placeholder for every
 message, and the template's own text between the placeholders shows where each message is. If
-a template depends on the contents or renders tool calls, the prompt of every answer is rendered instead.
+a template depends on the contents or renders tool calls, each answer is rendered after its own prompt instead.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmft_cli.base.errors import ModelError, first_line
-from llmft_cli.data.encoding.template_skeleton import (
-    PLACEHOLDER,
-    PLACEHOLDERS,
-    THINKING_END,
-    Ending,
-    RenderedRow,
-    TemplateSkeleton,
-    end_of_turn_after,
-    introductions_of,
-    rendered_forms,
-)
-from llmft_cli.data.encoding.tokenising import Span, Tokeniser, any_of
+from llmft_cli.data.encoding.answer_rows import AUTO, answer_rows
+from llmft_cli.data.encoding.answers_by_prompt import AnswersByPrompt
+from llmft_cli.data.encoding.left_out import PART_OF, TOOLS, left_out
+from llmft_cli.data.encoding.rendered import Ending, RenderedExample, RenderedRow
+from llmft_cli.data.encoding.renderer import Renderer
+from llmft_cli.data.encoding.template_skeleton import TemplateSkeleton, introductions_of
+from llmft_cli.data.encoding.tokenising import Tokeniser
 from llmft_cli.data.forms.examples import THINKING_KEYS, Conversation, Message, RowError
-from llmft_cli.data.forms.fields import valid_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of the rendered text: a message by its number, or the template's own text (None)."""
-
-    text: str
-    message: int | None
+Roles = tuple[str, ...]
+Around = tuple[list[str], list[int]]
+REJECT, KEEP = "reject", "keep"
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer."""
+    """The chat template of a tokenizer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokeniser: Tokeniser) -> None:
-        self._tokenizer = tokenizer
-        self._control = tokeniser.control
-        self._skeletons: dict[tuple[tuple[str, ...], bool], TemplateSkeleton] = {}
-        added = [token.content for token in tokenizer.added_tokens_decoder.values()]
-        self._added = any_of(content for content in added if content.strip())
+    Args:
+        rows_per_answer: as `mode` of `answer_rows`.
+        on_unrendered: whether a conversation of which the template leaves out something is refused (`reject`) or kept (`keep`).
+    """
 
-    def prompt(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> RenderedRow:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, tokeniser: Tokeniser, rows_per_answer: str = AUTO, on_unrendered: str = REJECT
+    ) -> None:
+        self.renderer = Renderer(tokenizer, tokeniser)
+        self._rows_per_answer = rows_per_answer
+        self._on_unrendered = on_unrendered
+        self._around: dict[tuple[Roles, bool], Around] = {}
+        self._skeletons: dict[tuple[Roles, bool], TemplateSkeleton] = {}
+        self._counts: dict[tuple[Roles, tuple[int, ...]], list[tuple[int, list[int]]]] = {}
+
+    def prompt(self, messages: Sequence[Message]) -> RenderedRow:
         """The conversation with the generation prompt.
 
         Raises:
             RowError: the template rejects the conversation or leaves out a message.
         """
-        return self._render_row(Conversation(list(messages), tools), [], generation_prompt=True)
+        conversation = Conversation(list(messages))
+        text = self.renderer.render(messages, True)
+        if not depends_on_contents(conversation):
+            skeleton = self._skeleton(roles_of(messages), True)
+            refuse([f"message {n + 1} ({messages[n]['role']})" for n in range(len(messages)) if n not in skeleton.order])
+            if found := skeleton.locate(conversation, text, []):
+                return found
+        AnswersByPrompt(conversation, self.renderer)  # refuses what cannot be told from special tokens
+        return RenderedRow(text, [match.span() for match in self.renderer.control.finditer(text)], [])
 
-    def conversation(self, conversation: Conversation, learned: Collection[int] | None) -> RenderedRow:
-        """A whole conversation; the learned answers and their ends of turn are supervised.
+    def conversation(self, conversation: Conversation, learned: Sequence[int] | None) -> RenderedExample:
+        """The rows of a conversation; the learned answers and their ends of turn are supervised.
 
         Args:
-            learned: numbers of the supervised messages, from 0; None for the whole text.
+            learned: numbers of the supervised messages, from 0, in order; None for the whole text.
 
         Raises:
-            RowError: the template rejects the conversation or leaves out a message, an answer cannot be
-                found in the rendered text, or it has no end of turn.
+            RowError: the template rejects the conversation, an answer cannot be found in the rendered text or has no end
+                of turn, or the template leaves out something and such conversations are refused.
         """
-        return self._render_row(conversation, learned, generation_prompt=False)
+        rendered = None if depends_on_contents(conversation) else self._by_skeletons(conversation, learned)
+        rendered = rendered or self._by_prompts(conversation, learned)
+        if self._on_unrendered == REJECT:
+            refuse(rendered.left_out)
+        return rendered
 
-    def render(self, messages: Sequence[Message], generation_prompt: bool, tools: list[dict[str, Any]] | None = None) -> str:
-        """The rendered text of a conversation.
+    def _by_skeletons(self, conversation: Conversation, learned: Sequence[int] | None) -> RenderedExample | None:
+        """The rows, located with the template's own text; None if it depends on what the messages say."""
+        messages = conversation.messages
+        roles = roles_of(messages)
+        rows = []
+        for count, answers in self._rows_by_roles(roles, learned):
+            skeleton = self._skeleton(roles[:count], False)
+            text = self.renderer.whole(messages[:count])
+            row = skeleton.locate(conversation, text, None if learned is None else answers)
+            if row is None or len(skeleton.order) < count:
+                return None
+            rows.append(row)
+        return RenderedExample(rows, [])
 
-        Raises:
-            RowError: the template rejects the conversation.
-            ModelError: there is no template, or it is not valid Jinja.
-        """
-        import jinja2
-
-        if not self._tokenizer.chat_template:
-            raise ModelError(
-                "the model's tokenizer has no chat template",
-                "prepare with a model that has one, give one with --chat-template FILE.jinja, "
-                "or use plain text turns with --chat-template plain",
+    def _rows_by_roles(self, roles: Roles, learned: Sequence[int] | None) -> list[tuple[int, list[int]]]:
+        if not learned:
+            return [(len(roles), [])]
+        key = roles, tuple(learned)
+        if key not in self._counts:
+            self._counts[key] = answer_rows(
+                learned,
+                len(roles),
+                self._rows_per_answer,
+                lambda number, count: number in self._skeleton(roles[:count], False).exact,
             )
+        return self._counts[key]
+
+    def _by_prompts(self, conversation: Conversation, learned: Sequence[int] | None) -> RenderedExample:
+        """The rows, with each answer rendered after its own prompt."""
+        answers = AnswersByPrompt(conversation, self.renderer)
+        total = len(conversation.messages)
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tools=tools, tokenize=False, add_generation_prompt=generation_prompt
-            )
-        except jinja2.TemplateSyntaxError as error:
-            raise ModelError(
-                f"the chat template is not valid Jinja (line {error.lineno}): {error.message}",
-                "prepare with another one: --chat-template FILE.jinja",
-            ) from error
-        except jinja2.TemplateError as error:
-            raise RowError(f"the chat template rejects this conversation: {error}") from error
-        except MemoryError:
+            places = answer_rows(learned, total, self._rows_per_answer, answers.is_exact) if learned else [(total, [])]
+            rows = [answers.row(count, None if learned is None else numbers) for count, numbers in places]
+        except RowError:
+            # What the template leaves out altogether is a better reason than an answer that cannot be found.
+            missing = left_out(conversation, learned, [total], [answers.whole(total)], self.renderer)
+            refuse([name for name in missing if not name.startswith(PART_OF)])
             raise
-        except Exception as error:  # a template is a program: it may divide by zero, or use a value that the row lacks
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise RowError(f"the chat template rejects this conversation: {reason}") from error
-        return valid_text(text, "the text that the chat template renders")
+        missing = left_out(conversation, learned, [count for count, _ in places], [row.text for row in rows], self.renderer)
+        return RenderedExample(rows, missing)
 
-    def _render_row(self, conversation: Conversation, learned: Collection[int] | None, generation_prompt: bool) -> RenderedRow:
-        messages, tools = conversation.messages, conversation.tools
-        text = self.render(messages, generation_prompt, tools)
-        if tools or any("tool_calls" in message for message in messages):
-            self._refuse_hidden_tools(conversation, text, generation_prompt)
-            return self._join_pieces(self._pieces_by_turn(conversation, text), conversation, learned)
-        if any(key in message for message in messages for key in THINKING_KEYS):
-            refuse_hidden_thinking(messages, text)
-            return self._join_pieces(self._pieces_with_thinking(conversation, text), conversation, learned)
-        skeleton = self._skeleton(tuple(message["role"] for message in messages), generation_prompt)
-        missing = set(range(len(messages))).difference(skeleton.order)
-        if missing:
-            number = min(missing)
-            raise RowError(f"the chat template leaves out message {number + 1} ({messages[number]['role']})")
-        found = skeleton.locate(conversation, text, learned)
-        return found or self._join_pieces(self._pieces_by_prefix(messages, text, skeleton), conversation, learned)
-
-    def _skeleton(self, roles: tuple[str, ...], generation_prompt: bool) -> TemplateSkeleton:
+    def _skeleton(self, roles: Roles, generation_prompt: bool) -> TemplateSkeleton:
         """The template's own text around messages of these roles, in rendered order."""
         key = (roles, generation_prompt)
         if key not in self._skeletons:
-            texts, order = self._around(roles, generation_prompt)
-            controls = [[match.span() for match in self._control.finditer(text)] for text in texts]
-            leads = [
-                self._lead(roles[:number], before) if roles[number] == "assistant" else 0
-                for number, before in zip(order, texts, strict=False)
-            ]
-            endings = [self._ending(text) for text in texts]
-            introductions = introductions_of([roles[number] for number in order], texts, endings)
-            self._skeletons[key] = TemplateSkeleton(texts, order, controls, endings, leads, introductions)
+            texts, order = self._texts_around(roles, generation_prompt)
+            endings: list[Ending | None] = [None]
+            leads, exact = [], set()
+            for index, number in enumerate(order, 1):
+                learnable = roles[number] == "assistant" and not generation_prompt
+                own = self._own_ending(roles[: number + 1]) if learnable else None
+                leads.append(self._lead(roles[:number], texts[index - 1]) if learnable else 0)
+                if own and texts[index].startswith(own[0]):
+                    endings.append(own[1])
+                    if (texts[:index], order[:index]) == self._before_last(roles[: number + 1]):
+                        exact.add(number)
+                else:
+                    endings.append(self._next_ending(texts[index]) if learnable else None)
+            ends = [ending or self._next_ending(text) for text, ending in zip(texts, endings, strict=True)]
+            introductions = introductions_of([roles[number] for number in order], texts, ends)
+            controls = [[match.span() for match in self.renderer.control.finditer(text)] for text in texts]
+            self._skeletons[key] = TemplateSkeleton(texts, order, controls, endings, leads, introductions, frozenset(exact))
         return self._skeletons[key]
 
-    def _around(self, roles: tuple[str, ...], generation_prompt: bool) -> tuple[list[str], list[int]]:
-        """The texts around placeholders for messages of these roles, and the placeholders' numbers."""
-        messages = [{"role": role, "content": PLACEHOLDER.format(number)} for number, role in enumerate(roles)]
-        parts = PLACEHOLDERS.split(self.render(messages, generation_prompt))
-        return parts[::2], [int(number) for number in parts[1::2]]
+    def _texts_around(self, roles: Roles, generation_prompt: bool) -> Around:
+        key = (roles, generation_prompt)
+        if key not in self._around:
+            self._around[key] = self.renderer.around(roles, generation_prompt)
+        return self._around[key]
 
-    def _lead(self, roles: tuple[str, ...], before: str) -> int:
-        prompt_end = self._around(roles, True)[0][-1]
+    def _before_last(self, roles: Roles) -> Around:
+        texts, order = self._texts_around(roles, False)
+        return texts[:-1], order
+
+    def _own_ending(self, roles: Roles) -> tuple[str, Ending] | None:
+        """The text after the last of these messages up to the end of its turn, and this; None if it has none or is not last."""
+        texts, order = self._texts_around(roles, False)
+        if not order or order[-1] != len(roles) - 1:
+            return None
+        ending = self.renderer.ending_in(texts[-1])
+        return (texts[-1][: ending.stop], ending) if ending else None
+
+    def _next_ending(self, after: str) -> Ending | None:
+        """The end of turn at the beginning of the template's text after an answer that is not the last."""
+        found = self.renderer.added.match(after, len(after) - len(after.lstrip()))
+        return found and self.renderer.ending(found.group(), found.end())
+
+    def _lead(self, roles: Roles, before: str) -> int:
+        try:
+            prompt_end = self._texts_around(roles, True)[0][-1]
+        except RowError:  # no prompt without a message
+            return 0
         return len(before) - len(prompt_end) if before.startswith(prompt_end) else 0
 
-    def _ending(self, after: str) -> Ending | None:
-        """The end of turn at the beginning of the template's text after an answer."""
-        spaces = len(after) - len(after.lstrip())
-        found = self._added.match(after, spaces)
-        return found and Ending(found.group(), found.end(), self._control.fullmatch(found.group()) is not None)
 
-    def _pieces_by_prefix(self, messages: Sequence[Message], text: str, skeleton: TemplateSkeleton) -> list[Piece]:
-        """Locates each answer by rendering its prompt; for templates that depend on the contents."""
-        self._refuse_spelled_tokens([message["content"] for message in messages])
-        pieces: list[Piece] = []
-        position = 0
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self.render(messages[:number], True)
-            last = number == len(messages) - 1
-            answer = answer_after(before, text, message["content"], skeleton.texts[-1] if last else None)
-            if answer is None or len(before) < position:
-                raise RowError(f"message {number + 1} cannot be found in the text rendered by the chat template")
-            pieces += [Piece(text[position : len(before)], None), Piece(answer, number)]
-            position = len(before) + len(answer)
-        return [*pieces, Piece(text[position:], None)]
-
-    def _pieces_with_thinking(self, conversation: Conversation, text: str) -> list[Piece]:
-        """Handles both templates that keep the thinking of every turn and those that keep only the last."""
-        messages = conversation.messages
-        self._refuse_spelled_tokens(messages)
-        with suppress(RowError):
-            return self._pieces_by_turn(conversation, text)
-        return self._pieces_by_prefix(messages, text, self._skeleton(tuple(message["role"] for message in messages), False))
-
-    def _refuse_spelled_tokens(self, content: Any) -> None:
-        """Reject special tokens in messages: without known positions they cannot be told from the template's own."""
-        if self._control.search(json.dumps(content, ensure_ascii=False)):
-            raise RowError("a message contains the text of a special token, and with this template messages cannot be located")
-
-    def _refuse_hidden_tools(self, conversation: Conversation, text: str, generation_prompt: bool) -> None:
-        """Reject a row whose tools the template silently ignores: most templates do not support tools."""
-        messages, tools = conversation.messages, conversation.tools
-
-        def unseen(others: Sequence[Message], tools: list[dict[str, Any]] | None) -> bool:
-            try:
-                return self.render(others, generation_prompt, tools) == text
-            except RowError:  # the template rejects the change, so it does read this part
-                return False
-
-        if tools and unseen(messages, None):
-            raise RowError("the chat template ignores the tools")
-        for number, message in enumerate(messages):
-            other = with_other_tools(message)
-            if other != message and unseen([*messages[:number], other, *messages[number + 1 :]], tools):
-                what = "the tool result" if message["role"] == "tool" else "the tool calls"
-                raise RowError(f"the chat template leaves out {what} in message {number + 1}")
-
-    def _pieces_by_turn(self, conversation: Conversation, text: str) -> list[Piece]:
-        """The assistant's turns with everything that the template adds, such as tool calls."""
-        messages, tools = conversation.messages, conversation.tools
-        self._refuse_spelled_tokens([messages, tools])
-        pieces: list[Piece] = []
-        position = 0
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            before = self.render(messages[:number], True, tools)
-            turn = common_prefix(self.render(messages[: number + 1], False, tools), text)[len(before) :]
-            endings = list(self._added.finditer(turn))
-            if not text.startswith(before) or len(before) < position or not turn.strip():
-                raise RowError(f"message {number + 1} cannot be found in the text rendered by the chat template")
-            if not endings:
-                raise RowError(f"the chat template adds no end of turn after message {number + 1}")
-            answer = turn[: endings[-1].start()]
-            pieces += [Piece(text[position : len(before)], None), Piece(answer, number)]
-            position = len(before) + len(answer)
-        return [*pieces, Piece(text[position:], None)]
-
-    def _join_pieces(self, pieces: Sequence[Piece], conversation: Conversation, learned: Collection[int] | None) -> RenderedRow:
-        """Join pieces whose messages contain no special tokens: all of them are the template's."""
-        text = "".join(piece.text for piece in pieces)
-        spans: list[Span] = []
-        position = prompt_length = 0
-        for piece, after in zip(pieces, [*pieces[1:], Piece("", None)], strict=True):
-            end = position + len(piece.text)
-            if piece.message is not None and piece.message == conversation.first_answer:
-                prompt_length = position
-            if piece.message is not None and learned is not None and piece.message in learned:
-                ending = end_of_turn_after(self._ending(after.text), piece.message, conversation.messages)
-                spans.append((position, end + ending.stop))
-            position = end
-        special_spans = [match.span() for match in self._control.finditer(text)]
-        return RenderedRow(text, special_spans, None if learned is None else spans, prompt_length=prompt_length)
+def depends_on_contents(conversation: Conversation) -> bool:
+    """Whether a conversation has tools or thinking, which templates render by what is in them."""
+    if conversation.tools:
+        return True
+    keys = ("tool_calls", *THINKING_KEYS)
+    return any(len(message) > 2 and any(key in message for key in keys) for message in conversation.messages)
 
 
-def with_other_tools(message: Message) -> Message:
-    """A message with placeholders for tool results and for the names of called tools."""
-    if message["role"] == "tool":
-        return {**message, "content": PLACEHOLDER.format(0)}
-    if "tool_calls" not in message:
-        return message
-    name = {"name": PLACEHOLDER.format(0)}
-    return {**message, "tool_calls": [{**call, "function": call["function"] | name} for call in message["tool_calls"]]}
+def roles_of(messages: Sequence[Message]) -> Roles:
+    return tuple(message["role"] for message in messages)
 
 
-def refuse_hidden_thinking(messages: Sequence[Message], text: str) -> None:
-    """Reject a row whose last answer loses its thinking: templates of non-thinking models drop it silently.
-
-    Raises:
-        RowError: the last answer's thinking is not in the rendered text.
-    """
-    last = messages[-1]
-    for key in THINKING_KEYS:
-        if key in last and last[key].strip() not in text:
-            raise RowError(f"the chat template leaves out the {key} of message {len(messages)}")
-
-
-def common_prefix(first: str, second: str) -> str:
-    """The longest common prefix of two texts."""
-    if second.startswith(first):
-        return first
-    differing = (index for index, (one, other) in enumerate(zip(first, second, strict=False)) if one != other)
-    return first[: next(differing, min(len(first), len(second)))]
-
-
-def answer_after(prompt: str, text: str, content: str, ending: str | None) -> str | None:
-    """The rendered answer after the prompt, or None if it is not there.
-
-    Args:
-        ending: the template's text after the answer, if it is the last message.
-    """
-    if not text.startswith(prompt):
-        return None
-    written = text[len(prompt) :]
-    space = len(written) - len(written.lstrip())
-    for form in rendered_forms(content):
-        for start in dict.fromkeys((0, space)):
-            if form and written.startswith(form, start):
-                return written[: start + len(form)]
-    answer = content.split(THINKING_END)[-1].strip()
-    if ending and written.endswith(ending) and answer in written:
-        # The template has reformatted the thinking.
-        return written.removesuffix(ending)
-    return None
+def refuse(missing: Collection[str]) -> None:
+    """Raises RowError if a template leaves out something."""
+    if missing:
+        first = next(iter(missing))
+        raise RowError(f"the chat template {'ignores' if first == TOOLS else 'leaves out'} {first}")

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmft_cli.data.encoding.chat_template import ChatTemplate
+from llmft_cli.data.encoding.answer_rows import AUTO
+from llmft_cli.data.encoding.chat_template import REJECT, ChatTemplate
 from llmft_cli.data.encoding.model_ids import ModelIds
-from llmft_cli.data.encoding.template_skeleton import RenderedRow
+from llmft_cli.data.encoding.rendered import RenderedExample, RenderedRow
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Span, Tokeniser, Tokens
 from llmft_cli.data.forms.examples import IGNORED, Conversation, Document, Message, RowError, Tokenised
 from llmft_cli.models.limits import Limits
@@ -41,30 +42,29 @@ class Encoded(NamedTuple):
 class ConversationEncoder:
     """Token ids of conversations and documents for one tokenizer and its chat template.
 
-    A row is rendered, tokenised and masked: `render_row`, `tokenise` (in batches) and `mask`.
+    An example is rendered, tokenised and masked: `rows`, `tokenise` (in batches) and `mask`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, train_on: str = "assistant", limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        train_on: str = "assistant",
+        limits: Limits | None = None,
+        *,
+        rows_per_answer: str = AUTO,
+        on_unrendered: str = REJECT,
+    ) -> None:
         """
         Args:
             train_on: `assistant` (all answers), `last` (the last one), or `all` (every token).
             limits: of the model, whose embeddings every id must be in; None if that is known.
+            rows_per_answer, on_unrendered: as of `ChatTemplate`.
         """
         self.tokenizer = tokenizer
         self._train_on = train_on
         self._model_ids = ModelIds(tokenizer, limits)
         self._tokeniser = Tokeniser(tokenizer)
-        self._template = ChatTemplate(tokenizer, self._tokeniser)
-
-    def conversation(self, messages: Sequence[Message]) -> Encoded:
-        """Ids of a whole conversation; the assistant's texts and the ends of turn after them are supervised.
-
-        Raises:
-            RowError: the template rejects the conversation or leaves out a message, an answer cannot be
-                found in the rendered text, or it has no end of turn.
-        """
-        rendered = self.render_row(Conversation(list(messages)))
-        return self.mask(rendered, self.tokenise([rendered])[0])
+        self._template = ChatTemplate(tokenizer, self._tokeniser, rows_per_answer, on_unrendered)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation with the generation prompt.
@@ -80,7 +80,7 @@ class ConversationEncoder:
 
     def document(self, text: str) -> list[int]:
         """Ids of a raw text, with the tokenizer's bos and eos tokens if it has them."""
-        return self.with_bos_and_eos(self.tokenise([self.render_row(Document(text))])[0].ids)
+        return self.with_bos_and_eos(self.tokenise([document_row(text)])[0].ids)
 
     def with_bos_and_eos(self, ids: Sequence[int]) -> list[int]:
         """The ids between the tokenizer's bos and eos tokens, if it has them.
@@ -94,14 +94,14 @@ class ConversationEncoder:
         self._model_ids.check(whole, lambda: first + last, "the tokenizer")
         return whole
 
-    def render_row(self, example: Conversation | Document) -> RenderedRow:
-        """The rendered text of a row.
+    def rows(self, example: Conversation | Document) -> RenderedExample:
+        """The rendered rows of an example: the assistant's texts and the ends of turn after them are supervised.
 
         Raises:
-            RowError: as `conversation`.
+            RowError: as `ChatTemplate.conversation`.
         """
         if isinstance(example, Document):
-            return RenderedRow(example.text, [], None)
+            return RenderedExample([document_row(example.text)], [])
         return self._template.conversation(example, self._learned(example))
 
     def tokenise(self, rows: Sequence[RenderedRow]) -> list[Tokens | EncodedTokens]:
@@ -149,15 +149,15 @@ class ConversationEncoder:
         return Encoded(row.input_ids, true_spans([label != IGNORED for label in [IGNORED, *row.labels[1:]]]))
 
     def render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
-        """The rendered text of a conversation; see `ChatTemplate.render`."""
-        return self._template.render(messages, generation_prompt)
+        """The rendered text of a conversation; see `Renderer.render`."""
+        return self._template.renderer.render(messages, generation_prompt)
 
     def end_of_turn(self) -> int | None:
         """The token that ends the assistant's turn in this template, or None."""
         if not self.tokenizer.chat_template:
             return None
         try:
-            rendered = self.render_row(Conversation(SHORT_CONVERSATION))
+            rendered = self.rows(Conversation(SHORT_CONVERSATION)).rows[0]
             sample = self._masked(rendered, self.tokenise([rendered])[0])
         except RowError:
             return None
@@ -169,11 +169,11 @@ class ConversationEncoder:
     def _ids_of_template(self) -> Collection[int]:
         """The ids of a short conversation; empty if the template rejects it."""
         try:
-            return self.tokenise([self.render_row(Conversation(SHORT_CONVERSATION))])[0].ids
+            return self.tokenise(self.rows(Conversation(SHORT_CONVERSATION)).rows)[0].ids
         except RowError:
             return ()
 
-    def _learned(self, conversation: Conversation) -> Collection[int] | None:
+    def _learned(self, conversation: Conversation) -> list[int] | None:
         """The numbers of the supervised messages, or None for the whole text."""
         if self._train_on == "all":
             return None
@@ -183,6 +183,10 @@ class ConversationEncoder:
         if conversation.trained is not None:
             answers = [number for number in answers if conversation.trained[number]]
         return answers
+
+
+def document_row(text: str) -> RenderedRow:
+    return RenderedRow(text, [], None)
 
 
 def true_spans(marks: Sequence[bool]) -> list[Span]:

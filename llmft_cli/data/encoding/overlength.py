@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmft_cli.data.encoding.encoder import Encoded
-from llmft_cli.data.encoding.template_skeleton import RenderedRow
+from llmft_cli.data.encoding.rendered import RenderedRow
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Span, Tokens
 
 

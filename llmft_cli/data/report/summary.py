@@ -18,7 +18,7 @@ from llmft_cli.run_dir.run import RunDir
 if TYPE_CHECKING:
     from llmft_cli.data.checks import Finding
     from llmft_cli.data.encoding.encoder import ConversationEncoder
-    from llmft_cli.data.ingestion import IngestedRows, Rejections
+    from llmft_cli.data.ingested import IngestedRows, Rejections
     from llmft_cli.data.splitting import Split
     from llmft_cli.settings.config import Config
 
@@ -37,6 +37,7 @@ class PrepareResult:
         lengths: tokens of the kept rows: min, median, mean, p95, max, and a histogram of (up to, rows).
         forms: rows by format.
         documents_split: documents too long for one sequence, which became several rows.
+        answer_rows: the policy (`--rows-per-answer`), the conversations with several rows, and these rows.
         rejected_reasons: reason, count and the first places.
         sources: name, rows read, kept and rejected, and weight of each.
         overlength: the policy, the rows that it applied to and dropped, and the tokens and ends of turn lost.
@@ -54,6 +55,7 @@ class PrepareResult:
     rejected_reasons: list[dict[str, Any]]
     sources: list[dict[str, Any]] = field(default_factory=list)
     overlength: dict[str, Any] = field(default_factory=dict)
+    answer_rows: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
     template: dict[str, Any] = field(default_factory=dict)
 
@@ -108,7 +110,7 @@ def summarise(
     return PrepareResult(
         rows={
             "read": ingested.read,
-            "kept": len(spool),
+            "kept": ingested.kept,
             "rejected": ingested.bad,
             "duplicates": ingested.duplicates,
             "overlength": ingested.losses.rows,
@@ -120,6 +122,7 @@ def summarise(
         lengths=length_figures(spool.lengths),
         forms=dict(ingested.forms),
         documents_split=ingested.split_documents,
+        answer_rows={"policy": config.rows_per_answer, **asdict(ingested.answer_rows)},
         rejected_reasons=reasons(ingested.rejections),
         sources=[
             {"name": item.name, "read": item.read, "kept": item.kept, "rejected": item.rejected, "weight": item.weight}

@@ -72,6 +72,7 @@ def test_other_file_errors_are_not_the_machines() -> None:
         Exception("No space left on device (os error 28)"),
         RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
         RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        RuntimeError("basic_ios::clear: iostream error"),
     ],
 )
 def test_full_disk_in_a_librarys_words(error: Exception) -> None:

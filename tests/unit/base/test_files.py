@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmft_cli.base.errors import StageError
-from llmft_cli.base.files import check_place, replacing_directory
+from llmft_cli.base.files import check_place, put_back, replacing_directory
 
 
 def names(folder: Path) -> list[str]:
@@ -51,6 +51,18 @@ pathlib.Path.rename = lambda path, to: os.kill(os.getpid(), 9) if path.name == "
 with replacing_directory(pathlib.Path(sys.argv[1])) as fresh:
     (fresh / "train.arrow").write_text("new")
 """
+
+
+def test_a_replacement_that_is_undone_leaves_nothing(tmp_path: Path) -> None:
+    """The new directory stayed beside the old one, and took the room of the disk that had been full."""
+    target = tmp_path / "data"
+    target.mkdir()
+    (target / "train.arrow").write_text("old")
+    with replacing_directory(target, keep_old=True) as new:
+        (new / "train.arrow").write_text("new")
+    put_back(target)
+    assert (target / "train.arrow").read_text() == "old"
+    assert names(tmp_path) == ["data"]
 
 
 def test_killed_between_the_two_renames_the_old_directory_is_put_back(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from templates import STYLES, tokenizer_for
 
 @pytest.fixture(scope="session")
 def encoders(tiny_tokenizer: Any) -> dict[str, ConversationEncoder]:
-    return {style.name: ConversationEncoder(tokenizer_for(style, tiny_tokenizer)) for style in STYLES}
+    return {style.name: ConversationEncoder(tokenizer_for(style, tiny_tokenizer), rows_per_answer="off") for style in STYLES}
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmft_cli.data.encoding.encoder import Encoded
-from llmft_cli.data.forms.examples import IGNORED
+from llmft_cli.data.forms.examples import IGNORED, Conversation
 
 Message = dict[str, str]
 
@@ -212,3 +212,10 @@ def text_of(tokenizer: Any, ids: list[int]) -> str:
 
 def special_ids(tokenizer: Any, ids: list[int]) -> list[int]:
     return [token for token in ids if tokenizer.added_tokens_decoder.get(token, None) is not None]
+
+
+def one_row(encoder: Any, messages: Sequence[Message], **others: Any) -> Encoded:
+    """A conversation as one row, encoded."""
+    rows = encoder.rows(Conversation(list(messages), **others)).rows
+    assert len(rows) == 1
+    return encoder.mask(rows[0], encoder.tokenise(rows)[0])

@@ -8,7 +8,21 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from templates import CHATML, GEMMA, LLAMA_2, LLAMA_3, MISTRAL, QWEN3, ZEPHYR, Style, special_ids, supervised, talk, text_of
+from templates import (
+    CHATML,
+    GEMMA,
+    LLAMA_2,
+    LLAMA_3,
+    MISTRAL,
+    QWEN3,
+    ZEPHYR,
+    Style,
+    one_row,
+    special_ids,
+    supervised,
+    talk,
+    text_of,
+)
 
 from llmft_cli.data.forms.formats import RowError, parse
 
@@ -57,9 +71,9 @@ def test_any_text_is_masked_exactly(style: Style, system: str | None, texts: Any
         with pytest.raises(RowError, match=r"is empty$"):
             parse({"messages": messages})
         return
-    encoded = encoder.conversation(messages)
+    encoded = one_row(encoder, messages)
     tokenizer = encoder.tokenizer
-    clean = encoder.conversation(talk([(role, "a") for role, _ in turns]))
+    clean = one_row(encoder, talk([(role, "a") for role, _ in turns]))
     assert text_of(tokenizer, encoded.input_ids) == encoder.render(messages, False)
     assert text_of(tokenizer, supervised(encoded)) == style.supervised(messages)
     assert special_ids(tokenizer, encoded.input_ids) == special_ids(tokenizer, clean.input_ids)
@@ -73,8 +87,8 @@ def test_thinking_templates_supervise_all_that_follows_the_prompt(question: str,
     messages = talk([("user", "q" + question), ("assistant", answer + "z")])
     if "</think>" in answer and any(special in question + answer for special in QWEN3.specials):
         with contextlib.suppress(RowError):
-            encoder.conversation(messages)
+            one_row(encoder, messages)
         return
-    encoded = encoder.conversation(messages)
+    encoded = one_row(encoder, messages)
     written = encoder.render(messages, False).removeprefix(encoder.render(messages[:1], True)).removesuffix("\n")
     assert text_of(encoder.tokenizer, supervised(encoded)) == written

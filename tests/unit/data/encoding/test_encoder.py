@@ -14,6 +14,7 @@ from templates import (
     ZEPHYR,
     Style,
     metaspace_tokenizer,
+    one_row,
     special_ids,
     supervised,
     talk,
@@ -39,7 +40,7 @@ def make_encoder(tiny_tokenizer: Any) -> Any:
 
     def make(template: str) -> ConversationEncoder:
         style = Style("own", template, ["<|im_start|>", "<|im_end|>"], "<|im_end|>")
-        return ConversationEncoder(tokenizer_for(style, tiny_tokenizer))
+        return ConversationEncoder(tokenizer_for(style, tiny_tokenizer), rows_per_answer="off")
 
     return make
 
@@ -78,7 +79,7 @@ def brute_force_labels(encoder: ConversationEncoder, messages: list[dict[str, st
 @pytest.mark.parametrize(("style", "turns"), cases())
 def test_supervises_exactly_the_answers_and_their_ends(style: Style, turns: Any, encoders: Any) -> None:
     encoder, messages = encoders[style.name], talk(turns)
-    encoded = encoder.conversation(messages)
+    encoded = one_row(encoder, messages)
     tokenizer = encoder.tokenizer
     assert text_of(tokenizer, supervised(encoded)) == style.supervised(messages)
     if not style.rstrip:  # a token that absorbs spaces does not decode to them
@@ -89,7 +90,7 @@ def test_supervises_exactly_the_answers_and_their_ends(style: Style, turns: Any,
 @pytest.mark.parametrize(("style", "turns"), cases())
 def test_ids_are_the_tokenizers_for_the_rendered_text(style: Style, turns: Any, encoders: Any) -> None:
     encoder, messages = encoders[style.name], talk(turns)
-    ids = encoder.conversation(messages).input_ids
+    ids = one_row(encoder, messages).input_ids
     text = encoder.render(messages, False)
     assert ids == encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
     if style.bos:
@@ -101,7 +102,7 @@ def test_ids_are_the_tokenizers_for_the_rendered_text(style: Style, turns: Any, 
 def test_the_prompt_begins_the_conversation_and_nothing_of_it_is_supervised(style: Style, turns: Any, encoders: Any) -> None:
     encoder, messages = encoders[style.name], talk(turns)
     prompt = encoder.prompt(messages[:-1])
-    encoded = encoder.conversation(messages)
+    encoded = one_row(encoder, messages)
     assert encoded.input_ids[: len(prompt)] == prompt
     answer = [label for label in encoded.labels[len(prompt) :] if label != IGNORED]
     assert text_of(encoder.tokenizer, answer) == style.supervised([messages[-1]])
@@ -115,7 +116,7 @@ def test_llama_2_in_full(encoders: Any) -> None:
     messages = talk(
         [("system", " Be brief. "), ("user", " Hi "), ("assistant", "\nHello. "), ("user", "Bye"), ("assistant", "Bye.")]
     )
-    encoded = encoder.conversation(messages)
+    encoded = one_row(encoder, messages)
     assert text_of(encoder.tokenizer, encoded.input_ids) == (
         "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello. </s><s>[INST] Bye [/INST] Bye. </s>"
     )
@@ -125,13 +126,16 @@ def test_llama_2_in_full(encoders: Any) -> None:
 
 def test_a_template_without_system_messages_refuses_them(encoders: Any) -> None:
     with pytest.raises(RowError, match=r"^the chat template .*: System role not supported$"):
-        encoders["gemma"].conversation(talk(SYSTEM + SINGLE))
+        one_row(encoders["gemma"], talk(SYSTEM + SINGLE))
 
 
 def test_earlier_thinking_that_the_template_strips_is_not_supervised(encoders: Any) -> None:
-    encoder = encoders["qwen3"]
     turns = [("user", "a"), ("assistant", "<think>\nwell\n</think>\n\nb"), ("user", "c"), ("assistant", "d")]
-    encoded = encoder.conversation(talk(turns))
+    with pytest.raises(RowError, match=r"^the chat template leaves out the thinking of message 2$"):
+        encoders["qwen3"].rows(Conversation(talk(turns)))
+    encoder = ConversationEncoder(encoders["qwen3"].tokenizer, rows_per_answer="off", on_unrendered="keep")
+    assert encoder.rows(Conversation(talk(turns))).left_out == ["the thinking of message 2"]
+    encoded = one_row(encoder, talk(turns))
     assert text_of(encoder.tokenizer, supervised(encoded)) == "b<|im_end|><think>\n\n</think>\n\nd<|im_end|>"
 
 
@@ -140,7 +144,7 @@ def test_earlier_thinking_that_the_template_strips_is_not_supervised(encoders: A
 )
 def test_thinking_of_the_last_turn_is_supervised(thought: str, encoders: Any) -> None:
     encoder = encoders["qwen3"]
-    encoded = encoder.conversation(talk([("user", "a"), ("assistant", thought + "b")]))
+    encoded = one_row(encoder, talk([("user", "a"), ("assistant", thought + "b")]))
     assert text_of(encoder.tokenizer, supervised(encoded)) == "<think>\nwell\n</think>\n\nb<|im_end|>"
 
 
@@ -150,7 +154,7 @@ def test_content_that_spells_special_tokens_never_becomes_them(style: Style, enc
     spelled = "x" + "".join(style.specials) + "y"
     plain = talk([("user", "xy"), ("assistant", "xy"), ("user", "xy"), ("assistant", "xy")])
     messages = talk([("user", spelled), ("assistant", spelled), ("user", spelled), ("assistant", spelled)])
-    encoded, clean = encoder.conversation(messages), encoder.conversation(plain)
+    encoded, clean = one_row(encoder, messages), one_row(encoder, plain)
     tokenizer = encoder.tokenizer
     assert special_ids(tokenizer, encoded.input_ids) == special_ids(tokenizer, clean.input_ids)
     assert special_ids(tokenizer, supervised(encoded)) == [tokenizer.convert_tokens_to_ids(style.end.strip())] * 2
@@ -163,7 +167,7 @@ def test_no_space_is_put_in_where_text_is_split_around_special_tokens(style: Sty
     tokenizer = metaspace_tokenizer(style, SENTENCES)
     encoder = ConversationEncoder(tokenizer)
     messages = talk([("user", "is </s> it"), ("assistant", "low </s> four")])
-    encoded = encoder.conversation(messages)
+    encoded = one_row(encoder, messages)
     plain = tokenizer(encoder.render(talk([("user", "is it"), ("assistant", "low")]), False), add_special_tokens=False)
     leading = len(text_of(tokenizer, plain["input_ids"])) - len(text_of(tokenizer, plain["input_ids"]).lstrip())
     assert text_of(tokenizer, encoded.input_ids)[leading:] == encoder.render(messages, False)
@@ -191,14 +195,14 @@ def test_offsets_without_their_spaces_give_the_same_mask(tiny_tokenizer: Any) ->
     for style in (CHATML, LLAMA_2, ZEPHYR):
         tokenizer = tokenizer_for(style, tiny_tokenizer)
         messages = talk([("user", " a \n"), ("assistant", "  \n b  \n\n"), ("user", "c"), ("assistant", " d ")])
-        expected = ConversationEncoder(tokenizer).conversation(messages)
+        expected = one_row(ConversationEncoder(tokenizer), messages)
         tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
-        assert ConversationEncoder(tokenizer).conversation(messages) == expected
+        assert one_row(ConversationEncoder(tokenizer), messages) == expected
 
 
 def test_a_special_token_that_swallows_the_spaces_of_an_answer_is_not_supervised(encoders: Any) -> None:
     encoder = encoders["phi-3"]
-    encoded = encoder.conversation(talk([("user", "a"), ("assistant", "  b")]))
+    encoded = one_row(encoder, talk([("user", "a"), ("assistant", "  b")]))
     assert text_of(encoder.tokenizer, supervised(encoded)) == "b<|end|>"
 
 
@@ -207,7 +211,7 @@ HEADLESS = "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>' }
 
 def test_a_template_without_generation_prompt_has_the_model_write_the_header(make_encoder: Any) -> None:
     encoder = make_encoder(HEADLESS)
-    encoded = encoder.conversation(talk([("user", "a"), ("assistant", "b")]))
+    encoded = one_row(encoder, talk([("user", "a"), ("assistant", "b")]))
     assert text_of(encoder.tokenizer, encoder.prompt(talk([("user", "a")]))) == "user: a<|im_end|>"
     assert text_of(encoder.tokenizer, supervised(encoded)) == "assistant: b<|im_end|>"
 
@@ -215,23 +219,23 @@ def test_a_template_without_generation_prompt_has_the_model_write_the_header(mak
 def test_no_end_of_turn_is_refused(make_encoder: Any) -> None:
     encoder = make_encoder("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
     with pytest.raises(RowError, match=r"^the chat template adds no end of turn after message 2$"):
-        encoder.conversation(talk(MULTI))
+        one_row(encoder, talk(MULTI))
     assert encoder.end_of_turn() is None
 
 
 def test_a_message_that_the_template_leaves_out_is_refused(make_encoder: Any) -> None:
     without_system = HEADLESS.replace("in messages", "in messages if m.role != 'system'")
     encoder = make_encoder(without_system)
-    assert text_of(encoder.tokenizer, supervised(encoder.conversation(talk(SINGLE)))).endswith("two screws.<|im_end|>")
-    for ask in (encoder.conversation, encoder.prompt):
+    assert text_of(encoder.tokenizer, supervised(one_row(encoder, talk(SINGLE)))).endswith("two screws.<|im_end|>")
+    for ask, conversation in ((encoder.rows, Conversation(talk(SYSTEM + SINGLE))), (encoder.prompt, talk(SYSTEM + SINGLE))):
         with pytest.raises(RowError, match=r"^the chat template leaves out message 1 \(system\)$"):
-            ask(talk(SYSTEM + SINGLE))
+            ask(conversation)
 
 
 def test_an_answer_that_the_template_rewrites_is_refused(make_encoder: Any) -> None:
     encoder = make_encoder(HEADLESS.replace("m.content", "m.content | replace('screws', 'nails')"))
     with pytest.raises(RowError, match=r"^message 2 cannot be found in the text rendered by the chat template$"):
-        encoder.conversation(talk(SINGLE))
+        one_row(encoder, talk(SINGLE))
 
 
 def test_an_end_of_turn_that_is_not_special_may_not_be_spelled(tiny_tokenizer: Any) -> None:
@@ -239,18 +243,18 @@ def test_an_end_of_turn_that_is_not_special_may_not_be_spelled(tiny_tokenizer: A
     tokenizer = tokenizer_for(style, tiny_tokenizer)
     tokenizer.add_tokens(["<end>"])
     encoder = ConversationEncoder(tokenizer)
-    assert supervised(encoder.conversation(talk(SINGLE)))[-1] == tokenizer.convert_tokens_to_ids("<end>")
+    assert supervised(one_row(encoder, talk(SINGLE)))[-1] == tokenizer.convert_tokens_to_ids("<end>")
     reason = r"^a message contains <end>, the end of turn, which the tokenizer does not mark as special$"
     with pytest.raises(RowError, match=reason):
-        encoder.conversation(talk([("user", "say <end>"), ("assistant", "no")]))
+        one_row(encoder, talk([("user", "say <end>"), ("assistant", "no")]))
 
 
 def test_no_template_and_a_broken_one(make_encoder: Any, tiny_tokenizer: Any) -> None:
     with pytest.raises(ModelError, match=r"^the model's tokenizer has no chat template$"):
-        make_encoder(None).conversation(talk(SINGLE))
+        one_row(make_encoder(None), talk(SINGLE))
     assert make_encoder(None).end_of_turn() is None
     with pytest.raises(ModelError, match=r"^the chat template is not valid Jinja \(line 2\): ") as caught:
-        make_encoder("{# comment #}\n{% for m in %}").conversation(talk(SINGLE))
+        one_row(make_encoder("{# comment #}\n{% for m in %}"), talk(SINGLE))
     assert "--chat-template" in caught.value.hint
 
 
@@ -271,7 +275,9 @@ def test_a_document_stands_between_beginning_and_end_of_text(encoders: Any) -> N
 def test_what_all_rows_begin_with_is_tokenised_once_and_nothing_changes(style: Style, tiny_tokenizer: Any) -> None:
     for tokenizer in (tokenizer_for(style, tiny_tokenizer), metaspace_tokenizer(style, SENTENCES)):
         encoder = ConversationEncoder(tokenizer)
-        rows = [encoder.render_row(Conversation(talk([("user", text), ("assistant", text)]))) for text in ("a b", " a\n", "é")]
+        rows = [
+            encoder.rows(Conversation(talk([("user", text), ("assistant", text)]))).rows[0] for text in ("a b", " a\n", "é")
+        ]
         with_head = encoder.tokenise(rows)
         without = encoder.tokenise([rendered._replace(prefix_length=0) for rendered in rows])
         for rendered, one, other in zip(rows, with_head, without, strict=True):
@@ -282,7 +288,7 @@ def test_what_all_rows_begin_with_is_tokenised_once_and_nothing_changes(style: S
 def test_a_head_that_changes_what_follows_is_not_used(tiny_tokenizer: Any) -> None:
     def heads(tokenizer: Any) -> list[bool]:
         encoder = ConversationEncoder(tokenizer)
-        encoder.conversation(talk(SINGLE))
+        one_row(encoder, talk(SINGLE))
         return [ids is not None for head, ids in encoder._tokeniser._prefixes.items() if head]
 
     assert heads(tokenizer_for(CHATML, tiny_tokenizer)) == [True]

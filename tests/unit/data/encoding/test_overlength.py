@@ -110,7 +110,7 @@ def test_every_part_begins_at_a_turn_if_all_turns_fit(turns: list[tuple[int, boo
 def test_parts_of_a_long_conversation_are_whole_exchanges(style: Any, encoders: dict[str, ConversationEncoder]) -> None:
     encoder = encoders[style.name]
     turns = [("user", "Is the tower open?"), ("assistant", "Yes, it is.")] * 4
-    rendered = encoder.render_row(Conversation(talk(turns)))
+    rendered = encoder.rows(Conversation(talk(turns))).rows[0]
     tokens = encoder.tokenise([rendered])[0]
     encoded = encoder.mask(rendered, tokens)
     told = OverlengthLosses()
@@ -129,7 +129,7 @@ def test_parts_of_a_long_conversation_are_whole_exchanges(style: Any, encoders: 
 
 def test_turns_that_are_not_known_are_found_by_the_ends_of_answers(encoders: dict[str, ConversationEncoder]) -> None:
     encoder = encoders["chatml"]
-    rendered = encoder.render_row(Conversation(talk([("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")])))
+    rendered = encoder.rows(Conversation(talk([("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]))).rows[0]
     tokens = encoder.tokenise([rendered])[0]
     users = [turn for turn in turn_starts(rendered, tokens) if turn.by_user]
     assert turn_starts(rendered._replace(turn_starts=()), tokens) == users
@@ -137,7 +137,7 @@ def test_turns_that_are_not_known_are_found_by_the_ends_of_answers(encoders: dic
 
 def test_the_system_message_inside_a_question_is_not_parted_from_it(encoders: dict[str, ConversationEncoder]) -> None:
     rows = {
-        name: encoders[name].render_row(Conversation(talk([("system", "s"), ("user", "q"), ("assistant", "a")])))
+        name: encoders[name].rows(Conversation(talk([("system", "s"), ("user", "q"), ("assistant", "a")]))).rows[0]
         for name in ("llama-2", "chatml")
     }
     starts = {name: [row.text[place:][:13] for place, _ in row.turn_starts] for name, row in rows.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from templates import STYLES, Style
+from templates import STYLES, Style, one_row
 
 from llmft_cli.data.forms.examples import Conversation
 from llmft_cli.data.forms.formats import parse
@@ -29,5 +29,5 @@ def test_every_token_of_real_rows(style: Style, encoders: Any) -> None:
     for row in rows:
         _, example = parse(row)
         assert isinstance(example, Conversation)
-        encoded = encoder.conversation(example.messages)
+        encoded = one_row(encoder, example.messages)
         assert encoded.labels == brute_force_labels(encoder, example.messages, style, encoded.input_ids)

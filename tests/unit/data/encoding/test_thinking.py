@@ -34,11 +34,11 @@ ROW = {
 }
 
 
-def learned(style: Style, row: dict[str, Any], tiny: Any) -> str:
-    encoder = ConversationEncoder(tokenizer_for(style, tiny))
+def learned(style: Style, row: dict[str, Any], tiny: Any, **options: Any) -> str:
+    encoder = ConversationEncoder(tokenizer_for(style, tiny), rows_per_answer="off", **options)
     _, conversation = parse(row)
     assert isinstance(conversation, Conversation)
-    rendered = encoder.render_row(conversation)
+    rendered = encoder.rows(conversation).rows[0]
     tokens = encoder.tokenise([rendered])[0]
     assert tokens.ids == encoder.tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
     return text_of(encoder.tokenizer, supervised(encoder.mask(rendered, tokens)))
@@ -46,14 +46,18 @@ def learned(style: Style, row: dict[str, Any], tiny: Any) -> str:
 
 def test_thinking_is_learned_as_the_template_shows_it(tiny_tokenizer: Any) -> None:
     assert learned(EVERY, ROW, tiny_tokenizer) == ("<think>\nwell\n</think>\n\nb<|im_end|><think>\nhm\n</think>\n\nd<|im_end|>")
-    assert learned(LAST, ROW, tiny_tokenizer) == "b<|im_end|><think>\nhm\n</think>\n\nd<|im_end|>"
+    assert learned(LAST, ROW, tiny_tokenizer, on_unrendered="keep") == "b<|im_end|><think>\nhm\n</think>\n\nd<|im_end|>"
+    assert learned(LAST, ROW, tiny_tokenizer, train_on="last") == "<think>\nhm\n</think>\n\nd<|im_end|>"
 
 
 def test_thinking_that_the_template_leaves_out_is_no_silent_loss(tiny_tokenizer: Any) -> None:
-    with pytest.raises(RowError, match=r"^the chat template leaves out the reasoning_content of message 4$"):
+    with pytest.raises(RowError, match=r"^the chat template leaves out the reasoning_content of message 2$"):
         learned(CHATML, ROW, tiny_tokenizer)
+    assert learned(CHATML, ROW, tiny_tokenizer, on_unrendered="keep") == "b<|im_end|>d<|im_end|>"
     earlier = {"messages": [*ROW["messages"][:3], {"role": "assistant", "content": "d"}]}
-    assert learned(CHATML, earlier, tiny_tokenizer) == "b<|im_end|>d<|im_end|>"
+    with pytest.raises(RowError, match=r"^the chat template leaves out the reasoning_content of message 2$"):
+        learned(CHATML, earlier, tiny_tokenizer)
+    assert learned(CHATML, earlier, tiny_tokenizer, train_on="last") == "d<|im_end|>"
 
 
 def test_a_special_token_spelled_in_a_thought_is_refused(tiny_tokenizer: Any) -> None:

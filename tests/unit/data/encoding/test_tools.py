@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from templates import CHATML, DEEPSEEK, Style, special_ids, supervised, talk, text_of, tokenizer_for
+from templates import CHATML, DEEPSEEK, Style, one_row, special_ids, supervised, talk, text_of, tokenizer_for
 
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.forms.examples import Conversation, RowError
@@ -54,7 +54,7 @@ def encode(style: Style, tiny: Any, conversation: Conversation, train_on: str = 
     tokenizer = tokenizer_for(style, tiny)
     tokenizer.add_tokens(["<call>", "</call>"])
     encoder = ConversationEncoder(tokenizer, train_on)
-    rendered = encoder.render_row(conversation)
+    rendered = encoder.rows(conversation).rows[0]
     encoded = encoder.mask(rendered, encoder.tokenise([rendered])[0])
     assert encoded.input_ids == tokenizer(rendered.text, add_special_tokens=False)["input_ids"]
     return encoder, text_of(tokenizer, encoded.input_ids), text_of(tokenizer, supervised(encoded))
@@ -139,9 +139,9 @@ def test_plain_conversations_can_be_learned_in_part(encoders: Any) -> None:
     for style in (CHATML, DEEPSEEK):
         encoder = encoders[style.name]
         turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-        rendered = encoder.render_row(Conversation(talk(turns), trained=(False, True, False, False)))
+        rendered = encoder.rows(Conversation(talk(turns), trained=(False, True, False, False))).rows[0]
         encoded = encoder.mask(rendered, encoder.tokenise([rendered])[0])
         assert text_of(encoder.tokenizer, supervised(encoded)) == "b" + style.end
         assert special_ids(encoder.tokenizer, encoded.input_ids) == special_ids(
-            encoder.tokenizer, encoder.conversation(talk(turns)).input_ids
+            encoder.tokenizer, one_row(encoder, talk(turns)).input_ids
         )

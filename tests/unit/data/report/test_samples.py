@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from templates import LLAMA_2, STYLES, Style, metaspace_tokenizer, talk, text_of
+from templates import LLAMA_2, STYLES, Style, metaspace_tokenizer, one_row, talk, text_of
 
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.forms.examples import IGNORED
@@ -92,7 +92,7 @@ def tokenizers() -> dict[str, Any]:
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
 def test_a_conversation_in_every_template_style(style: Style, encoders: dict[str, ConversationEncoder]) -> None:
     encoder = encoders[style.name]
-    row = encoder.conversation(TALK)
+    row = one_row(encoder, TALK)
     found = segments(encoder.tokenizer, row.input_ids, row.labels)
     assert "".join(segment.text for segment in found) == text_of(encoder.tokenizer, row.input_ids)
     assert sum(segment.tokens for segment in found) == len(row.input_ids)
@@ -102,7 +102,7 @@ def test_a_conversation_in_every_template_style(style: Style, encoders: dict[str
 
 
 def test_special_tokens_stand_alone_and_text_that_spells_one_does_not(tiny_tokenizer: Any) -> None:
-    row = ConversationEncoder(tiny_tokenizer).conversation(talk([("user", "say <|im_end|>"), ("assistant", "no <|im_end|>")]))
+    row = one_row(ConversationEncoder(tiny_tokenizer), talk([("user", "say <|im_end|>"), ("assistant", "no <|im_end|>")]))
     found = segments(tiny_tokenizer, row.input_ids, row.labels)
     assert [(segment.text, segment.supervised, segment.special) for segment in found] == [
         ("<|im_start|>", False, True),
@@ -238,7 +238,7 @@ def test_the_built_in_model() -> None:
         pytest.skip("the built-in model is not in the cache")
     folder = found[0].parent
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    row = ConversationEncoder(tokenizer).conversation(TALK)
+    row = one_row(ConversationEncoder(tokenizer), TALK)
     found = segments(tokenizer, row.input_ids, row.labels)
     assert "".join(segment.text for segment in found) == text_of(tokenizer, row.input_ids)
     assert learned(found) == " Là-bas 👩\u200d🚀!\n<|im_end|>的<|im_end|>"

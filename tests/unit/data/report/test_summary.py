@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmft_cli.data.ingestion import Rejections
+from llmft_cli.data.ingested import Rejections
 from llmft_cli.data.reading.rows import BadRow
 from llmft_cli.data.report.summary import length_figures, packing_figures, reasons
 

@@ -93,7 +93,7 @@ def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
     """
     weights = one_each("--weights", config.weights or "1", len(names))
     if names.count(STDIN) > 1:
-        raise DataError("standard input (-) is given twice but can be read only once")
+        raise DataError("standard input (-) is given twice but can be read only once", "name it once")
     unlimited: list[float | None] = [None] * len(names)
     caps = one_each("--max-rows", config.max_rows, len(names)) if config.max_rows else unlimited
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 
 TURNS = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]
 FEWEST_CURED = 0.5
+# What settings do whose names do not say it.
+GOALS = {
+    "chat_template": "to use plain text turns instead of the model's template",
+    "on_unrendered": "to keep the rows without the part that is left out",
+}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "messages": {"messages": TURNS},
     "prompt-completion": {"prompt": "...", "completion": "..."},
@@ -50,7 +56,9 @@ def hint_for_refused(ingested: IngestedRows, encoder: ConversationEncoder, confi
 def cures_of(search: Search) -> list[Candidate]:
     """The settings to suggest; with plain text turns if they need a chat template and the model has none."""
     if search.encoder.tokenizer.chat_template:
-        return search.cures()
+        with suppress(ModelError):  # it is not valid
+            return search.cures()
+        return []
     config = replace(search.config, chat_template=PLAIN)
     plain = replace(search, config=config, encoder=encoder_for(search.encoder, search.config, config))
     return [with_template(cure, search) for cure in plain.cures()]
@@ -68,8 +76,8 @@ def shown(cure: Candidate, config: Config) -> str:
     """A cure as options to paste, in place of those that were given."""
     given = {name: getattr(config, name) for name in cure.changes if getattr(config, name) != FIELDS[name].default}
     replaced = f" instead of {as_options(given)}" if given else ""
-    goal = f"{cure.goal}, " if cure.goal else ""
-    return f"{goal}{'use' if given else 'add'} {as_options(cure.changes)}{replaced}"
+    goal = cure.goal or (GOALS.get(next(iter(cure.changes)), "") if len(cure.changes) == 1 else "")
+    return f"{f'{goal}, ' if goal else ''}{'use' if given else 'add'} {as_options(cure.changes)}{replaced}"
 
 
 def as_options(settings: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from llmft_cli.data.forms.preferences import decoded_or_text
@@ -30,6 +31,7 @@ ABOUT += words("score rating path file filename category")
 ID = re.compile(r"https?://\S+|[!-~]*\d[!-~]*")
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0eff]{4}")
 SHARE_OF_ROWS = 0.5
+MOST_COLUMNS = 100
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def look_like_ids(texts: Sequence[str]) -> bool:
 
 
 def columns_of(rows: Sequence[Any]) -> list[Column]:
-    """The columns that at least half of the rows have, in order."""
+    """The columns that at least half of the rows have, in order; of a wide table the first."""
     values: dict[str, list[Any]] = {}
     for row in rows:
         for key, value in row.items() if isinstance(row, dict) else ():
@@ -89,4 +91,5 @@ def columns_of(rows: Sequence[Any]) -> list[Column]:
             for inner, part in value.items() if isinstance(value, dict) else ():
                 values.setdefault(f"{key}.{inner}", []).append(part)
     present = {path: [value for value in found if value is not None] for path, found in values.items()}
-    return [Column(path, found) for path, found in present.items() if len(found) >= SHARE_OF_ROWS * len(rows) and found]
+    common = (Column(path, found) for path, found in present.items() if found and len(found) >= SHARE_OF_ROWS * len(rows))
+    return list(islice(common, MOST_COLUMNS))

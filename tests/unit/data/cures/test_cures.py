@@ -12,7 +12,9 @@ import pytest
 
 from llmft_cli.base.errors import DataError
 from llmft_cli.base.reporter import Silent
+from llmft_cli.data.cures.sampled import MOST_CHARACTERS, SampledRows
 from llmft_cli.data.prepare import prepare
+from llmft_cli.data.reading.rows import Row
 from llmft_cli.data.report.summary import PrepareResult
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config
@@ -189,6 +191,40 @@ def test_plain_turns_if_the_model_has_no_template(
     assert do_prepare(rows, model=model, columns="messages=conversation", chat_template="plain").rows["kept"] == 4
     documents = [{"article": 9 * answer(number)} for number in range(4)]
     assert hint_for(documents, model=model) == "add --columns text=article"
+
+
+def test_plain_turns_if_the_template_rejects_rows(do_prepare: Prepare, hint_for: Callable[..., str], tmp_path: Path) -> None:
+    template = tmp_path / "strict.jinja"
+    template.write_text("{{ raise_exception('no system message') if messages[0].role == 'system' }}{{ messages[0].content }}")
+    rows = [{"messages": [{"role": "system", "content": "Be nice."}, *turns(number)]} for number in range(4)]
+    assert hint_for(rows, chat_template=str(template)) == (
+        "to use plain text turns instead of the model's template, "
+        f"use --chat-template plain instead of --chat-template {template}"
+    )
+    assert do_prepare(rows, chat_template="plain").rows["kept"] == 4
+
+
+def test_tools_that_the_template_leaves_out(do_prepare: Prepare, hint_for: Callable[..., str], tmp_path: Path) -> None:
+    template = tmp_path / "chatml.jinja"
+    template.write_text("{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}")
+    tools = [{"name": "f", "parameters": {"type": "object", "properties": {}}}]
+    rows = [{"messages": turns(number), "tools": tools} for number in range(4)]
+    hint = hint_for(rows, chat_template=str(template))
+    assert hint == "to keep the rows without the part that is left out, add --on-unrendered keep"
+    assert do_prepare(rows, chat_template=str(template), on_unrendered="keep").rows["kept"] == 4
+
+
+def test_very_long_rows_are_not_tried() -> None:
+    sampled = SampledRows()
+    sampled.add(Row("a", 1, {"conversation": [{"role": "user", "content": 4 * MOST_CHARACTERS * "a"}]}), usable=False)
+    sampled.add(Row("a", 2, {"text": "short"}), usable=False)
+    sampled.add(None, usable=False)
+    assert [row.line for row in sampled.unusable] == [2]
+
+
+def test_a_wide_table_is_refused_quickly(hint_for: Callable[..., str]) -> None:
+    rows = [{f"text {column}": question(column + number) for column in range(2000)} for number in range(4)]
+    assert hint_for(rows).startswith("add --columns 'prompt=text 0,completion=text 1'")
 
 
 def test_more_bad_rows_than_allowed(do_prepare: Prepare, hint_for: Callable[..., str]) -> None:

@@ -6,27 +6,23 @@ For conversations whose rendering depends on what is said: tools, thinking, and 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from llmft_cli.data.encoding.marks import Marks, pieces_of
 from llmft_cli.data.encoding.rendered import RenderedRow, check_ending, common_prefix
 from llmft_cli.data.encoding.renderer import Renderer
-from llmft_cli.data.encoding.template_skeleton import (
-    PLACEHOLDER,
-    THINKING_END,
-    forms_without_thinking,
-    rendered_forms,
-)
+from llmft_cli.data.encoding.template_skeleton import PLACEHOLDERS, forms_without_thinking, rendered_forms
 from llmft_cli.data.encoding.tokenising import Span
 from llmft_cli.data.forms.examples import Conversation, RowError
 
-# Stands for the tokens of the template while a message is searched in a text.
-HIDDEN = "\ue0f4"
+# Above the numbers of the placeholders that a conversation may have already.
+OTHER_MARKS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in the text of the conversation that ends with it; `start` and `stop` are characters.
+    """An answer in the text of a conversation that ends with it; `start` and `stop` are characters.
 
     Attributes:
         token: the end of turn, whose end is `stop`.
@@ -41,24 +37,29 @@ class Answer:
 class AnswersByPrompt:
     """The answers of one conversation.
 
+    Args:
+        learned: numbers of the learned messages; None: the whole text is learned.
+
     Raises:
         RowError: a message contains the text of a special token, which could not be told from the template's own.
     """
 
-    def __init__(self, conversation: Conversation, renderer: Renderer) -> None:
-        self.conversation = conversation
+    def __init__(self, conversation: Conversation, learned: Collection[int] | None, renderer: Renderer) -> None:
+        self._messages, self._tools = conversation.messages, conversation.tools
+        self._first_answer = conversation.first_answer
+        self._learned = learned or ()
         self._renderer = renderer
-        self._wholes: dict[int, str] = {}
+        self._texts: dict[int, str] = {}
         self._answers: dict[int, Answer] = {}
-        said = json.dumps([conversation.messages, conversation.tools], ensure_ascii=False)
-        if renderer.control.search(said):
-            raise RowError("a message contains the text of a special token, and with this template messages cannot be located")
+        refuse_spelled_tokens(conversation, renderer)
 
-    def whole(self, count: int) -> str:
-        """The text of the first messages, up to the end of the last turn."""
-        if count not in self._wholes:
-            self._wholes[count] = self._renderer.whole(self.conversation.messages[:count], self.conversation.tools)
-        return self._wholes[count]
+    def text(self, count: int) -> str:
+        """The text of the first messages, up to the end of the last turn; a learned answer stands after its own prompt."""
+        if count - 1 in self._learned:
+            return self.answer(count - 1).text
+        if count not in self._texts:
+            self._texts[count] = self._renderer.whole(self._messages[:count], self._tools)
+        return self._texts[count]
 
     def answer(self, number: int) -> Answer:
         """An answer after its own prompt, with the end of turn.
@@ -67,81 +68,101 @@ class AnswersByPrompt:
             RowError: it cannot be found, or has no end of turn.
         """
         if number not in self._answers:
-            text, start = self.whole(number + 1), self._start(number, number + 1)
-            ending = self._renderer.ending_in(text, self._end_of_texts(number, text, start))
-            ending = check_ending(ending, number, self.conversation.messages)
-            self._answers[number] = Answer(text, start, ending.stop, ending.token)
+            self._answers[number] = self._located(number)
         return self._answers[number]
 
     def is_exact(self, number: int, count: int) -> bool:
         """Whether a row of `count` messages has the answer as after its own prompt."""
         answer = self.answer(number)
-        return self.whole(count).startswith(answer.text[: answer.stop])
+        return self.text(count).startswith(answer.text[: answer.stop])
 
     def row(self, count: int, learned: Collection[int] | None) -> RenderedRow:
         """The row of the first `count` messages in which these answers are learned; None: all of its text is."""
-        text = self.whole(count)
+        text = self.text(count)
         spans = None if learned is None else [self._span_in(number, count) for number in sorted(learned)]
         special = [match.span() for match in self._renderer.control.finditer(text)]
         return RenderedRow(text, special, spans, prompt_length=self._prompt_length(text))
+
+    def _located(self, number: int) -> Answer:
+        whole = self._renderer.whole(self._messages[: number + 1], self._tools)
+        marked = self._marked(number, number + 1)
+        first = len(common_prefix(whole, marked))
+        text, start = self._after_prompt(number, whole, first)
+        tail = PLACEHOLDERS.split(marked)[-1]
+        # Up to here the answer's own texts reach.
+        end = len(text) - len(tail) if text.endswith(tail) and tail != marked else self._end_of_content(number, text, first)
+        ending = check_ending(self._renderer.ending_in(text, end), number, self._messages)
+        check_found(first - (start - (len(text) - len(whole))), number)
+        return Answer(text, start, ending.stop, ending.token)
+
+    def _after_prompt(self, number: int, whole: str, first: int) -> tuple[str, int]:
+        """The text with the answer after its own prompt, and where it starts there.
+
+        Args:
+            whole: the conversation up to the answer, which may render earlier messages in another way than the prompt.
+            first: where the first of the answer's texts starts in it.
+        """
+        prompt = self._prompt(number)
+        if prompt is None:
+            return whole, first
+        if whole.startswith(prompt):
+            return whole, len(prompt)
+        before = self._renderer.render(self._messages[:number], False, self._tools)
+        if not prompt.startswith(before):
+            return whole, first
+        header = prompt.removeprefix(before)
+        if not header or whole.startswith(before):  # the turn has another beginning, such as one without thinking
+            return whole, min(first, self._renderer.end_of_common_tokens(whole, prompt))
+        place = whole.rfind(header, 0, first)
+        return (whole, first) if place < 0 else (prompt + whole[place + len(header) :], len(prompt))
 
     def _span_in(self, number: int, count: int) -> Span:
         """Where an answer is learned in a row of `count` messages, which may have it in another form than after its prompt."""
         answer = self.answer(number)
         if self.is_exact(number, count):
             return answer.start, answer.stop
-        text, start = self.whole(count), self._start(number, count)
-        if "tool_calls" in self.conversation.messages[number]:
-            stop = text.find(answer.token, start) + len(answer.token)
-            return start, check_found(stop - len(answer.token), number) + len(answer.token)
-        end = self._end_of_content(number, count)
+        text, prompt = self.text(count), self._prompt(number)
+        first = len(common_prefix(text, self._marked(number, count)))
+        start = len(prompt) if prompt is not None and text.startswith(prompt) else first
+        if "tool_calls" in self._messages[number]:
+            return start, check_found(text.find(answer.token, first), number) + len(answer.token)
+        end = self._end_of_content(number, text, first)
         found = self._renderer.added.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
         ending = found and self._renderer.ending(found.group(), found.end())
-        return start, check_ending(ending, number, self.conversation.messages).stop
+        return start, check_ending(ending, number, self._messages).stop
 
-    def _start(self, number: int, count: int) -> int:
-        """Where an answer starts in a row: after its prompt, or where its content does if the row has another beginning."""
-        text, before = self.whole(count), self._prompt(number)
-        if before is not None and text.startswith(before):
-            return len(before)
-        return len(common_prefix(text, self._with_placeholder(number, count)))
-
-    def _end_of_content(self, number: int, count: int) -> int:
-        text, content = self.whole(count), self.conversation.messages[number]["content"]
-        start = len(common_prefix(text, self._with_placeholder(number, count)))
+    def _end_of_content(self, number: int, text: str, first: int) -> int:
+        content = self._messages[number]["content"]
         forms = [*rendered_forms(content), *forms_without_thinking(content)]
-        return start + check_found(max([len(form) for form in forms if text.startswith(form, start)], default=-1), number)
+        found = max([len(form) for form in forms if text.startswith(form, first)], default=-1)
+        if found < 0:  # after thinking that the template sets in its own way
+            return check_found(text.rfind(pieces_of(content)[-1], first), number) + len(pieces_of(content)[-1])
+        return first + found
 
-    def _with_placeholder(self, number: int, count: int) -> str:
-        """The text of the first messages with a placeholder for the content of one."""
-        messages = self.conversation.messages
-        marked = {**messages[number], "content": PLACEHOLDER.format(0)}
-        return self._renderer.whole([*messages[:number], marked, *messages[number + 1 : count]], self.conversation.tools)
+    def _marked(self, number: int, count: int) -> str:
+        """The text of the first messages with placeholders for the texts of one."""
+        marked = Marks(None, OTHER_MARKS).message(self._messages[number], number)
+        try:
+            return self._renderer.whole([*self._messages[:number], marked, *self._messages[number + 1 : count]], self._tools)
+        except RowError as error:
+            raise RowError(f"message {number + 1} cannot be located: with another text, {error}") from error
 
     def _prompt(self, number: int) -> str | None:
         """The prompt of an answer; None if the template renders none there."""
         try:
-            return self._renderer.render(self.conversation.messages[:number], True, self.conversation.tools)
+            return self._renderer.render(self._messages[:number], True, self._tools)
         except RowError:
             return None
 
     def _prompt_length(self, text: str) -> int:
-        first = self.conversation.first_answer
-        before = self._prompt(first) if first is not None else None
+        before = self._prompt(self._first_answer) if self._first_answer is not None else None
         return len(before) if before is not None and text.startswith(before) else 0
 
-    def _end_of_texts(self, number: int, text: str, start: int) -> int:
-        """Where the texts of the last answer end: its content, and the names of the functions that it calls."""
-        message = self.conversation.messages[number]
-        hidden = self._renderer.added.sub(lambda match: HIDDEN * len(match.group()), text)
-        calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
-        ends = []
-        for piece in [*calls, *filter(None, pieces_of(message["content"])[-1:])]:
-            place = hidden.rfind(piece, start)
-            place = text.find(piece, start) if place < 0 else place
-            ends.append(place + len(piece) if place >= 0 else -1)
-        # What is said beside calls may be left out.
-        return check_found(max(ends) if calls else ends[-1], number)
+
+def refuse_spelled_tokens(conversation: Conversation, renderer: Renderer) -> None:
+    """Raises RowError if a message contains the text of a special token."""
+    if renderer.control.search(json.dumps([conversation.messages, conversation.tools], ensure_ascii=False)):
+        raise RowError("a message contains the text of a special token, and with this template messages cannot be located")
 
 
 def check_found(place: int, number: int) -> int:
@@ -149,9 +170,3 @@ def check_found(place: int, number: int) -> int:
     if place < 0:
         raise RowError(f"message {number + 1} cannot be found in the text rendered by the chat template")
     return place
-
-
-def pieces_of(content: str) -> Sequence[str]:
-    """The parts of an answer's content, trimmed: its thinking, if it has some between tags, and what is said."""
-    *thinking, answer = content.split(THINKING_END)
-    return [*(piece.strip().removeprefix("<think>").strip() for piece in thinking), answer.strip()]

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from llmft_cli.data.encoding.answer_rows import AUTO, answer_rows
-from llmft_cli.data.encoding.answers_by_prompt import AnswersByPrompt
+from llmft_cli.data.encoding.answers_by_prompt import AnswersByPrompt, refuse_spelled_tokens
 from llmft_cli.data.encoding.left_out import PART_OF, TOOLS, left_out
 from llmft_cli.data.encoding.rendered import Ending, RenderedExample, RenderedRow
 from llmft_cli.data.encoding.renderer import Renderer
@@ -58,7 +58,7 @@ class ChatTemplate:
             refuse([f"message {n + 1} ({messages[n]['role']})" for n in range(len(messages)) if n not in skeleton.order])
             if found := skeleton.locate(conversation, text, []):
                 return found
-        AnswersByPrompt(conversation, self.renderer)  # refuses what cannot be told from special tokens
+        refuse_spelled_tokens(conversation, self.renderer)
         return RenderedRow(text, [match.span() for match in self.renderer.control.finditer(text)], [])
 
     def conversation(self, conversation: Conversation, learned: Sequence[int] | None) -> RenderedExample:
@@ -106,17 +106,19 @@ class ChatTemplate:
 
     def _by_prompts(self, conversation: Conversation, learned: Sequence[int] | None) -> RenderedExample:
         """The rows, with each answer rendered after its own prompt."""
-        answers = AnswersByPrompt(conversation, self.renderer)
+        answers = AnswersByPrompt(conversation, learned, self.renderer)
         total = len(conversation.messages)
         try:
             places = answer_rows(learned, total, self._rows_per_answer, answers.is_exact) if learned else [(total, [])]
             rows = [answers.row(count, None if learned is None else numbers) for count, numbers in places]
         except RowError:
             # What the template leaves out altogether is a better reason than an answer that cannot be found.
-            missing = left_out(conversation, learned, [total], [answers.whole(total)], self.renderer)
+            text = self.renderer.whole(conversation.messages, conversation.tools)
+            missing = left_out(conversation, learned, {total: text}, self.renderer)
             refuse([name for name in missing if not name.startswith(PART_OF)])
             raise
-        missing = left_out(conversation, learned, [count for count, _ in places], [row.text for row in rows], self.renderer)
+        texts = {count: row.text for (count, _), row in zip(places, rows, strict=True)}
+        missing = left_out(conversation, learned, texts, self.renderer)
         return RenderedExample(rows, missing)
 
     def _skeleton(self, roles: Roles, generation_prompt: bool) -> TemplateSkeleton:
@@ -129,7 +131,7 @@ class ChatTemplate:
             for index, number in enumerate(order, 1):
                 learnable = roles[number] == "assistant" and not generation_prompt
                 own = self._own_ending(roles[: number + 1]) if learnable else None
-                leads.append(self._lead(roles[:number], texts[index - 1]) if learnable else 0)
+                leads.append(self._lead(roles[: number + 1], texts[index - 1]) if learnable else 0)
                 if own and texts[index].startswith(own[0]):
                     endings.append(own[1])
                     if (texts[:index], order[:index]) == self._before_last(roles[: number + 1]):
@@ -165,11 +167,16 @@ class ChatTemplate:
         found = self.renderer.added.match(after, len(after) - len(after.lstrip()))
         return found and self.renderer.ending(found.group(), found.end())
 
-    def _lead(self, roles: Roles, before: str) -> int:
+    def _lead(self, roles: Roles, before: str) -> int | None:
+        """What of the text before the last of these messages is not in its prompt; None if that has another beginning."""
+        texts, order = self._texts_around(roles, False)
         try:
-            prompt_end = self._texts_around(roles, True)[0][-1]
+            prompt_texts, prompt_order = self._texts_around(roles[:-1], True)
         except RowError:  # no prompt without a message
             return 0
+        *prompt_texts, prompt_end = prompt_texts
+        if prompt_order != order[:-1] or prompt_texts != texts[:-2]:
+            return None
         return len(before) - len(prompt_end) if before.startswith(prompt_end) else 0
 
 

@@ -85,11 +85,34 @@ class Renderer:
         Args:
             start: where to begin in `tail`.
         """
-        found = list(self.added.finditer(tail.removesuffix(self.ends.footer), start))
+        tokens = self.added.finditer(tail.removesuffix(self.ends.footer), start)
+        found = [match for match in tokens if match.group() != self._opening or self.ends.closing]
         return self.ending(found[-1].group(), found[-1].end()) if found else None
 
     def ending(self, token: str, stop: int) -> Ending:
         return Ending(token, stop, self.control.fullmatch(token) is not None)
+
+    def end_of_common_tokens(self, first: str, second: str) -> int:
+        """Up to where two texts are the same, without a part of an added token."""
+        place = len(common_prefix(first, second))
+        cut = [
+            match.start()
+            for text in (first, second)
+            for match in self.added.finditer(text)
+            if match.start() < place < match.end()
+        ]
+        return min([place, *cut])
+
+    @cached_property
+    def _opening(self) -> str | None:
+        """The added token that begins a turn, as it begins the first one; some templates write it after the last one, too."""
+        try:
+            before = self.around(("user",), False)[0][0]
+        except RowError:
+            return None
+        bos = self._tokenizer.bos_token
+        found = self.added.match(before.removeprefix(bos) if bos else before)
+        return found.group() if found else None
 
     @cached_property
     def ends(self) -> TurnEnds:
@@ -99,7 +122,7 @@ class Renderer:
         if last is None:
             return TurnEnds()
         continued = self._after_answer([QUESTION, answer, QUESTION]) or ""
-        found = list(self.added.finditer(last))
+        found = [match for match in self.added.finditer(last) if match.group() != self._opening]
         if not found:
             return TurnEnds(closing=self._first_added(continued), closing_of_calls=self._closing_of_calls())
         shared = len(common_prefix(last, continued))

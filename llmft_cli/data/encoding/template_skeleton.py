@@ -24,7 +24,8 @@ class TemplateSkeleton:
         controls: for each text, where its special tokens are.
         endings: for each text, the end of turn that it begins with, or None.
         leads: for each message, how many characters before it are missing from its prompt, so that the
-            model has to write them: the space after Llama-2's `[/INST]`, Qwen3's empty thinking.
+            model has to write them: the space after Llama-2's `[/INST]`, Qwen3's empty thinking. None: the prompt renders
+            earlier messages in another way.
         introductions: for each message, as `introductions_of`.
         exact: numbers of the answers that stand here as after their own prompt: the same text up to the end of turn.
     """
@@ -33,7 +34,7 @@ class TemplateSkeleton:
     order: list[int]
     controls: list[list[Span]]
     endings: list[Ending | None]
-    leads: list[int]
+    leads: list[int | None]
     introductions: list[int | None]
     exact: frozenset[int]
 
@@ -63,11 +64,14 @@ class TemplateSkeleton:
             end = position + len(content)
             if (introduction := self.introductions[index - 1]) is not None:
                 turns.append((position - introduction, messages[number]["role"] == "user"))
+            lead = self.leads[index - 1]
             if number == first_answer:
-                prompt_length = position - self.leads[index - 1]
+                prompt_length = position - (lead or 0)
             if learned is not None and number in learned:
+                if lead is None:
+                    return None
                 ending = check_ending(self.endings[index], number, messages)
-                spans.append((position - self.leads[index - 1], end + ending.stop))
+                spans.append((position - lead, end + ending.stop))
             special_spans += [(end + start, end + stop) for start, stop in self.controls[index]]
             position = end + len(after)
         if position != len(text):

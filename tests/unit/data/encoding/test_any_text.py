@@ -82,10 +82,11 @@ def test_any_text_is_masked_exactly(style: Style, system: str | None, texts: Any
 @settings(max_examples=100, deadline=None)
 @given(question=TEXTS, answer=TEXTS)
 def test_thinking_templates_supervise_all_that_follows_the_prompt(question: str, answer: str, encoders: Any) -> None:
-    # Thinking together with the text of a special token may be rejected.
+    # Thinking together with the text of a special token may be rejected, and of several thoughts the template loses some.
     encoder = encoders["qwen3"]
     messages = talk([("user", "q" + question), ("assistant", answer + "z")])
-    if "</think>" in answer and any(special in question + answer for special in QWEN3.specials):
+    specials = any(special in question + answer for special in QWEN3.specials)
+    if answer.count("</think>") > 1 or ("</think>" in answer and specials):
         with contextlib.suppress(RowError):
             one_row(encoder, messages)
         return

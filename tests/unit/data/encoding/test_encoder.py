@@ -234,7 +234,7 @@ def test_a_message_that_the_template_leaves_out_is_refused(make_encoder: Any) ->
 
 def test_an_answer_that_the_template_rewrites_is_refused(make_encoder: Any) -> None:
     encoder = make_encoder(HEADLESS.replace("m.content", "m.content | replace('screws', 'nails')"))
-    with pytest.raises(RowError, match=r"^message 2 cannot be found in the text rendered by the chat template$"):
+    with pytest.raises(RowError, match=r"^the chat template leaves out or changes a part of message 2 \(assistant\)$"):
         one_row(encoder, talk(SINGLE))
 
 

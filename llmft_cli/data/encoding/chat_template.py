@@ -114,11 +114,16 @@ class ChatTemplate:
         except RowError:
             # What the template leaves out altogether is a better reason than an answer that cannot be found.
             text = self.renderer.whole(conversation.messages, conversation.tools)
-            missing = left_out(conversation, learned, {total: text}, self.renderer)
+            missing = left_out(conversation, learned, {total: text}, {}, self.renderer)
             refuse([name for name in missing if not name.startswith(PART_OF)])
             raise
         texts = {count: row.text for (count, _), row in zip(places, rows, strict=True)}
-        missing = left_out(conversation, learned, texts, self.renderer)
+        spans = {
+            number: row.text[start:stop]
+            for (_, numbers), row in zip(places, rows, strict=True)
+            for number, (start, stop) in zip(numbers, row.learned_spans or (), strict=False)
+        }
+        missing = left_out(conversation, learned, texts, spans, self.renderer)
         return RenderedExample(rows, missing)
 
     def _skeleton(self, roles: Roles, generation_prompt: bool) -> TemplateSkeleton:
@@ -177,7 +182,10 @@ class ChatTemplate:
         *prompt_texts, prompt_end = prompt_texts
         if prompt_order != order[:-1] or prompt_texts != texts[:-2]:
             return None
-        return len(before) - len(prompt_end) if before.startswith(prompt_end) else 0
+        turn_begins = self._texts_around(roles[:-1], False)[0][-1]
+        if not (before.startswith(turn_begins) and prompt_end.startswith(turn_begins)):
+            return len(before) - len(prompt_end) if before.startswith(prompt_end) else 0
+        return len(before) - self.renderer.end_of_common_tokens(before, prompt_end)
 
 
 def depends_on_contents(conversation: Conversation) -> bool:

@@ -18,7 +18,11 @@ PART_OF = "or changes a part of "
 
 
 def left_out(
-    conversation: Conversation, learned: Collection[int] | None, rows: Mapping[int, str], renderer: Renderer
+    conversation: Conversation,
+    learned: Collection[int] | None,
+    rows: Mapping[int, str],
+    spans: Mapping[int, str],
+    renderer: Renderer,
 ) -> list[str]:
     """What is in none of the rows of a conversation, in words.
 
@@ -28,12 +32,17 @@ def left_out(
     Args:
         learned: numbers of the learned messages; None: all.
         rows: the rendered rows by the number of their messages.
+        spans: what is learned, by the number of the message, which must be whole there.
     """
     marks = Marks(learned)
     messages = [marks.message(message, number) for number, message in enumerate(conversation.messages)]
     marked = Conversation(messages, conversation.tools)
     squeezed = [IRRELEVANT.sub("", text) for text in rows.values()]
-    whole = [any(IRRELEVANT.sub("", text) in row for row in squeezed) for text in marks.texts]
+    own = {number: [IRRELEVANT.sub("", text)] for number, text in spans.items()}
+    whole = [
+        any(IRRELEVANT.sub("", text) in place for place in own.get(number, squeezed))
+        for number, text in zip(marks.numbers, marks.texts, strict=True)
+    ]
     seen: set[int] = set()
     for count, text in rows.items():
         try:

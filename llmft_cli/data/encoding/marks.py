@@ -17,7 +17,7 @@ class Marks:
         start: the number of the first placeholder.
 
     Attributes:
-        texts, names: what each placeholder stands for, and what it is in words.
+        texts, names, numbers: what each placeholder stands for, what it is in words, and the number of its message.
     """
 
     def __init__(self, learned: Collection[int] | None, start: int = 0) -> None:
@@ -25,10 +25,12 @@ class Marks:
         self._start = start
         self.texts: list[str] = []
         self.names: list[str] = []
+        self.numbers: list[int] = []
 
     def message(self, message: Message, number: int) -> Message:
         """A message with placeholders for its texts."""
         place = f"message {number + 1}"
+        before = len(self.texts)
         marked = {**message, "content": self._content(message, number, place)}
         for key in THINKING_KEYS:
             if key in message and self._keeps_thinking(number):
@@ -39,6 +41,7 @@ class Marks:
                 {**call, "function": {name_: self._value(value, name) for name_, value in call["function"].items()}}
                 for call in message["tool_calls"]
             ]
+        self.numbers += [number] * (len(self.texts) - before)
         return marked
 
     def _content(self, message: Message, number: int, place: str) -> str:

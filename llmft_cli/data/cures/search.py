@@ -26,7 +26,11 @@ ABOUT_FORMATS = re.compile(
 ABOUT_LENGTH = re.compile(f"^{TOO_LONG}$")
 # Settings that may help beside a format and columns, with the reasons that they help against.
 FURTHER: tuple[tuple[str, Any, re.Pattern[str]], ...] = (
-    ("merge_turns", True, re.compile(r"message \d+ is from (user|assistant|tool)|; expected ")),
+    (
+        "merge_turns",
+        True,
+        re.compile(r"message \d+ is from (user|assistant|tool)|; expected |would join messages of the same role"),
+    ),
     ("on_unrendered", "keep", re.compile("the chat template (leaves out|ignores)")),
     ("chat_template", PLAIN, re.compile(r"the chat template|the text rendered")),
 )

@@ -7,7 +7,14 @@ from typing import Any
 
 from llmft_cli.data.forms.examples import Conversation, Document, Message, RowError
 from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, type_name, valid_text
-from llmft_cli.data.forms.messages import conversation, learned_messages, messages_of, sharegpt_message, turns_of
+from llmft_cli.data.forms.messages import (
+    conversation,
+    learned_messages,
+    message_of,
+    messages_of,
+    sharegpt_message,
+    turns_of,
+)
 
 # A row uses the first pair that it has.
 QUESTIONS_AND_ANSWERS = (
@@ -86,7 +93,9 @@ def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) ->
     if not isinstance(value, list) and not is_turn(value):
         return [speaker(text_of(row, key))], None
     turns = [value] if isinstance(value, dict) else turns_of(row, key)
-    if isinstance(turns[0], dict) and turns[0].get("role") is None and turns[0].get("from") is not None:
+    if isinstance(value, dict) and "role" in value:
+        messages = [message_of(value, key)]
+    elif isinstance(turns[0], dict) and turns[0].get("role") is None and turns[0].get("from") is not None:
         messages = [sharegpt_message(turn, number, key) for number, turn in enumerate(turns, 1)]
     else:
         messages = messages_of(turns, key)

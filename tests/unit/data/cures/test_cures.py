@@ -72,8 +72,8 @@ def flags_in(options: str) -> dict[str, Any]:
 
 
 READABLE: dict[str, tuple[Callable[[int], dict[str, Any]], str]] = {
-    "turns under another key": (lambda n: {"id": n, "conversation": turns(n)}, "messages=conversation"),
-    "sharegpt under another key": (lambda n: {"dialog": sharegpt(n), "source": "forum"}, "messages=dialog"),
+    "turns under another key": (lambda n: {"id": n, "exchange": turns(n)}, "messages=exchange"),
+    "sharegpt under another key": (lambda n: {"talk": sharegpt(n), "source": "forum"}, "messages=talk"),
     "turns in JSON text": (lambda n: {"chat_log": json.dumps(turns(n))}, "messages=chat_log"),
     "turns in an object": (lambda n: {"data": {"turns": turns(n)}}, "messages=data.turns"),
     "question and reply": (
@@ -186,9 +186,9 @@ def test_plain_turns_if_the_model_has_no_template(
     bare.save_pretrained(tmp_path / "bare")
     (tmp_path / "bare" / "config.json").write_text('{"model_type": "llama"}')
     model = str(tmp_path / "bare")
-    rows = [{"conversation": turns(number)} for number in range(4)]
-    assert hint_for(rows, model=model) == "add --columns messages=conversation --chat-template plain"
-    assert do_prepare(rows, model=model, columns="messages=conversation", chat_template="plain").rows["kept"] == 4
+    rows = [{"exchange": turns(number)} for number in range(4)]
+    assert hint_for(rows, model=model) == "add --columns messages=exchange --chat-template plain"
+    assert do_prepare(rows, model=model, columns="messages=exchange", chat_template="plain").rows["kept"] == 4
     documents = [{"article": 9 * answer(number)} for number in range(4)]
     assert hint_for(documents, model=model) == "add --columns text=article"
 
@@ -236,10 +236,10 @@ def test_more_bad_rows_than_allowed(do_prepare: Prepare, hint_for: Callable[...,
 
 def test_a_cure_keeps_the_good_rows_good(hint_for: Callable[..., str]) -> None:
     good = [{"prompt": question(number), "completion": answer(number)} for number in range(12)]
-    bad = [{"conversation": turns(number)} for number in range(12, 24)]
+    bad = [{"exchange": turns(number)} for number in range(12, 24)]
     assert hint_for(good + bad) == "fix the rows, or set --max-rejected 50% to use the other 12"
-    both = [{**row, "conversation": turns(40 + number)} for number, row in enumerate(good)]
-    expected = "add --columns messages=conversation, or set --max-rejected 50% to use the other 12"
+    both = [{**row, "exchange": turns(40 + number)} for number, row in enumerate(good)]
+    expected = "add --columns messages=exchange, or set --max-rejected 50% to use the other 12"
     assert hint_for(both + bad) == expected
 
 

@@ -51,11 +51,9 @@ def apply_policy(
 
 
 def turn_starts(rendered: RenderedRow, tokens: Tokens | EncodedTokens) -> list[TurnStart]:
-    """The turns of a row after the first; if the template's are not known, what follows each answer counts as the user's."""
-    text, starts = rendered.text, rendered.turn_starts
-    if not starts:
-        ends = [stop for _, stop in rendered.learned_spans or ()]
-        starts = [(len(text) - len(text[end:].lstrip()), True) for end in ends]
+    """The turns of a row after the first, without the spaces before them."""
+    text = rendered.text
+    starts = [(len(text) - len(text[start:].lstrip()), by_user) for start, by_user in rendered.turn_starts]
     return [TurnStart(tokens.overlapping((start, start + 1))[0], by_user) for start, by_user in starts if start < len(text)]
 
 

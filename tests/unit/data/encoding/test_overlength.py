@@ -127,14 +127,6 @@ def test_parts_of_a_long_conversation_are_whole_exchanges(style: Any, encoders: 
     )
 
 
-def test_turns_that_are_not_known_are_found_by_the_ends_of_answers(encoders: dict[str, ConversationEncoder]) -> None:
-    encoder = encoders["chatml"]
-    rendered = encoder.rows(Conversation(talk([("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]))).rows[0]
-    tokens = encoder.tokenise([rendered])[0]
-    users = [turn for turn in turn_starts(rendered, tokens) if turn.by_user]
-    assert turn_starts(rendered._replace(turn_starts=()), tokens) == users
-
-
 def test_the_system_message_inside_a_question_is_not_parted_from_it(encoders: dict[str, ConversationEncoder]) -> None:
     rows = {
         name: encoders[name].rows(Conversation(talk([("system", "s"), ("user", "q"), ("assistant", "a")]))).rows[0]

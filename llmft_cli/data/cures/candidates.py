@@ -37,13 +37,13 @@ def candidates(rows: Sequence[Any], config: Config) -> Iterator[Candidate]:
     """Formats and columns to try on rows as they were read."""
     if config.format != "auto":
         yield Candidate({"format": "auto"})
-    free = {} if config.format == "auto" else {"format": "auto"}
+    formats: list[dict[str, str]] = [{}] if config.format == "auto" else [{}, {"format": "auto"}]
     first = next((row for row in rows if isinstance(row, dict)), {})
     compares = pair_of(first) or comparison_in(first)
     for mapping, certain, goal, sentences in chosen_sides(first) if compares else mappings(columns_of(rows)):
         text = ",".join(f"{ours}={theirs}" for ours, theirs in mapping.items())
         if is_sayable(text, mapping) and text != config.columns:
-            yield Candidate({**free, "columns": text}, certain, goal, sentences)
+            yield from (Candidate({**form, "columns": text}, certain, goal, sentences) for form in formats)
     for form in () if compares else PARSERS:
         if form != config.format:
             yield Candidate({"format": form}, certain=False, sentences=form == "text")

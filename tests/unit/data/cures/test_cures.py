@@ -152,6 +152,10 @@ def test_settings_that_were_given_are_replaced(do_prepare: Prepare, hint_for: Ca
     rows = [{"prompt": question(n), "completion": answer(n)} for n in range(12)]
     assert hint_for(rows, format="alpaca") == "use --format auto instead of --format alpaca"
     german = [{"frage": question(n), "antwort": answer(n)} for n in range(12)]
+    assert hint_for(german, format="prompt-completion") == "add --columns prompt=frage,completion=antwort"
+    assert hint_for(german, format="alpaca") == (
+        "use --format auto --columns prompt=frage,completion=antwort instead of --format alpaca"
+    )
     hint = hint_for(german, columns="prompt=question")
     assert hint == "use --columns prompt=frage,completion=antwort instead of --columns prompt=question"
 
@@ -163,6 +167,17 @@ def test_a_row_that_is_too_long_may_be_longer_if_the_model_has_positions(
     hint = hint_for(rows, max_seq_length=64)
     assert hint == "use --max-seq-length 256 instead of --max-seq-length 64"
     assert do_prepare(rows, max_seq_length=256).rows["kept"] == 4
+
+
+def test_columns_and_a_length_together(do_prepare: Prepare, hint_for: Callable[..., str]) -> None:
+    rows = [{"exchange": [*turns(n), *turns(n + 50)]} for n in range(4)]
+    hint = hint_for(rows, max_seq_length=64)
+    assert hint == "use --columns messages=exchange --max-seq-length 256 instead of --max-seq-length 64"
+
+
+def test_a_few_rows_may_stay_unusable(hint_for: Callable[..., str]) -> None:
+    rows: list[dict[str, Any]] = [{"exchange": turns(n)} for n in range(19)]
+    assert hint_for([{"exchange": None}, *rows]) == "add --columns messages=exchange"
 
 
 def test_a_row_that_is_longer_than_the_model_is_split(

@@ -9,10 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from llmft_cli.base.errors import DataError
 from llmft_cli.base.reporter import Silent
 from llmft_cli.data.cures.sampled import MOST_CHARACTERS, SampledRows
+from llmft_cli.data.cures.search import Search
+from llmft_cli.data.encoding.encoder import ConversationEncoder
+from llmft_cli.data.forms.columns import parse_columns
 from llmft_cli.data.prepare import prepare
 from llmft_cli.data.reading.rows import Row
 from llmft_cli.data.report.summary import PrepareResult
@@ -45,8 +50,8 @@ def do_prepare(tmp_path: Path, tokenizer_dir: Path) -> Prepare:
     def do(rows: list[Any], **flags: Any) -> PrepareResult:
         file = tmp_path / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        settings = config.resolve({"model": str(tokenizer_dir), "val_size": 0, **flags})
-        return prepare(RunDir(tmp_path / "run"), [str(file)], settings, Silent(), overwrite=True)
+        chosen = config.resolve({"model": str(tokenizer_dir), "val_size": 0, **flags})
+        return prepare(RunDir(tmp_path / "run"), [str(file)], chosen, Silent(), overwrite=True)
 
     return do
 
@@ -288,7 +293,32 @@ def test_ids_are_no_answers(hint_for: Callable[..., str]) -> None:
 
 def test_a_source_without_rows(tmp_path: Path, tokenizer_dir: Path) -> None:
     (tmp_path / "rows.json").write_text("[]")
-    settings = config.resolve({"model": str(tokenizer_dir)})
+    chosen = config.resolve({"model": str(tokenizer_dir)})
     with pytest.raises(DataError) as caught:
-        prepare(RunDir(tmp_path / "run"), [str(tmp_path / "rows.json")], settings, Silent())
+        prepare(RunDir(tmp_path / "run"), [str(tmp_path / "rows.json")], chosen, Silent())
     assert caught.value.hint == f"give a source with rows such as {MESSAGES}"
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from(["user", "[{", "Is it so?"]),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["role", "content", "chosen", "rejected", "answer", "q", "a,b", "a=b", "a b"]), inner)
+    ),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(JSON, min_size=1, max_size=6))
+def test_what_is_found_for_any_rows_works(rows: list[Any], encoders: dict[str, ConversationEncoder]) -> None:
+    sampled = SampledRows([Row("rows.jsonl", number, row) for number, row in enumerate(rows, 1)])
+    search = Search(sampled, encoders["chatml"], config.resolve({}), positions=2048)
+    for cure in search.cures():
+        parse_columns(cure.changes.get("columns", "prompt=a"))
+        assert search.trial(cure.changes).usable >= 0.9

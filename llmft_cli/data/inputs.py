@@ -8,6 +8,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
+from llmft_cli.data.cures.sampled import MOST_UNUSABLE
 from llmft_cli.data.encoding.rendered import RenderedExample, RenderedRow
 from llmft_cli.data.forms.conversations.merging import merged
 from llmft_cli.data.forms.formats import Conversation, Document, Example, RowError, Tokenised, parse, parse_columns
@@ -54,6 +55,7 @@ class ParsedRow:
 
     Attributes:
         ignored: the keys that its format does not read, from `ignored_keys`.
+        raw: as it was read; only the first rows keep it.
     """
 
     input: int
@@ -64,6 +66,7 @@ class ParsedRow:
     rendered: RenderedExample | None = None
     error: str = ""
     ignored: tuple[str, ...] = ()
+    raw: Row | None = None
 
 
 @dataclass
@@ -95,7 +98,7 @@ def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
     """
     weights = one_each("--weights", config.weights or "1", len(names))
     if names.count(STDIN) > 1:
-        raise DataError("standard input (-) is given twice but can be read only once")
+        raise DataError("standard input (-) is given twice but can be read only once", "name it once")
     unlimited: list[float | None] = [None] * len(names)
     caps = one_each("--max-rows", config.max_rows, len(names)) if config.max_rows else unlimited
     encoding = "" if config.encoding == AUTO else config.encoding
@@ -140,12 +143,16 @@ def chunks(
     """
     columns = parse_columns(config.columns) if config.columns else None
     told = note if config.encoding == AUTO else lambda text: None
-    chunk = Chunk()
+    chunk, unusable = Chunk(), 0
     for number, item in enumerate(inputs):
         rows = chain.from_iterable(read(source, config.dataset_split, consumed, told) for source in item.sources)
         for row in islice(rows, item.max_rows):
             item.read += 1
-            chunk.add(parse_row(number, row, encoder, config, columns))
+            parsed = parse_row(number, row, encoder, config, columns)
+            unusable += bool(parsed.error)
+            if isinstance(row, Row) and (item.read <= MOST_UNUSABLE or (parsed.error and unusable <= MOST_UNUSABLE)):
+                parsed.raw = row
+            chunk.add(parsed)
             if chunk.is_full:
                 yield chunk
                 chunk = Chunk()

@@ -15,8 +15,22 @@ Message = dict[str, Any]
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
+LONGEST_REASON = 300
+
+
 class RowError(Exception):
-    """Why one row cannot be used; the text goes to rejected.jsonl."""
+    """Why one row cannot be used; the text goes to rejected.jsonl, on one line and of at most `LONGEST_REASON` characters."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(brief(reason))
+
+
+def brief(reason: str) -> str:
+    """A reason without line breaks, and shortened in the middle if it is long: templates and keys may put any text in it."""
+    text = " ".join(reason.split()) if "\n" in reason or "\r" in reason else reason
+    if len(text) <= LONGEST_REASON:
+        return text
+    return f"{text[: LONGEST_REASON - 85]} ... {text[-80:]}"
 
 
 @dataclass(frozen=True)

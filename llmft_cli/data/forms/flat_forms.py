@@ -12,7 +12,7 @@ from llmft_cli.data.forms.conversations.responses import is_response, prompt_and
 from llmft_cli.data.forms.examples import Conversation, Document, Message, RowError
 from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, to_json, type_name, valid_text
 from llmft_cli.data.forms.learning_keys import learned_messages, said_of_messages
-from llmft_cli.data.forms.messages import conversation, messages_of, turns_of
+from llmft_cli.data.forms.messages import conversation, message_of, messages_of, turns_of
 from llmft_cli.data.forms.rendered_text import RenderedConversation, read_rendered, read_rendered_pair
 
 # A row uses the first pair that it has.
@@ -67,7 +67,7 @@ def history_of(row: dict[str, Any]) -> list[Message]:
 
 
 def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
-    """`prompt` and `completion`, each a text or a list of messages.
+    """`prompt` and `completion`, each a text, a message or a list of messages (OpenAI-style or sharegpt).
 
     Answers inside a prompt are not supervised: they are part of the question. A prompt that a chat template has
     rendered is read back into messages.
@@ -75,7 +75,7 @@ def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
     Raises:
         RowError: one is missing or of another type, or the messages are out of order.
     """
-    if not isinstance(row.get("prompt"), list) and not isinstance(row.get("completion"), list):
+    if not any(isinstance(row.get(side), list) or is_turn(row.get(side)) for side in ("prompt", "completion")):
         texts = text_of(row, "prompt"), answer_text(row, "completion")
         return conversation_of_texts(row, *texts, with_tools=has_schemas(row))
     prompt, _ = side_of(row, "prompt", user)
@@ -102,13 +102,18 @@ def conversation_of_rendered(row: dict[str, Any], rendered: RenderedConversation
 
 def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) -> tuple[list[Message], list[bool] | None]:
     """The messages of a prompt or completion, and which of them are supervised if they say so."""
-    if not isinstance(row.get(key), list):
+    value = row.get(key)
+    if not isinstance(value, list) and not is_turn(value):
         return [speaker(text_of(row, key) if key == "prompt" else answer_text(row, key))], None
-    turns = without_blocks(turns_of(row, key), key)
-    messages = messages_of(turns, key)
+    turns = without_blocks([value] if isinstance(value, dict) else turns_of(row, key), key)
+    messages = [message_of(value, key, "role")] if turns == [value] else messages_of(turns, key)
     if key == "prompt" and any(said_of_messages(turns, messages, key)):
         raise RowError("an answer in prompt is marked to be learned, but only those in completion can be")
     return messages, learned_messages(turns, messages, key)
+
+
+def is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and ("role" in value or "from" in value)
 
 
 def has_schemas(row: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from llmft_cli.data.forms.conversations.gemini import are_contents, openai_row
 from llmft_cli.data.forms.conversations.merging import merged
 from llmft_cli.data.forms.conversations.shapes import is_list_of_turns, other_key
 from llmft_cli.data.forms.examples import Conversation, Message, RowError
-from llmft_cli.data.forms.fields import shown, type_name, valid_text
+from llmft_cli.data.forms.fields import shown, shown_keys, type_name, valid_text
 from llmft_cli.data.forms.flat_forms import (
     QUESTIONS_AND_ANSWERS,
     USUAL_ANSWERS,
@@ -96,8 +96,7 @@ def prompt_key(row: dict[str, Any]) -> str:
     present = next((name for name in ("conversations", *QUESTIONS) if name in row), None)
     if present:
         raise RowError(f"{present} is null, and there is no other prompt")
-    keys = ", ".join(map(repr, row))
-    raise RowError(f"there is no prompt among the keys {keys}" if keys else "the object is empty")
+    raise RowError(f"there is no prompt among the keys {shown_keys(row)}" if row else "the object is empty")
 
 
 def messages_of_conversation(row: dict[str, Any], key: str) -> tuple[list[Message], str | None]:

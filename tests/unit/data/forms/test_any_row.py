@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import string
+from collections.abc import Callable
 from typing import Any
 
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from llmft_cli.data.forms.columns import COLUMNS
 from llmft_cli.data.forms.conversations.shapes import PAIRS, UNUSUAL_KEYS
 from llmft_cli.data.forms.conversations.speakers import SPEAKER_KEYS, TEXT_KEYS
+from llmft_cli.data.forms.examples import LONGEST_REASON
 from llmft_cli.data.forms.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse
 from llmft_cli.data.forms.ignored_keys import ignored_keys
 from llmft_cli.data.forms.prompt_rows import ANSWERS, EXPECTED, PromptRow, parse_prompt
@@ -116,6 +119,39 @@ def test_any_row_with_any_columns_is_read_or_refused_with_a_reason(row: Any, col
         name, example = parse(row, "auto", columns)
         check_example(example)
         check_ignored(row, name, columns)
+
+
+LONG = st.text(string.printable, min_size=50, max_size=60).map(lambda text: 40 * text)
+LONG_VALUES = st.recursive(
+    LONG | SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | LONG, inner, max_size=20), max_leaves=8
+)
+LONG_TURNS = st.lists(
+    st.fixed_dictionaries({"role": LONG, "content": LONG_VALUES}) | st.fixed_dictionaries({"from": LONG, "value": LONG_VALUES})
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    row=st.dictionaries(st.sampled_from(COLUMNS) | LONG, LONG_TURNS | LONG_VALUES, max_size=30),
+    form=st.sampled_from(["auto", *PARSERS]),
+)
+def test_reasons_are_short_whatever_a_row_contains(row: dict[str, Any], form: str) -> None:
+    """A row of a wide table was refused with 24.9 KB of keys."""
+    reasons = [
+        reason_of(parse, row, form),
+        reason_of(parse, row, form, {"prompt": 100 * "key."}),
+        reason_of(parse_prompt, row),
+    ]
+    assert max(map(len, reasons)) <= LONGEST_REASON
+    assert "\n" not in "".join(reasons)
+
+
+def reason_of(reader: Callable[..., Any], *arguments: Any) -> str:
+    try:
+        reader(*arguments)
+    except RowError as error:
+        return str(error)
+    return ""
 
 
 WHOLE = st.characters(exclude_categories=["Cs"])

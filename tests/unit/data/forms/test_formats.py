@@ -309,3 +309,17 @@ def test_an_answer_that_is_marked_as_not_wanted_is_not_learned() -> None:
     with pytest.raises(RowError, match=r"^label is false: the answer is unwanted$"):
         parse(row)
     assert parse({**row, "label": True})[0] == "prompt-completion"
+
+
+def test_a_few_keys_of_many_are_named() -> None:
+    with pytest.raises(RowError) as caught:
+        parse({f"column {number}": "" for number in range(120)})
+    shown = ", ".join(f"'column {number}'" for number in range(8))
+    assert str(caught.value) == f"no known format has the keys {shown} and 112 more"
+
+
+def test_a_long_reason_is_shortened_in_the_middle() -> None:
+    reason = str(RowError("the template says\n" + 500 * "x" + "\nat the end"))
+    assert len(reason) == 300
+    assert reason.startswith("the template says xxx")
+    assert reason.endswith("xxx at the end")

@@ -24,7 +24,7 @@ from llmft_cli.data.forms.formats import Conversation, Document, RowError, Token
 from llmft_cli.data.ingested import IngestedRows, RowPart
 from llmft_cli.data.inputs import Chunk, ParsedRow, chunks
 from llmft_cli.data.reading.rows import BadRow
-from llmft_cli.data.row_keys import prompt_of
+from llmft_cli.data.row_keys import prompt_of, unique_key
 
 if TYPE_CHECKING:
     from llmft_cli.base.reporter import Reporter
@@ -128,13 +128,21 @@ def row_parts(
     prompt = prompt_of(rendered[0] if rendered else None, encoded[0])
     rows = [part for whole in encoded for part in fit_to_length(row, whole, ingested, config)]
     if len(rows) == 1 and isinstance(row.example, Conversation):
-        # The system message is left out, since many rows share it.
-        spoken = [message["content"] for message in row.example.messages if message["role"] != "system"]
-        return [RowPart(rows[0], "\n".join(spoken), prompt=prompt)]
+        return [RowPart(rows[0], spoken_text(row.example), prompt=prompt)]
     if len(rows) > 1:  # the parts of a row stay together even if it has no prompt
-        prompt = prompt or f"{row.source}:{row.line}".encode()
+        prompt = prompt or f"{row.source}:{row.line}".encode("utf-8", "surrogateescape")
     last = len(rows) - 1  # the longest context, which other conversations share least
-    return [RowPart(part, " ".join(map(str, part.input_ids)), number == last, prompt) for number, part in enumerate(rows)]
+    if rows and len(rendered) > 1 and isinstance(row.example, Conversation):
+        # Near-duplicates are conversations: the other rows have a word that no other row has.
+        texts = [f"{unique_key(row.source, row.line, number):x}" for number in range(last)] + [spoken_text(row.example)]
+    else:
+        texts = [" ".join(map(str, part.input_ids)) for part in rows]
+    return [RowPart(part, text, part is rows[last], prompt) for part, text in zip(rows, texts, strict=True)]
+
+
+def spoken_text(conversation: Conversation) -> str:
+    """What is said in a conversation, without the system message, which many rows share."""
+    return "\n".join(message["content"] for message in conversation.messages if message["role"] != "system")
 
 
 def fit_to_length(row: ParsedRow, encoded: Encoded, ingested: IngestedRows, config: Config) -> list[Encoded]:

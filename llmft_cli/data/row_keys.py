@@ -23,6 +23,11 @@ def grouping_key(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
+def unique_key(source: str, line: int, number: int) -> int:
+    """A key that no two parts of rows share."""
+    return grouping_key(f"{source}:{line}:{number}".encode("utf-8", "surrogateescape"))
+
+
 def prompt_of(rendered: RenderedRow | None, encoded: Encoded) -> bytes:
     """What comes before a row's first answer, whatever `--train-on` is; empty if there is no prompt.
 

@@ -45,21 +45,24 @@ class AnswersByPrompt:
     """
 
     def __init__(self, conversation: Conversation, learned: Collection[int] | None, renderer: Renderer) -> None:
+        self.conversation = conversation
+        self.learned = learned
+        self.renderer = renderer
         self._messages, self._tools = conversation.messages, conversation.tools
-        self._first_answer = conversation.first_answer
-        self._learned = learned or ()
-        self._renderer = renderer
-        self._texts: dict[int, str] = {}
+        self._wholes: dict[int, str] = {}
+        self._prompts: dict[int, str | None] = {}
         self._answers: dict[int, Answer] = {}
         refuse_spelled_tokens(conversation, renderer)
 
+    def whole(self, count: int) -> str:
+        """The first messages as the template renders them, up to the end of the last turn."""
+        if count not in self._wholes:
+            self._wholes[count] = self.renderer.whole(self._messages[:count], self._tools)
+        return self._wholes[count]
+
     def text(self, count: int) -> str:
-        """The text of the first messages, up to the end of the last turn; a learned answer stands after its own prompt."""
-        if count - 1 in self._learned:
-            return self.answer(count - 1).text
-        if count not in self._texts:
-            self._texts[count] = self._renderer.whole(self._messages[:count], self._tools)
-        return self._texts[count]
+        """The text of a row of the first messages: `whole`, but a learned answer at its end stands after its own prompt."""
+        return self.answer(count - 1).text if count - 1 in (self.learned or ()) else self.whole(count)
 
     def answer(self, number: int) -> Answer:
         """An answer after its own prompt, with the end of turn.
@@ -80,18 +83,18 @@ class AnswersByPrompt:
         """The row of the first `count` messages in which these answers are learned; None: all of its text is."""
         text = self.text(count)
         spans = None if learned is None else [self._span_in(number, count) for number in sorted(learned)]
-        special = [match.span() for match in self._renderer.control.finditer(text)]
+        special = [match.span() for match in self.renderer.control.finditer(text)]
         return RenderedRow(text, special, spans, prompt_length=self._prompt_length(text))
 
     def _located(self, number: int) -> Answer:
-        whole = self._renderer.whole(self._messages[: number + 1], self._tools)
+        whole = self.whole(number + 1)
         marked = self._marked(number, number + 1)
         first = len(common_prefix(whole, marked))
         text, start = self._after_prompt(number, whole, first)
         tail = PLACEHOLDERS.split(marked)[-1]
         # Up to here the answer's own texts reach.
         end = len(text) - len(tail) if text.endswith(tail) and tail != marked else self._end_of_content(number, text, first)
-        ending = check_ending(self._renderer.ending_in(text, end), number, self._messages)
+        ending = check_ending(self.renderer.ending_in(text, end), number, self._messages)
         check_found(first - (start - (len(text) - len(whole))), number)
         return Answer(text, start, ending.stop, ending.token)
 
@@ -107,12 +110,12 @@ class AnswersByPrompt:
             return whole, first
         if whole.startswith(prompt):
             return whole, len(prompt)
-        before = self._renderer.render(self._messages[:number], False, self._tools)
+        before = self.renderer.render(self._messages[:number], False, self._tools)
         if not prompt.startswith(before):
             return whole, first
         header = prompt.removeprefix(before)
         if not header or whole.startswith(before):  # the turn has another beginning, such as one without thinking
-            return whole, min(first, self._renderer.end_of_common_tokens(whole, prompt))
+            return whole, min(first, self.renderer.end_of_common_tokens(whole, prompt))
         place = whole.rfind(header, 0, first)
         return (whole, first) if place < 0 else (prompt + whole[place + len(header) :], len(prompt))
 
@@ -127,8 +130,8 @@ class AnswersByPrompt:
         if "tool_calls" in self._messages[number]:
             return start, check_found(text.find(answer.token, first), number) + len(answer.token)
         end = self._end_of_content(number, text, first)
-        found = self._renderer.added.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
-        ending = found and self._renderer.ending(found.group(), found.end())
+        found = self.renderer.added.match(text, end + len(text[end:]) - len(text[end:].lstrip()))
+        ending = found and self.renderer.ending(found.group(), found.end())
         return start, check_ending(ending, number, self._messages).stop
 
     def _end_of_content(self, number: int, text: str, first: int) -> int:
@@ -143,19 +146,22 @@ class AnswersByPrompt:
         """The text of the first messages with placeholders for the texts of one."""
         marked = Marks(None, OTHER_MARKS).message(self._messages[number], number)
         try:
-            return self._renderer.whole([*self._messages[:number], marked, *self._messages[number + 1 : count]], self._tools)
+            return self.renderer.whole([*self._messages[:number], marked, *self._messages[number + 1 : count]], self._tools)
         except RowError as error:
             raise RowError(f"message {number + 1} cannot be located: with another text, {error}") from error
 
     def _prompt(self, number: int) -> str | None:
         """The prompt of an answer; None if the template renders none there."""
-        try:
-            return self._renderer.render(self._messages[:number], True, self._tools)
-        except RowError:
-            return None
+        if number not in self._prompts:
+            try:
+                self._prompts[number] = self.renderer.render(self._messages[:number], True, self._tools)
+            except RowError:
+                self._prompts[number] = None
+        return self._prompts[number]
 
     def _prompt_length(self, text: str) -> int:
-        before = self._prompt(self._first_answer) if self._first_answer is not None else None
+        first = self.conversation.first_answer
+        before = self._prompt(first) if first is not None else None
         return len(before) if before is not None and text.startswith(before) else 0
 
 

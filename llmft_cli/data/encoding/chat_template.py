@@ -113,8 +113,7 @@ class ChatTemplate:
             rows = [answers.row(count, None if learned is None else numbers) for count, numbers in places]
         except RowError:
             # What the template leaves out altogether is a better reason than an answer that cannot be found.
-            text = self.renderer.whole(conversation.messages, conversation.tools)
-            missing = left_out(conversation, learned, {total: text}, {}, self.renderer)
+            missing = left_out(answers, {total: answers.whole(total)}, {})
             refuse([name for name in missing if not name.startswith(PART_OF)])
             raise
         texts = {count: row.text for (count, _), row in zip(places, rows, strict=True)}
@@ -123,7 +122,7 @@ class ChatTemplate:
             for (_, numbers), row in zip(places, rows, strict=True)
             for number, (start, stop) in zip(numbers, row.learned_spans or (), strict=False)
         }
-        missing = left_out(conversation, learned, texts, spans, self.renderer)
+        missing = left_out(answers, texts, spans)
         return RenderedExample(rows, missing)
 
     def _skeleton(self, roles: Roles, generation_prompt: bool) -> TemplateSkeleton:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from llmft_cli.data.encoding.answers_by_prompt import AnswersByPrompt
 from llmft_cli.data.encoding.marks import Marks
-from llmft_cli.data.encoding.renderer import Renderer
 from llmft_cli.data.encoding.template_skeleton import PLACEHOLDERS
 from llmft_cli.data.forms.examples import Conversation, RowError
 
@@ -17,24 +16,18 @@ TOOLS = "the tools"
 PART_OF = "or changes a part of "
 
 
-def left_out(
-    conversation: Conversation,
-    learned: Collection[int] | None,
-    rows: Mapping[int, str],
-    spans: Mapping[int, str],
-    renderer: Renderer,
-) -> list[str]:
+def left_out(answers: AnswersByPrompt, rows: Mapping[int, str], spans: Mapping[int, str]) -> list[str]:
     """What is in none of the rows of a conversation, in words.
 
     Each text is replaced by a placeholder of its own, which must appear; so short texts are not taken for found.
     An answer that is not learned may lose its thinking, as it does when the model is used.
 
     Args:
-        learned: numbers of the learned messages; None: all.
         rows: the rendered rows by the number of their messages.
         spans: what is learned, by the number of the message, which must be whole there.
     """
-    marks = Marks(learned)
+    conversation, renderer = answers.conversation, answers.renderer
+    marks = Marks(answers.learned)
     messages = [marks.message(message, number) for number, message in enumerate(conversation.messages)]
     marked = Conversation(messages, conversation.tools)
     squeezed = [IRRELEVANT.sub("", text) for text in rows.values()]
@@ -46,10 +39,10 @@ def left_out(
     seen: set[int] = set()
     for count, text in rows.items():
         try:
-            if text == renderer.whole(conversation.messages[:count], conversation.tools):
+            if text == answers.whole(count):
                 row = renderer.whole(messages[:count], conversation.tools)
             else:  # no rendering of these messages, but the last answer after its own prompt
-                row = AnswersByPrompt(marked, learned, renderer).text(count)
+                row = AnswersByPrompt(marked, answers.learned, renderer).text(count)
             seen |= {int(number) for number in PLACEHOLDERS.findall(row)}
         except RowError:  # the template checks what the messages say
             seen |= {number for number, is_there in enumerate(whole) if is_there}
@@ -58,13 +51,13 @@ def left_out(
         for number, name in enumerate(marks.names)
         if number not in seen or not whole[number]
     ]
-    tools = conversation.tools and ignores_tools(conversation, renderer)
+    tools = conversation.tools and ignores_tools(answers)
     return [*([TOOLS] if tools else []), *dict.fromkeys(missing)]
 
 
-def ignores_tools(conversation: Conversation, renderer: Renderer) -> bool:
+def ignores_tools(answers: AnswersByPrompt) -> bool:
+    messages = answers.conversation.messages
     try:
-        without = renderer.render(conversation.messages, False, None)
-        return without == renderer.render(conversation.messages, False, conversation.tools)
+        return answers.renderer.whole(messages, None) == answers.whole(len(messages))
     except RowError:  # the template rejects the calls without the tools, so it does read them
         return False

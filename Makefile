@@ -35,7 +35,7 @@ test-fast: $(VENV)/installed-test
 
 # Everything that needs no torch, on another Python: make test-light PYTHON=python3.13
 LIGHT := .venv-light
-LIGHT_PACKAGES := datasets GPUtil huggingface_hub Jinja2 numpy psutil py3langid pyarrow PyYAML rensa requests rich rouge-score sacrebleu safetensors scipy setuptools \
+LIGHT_PACKAGES := charset-normalizer datasets GPUtil huggingface_hub Jinja2 numpy psutil py3langid pyarrow PyYAML rensa requests rich rouge-score sacrebleu safetensors scipy setuptools \
 	transformers typer hypothesis pytest
 test-light:
 	rm -rf $(LIGHT)

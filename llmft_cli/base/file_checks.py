@@ -47,9 +47,13 @@ def check_start(file: Path) -> bytes:
     if not start:
         raise DamagedFile(file, "is empty")
     if start == LFS_POINTER:
-        cure = f"fetch the files that Git LFS keeps: git -C {shlex.quote(str(file.parent))} lfs pull"
-        raise DamagedFile(file, "is a Git LFS pointer, not the file itself", cure)
+        raise DamagedFile(file, "is a Git LFS pointer, not the file itself", lfs_cure(file))
     return start
+
+
+def lfs_cure(file: Path) -> str:
+    """What replaces a Git LFS pointer by the file itself."""
+    return f"fetch the files that Git LFS keeps: git -C {shlex.quote(str(file.parent))} lfs pull"
 
 
 def read_text(file: Path) -> str:

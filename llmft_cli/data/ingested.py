@@ -15,6 +15,7 @@ from llmft_cli.data.encoding.encoder import Encoded
 from llmft_cli.data.encoding.overlength import OverlengthLosses
 from llmft_cli.data.forms.examples import Conversation
 from llmft_cli.data.inputs import Input, ParsedRow
+from llmft_cli.data.key_counts import KeyCounts
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.reading.rows import BadRow
 from llmft_cli.data.row_keys import duplicate_key, grouping_key
@@ -114,6 +115,7 @@ class IngestedRows:
     losses: OverlengthLosses = field(default_factory=OverlengthLosses)
     forms: Counter[str] = field(default_factory=Counter)
     styles: Counter[str] = field(default_factory=Counter)
+    ignored_keys: KeyCounts = field(default_factory=KeyCounts)
     duplicates: int = 0
     split_documents: int = 0
     answer_rows: AnswerRows = field(default_factory=AnswerRows)

@@ -58,7 +58,7 @@ def ingest_rows(ingested: IngestedRows, encoder: ConversationEncoder, config: Co
         ThreadPoolExecutor(1) as tokenizer,
     ):
         waiting: deque[tuple[Chunk, Future[list[AnyTokens]]]] = deque()
-        for chunk in chunks(ingested.inputs, encoder, config, advance):
+        for chunk in chunks(ingested.inputs, encoder, config, advance, reporter.note):
             waiting.append((chunk, tokenizer.submit(encoder.tokenise, chunk.rendered_rows)))
             if len(waiting) > CHUNKS_AHEAD:
                 done, tokens = waiting.popleft()
@@ -96,6 +96,8 @@ def finish_chunk(
             ingested.reject(row, str(error))
             continue
         ingested.count_form(row)
+        if row.ignored:
+            ingested.ignored_keys.add(row.ignored)
         written = [part for part in parts if ingested.keep(row, part)]
         texts += [part.text for part in written]
         checked += [checked_row(row, part) for part in written if part.has_example or isinstance(row.example, Document)]

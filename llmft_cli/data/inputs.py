@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
 from llmft_cli.data.encoding.rendered import RenderedExample, RenderedRow
 from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
+from llmft_cli.data.forms.ignored_keys import ignored_keys
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow, Row, Source
 from llmft_cli.data.reading.sources import STDIN, find_sources
+from llmft_cli.settings.parsers import AUTO
 
 if TYPE_CHECKING:
     from llmft_cli.data.encoding.encoder import ConversationEncoder
@@ -47,7 +49,11 @@ class Input:
 
 @dataclass
 class ParsedRow:
-    """A parsed and rendered row, or the reason why it cannot be used."""
+    """A parsed and rendered row, or the reason why it cannot be used.
+
+    Attributes:
+        ignored: the keys that its format does not read, from `ignored_keys`.
+    """
 
     input: int
     source: str
@@ -56,6 +62,7 @@ class ParsedRow:
     example: Example | None = None
     rendered: RenderedExample | None = None
     error: str = ""
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass
@@ -90,8 +97,15 @@ def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
         raise DataError("standard input (-) is given twice but can be read only once")
     unlimited: list[float | None] = [None] * len(names)
     caps = one_each("--max-rows", config.max_rows, len(names)) if config.max_rows else unlimited
+    encoding = "" if config.encoding == AUTO else config.encoding
+    named = frozenset(parse_columns(config.columns).values()) if config.columns else frozenset[str]()
     return [
-        Input(name, find_sources([name]), weight, None if cap is None else int(cap))
+        Input(
+            name,
+            [replace(source, columns=named) for source in find_sources([name], encoding)],
+            weight,
+            None if cap is None else int(cap),
+        )
         for name, weight, cap in zip(names, weights, caps, strict=True)
     ]
 
@@ -109,17 +123,25 @@ def one_each(flag: str, text: str, sources: int) -> list[float]:
 
 
 def chunks(
-    inputs: Sequence[Input], encoder: ConversationEncoder, config: Config, consumed: Callable[[int], None]
+    inputs: Sequence[Input],
+    encoder: ConversationEncoder,
+    config: Config,
+    consumed: Callable[[int], None],
+    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Chunk]:
     """All rows in order, parsed and rendered.
+
+    Args:
+        consumed, note: as of `read`.
 
     Raises:
         DataError: a source cannot be read.
     """
     columns = parse_columns(config.columns) if config.columns else None
+    told = note if config.encoding == AUTO else lambda text: None
     chunk = Chunk()
     for number, item in enumerate(inputs):
-        rows = (row for source in item.sources for row in read(source, config.dataset_split, consumed))
+        rows = chain.from_iterable(read(source, config.dataset_split, consumed, told) for source in item.sources)
         for row in islice(rows, item.max_rows):
             item.read += 1
             chunk.add(parse_row(number, row, encoder, config.format, columns))
@@ -138,8 +160,9 @@ def parse_row(
     try:
         name, example = parse(row.value, form, columns)
         rendered = None if isinstance(example, Tokenised) else encoder.rows(example)
+        ignored = ignored_keys(row.value, name, columns)
     except RowError as error:
         return ParsedRow(number, row.source, row.line, error=str(error))
     except RecursionError:  # the limit depends on where in our code it is reached
         return ParsedRow(number, row.source, row.line, error="nested too deeply")
-    return ParsedRow(number, row.source, row.line, name, example, rendered)
+    return ParsedRow(number, row.source, row.line, name, example, rendered, ignored=ignored)

@@ -15,7 +15,7 @@ from llmft_cli.data.forms.prompt_rows import EXPECTED, PromptRow, parse_prompt
 from llmft_cli.data.reading.compression import UTF_8_BOM, lines_with_ends
 from llmft_cli.data.reading.json_rows import read_json, read_jsonl
 from llmft_cli.data.reading.json_text import utf_8_error_text
-from llmft_cli.data.reading.rows import BadRow, Row, Source
+from llmft_cli.data.reading.rows import UTF_8, BadRow, Row, Source
 from llmft_cli.data.reading.sources import file_source, suffix_and_compression
 from llmft_cli.data.store import HELD_OUT_FILE
 from llmft_cli.run_dir.artifacts import reading
@@ -55,7 +55,7 @@ def read_prompts(path: Path, reporter: Reporter) -> list[Prompt]:
     """
     if suffix_and_compression(path)[0] not in (".txt", *READERS):
         raise DataError(f"{path} is not a prompt file", FORMS)
-    source = file_source(str(path), path)
+    source = file_source(str(path), path, UTF_8)
     if source.suffix not in READERS:
         return list(prompts_in_text(source))
     prompts, choices, problems, unread = [], Counter[str](), [], []

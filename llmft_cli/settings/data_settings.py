@@ -19,6 +19,11 @@ COLUMNS = data_setting(
     is_list=True,
     is_mapping=True,
 )
+ENCODING = data_setting(
+    "auto",
+    "Encoding of text files, as in gb18030 or cp1252. auto is UTF-8, or what the bytes of a file show beyond doubt.",
+    **parsers.ENCODING,
+)
 DATASET_SPLIT = data_setting("train", "Split of a Hub dataset to read. Local files have no splits.")
 CHAT_TEMPLATE = data_setting(
     None,

@@ -59,6 +59,7 @@ class Config:
     # -- data
     format: str = data_settings.FORMAT
     columns: str | None = data_settings.COLUMNS
+    encoding: str = data_settings.ENCODING
     dataset_split: str = data_settings.DATASET_SPLIT
     chat_template: str | None = data_settings.CHAT_TEMPLATE
     max_seq_length: int = data_settings.MAX_SEQ_LENGTH

@@ -1,7 +1,9 @@
-"""Readers of numbers in text: shares, rows, weights. Each raises ValueError for any other text."""
+"""Readers of settings in text: shares, rows, weights, encodings. Each raises ValueError for any other text."""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 from typing import Any
 
 from llmft_cli.settings.setting import LARGEST_NUMBER
@@ -9,6 +11,9 @@ from llmft_cli.settings.setting import LARGEST_NUMBER
 LARGEST_WEIGHT = 10_000
 # transformers divides fp32 logits by the temperature: a much smaller one makes them infinite.
 LEAST_TEMPERATURE = 1e-6
+AUTO = "auto"
+# Encodings of names and of source code.
+NOT_OF_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined"}
 
 
 def share(text: str) -> float:
@@ -56,6 +61,21 @@ def temperature(text: str) -> float:
     return number
 
 
+def encoding(text: str) -> str:
+    """The name that Python gives to the encoding of a text, or auto."""
+    if text.lower() == AUTO:
+        return AUTO
+    try:
+        name = codecs.lookup(text).name
+        with contextlib.suppress(UnicodeError):
+            b"a".decode(name)  # refuses what turns bytes into bytes, such as base64
+    except LookupError as error:
+        raise ValueError from error
+    if name in NOT_OF_FILES:
+        raise ValueError
+    return name
+
+
 # Rules of settings, by what their text must be.
 SHARE: dict[str, Any] = {"parse": share, "form": "a share (0.05 or 5%)"}
 STEPS: dict[str, Any] = {
@@ -76,4 +96,10 @@ ROW_COUNTS: dict[str, Any] = {
     "is_list": True,
     "parse": row_count,
     "form": "a list of whole numbers above 0 (1000,500)",
+}
+ENCODING: dict[str, Any] = {
+    "metavar": "<name>",
+    "suggestions": (AUTO, "gb18030", "big5", "cp932", "cp949", "cp1252", "utf-16"),
+    "parse": encoding,
+    "form": "an encoding that Python knows, such as gb18030, cp932 or cp1252",
 }

@@ -27,7 +27,7 @@ class Setting:
         choices: the values that are allowed; of a list, for each item.
         is_list: whether its text is a list, separated by commas; in a file it may also be a YAML list.
         is_mapping: whether the items of the list are `name=value`; in a file it may also be a YAML mapping.
-        parse: reads it from text, where more than a plain number is taken; of a list, each item.
+        parse: reads it from text, where not every text or more than a plain number is taken; of a list, each item.
         form: what such a text must be, for the complaint.
         unit: what follows the number in text that `parse` reads, where a saved number has none.
     """
@@ -46,7 +46,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     is_list: bool = False
     is_mapping: bool = False
-    parse: Callable[[str], float] | None = None
+    parse: Callable[[str], Any] | None = None
     form: str = ""
     unit: str = ""
 

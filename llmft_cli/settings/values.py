@@ -59,7 +59,9 @@ def convert(item: Field, value: Any) -> Any:
     if isinstance(value, bool):
         raise TypeError
     if item.type is str:
-        return list_text(item, value) if item.setting.is_list else plain_text(value)
+        if item.setting.is_list:
+            return list_text(item, value)
+        return item.setting.parse(plain_text(value)) if item.setting.parse else plain_text(value)
     return to_number(item, value)
 
 

@@ -36,6 +36,8 @@ COLUMNS = (
     "assistant_masks",
     "completion_mask",
     "loss_mask",
+    "loss_weights",
+    "loss_scale",
     "attention_mask",
 )
 
@@ -44,15 +46,17 @@ def parse_columns(text: str) -> dict[str, str]:
     """The source's column names by known name.
 
     Args:
-        text: comma-separated `ours=theirs`; theirs may be a dotted path into objects (`answer.text`).
+        text: comma-separated `ours=theirs`; theirs may be a dotted path into objects (`answer.text`), and begin with
+            spaces.
 
     Raises:
         ConfigError: a part is not `ours=theirs`, or its left side is unknown or repeated.
     """
     columns: dict[str, str] = {}
     for part in text.split(","):
-        ours, equals, theirs = (piece.strip() for piece in part.partition("="))
-        if not (ours and equals and theirs):
+        ours, equals, theirs = part.partition("=")
+        ours = ours.strip()
+        if not (ours and equals and theirs.strip()):
             raise ConfigError(
                 f"--columns: {part.strip()!r} is not name=column", "write --columns prompt=question,completion=answer"
             )
@@ -69,14 +73,25 @@ def parse_columns(text: str) -> dict[str, str]:
 def renamed(row: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """A row with the mapped columns renamed; the others stay.
 
+    A column that the row does not have as it is written is looked up without regard to spaces around its name.
+
     Raises:
         RowError: the row lacks a mapped column.
     """
-    taken = set(columns.values())
+    found = {ours: key_of(row, theirs) for ours, theirs in columns.items()}
+    taken = set(found.values())
     result = {key: cell for key, cell in row.items() if key not in taken}
-    for ours, theirs in columns.items():
-        result[ours] = row[theirs] if theirs in row else value_at(row, theirs, ours)
+    for ours, key in found.items():
+        result[ours] = row[key] if key in row else value_at(row, key, ours)
     return result
+
+
+def key_of(row: dict[str, Any], column: str) -> str:
+    """The key that a column is under, or its name without spaces around it if that is not a key."""
+    if column in row:
+        return column
+    bare = column.strip()
+    return next((key for key in row if key.strip() == bare), bare)
 
 
 def value_at(row: dict[str, Any], path: str, ours: str) -> Any:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import reprlib
 from typing import Any, NoReturn
 
 from llmft_cli.data.forms.examples import RowError
+from llmft_cli.data.forms.media_keys import refuse_media_part
+from llmft_cli.data.forms.python_literals import NoLiteral, from_python
+
+# A list or an object; numpy prints some lists as `array([...])`.
+BEGINS_VALUE = re.compile(r"\s*(?:array\()?[\[{]")
 
 TYPE_NAMES = {
     type(None): "null",
@@ -16,6 +22,7 @@ TYPE_NAMES = {
     str: "text",
     list: "a list",
     dict: "an object",
+    bytes: "binary data that is not UTF-8",
 }
 
 
@@ -98,9 +105,11 @@ def content_of(turn: dict[str, Any], key: str, where: str) -> str:
     for number, value in enumerate(parts, 1):
         place = f"{where}.{key}[{number}]"
         part = object_at(value, place)
+        refuse_media_part(part, place)
         if part.get("type") != "text":
             raise RowError(f"{place} has the type {shown(part.get('type'))}; only 'text' is supported")
-        texts.append(text_of(part, "text", place))
+        # LLaMA-Factory has the text under `value`.
+        texts.append(text_of(part, "value" if part.get("text") is None and "value" in part else "text", place))
     return "".join(texts)
 
 
@@ -140,12 +149,22 @@ DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 
 
 def decoded(value: Any, where: str) -> Any:
-    """A value, decoded if it is a list or object in JSON text, as in the cells of a CSV file.
+    """A value, decoded if it is a list or object in JSON or as Python prints it, as in the cells of a CSV file.
 
     Raises:
-        RowError: a text that begins like a list or object is not valid JSON.
+        RowError: a text that begins like a list or object is neither.
     """
-    return from_json(value, where) if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") else value
+    if not isinstance(value, str) or not BEGINS_VALUE.match(value):
+        return value
+    try:
+        return from_json(value, where)
+    except RowError as refusal:
+        try:
+            return from_python(value)
+        except NoLiteral as error:
+            raise RowError(f"{where} is not a list or an object: {error}") from error
+        except ValueError:
+            raise refusal from None
 
 
 def to_json(value: Any, where: str) -> str:

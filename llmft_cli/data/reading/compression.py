@@ -5,14 +5,16 @@ Only one chunk is in memory, or the one row being assembled from chunks.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
-from llmft_cli.base.errors import DataError
-from llmft_cli.data.reading.rows import Source
+from llmft_cli.base.errors import DataError, first_line
+from llmft_cli.data.reading.rows import UTF_8, Source, UndecodableText
 
 BINARY_SUFFIXES = {".parquet", ".arrow"}
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
@@ -44,14 +46,36 @@ def check_length(source: Source, line: int, size: int) -> None:
 
 
 def chunks(source: Source, consumed: Consumed = ignore) -> Iterator[bytes]:
-    """A file's decompressed content in chunks of at most `CHUNK_BYTES`.
+    """A file's decompressed content, as UTF-8 if another encoding of it is known, in chunks of about `CHUNK_BYTES`.
 
     Args:
         consumed: called after each chunk with the number of bytes newly read from disk.
 
     Raises:
-        DataError: the file cannot be read, its compressed data is damaged, or it expands too much.
+        DataError: the file cannot be read, its compressed data is damaged, it expands too much, or a byte does not belong
+            to its encoding (not checked for UTF-8).
     """
+    content = content_of(source, consumed)
+    return content if source.encoding in ("", UTF_8) else as_utf_8(source, content)
+
+
+def as_utf_8(source: Source, content: Iterator[bytes]) -> Iterator[bytes]:
+    decoder = codecs.getincrementaldecoder(source.encoding)()
+    line = 1
+    for chunk in chain(content, (b"",)):
+        try:
+            text = decoder.decode(chunk, not chunk)
+        except UnicodeDecodeError as error:
+            line += error.object.count(b"\n", 0, error.start)
+            byte = f"byte {error.object[error.start]:#04x}"
+            raise UndecodableText(f"{source.name} line {line} is not {source.encoding} ({byte})") from error
+        except UnicodeError as error:
+            raise UndecodableText(f"{source.name} is not {source.encoding}: {first_line(error)}") from error
+        line += text.count("\n")
+        yield text.encode()
+
+
+def content_of(source: Source, consumed: Consumed) -> Iterator[bytes]:
     assert source.path is not None
     try:
         with source.path.open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 import re
 from collections import Counter
@@ -10,12 +11,13 @@ from typing import Any
 
 from llmft_cli.base.errors import DataError, first_line
 from llmft_cli.data.reading.compression import Consumed, check_length, chunks, ignore
-from llmft_cli.data.reading.rows import Source
+from llmft_cli.data.reading.rows import Source, UndecodableText
 
 JSON_SPACE = re.compile(r"[ \t\n\r]*")
 # A value that ends this close to the end of the text read so far may continue.
 MARGIN_CHARACTERS = 16
 UNFINISHED = object()
+NOT_UTF_8 = "not UTF-8"
 
 
 class RefusedValue(ValueError):
@@ -56,7 +58,36 @@ def json_error_text(error: ValueError | RecursionError) -> str:
 
 def utf_8_error_text(error: UnicodeDecodeError) -> str:
     """What is wrong in a line that is not UTF-8."""
-    return f"not UTF-8 (byte {error.object[error.start]:#04x} in column {error.start + 1})"
+    return f"{NOT_UTF_8} (byte {error.object[error.start]:#04x} in column {error.start + 1})"
+
+
+def beginning_of(text: str, position: int) -> tuple[Any, int]:
+    """As much of the value at a position as the text has, and where that ends; an unfinished text is None."""
+    position = after_space(text, position)
+    with contextlib.suppress(ValueError):
+        value: Any
+        value, position = DECODER.raw_decode(text, position)
+        return value, position
+    opening = text[position : position + 1]
+    if opening not in ("{", "["):
+        return None, len(text)
+    items: list[Any] = []
+    pairs: dict[str, Any] = {}
+    while position < len(text) and text[position] in "{[,":
+        value, position = beginning_of(text, position + 1)
+        if opening == "{":
+            key, colon = value, after_space(text, position)
+            value, position = beginning_of(text, colon + 1)
+            if isinstance(key, str) and colon < len(text):
+                pairs[key] = value
+        else:
+            items.append(value)
+        position = after_space(text, position)
+    return pairs if opening == "{" else items, len(text)
+
+
+def after_space(text: str, position: int) -> int:
+    return JSON_SPACE.match(text, position).end()  # type: ignore[union-attr]
 
 
 class JsonText:
@@ -90,7 +121,7 @@ class JsonText:
         skipped, line = 0, self.line()
         while True:
             start = self.position
-            self.position = JSON_SPACE.match(self.text, start).end()  # type: ignore[union-attr]
+            self.position = after_space(self.text, start)
             if self.position < len(self.text):
                 return self.text[self.position]
             if self.ended:
@@ -134,6 +165,13 @@ class JsonText:
             check_length(self.source, self.line(), size)
             self._grow()
 
+    def beginning(self) -> Any:
+        """As much of the next value as is in memory; an empty object if it is nested too deeply."""
+        try:
+            return beginning_of(self.text, self.position)[0]
+        except RecursionError:
+            return {}
+
     def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
         """Whether an error may go away after reading more of the file."""
         return error.msg.startswith("Unterminated string") or error.pos + MARGIN_CHARACTERS > len(self.text)
@@ -153,7 +191,7 @@ class JsonText:
                 parts.append(self._decode(chunk, self.ended))
             except UnicodeDecodeError as error:
                 line = self._first_line + "".join(parts).count("\n") + error.object.count(b"\n", 0, error.start)
-                raise DataError(
+                raise UndecodableText(
                     f"{self.source.name} line {line} is not UTF-8 (byte {error.object[error.start]:#04x})"
                 ) from error
             wanted -= len(parts[-1])

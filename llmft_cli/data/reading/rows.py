@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmft_cli.base.errors import DataError
+
+UTF_8 = "utf-8"
+
 
 class Row(NamedTuple):
     """One row as read. `line` counts from 1 (the row number if the format has no lines)."""
@@ -34,6 +38,8 @@ class Source:
         suffix: the file type (`.jsonl`), without the compression suffix.
         compression: `gzip`, `zstd` or empty.
         size_bytes: size on disk.
+        encoding: of a text, as Python names it; empty as long as it is UTF-8 unless the content shows another.
+        columns: names that the user gives to columns (`--columns`), so they name columns even if no format reads them.
     """
 
     name: str
@@ -41,3 +47,9 @@ class Source:
     suffix: str = ""
     compression: str = ""
     size_bytes: int = 0
+    encoding: str = ""
+    columns: frozenset[str] = frozenset()
+
+
+class UndecodableText(DataError):
+    """A source has bytes that its encoding does not have."""

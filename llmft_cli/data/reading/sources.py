@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import codecs
-import csv
-import json
 import os
 import re
 import shutil
@@ -17,28 +14,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmft_cli.base.errors import DataError
-from llmft_cli.data.reading.compression import BINARY_SUFFIXES, CHUNK_BYTES, COMPRESSIONS, MAX_EXPANSION, UTF_8_BOM, chunks
+from llmft_cli.data.reading.compression import CHUNK_BYTES, COMPRESSIONS, MAX_EXPANSION, chunks
+from llmft_cli.data.reading.detection import (
+    COMPRESSION_MAGIC,
+    HEAD_BYTES,
+    detected,
+    refuse_other_files,
+    refuse_packed,
+    suffix_of_content,
+    with_encoding,
+)
 from llmft_cli.data.reading.rows import Source
 
 STDIN, STDIN_NAME = "-", "stdin"
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt", ".md")
 SUPPORTED = f"supported types: {', '.join(SUFFIXES)}, each also compressed (.gz, .zst)"
-HEAD_BYTES = 8192
 PROBED_BYTES = 3 << 16  # of compressed data
-# UTF-32 first: its mark begins with that of UTF-16.
-WIDE_BOMS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
-COMPRESSION_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-ARCHIVE_MAGIC = {
-    b"PK\x03\x04": "zip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"7z\xbc\xaf\x27\x1c": "7-Zip",
-    **COMPRESSION_MAGIC,
-}
-ARROW_MAGIC = (b"ARROW1", b"\xff\xff\xff\xff")
 # What datasets' save_to_disk writes in addition to the rows.
 SAVED_DATASET_FILES = {"state.json", "dataset_info.json", "dataset_dict.json"}
-COLUMN_NAMES = {"messages", "conversations", "prompt", "completion", "instruction", "output", "question", "answer", "text"}
 NOT_FILES = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -47,10 +40,13 @@ NOT_FILES = {
 }
 
 
-def find_sources(names: Sequence[str]) -> list[Source]:
+def find_sources(names: Sequence[str], encoding: str = "") -> list[Source]:
     """The files of paths (directories recursively), standard input (`-`), and Hub datasets.
 
     Standard input is copied to a temporary file that is deleted when the process exits.
+
+    Args:
+        encoding: of every text; empty: by its content.
 
     Raises:
         DataError: a path does not exist, its type is unknown, or a file is empty or not readable.
@@ -58,7 +54,7 @@ def find_sources(names: Sequence[str]) -> list[Source]:
     sources: list[Source] = []
     for name in names:
         if name == STDIN:
-            sources.append(spooled_stdin())
+            sources.append(spooled_stdin(encoding))
             continue
         try:
             path = Path(name).expanduser()
@@ -69,9 +65,9 @@ def find_sources(names: Sequence[str]) -> list[Source]:
             files = sorted(data_files(path))
             if not files:
                 raise DataError(f"{shown(name)} contains no data files", SUPPORTED)
-            sources += [file_source(str(file), file) for file in files]
+            sources += [file_source(str(file), file, encoding) for file in files]
         elif os.path.lexists(path):
-            sources.append(file_source(name, path))
+            sources.append(file_source(name, path, encoding))
         elif suffix_and_compression(path)[0] in SUFFIXES or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
             raise DataError(f"{shown(name)} does not exist")
         else:
@@ -125,8 +121,11 @@ def data_files(folder: Path) -> Iterator[Path]:
                 yield file
 
 
-def file_source(name: str, path: Path) -> Source:
+def file_source(name: str, path: Path, encoding: str = "") -> Source:
     """A file as a source, checked before anything is loaded for it.
+
+    Args:
+        encoding: of a text; empty: by its content.
 
     Raises:
         DataError: it cannot contain rows.
@@ -140,17 +139,20 @@ def file_source(name: str, path: Path) -> Source:
     if what := NOT_FILES.get(stat.S_IFMT(state.st_mode)):
         raise DataError(f"{name} is {what}, not a file", f"pass its rows through standard input: llmft prepare - < {name}")
     suffix, compression = suffix_and_compression(path)
-    if suffix not in SUFFIXES:
-        raise DataError(f"{name} has an unknown file type", SUPPORTED)
     source = Source(name, path, suffix, compression, state.st_size)
+    if suffix not in SUFFIXES:
+        if not compression:
+            refuse_packed(source, read_head(source))
+        raise DataError(f"{name} has an unknown file type", SUPPORTED)
     head = read_head(replace(source, compression=""))
     if not head:
         raise DataError(f"{name} is empty")
     if not compression:
-        return with_detected_suffix(source, head)
+        return detected(replace(source, encoding=encoding), head)
+    refuse_other_files(source, head)
     if not head.startswith(tuple(magic for magic, known in COMPRESSION_MAGIC.items() if known == compression)):
         raise DataError(f"{name} is not {compression} data, despite its name", f"remove {path.suffix} from its name")
-    return with_detected_suffix(source, read_head(source))
+    return detected(replace(source, encoding=encoding), read_head(source))
 
 
 def read_head(source: Source) -> bytes:
@@ -174,63 +176,7 @@ def read_head(source: Source) -> bytes:
     return head
 
 
-def with_detected_suffix(source: Source, head: bytes) -> Source:
-    """The source, with the suffix that its first bytes (`head`) show if its name is wrong.
-
-    Raises:
-        DataError: the bytes cannot be the beginning of rows.
-    """
-    name = source.name
-    if not head.removeprefix(UTF_8_BOM).strip() and len(head) < HEAD_BYTES:
-        raise DataError(f"{name} is empty")
-    if source.suffix in BINARY_SUFFIXES:
-        return source
-    if archive := next((known for magic, known in ARCHIVE_MAGIC.items() if head.startswith(magic)), None):
-        if source.compression:
-            raise DataError(f"{name} contains a {archive} archive inside the {source.compression} data", "unpack it first")
-        ending = next((ending for ending, known in COMPRESSIONS.items() if known == archive), None)
-        raise DataError(f"{name} is {archive} data", f"rename it to {name}{ending}" if ending else "unpack it first")
-    if binary := next((suffix for suffix in BINARY_SUFFIXES if suffix == binary_suffix(head)), None):
-        raise DataError(f"{name} is {binary[1:].capitalize()} data", f"rename it to end in {binary}")
-    if wide := next((known for mark, known in WIDE_BOMS.items() if head.startswith(mark)), None):
-        raise DataError(f"{name} is {wide}, not UTF-8", "save it as UTF-8")
-    if b"\0" in head and is_binary(head):
-        raise DataError(f"{name} is a binary file, not text (NUL byte at offset {head.index(0)})")
-    is_array = source.suffix in {".jsonl", ".ndjson"} and begins_array(head)
-    return replace(source, suffix=".json") if is_array else source
-
-
-def is_binary(head: bytes) -> bool:
-    """Whether bytes with a NUL among them are binary data, and not text with one damaged line."""
-    try:
-        decoded(head)
-    except UnicodeDecodeError:
-        return True
-    return head.index(0) < head.find(b"\n") or b"\n" not in head
-
-
-def decoded(head: bytes) -> str:
-    """The text of the first bytes; the last character may be incomplete."""
-    return codecs.getincrementaldecoder("utf-8-sig")().decode(head)
-
-
-def begins_array(head: bytes) -> bool:
-    """Whether a file named as JSON Lines is an array: one that goes on after the first line, or is the only line."""
-    try:
-        first, _, others = decoded(head).lstrip().partition("\n")
-        if not first.startswith("["):
-            return False
-        if not others and len(head) == HEAD_BYTES:
-            return True
-        json.loads(first)
-    except json.JSONDecodeError as error:
-        return error.pos >= len(error.doc.rstrip())
-    except (ValueError, RecursionError):
-        return False
-    return not others.strip()
-
-
-def spooled_stdin() -> Source:
+def spooled_stdin(encoding: str) -> Source:
     """Standard input as a source, its type detected from its content.
 
     Raises:
@@ -248,7 +194,7 @@ def spooled_stdin() -> Source:
             beginning = sys.stdin.buffer.read(HEAD_BYTES)
             if not beginning.startswith(tuple(COMPRESSION_MAGIC)):
                 # Reject what cannot contain rows before copying the rest, which may be endless.
-                with_detected_suffix(Source(STDIN_NAME, path, suffix_of_content(beginning)), beginning)
+                detected_stdin(Source(STDIN_NAME, path, encoding=encoding), beginning)
             spool.write(beginning)
             shutil.copyfileobj(sys.stdin.buffer, spool, CHUNK_BYTES)
     except IsADirectoryError as error:
@@ -258,26 +204,9 @@ def spooled_stdin() -> Source:
     compression = next((known for magic, known in COMPRESSION_MAGIC.items() if head.startswith(magic)), "")
     source = replace(source, compression=compression)
     head = read_head(source) if compression else head
-    return with_detected_suffix(replace(source, suffix=suffix_of_content(head)), head)
+    return detected_stdin(replace(source, encoding=encoding), head)
 
 
-def binary_suffix(head: bytes) -> str | None:
-    """The suffix of the binary table that begins with these bytes, if it is one."""
-    if head.startswith(b"PAR1"):
-        return ".parquet"
-    return ".arrow" if head.startswith(ARROW_MAGIC) else None
-
-
-def suffix_of_content(head: bytes) -> str:
-    """The suffix of a source without a name, by its first bytes."""
-    if binary := binary_suffix(head):
-        return binary
-    text = head.removeprefix(UTF_8_BOM).lstrip()
-    if text.startswith((b"{", b"[")):
-        return ".json"
-    first = text.split(b"\n", 1)[0].decode(errors="replace")
-    for suffix, separator in ((".csv", ","), (".tsv", "\t")):
-        columns = next(csv.reader([first], delimiter=separator), [])
-        if len(columns) > 1 and COLUMN_NAMES & {column.strip().lower() for column in columns}:
-            return suffix
-    return ".txt"
+def detected_stdin(source: Source, head: bytes) -> Source:
+    _, text = with_encoding(source, head)
+    return detected(replace(source, suffix=suffix_of_content(text)), head)

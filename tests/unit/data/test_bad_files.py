@@ -22,6 +22,8 @@ from llmft_cli.data.store import REJECTED_FILE
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config
 
+# What reads a file that has too few such bytes to recognise its encoding.
+CURE = "if the file is not UTF-8, name its encoding: --encoding cp1252"
 BAD = Path(__file__).parents[3] / "sample_data" / "bad"
 
 # The bad row's line and reason; the two good rows are kept.
@@ -31,15 +33,15 @@ BAD_ROWS = {
     "empty-answer.jsonl": (2, "message 2 (assistant) is empty"),
     "half-character.jsonl": (2, "messages[1].content has a lone surrogate (\\ud83d)"),
     "header-again.csv": (3, "repeats the header"),
-    "image-part.jsonl": (2, "messages[1].content[1] has the type 'image_url'; only 'text' is supported"),
+    "image-part.jsonl": (2, "the row has an image, which a text model cannot learn from (messages[1].content[1])"),
     "late-system-message.jsonl": (2, "message 3 is from system; expected user"),
     "malformed-json.jsonl": (2, "malformed JSON: unexpected end"),
     "messages-not-a-list.jsonl": (2, "messages must be a list of messages, not text"),
     "missing-field.jsonl": (2, "output is null, not text"),
     "no-assistant-turn.jsonl": (2, "there is no assistant turn to learn from"),
     "not-an-object.jsonl": (2, "a row must be an object, not text"),
-    "not-utf8.csv": (3, "not UTF-8 (byte 0xdf in column 8)"),
-    "not-utf8.jsonl": (2, "not UTF-8 (byte 0xdf in column 33)"),
+    "not-utf8.csv": (3, f"not UTF-8 (byte 0xdf in column 8); {CURE}"),
+    "not-utf8.jsonl": (2, f"not UTF-8 (byte 0xdf in column 33); {CURE}"),
     "null-content.jsonl": (2, "messages[2].content is null, not text"),
     "python-literals.jsonl": (
         2,
@@ -65,20 +67,19 @@ BAD_FILES = {
     "empty.json": "{file} is empty",
     "gzip.jsonl": "{file} is gzip data",
     "missing-comma.json": "{file} line 3: malformed JSON: Expecting ',' delimiter in column 1",
+    "no-header.csv": "{file} line 1: the first line looks like a row, not like a header: 'Who wrote Emma?'",
     "not-gzip.jsonl.gz": "{file} is not gzip data, despite its name",
     "not-parquet.parquet": "{file} is not a readable Parquet file: Parquet magic bytes not found in footer. "
     "Either the file is corrupted or this is not a parquet file.",
     "not-utf8.txt": "{file} line 2 is not UTF-8 (byte 0xdf)",
     "only-a-bom.json": "{file} is empty",
     "same-column-twice.csv": "{file} line 1: the column 'prompt' appears more than once",
-    "semicolons.csv": "{file} line 1: the columns of the header 'prompt;completion' are separated by semicolons",
     "text-after-array.json": "{file} line 2: malformed JSON: Extra data in column 1",
     "trailing-comma.json": "{file} line 3: malformed JSON: Illegal trailing comma before end of array in column 133",
     "truncated-array.json": "{file} line 3: malformed JSON: unexpected end",
     "two-commas.json": "{file} line 2: malformed JSON: Expecting value in column 140",
     "unclosed-quote.csv": "{file} line 3: a quote is never closed",
     "unknown-type.xyz": "{file} has an unknown file type",
-    "utf16.jsonl": "{file} is UTF-16, not UTF-8",
 }
 
 # Files without a usable row.
@@ -180,10 +181,10 @@ BAD_LINES: dict[str, tuple[str | bytes, str]] = {
     "bytes 0": (b"\0" * 20, "NUL byte in column 1"),
     "byte 0 in a text": (b'{"prompt": "a\0"}', "NUL byte in column 14"),
     "UTF-16": (GOOD.encode("utf-16-le"), "NUL byte in column 2"),
-    "Latin-1": (b'{"prompt": "\xe4"}', "not UTF-8 (byte 0xe4 in column 13)"),
-    "cut character": (b'{"prompt": "\xc3"}', "not UTF-8 (byte 0xc3 in column 13)"),
-    "encoded surrogate": (b'{"prompt": "\xed\xa0\x80"}', "not UTF-8 (byte 0xed in column 13)"),
-    "overlong encoding": (b'{"prompt": "\xc0\xaf"}', "not UTF-8 (byte 0xc0 in column 13)"),
+    "Latin-1": (b'{"prompt": "\xe4"}', f"not UTF-8 (byte 0xe4 in column 13); {CURE}"),
+    "cut character": (b'{"prompt": "\xc3"}', f"not UTF-8 (byte 0xc3 in column 13); {CURE}"),
+    "encoded surrogate": (b'{"prompt": "\xed\xa0\x80"}', f"not UTF-8 (byte 0xed in column 13); {CURE}"),
+    "overlong encoding": (b'{"prompt": "\xc0\xaf"}', f"not UTF-8 (byte 0xc0 in column 13); {CURE}"),
     "half a character": (
         '{"prompt": "\\ud83d", "completion": "b"}',
         "prompt has a lone surrogate (\\ud83d)",
@@ -278,13 +279,13 @@ MIXED_FILES: dict[str, tuple[str, str | bytes, list[int], list[tuple[int, str]]]
         ".csv",
         b"prompt,completion\na,b\n\xe4,e\nf,g\n",
         [2, 4],
-        [(3, "not UTF-8 (byte 0xe4 in column 1)")],
+        [(3, f"not UTF-8 (byte 0xe4 in column 1); {CURE}")],
     ),
     "Latin-1 on a later line of a cell": (
         ".csv",
         b'prompt,completion\na,b\n"x\n\xe4",e\nf,g\n',
         [2, 5],
-        [(3, "not UTF-8 (byte 0xe4 in column 1) on line 4")],
+        [(3, f"not UTF-8 (byte 0xe4 in column 1) on line 4; {CURE}")],
     ),
     "byte 0 in a table": (".csv", b"prompt,completion\na,b\nc\0,e\nf,g\n", [2, 4], [(3, "NUL byte in column 2")]),
     "joined tables": (
@@ -304,6 +305,9 @@ def test_good_and_bad_rows_of_a_file(kind: str, tmp_path: Path) -> None:
     assert outcome(path) == (kept, rejected)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+PAGE = "not data: a download may have saved an error or a login page"
+PAGE_CURE = "download the file itself; on the Hub, its address has /resolve/ where that of its page has /blob/"
 # A file that is rejected as a whole, the error after its path, and the hint.
 REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
     "gzip under another name": (
@@ -347,15 +351,25 @@ REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
         " line 2: the gzip data is damaged here",
         "copy or create the file again",
     ),
-    "UTF-16": ("rows.csv", "a,b".encode("utf-16"), " is UTF-16, not UTF-8", "save it as UTF-8"),
-    "UTF-32": ("rows.csv", "a,b".encode("utf-32"), " is UTF-32, not UTF-8", "save it as UTF-8"),
     "Parquet under another name": ("rows.jsonl", b"PAR1...", " is Parquet data", "rename it to end in .parquet"),
     "Arrow under another name": ("rows.json", b"ARROW1\0\0", " is Arrow data", "rename it to end in .arrow"),
-    "Latin-1 document": ("a.txt", b"a\nb\xe4", " line 2 is not UTF-8 (byte 0xe4)", ""),
+    "Latin-1 document": ("a.txt", b"a\nb\xe4", " line 2 is not UTF-8 (byte 0xe4)", CURE),
     "byte 0 in a document": ("a.md", b"a\nb\0", " line 2: a NUL byte, so this is not text", ""),
-    "Latin-1 in an array": ("a.json", b'[{"a": "b"},\n{"a": "\xe4"}]', " line 2 is not UTF-8 (byte 0xe4)", ""),
-    "array cut in a character": ("a.json", b'[{"a": "b"},\n{"a": "\xc3', " line 2 is not UTF-8 (byte 0xc3)", ""),
-    "HTML": ("a.json", "<html></html>", " line 1: malformed JSON: Expecting value in column 1", ""),
+    "Latin-1 in an array": ("a.json", b'[{"a": "b"},\n{"a": "\xe4"}]', " line 2 is not UTF-8 (byte 0xe4)", CURE),
+    "array cut in a character": ("a.json", b'[{"a": "b"},\n{"a": "\xc3', " line 2 is not UTF-8 (byte 0xc3)", CURE),
+    "HTML": ("a.json", "<html></html>", f" is an HTML page, {PAGE}", PAGE_CURE),
+    "HTML with a declaration": ("a.csv", "\ufeff\n<!DOCTYPE html>\n<html>", f" is an HTML page, {PAGE}", PAGE_CURE),
+    "HTML under the name of a table": ("a.parquet", "<!doctype HTML><html>", f" is an HTML page, {PAGE}", PAGE_CURE),
+    "error of a server": ("a.jsonl", "<?xml version='1.0'?><Error/>", f" is XML, {PAGE}", PAGE_CURE),
+    "Git LFS pointer": ("a.jsonl", POINTER, " is a Git LFS pointer, not the data itself", "{pull}"),
+    "Git LFS pointer of a table": ("a.parquet", POINTER, " is a Git LFS pointer, not the data itself", "{pull}"),
+    "Git LFS pointer of a gzip file": ("a.json.gz", POINTER, " is a Git LFS pointer, not the data itself", "{pull}"),
+    "Excel workbook": ("a.csv", b"PK\x03\x04..[Content_Types].xml", " is an Excel workbook", "save its sheet as CSV"),
+    "workbook": ("a.xlsx", b"PK\x03\x04..xl/workbook.xml", " is an Excel workbook", "save its sheet as CSV"),
+    "archive": ("a.zip", b"PK\x03\x04...", " is zip data", "unpack it first"),
+    "Parquet without a type": ("a", b"PAR1...", " is Parquet data", "rename it to end in .parquet"),
+    "zip under the name of a table": ("a.parquet", b"PK\x03\x04...", " is zip data", "unpack it first"),
+    "Parquet under the name of Arrow": ("a.arrow", b"PAR1...", " is Parquet data", "rename it to end in .parquet"),
     "broken second object": (
         "a.json",
         '{\n"text": "a"\n}\n{\n"text" "b"\n}',
@@ -366,25 +380,27 @@ REFUSED: dict[str, tuple[str, str | bytes, str, str]] = {
     "text behind wrapped rows": ("a.json", '{"data": [{}]}x', " line 1: malformed JSON: Extra data in column 15", ""),
     "column twice": ("a.csv", "a,b,a\n1,2,3", " line 1: the column 'a' appears more than once", ""),
     "column without a name": ("a.csv", "a, ,b\n1,2,3", " line 1: column 2 of the header has no name", ""),
-    "semicolons": (
-        "a.csv",
-        "a;b\n1;2",
-        " line 1: the columns of the header 'a;b' are separated by semicolons",
-        "use commas in .csv and tabs in .tsv",
-    ),
-    "commas in .tsv": (
-        "a.tsv",
-        "a,b\n1,2",
-        " line 1: the columns of the header 'a,b' are separated by commas",
-        "use commas in .csv and tabs in .tsv",
-    ),
     "no header": (
         "a.csv",
         "a" * 300 + ",b\nc,d",
         f" line 1: not a header: column 1 has 300 characters ({'a' * 30!r}...)",
         "the first line of a table names its columns, such as prompt,completion",
     ),
-    "Latin-1 header": ("a.csv", b"pr\xe4,c\na,b", " line 1: header: not UTF-8 (byte 0xe4 in column 3)", ""),
+    "sentences as a header": (
+        "a.csv",
+        "What is it?;A cat.\nWho?;Me.",
+        " line 1: the first line looks like a row, not like a header: 'What is it?'",
+        "the first line of a table names its columns, such as prompt,completion; "
+        "if it does, say which is which: --columns prompt=NAME,completion=NAME",
+    ),
+    "messages as a header": (
+        "a.csv",
+        "id,\"[{'role': 'user', 'content': 'q'}]\"\n2,\"[{'role': 'user', 'content': 'q'}]\"",
+        " line 1: the first line looks like a row, not like a header: \"[{'role': 'u...ntent': 'q'}]\"",
+        "the first line of a table names its columns, such as prompt,completion; "
+        "if it does, say which is which: --columns prompt=NAME,completion=NAME",
+    ),
+    "Latin-1 header": ("a.csv", b"pr\xe4,c\na,b", " line 1: header: not UTF-8 (byte 0xe4 in column 3)", CURE),
 }
 
 
@@ -396,7 +412,9 @@ def test_a_file_that_is_refused_as_a_whole(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         outcome(path)
     assert caught.value.message == f"{path}{message}"
-    assert caught.value.hint == hint.format(file=path, readable=SUPPORTED)
+    assert caught.value.hint == hint.format(
+        file=path, readable=SUPPORTED, pull=f"fetch the files that Git LFS keeps: git -C {tmp_path} lfs pull"
+    )
 
 
 def write_parquet(path: Path, columns: Any) -> None:
@@ -484,6 +502,8 @@ def test_every_bad_line_among_good_ones_is_written_down_by_prepare(tmp_path: Pat
     for number, (line, reason) in enumerate(BAD_LINES.values()):
         content += f'{{"prompt": "What is {number}?", "completion": "It is {number * 7919}."}}\n'.encode()
         content += (line.encode() if isinstance(line, str) else line) + b"\n"
+        # Other lines show that this file is UTF-8, so no other encoding is offered.
+        reason = reason.removesuffix(f"; {CURE}")
         expected.append({"source": str(path), "line": 2 * number + 2, "reason": reason})
     path.write_bytes(content)
     rows, rejected = rejected_by_prepare(RunDir(tmp_path / "run"), path, tokenizer_dir)

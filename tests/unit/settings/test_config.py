@@ -282,12 +282,26 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert complaint_of(lambda: resolve({}, tmp_path)) == (message, "")
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("AUTO", "auto"), ("GBK", "gbk"), ("Shift-JIS", "shift_jis"), ("latin1", "iso8859-1"), ("UTF8", "utf-8"), ("cp1252",) * 2],
+)
+def test_an_encoding_is_any_name_that_python_knows_it_by(text: str, name: str) -> None:
+    assert resolve({"encoding": text}).encoding == name
+
+
+@pytest.mark.parametrize("text", ["klingon", "hex", "rot13", "idna", "unicode_escape"])
+def test_no_other_codec_is_an_encoding(text: str) -> None:
+    message = f"--encoding: {text!r} is not an encoding that Python knows, such as gb18030, cp932 or cp1252"
+    assert complaint_of(lambda: resolve({"encoding": text})) == (message, "")
+
+
 def test_of_command_gives_the_settings_of_a_command() -> None:
     assert config.of_command(Config(), "merge") == {"device": "auto", "compute_dtype": "auto"}
     assert set(config.of_command(Config(), "prepare")) == {
         "model", "revision", "trust_remote_code", "chat_template", "format", "columns", "dataset_split", "max_seq_length",
         "on_overlength", "train_on", "packing", "val_size", "max_rejected", "weights", "max_rows", "near_duplicates", "strict",
-        "seed", "rows_per_answer", "on_unrendered",
+        "encoding", "seed", "rows_per_answer", "on_unrendered",
     }  # fmt: skip
 
 
@@ -312,6 +326,8 @@ def values_of(item: Field) -> st.SearchStrategy[Any]:
     if rule.is_list and not rule.choices:  # items have no spaces around them
         items = st.integers(1, 10**4).map(str) if rule.parse else values.map(str.strip)
         values = st.lists(items, min_size=1).map(",".join)
+    if item.name == "encoding":
+        values = st.sampled_from(["auto", "gb18030", "iso8859-1", "utf-8"])
     if item.name == "val_size":
         values = st.floats(0, 1, exclude_max=True) | st.integers(1, 10**6).map(float)
     if item.name == "temperature":

@@ -16,7 +16,7 @@ ANSWER = {"role": "assistant", "content": "a"}
 def test_columns_are_read_in_order() -> None:
     assert parse_columns("prompt=question") == {"prompt": "question"}
     assert parse_columns(" prompt = The question ,completion=answer.text") == {
-        "prompt": "The question",
+        "prompt": " The question ",
         "completion": "answer.text",
     }
     assert parse_columns("text=a=b") == {"text": "a=b"}

@@ -151,7 +151,8 @@ def test_csv_errors(tmp_path: Path) -> None:
     ]
     assert refusal(tmp_path / "a.csv", 'prompt,n\na,1\n"b,2\nc,3\n') == "line 3: a quote is never closed"
     latin_1 = b"prompt,n\n" + b"a,1\n" * 5000 + b"\xe4,1\n"
-    assert rows_of(tmp_path / "a.csv", latin_1)[-1] == (5002, "not UTF-8 (byte 0xe4 in column 1)")
+    cure = "if the file is not UTF-8, name its encoding: --encoding cp1252"
+    assert rows_of(tmp_path / "a.csv", latin_1)[-1] == (5002, f"not UTF-8 (byte 0xe4 in column 1); {cure}")
     assert rows_of(tmp_path / "a.csv", "prompt,completion\n") == []
 
 
@@ -615,6 +616,10 @@ def test_damage_is_told_in_one_line_and_nothing_else_happens(form: str, packing:
 
 def test_a_large_wrapper_of_rows_with_something_beside_them(tmp_path: Path) -> None:
     rows = ",\n".join(f'{{"text": "{"a" * 1000}"}}' for _ in range(5000))
-    assert refusal(tmp_path / "a.json", f'{{"data": [{rows}],\n"version": 2}}') == (
-        "line 5000: malformed JSON: Expecting only the rows under 'data' in column 1014"
+    assert len(rows_of(tmp_path / "a.json", f'{{"data": [{rows}],\n"version": 2}}')) == 5000
+    assert refusal(tmp_path / "a.json", f'{{"data": [{rows}],\n"version" 2}}') == (
+        "line 5001: malformed JSON: Expecting ':' delimiter in column 11"
+    )
+    assert refusal(tmp_path / "a.json", f'{{"data": [{rows}],\n"more": [{rows[:1012]}]}}') == (
+        "holds rows under 'data' and under 'more'"
     )

@@ -14,6 +14,7 @@ from llmft_cli.data.checks import Checks
 from llmft_cli.data.encoding.encoder import Encoded
 from llmft_cli.data.encoding.overlength import OverlengthLosses
 from llmft_cli.data.inputs import Input, ParsedRow
+from llmft_cli.data.key_counts import KeyCounts
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.reading.rows import BadRow
 from llmft_cli.data.row_keys import duplicate_key, grouping_key
@@ -111,6 +112,7 @@ class IngestedRows:
     near_duplicates: NearDuplicates | None
     losses: OverlengthLosses = field(default_factory=OverlengthLosses)
     forms: Counter[str] = field(default_factory=Counter)
+    ignored_keys: KeyCounts = field(default_factory=KeyCounts)
     duplicates: int = 0
     split_documents: int = 0
     answer_rows: AnswerRows = field(default_factory=AnswerRows)

@@ -95,6 +95,8 @@ def finish_chunk(
             ingested.reject(row, str(error))
             continue
         ingested.forms[row.form] += 1
+        if row.ignored:
+            ingested.ignored_keys.add(row.ignored)
         written = [part for part in parts if ingested.keep(row, part)]
         texts += [part.text for part in written]
         checked += [checked_row(row, part) for part in written if part.has_example or isinstance(row.example, Document)]

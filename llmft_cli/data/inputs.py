@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from llmft_cli.base.errors import ConfigError, DataError
 from llmft_cli.data.encoding.rendered import RenderedExample, RenderedRow
 from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
+from llmft_cli.data.forms.ignored_keys import ignored_keys
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow, Row, Source
 from llmft_cli.data.reading.sources import STDIN, find_sources
@@ -48,7 +49,11 @@ class Input:
 
 @dataclass
 class ParsedRow:
-    """A parsed and rendered row, or the reason why it cannot be used."""
+    """A parsed and rendered row, or the reason why it cannot be used.
+
+    Attributes:
+        ignored: the keys that its format does not read, from `ignored_keys`.
+    """
 
     input: int
     source: str
@@ -57,6 +62,7 @@ class ParsedRow:
     example: Example | None = None
     rendered: RenderedExample | None = None
     error: str = ""
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass
@@ -154,8 +160,9 @@ def parse_row(
     try:
         name, example = parse(row.value, form, columns)
         rendered = None if isinstance(example, Tokenised) else encoder.rows(example)
+        ignored = ignored_keys(row.value, name, columns)
     except RowError as error:
         return ParsedRow(number, row.source, row.line, error=str(error))
     except RecursionError:  # the limit depends on where in our code it is reached
         return ParsedRow(number, row.source, row.line, error="nested too deeply")
-    return ParsedRow(number, row.source, row.line, name, example, rendered)
+    return ParsedRow(number, row.source, row.line, name, example, rendered, ignored=ignored)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.cli.views.sections import Section, gibibytes, named, next_command
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from llmft_cli.merging.merge import MergeResult
     from llmft_cli.training.profiling.profiling import Profile
     from llmft_cli.training.result import TrainResult
+
+MOST_KEYS_SHOWN = 8
 
 
 def prepare(run: str, result: PrepareResult) -> list[Section]:
@@ -30,6 +32,7 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
                 "near-duplicates": f"{near:,}, kept on the same side of the split" if near else None,
                 "too long": overlength(run, result.overlength) if result.overlength["rows"] else None,
                 "documents split": f"{result.documents_split:,}" if result.documents_split else None,
+                "ignored keys": ignored_keys(run, result.ignored_keys),
                 "rows per answer": answer_rows(result.answer_rows) if result.answer_rows.get("conversations") else None,
                 "formats": ", ".join(f"{form} {count:,}" for form, count in result.forms.items()),
                 "tokens": f"{result.tokens['total']:,}, of which {result.tokens['supervised']:,} supervised",
@@ -55,6 +58,16 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
     notes = [f"{words(check['check'])} {check['count']:,}" for check in result.checks if check["level"] == "note"]
     ending = {"notes": ", ".join(notes) or None, "report": f"{run}/data/report.html"}
     return [*sections, named("", ending), next_command("train", run)]
+
+
+def ignored_keys(run: str, keys: Sequence[Mapping[str, Any]]) -> str | None:
+    """The keys that are not read and not known to be harmless; None if there are none."""
+    told = [item for item in keys if not item["harmless"]]
+    if not told:
+        return None
+    shown = ", ".join(f"{item['key']} ({format_count(item['rows'], 'row')})" for item in told[:MOST_KEYS_SHOWN])
+    more = len(told) - MOST_KEYS_SHOWN
+    return f"{shown} and {format_count(more, 'more key')} (see {run}/data/report.json)" if more > 0 else shown
 
 
 def answer_rows(counts: Mapping[str, Any]) -> str:

@@ -36,6 +36,8 @@ COLUMNS = (
     "assistant_masks",
     "completion_mask",
     "loss_mask",
+    "loss_weights",
+    "loss_scale",
     "attention_mask",
 )
 

@@ -8,6 +8,7 @@ import reprlib
 from typing import Any, NoReturn
 
 from llmft_cli.data.forms.examples import RowError
+from llmft_cli.data.forms.media_keys import refuse_media_part
 from llmft_cli.data.forms.python_literals import NoLiteral, from_python
 
 # A list or an object; numpy prints some lists as `array([...])`.
@@ -104,9 +105,11 @@ def content_of(turn: dict[str, Any], key: str, where: str) -> str:
     for number, value in enumerate(parts, 1):
         place = f"{where}.{key}[{number}]"
         part = object_at(value, place)
+        refuse_media_part(part, place)
         if part.get("type") != "text":
             raise RowError(f"{place} has the type {shown(part.get('type'))}; only 'text' is supported")
-        texts.append(text_of(part, "text", place))
+        # LLaMA-Factory has the text under `value`.
+        texts.append(text_of(part, "value" if part.get("text") is None and "value" in part else "text", place))
     return "".join(texts)
 
 

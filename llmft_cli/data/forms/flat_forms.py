@@ -7,7 +7,8 @@ from typing import Any
 
 from llmft_cli.data.forms.examples import Conversation, Document, Message, RowError
 from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, type_name, valid_text
-from llmft_cli.data.forms.messages import conversation, learned_messages, messages_of, turns_of
+from llmft_cli.data.forms.learning_keys import learned_messages, said_of_messages
+from llmft_cli.data.forms.messages import conversation, messages_of, turns_of
 
 # A row uses the first pair that it has.
 QUESTIONS_AND_ANSWERS = (
@@ -25,13 +26,13 @@ USUAL_ANSWERS = {"prompt": "completion", "instruction": "output", "question": "a
 
 
 def parse_alpaca(row: dict[str, Any]) -> Conversation:
-    """`instruction`, optional `input`, `output`; optional `system` and `history` come before them.
+    """`instruction`, optional `input`, `output`; optional `system`, `tools` and `history` come before them.
 
     Raises:
         RowError: a text is missing, empty or not text, or the history is malformed.
     """
     turns = [*history_of(row), user(instruction_of(row)), assistant(text_of(row, "output"))]
-    return conversation(row, turns, with_tools=False)
+    return conversation(row, turns, with_tools=has_schemas(row))
 
 
 def instruction_of(row: dict[str, Any]) -> str:
@@ -69,10 +70,9 @@ def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
     Raises:
         RowError: one is missing or of another type, or the messages are out of order.
     """
-    if row.get("label") is False:
-        raise RowError("label is false: the completion is an unwanted answer")
     if not isinstance(row.get("prompt"), list) and not isinstance(row.get("completion"), list):
-        return conversation(row, [user(text_of(row, "prompt")), assistant(text_of(row, "completion"))], with_tools=False)
+        turns = [user(text_of(row, "prompt")), assistant(text_of(row, "completion"))]
+        return conversation(row, turns, with_tools=has_schemas(row))
     prompt, _ = side_of(row, "prompt", user)
     completion, learned = side_of(row, "completion", assistant)
     if learned is None and any(message["role"] == "assistant" for message in prompt):
@@ -86,20 +86,28 @@ def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) ->
         return [speaker(text_of(row, key))], None
     turns = turns_of(row, key)
     messages = messages_of(turns, key)
+    if key == "prompt" and any(said_of_messages(turns, messages, key)):
+        raise RowError("an answer in prompt is marked to be learned, but only those in completion can be")
     return messages, learned_messages(turns, messages, key)
 
 
+def has_schemas(row: dict[str, Any]) -> bool:
+    """Whether the row's `tools` may be schemas: in a table of texts they may be hammers."""
+    tools = row.get("tools") or row.get("functions")
+    return tools is not None and (not isinstance(tools, str) or tools.lstrip()[:1] in ("[", "{"))
+
+
 def parse_question_answer(row: dict[str, Any]) -> Conversation:
-    """A question and its answer under one pair of `QUESTIONS_AND_ANSWERS`, with optional `context` and `system`.
+    """A question and its answer under one pair of `QUESTIONS_AND_ANSWERS`, with optional `context`, `history`, `system`.
 
     Raises:
-        RowError: one is missing, empty or not text.
+        RowError: one is missing, empty or not text, or the history is malformed.
     """
     question_key, answer_key = keys_of_pair(row)
     question = instruction_of(row) if question_key == "instruction" else text_of(row, question_key)
     if context := optional_text_of(row, "context"):
         question = f"{context}\n\n{question}"
-    return conversation(row, [user(question), assistant(answer_of(row, answer_key))], with_tools=False)
+    return conversation(row, [*history_of(row), user(question), assistant(answer_of(row, answer_key))], with_tools=False)
 
 
 def keys_of_pair(row: dict[str, Any]) -> tuple[str, str]:

@@ -20,8 +20,10 @@ from llmft_cli.data.forms.flat_forms import (
     parse_question_answer,
     parse_text,
 )
+from llmft_cli.data.forms.media_keys import refuse_media
 from llmft_cli.data.forms.messages import parse_messages, parse_sharegpt
 from llmft_cli.data.forms.token_rows import LEARNING_MASKS, PADDING_MASK, parse_tokens
+from llmft_cli.data.forms.unsupported_keys import refuse_single_message, refuse_unlearned, special_keys
 
 __all__ = [
     "Conversation",
@@ -51,9 +53,9 @@ FORMS: tuple[tuple[str, frozenset[str], frozenset[str]], ...] = (
     ("tokens", frozenset({"input_ids"}), frozenset({"labels", PADDING_MASK, *LEARNING_MASKS})),
     ("messages", frozenset({"messages"}), SYSTEM | TOOLS),
     ("sharegpt", frozenset({"conversations"}), SYSTEM | TOOLS),
-    ("alpaca", frozenset({"instruction", "output"}), SYSTEM | {"input", "history"}),
+    ("alpaca", frozenset({"instruction", "output"}), SYSTEM | TOOLS | {"input", "history"}),
     ("prompt-completion", frozenset({"prompt", "completion"}), SYSTEM | TOOLS),
-    *(("question-answer", frozenset(pair), SYSTEM | {"context", "input"}) for pair in QUESTIONS_AND_ANSWERS),
+    *(("question-answer", frozenset(pair), SYSTEM | {"context", "input", "history"}) for pair in QUESTIONS_AND_ANSWERS),
     (PREFERENCE, frozenset({"chosen", "rejected"}), frozenset()),
     ("text", frozenset({"text"}), frozenset()),
 )
@@ -77,7 +79,12 @@ def parse(value: Any, form: str = "auto", columns: Mapping[str, str] | None = No
     if not isinstance(value, dict):
         raise RowError(f"a row must be an object, not {type_name(value)}")
     row = renamed(value, columns) if columns else value
+    special = special_keys(tuple(row))
+    if special:
+        refuse_media(row, special.media)
     name = recognise(row, columns or {}) if form == "auto" else form
+    if special:
+        refuse_unlearned(row, special, name)
     return name, PARSERS[name](row)
 
 
@@ -85,12 +92,14 @@ def recognise(row: dict[str, Any], columns: Mapping[str, str]) -> str:
     """The format of a row, by its keys; formats that use all `columns` come first.
 
     Raises:
-        RowError: the format is unknown, or the row is a preference pair.
+        RowError: the format is unknown, or the row is a preference pair or a single message.
     """
     # A table has every column in every row: a format whose keys are null comes last.
     not_null = {key for key, cell in row.items() if cell is not None and (key not in LISTS or cell)}
     named = not_null.intersection(columns)
     form = form_with(not_null, row, named) or form_with(not_null, row) or form_with(row.keys(), row)
+    if form in (None, "text") and "text" not in columns:
+        refuse_single_message(row)
     if form is None:
         keys = ", ".join(map(repr, row))
         raise RowError(f"no known format has the keys {keys}" if keys else "the object is empty")

@@ -18,6 +18,8 @@ from llmft_cli.data.forms.fields import (
     text_of,
     type_name,
 )
+from llmft_cli.data.forms.learning_keys import learned_messages
+from llmft_cli.data.forms.media_keys import refuse_media_in_turns
 from llmft_cli.data.forms.tool_calls import calls_in, calls_of, result_message, tools_of
 
 SPEAKERS = ("user", "assistant", "system")
@@ -43,8 +45,6 @@ SHAREGPT_SPEAKERS = {
 }
 SHAREGPT_CALLS = ("function_call", "tool_call")
 SHAREGPT_RESULTS = ("observation", "function_response", "tool", "tool_response")
-# The keys that say whether an answer is supervised: OpenAI's, then axolotl's two.
-LEARNING_KEYS = ("weight", "train", "training")
 
 
 def parse_messages(row: dict[str, Any]) -> Conversation:
@@ -76,10 +76,10 @@ def key_of_turns(row: dict[str, Any], usual: str, other: str) -> str:
 
 
 def turns_of(row: dict[str, Any], key: str) -> list[Any]:
-    """The turns of a conversation, unchecked.
+    """The turns of a conversation, unchecked but for pictures and other media beside their texts.
 
     Raises:
-        RowError: they are not a list, or none.
+        RowError: they are not a list, or none, or one has a picture.
     """
     turns = row.get(key)
     if type(turns) is not list:
@@ -88,6 +88,7 @@ def turns_of(row: dict[str, Any], key: str) -> list[Any]:
         turns = decoded(turns, key)
     if not isinstance(turns, list) or not turns:
         raise RowError(f"{key} must be a list of messages, not {type_name(turns)}")
+    refuse_media_in_turns(turns, key)
     return turns
 
 
@@ -146,36 +147,6 @@ def sharegpt_message(turn: Any, number: int, key: str) -> Message:
     if speaker not in SHAREGPT_SPEAKERS:
         raise RowError(f"{where} is from the unknown speaker {shown(speaker)}")
     return {"role": SHAREGPT_SPEAKERS[speaker], "content": text_of(turn, "value", where)}
-
-
-def learned_messages(turns: list[dict[str, Any]], messages: list[Message], key: str) -> list[bool] | None:
-    """For each message whether it is supervised (answers are by default), or None if no answer says."""
-    if not any(len(turn) > 2 for turn in turns):
-        return None
-    said = [
-        learning_of(turn, f"{key}[{number}]") if message["role"] == "assistant" else None
-        for number, (turn, message) in enumerate(zip(turns, messages, strict=True), 1)
-    ]
-    if all(flag is None for flag in said):
-        return None
-    return [message["role"] == "assistant" and flag is not False for message, flag in zip(messages, said, strict=True)]
-
-
-def learning_of(turn: dict[str, Any], where: str) -> bool | None:
-    """Whether an answer is marked as supervised (True), unsupervised (False), or not at all (None)."""
-    said: dict[str, bool] = {}
-    for key in LEARNING_KEYS:
-        value = turn.get(key)
-        if value is None:
-            continue
-        # Arrow and pandas turn a column of integers with empty cells into floats.
-        types, expected = ((int, float), "0 or 1") if key == "weight" else ((bool,), "true or false")
-        if type(value) not in types or value not in (0, 1):
-            raise RowError(f"{where}.{key} is {shown(value)}, not {expected}")
-        said[key] = bool(value)
-    if len(set(said.values())) > 1:
-        raise RowError(f"{where} is both included in and excluded from training ({', '.join(said)})")
-    return next(iter(said.values()), None)
 
 
 def conversation(

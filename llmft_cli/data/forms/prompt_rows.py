@@ -20,6 +20,7 @@ from llmft_cli.data.forms.flat_forms import (
     parse_prompt_completion,
     parse_question_answer,
 )
+from llmft_cli.data.forms.media_keys import media_keys, refuse_media
 from llmft_cli.data.forms.messages import conversation, messages_of, sharegpt_message, turns_of
 
 CONVERSATIONS = ("messages", "conversations")
@@ -54,10 +55,12 @@ def parse_prompt(row: Any) -> PromptRow:
     """A row of a prompt file.
 
     Raises:
-        RowError: it has no prompt, the prompt or the answer is malformed, or the expected answer is ambiguous.
+        RowError: it has no prompt, or a picture or other medium, the prompt or the answer is malformed, or the
+            expected answer is ambiguous.
     """
     if not isinstance(row, dict):
         raise RowError(f"a prompt must be an object, not {type_name(row)}")
+    refuse_media(row, media_keys(tuple(row)))
     key = prompt_key(row)
     messages, last = messages_of_conversation(row, key) if key in CONVERSATIONS else (messages_of_question(row, key), None)
     if row.get("tools") or row.get("functions"):

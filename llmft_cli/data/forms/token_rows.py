@@ -7,7 +7,7 @@ from typing import Any
 from llmft_cli.data.forms.examples import IGNORED, RowError, Tokenised
 from llmft_cli.data.forms.fields import decoded, shown, type_name
 
-LEARNING_MASKS = ("assistant_masks", "completion_mask", "loss_mask")
+LEARNING_MASKS = ("assistant_masks", "completion_mask", "loss_mask", "loss_weights", "loss_scale")
 PADDING_MASK = "attention_mask"
 
 

@@ -15,6 +15,7 @@ from llmft_cli.data.report.samples import Sample
 from llmft_cli.settings.quantities import format_count
 
 MOST_TICKS = 5
+MOST_KEYS = 50
 # A limit further away would squeeze the bars into the left of the chart, so it is not drawn.
 LIMIT_WITHIN = 1.5
 
@@ -63,6 +64,7 @@ def write_report(path: Path, report: Mapping[str, Any], samples: Sequence[Sample
         groups=checks_by_level(report["checks"]),
         outcomes=outcomes(report),
         chart=chart(report["lengths"]["histogram"], report.get("max_seq_length")),
+        most_keys=MOST_KEYS,
         weighted=any(source["weight"] != 1 for source in report["sources"]),
     )
     path.write_text(page, encoding="utf-8")

@@ -43,6 +43,7 @@ class PrepareResult:
         overlength: the policy, and the rows, tokens and ends of turn lost to it.
         checks: check, level (error, warning, note), count, meaning and examples (source, line, excerpt).
         template: hash of the chat template, and its end of turn.
+        ignored_keys: key that its format does not read, rows with a value for it, and whether it is harmless.
     """
 
     rows: dict[str, int]
@@ -58,6 +59,7 @@ class PrepareResult:
     answer_rows: dict[str, Any] = field(default_factory=dict)
     checks: list[dict[str, Any]] = field(default_factory=list)
     template: dict[str, Any] = field(default_factory=dict)
+    ignored_keys: list[dict[str, Any]] = field(default_factory=list)
 
 
 def length_figures(lengths: Sequence[int]) -> dict[str, Any]:
@@ -131,6 +133,7 @@ def summarise(
         overlength={"policy": config.on_overlength, **asdict(ingested.losses)},
         checks=[asdict(finding) for finding in findings],
         template=template_facts(encoder),
+        ignored_keys=ingested.ignored_keys.figures(),
     )
 
 

@@ -33,7 +33,7 @@ BAD_ROWS = {
     "empty-answer.jsonl": (2, "message 2 (assistant) is empty"),
     "half-character.jsonl": (2, "messages[1].content has a lone surrogate (\\ud83d)"),
     "header-again.csv": (3, "repeats the header"),
-    "image-part.jsonl": (2, "messages[1].content[1] has the type 'image_url'; only 'text' is supported"),
+    "image-part.jsonl": (2, "the row has an image, which a text model cannot learn from (messages[1].content[1])"),
     "late-system-message.jsonl": (2, "message 3 is from system; expected user"),
     "malformed-json.jsonl": (2, "malformed JSON: unexpected end"),
     "messages-not-a-list.jsonl": (2, "messages must be a list of messages, not text"),

@@ -137,6 +137,41 @@ def test_bad_long_and_repeated_rows_are_set_aside(run: RunDir, write: Any, do_pr
     ]
 
 
+def test_keys_that_no_format_reads_are_counted(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    """Keys such as `score` were ignored without a word."""
+    scored = [{**chat(number), "score": number, "id": number} for number in range(4)]
+    named = {"messages": [{**turn, "mood": "calm"} for turn in chat(9)["messages"]], "score": None}
+    refused = {**chat(10), "images": ["x.png"], "size": 3}
+    result = do_prepare(write([*scored, named, refused]), max_rejected=0.5)
+    assert result.ignored_keys == [
+        {"key": "score", "rows": 4, "harmless": False},
+        {"key": "messages[].mood", "rows": 1, "harmless": False},
+        {"key": "id", "rows": 4, "harmless": True},
+    ]
+    assert [row["reason"] for row in result.rejected_reasons] == [
+        "the row has an image, which a text model cannot learn from (images)"
+    ]
+    page = (run.data / "report.html").read_text(encoding="utf-8")
+    assert "messages[].mood" in page
+    again = do_prepare(write([*scored, named, refused]), max_rejected=0.5)
+    assert again == result
+
+
+def test_an_answer_that_is_marked_as_wrong_is_not_in_the_labels(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    """`loss: false` of an answer was ignored: the model learned the wrong answer."""
+    turns = [
+        {"role": "user", "content": "How many stations are there?"},
+        {"role": "assistant", "content": "ninety", "loss": False},
+        {"role": "user", "content": "Are you sure?"},
+        {"role": "assistant", "content": "seven", "loss": True},
+    ]
+    do_prepare(write([{"messages": turns}]), val_size=0)
+    (sample,) = lines_of(run.data / "samples.jsonl")
+    learned = "".join(segment["text"] for segment in sample["segments"] if segment["supervised"])
+    assert "seven" in learned
+    assert "ninety" not in learned
+
+
 def test_a_document_is_split_into_parts_whose_first_token_is_not_supervised(
     run: RunDir, tmp_path: Path, do_prepare: Prepare, tiny_tokenizer: Any
 ) -> None:

@@ -81,6 +81,19 @@ def test_prepare_tells_what_was_left_out() -> None:
     assert list(rejected.rows) == [(f"reason {number}", str(number), "a:1, a:2") for number in range(5)]
 
 
+def keys(*names: str, harmless: bool = False) -> list[dict[str, object]]:
+    return [{"key": name, "rows": 1100, "harmless": harmless} for name in names]
+
+
+def test_prepare_tells_ignored_keys_but_not_those_that_only_describe_a_row() -> None:
+    assert "ignored keys" not in rows(stages.prepare("runs/x", prepared(ignored_keys=keys("id", harmless=True)))[0])
+    few = prepared(ignored_keys=[*keys("score", "title"), *keys("id", harmless=True)])
+    assert rows(stages.prepare("runs/x", few)[0])["ignored keys"] == "score (1,100 rows), title (1,100 rows)"
+    many = prepared(ignored_keys=keys(*"abcdefghij"))
+    shown = rows(stages.prepare("runs/x", many)[0])["ignored keys"]
+    assert shown.endswith("h (1,100 rows) and 2 more keys (see runs/x/data/report.json)")
+
+
 @pytest.mark.parametrize(
     ("policy", "tokens_lost", "line"),
     [

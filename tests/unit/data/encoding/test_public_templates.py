@@ -251,3 +251,43 @@ def test_each_answer_is_learned_whole_and_alone(template: PublicTemplate, drawn:
         assert span.endswith(tuple(template.ends))
     texts = "\n".join(row.text for row in rendered.rows)
     assert words(texts) >= everything
+
+
+# -- rows that were masked wrongly or refused for an untrue reason
+
+
+def learned_texts(tokenizer: Any, messages: list[Message], tools: Any = None, **options: Any) -> list[str]:
+    rows = ConversationEncoder(tokenizer, **options).rows(Conversation(messages, tools)).rows
+    return [row.text[start:stop] for row in rows for start, stop in row.learned_spans or ()]
+
+
+def test_qwen3_learns_a_call_and_the_answer_after_its_result(tokenizers: dict[str, Any]) -> None:
+    """Refused with "no end of turn after message 2", as the prompt of the answer renders the call in another way."""
+    call = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
+    }
+    messages = [user("q"), call, {"role": "tool", "content": "r"}, answer("a")]
+    tools = [
+        {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}
+    ]
+    thought = "<think>\n\n</think>\n\n"
+    assert learned_texts(tokenizers["Qwen3"], messages, tools) == [
+        f'{thought}<tool_call>\n{{"name": "f", "arguments": {{}}}}\n</tool_call><|im_end|>',
+        f"{thought}a<|im_end|>",
+    ]
+
+
+def test_gpt_oss_learns_the_answer_and_not_its_header_alone(tokenizers: dict[str, Any]) -> None:
+    """Without a word, `<|channel|>final<|message|>` was learned and the answer was not."""
+    messages = [user("q"), answer("a", "t"), user("r"), answer("b", "u")]
+    between = "<|end|><|start|>assistant<|channel|>final<|message|>"
+    assert learned_texts(tokenizers["gpt-oss"], messages) == [
+        f"<|channel|>analysis<|message|>t{between}a<|return|>",
+        f"<|channel|>analysis<|message|>u{between}b<|return|>",
+    ]
+    assert learned_texts(tokenizers["gpt-oss"], messages, rows_per_answer="off", on_unrendered="keep") == [
+        "<|channel|>final<|message|>a<|end|>",
+        f"<|channel|>analysis<|message|>u{between}b<|return|>",
+    ]

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 
 from llmft_cli.data.forms.columns import COLUMNS
 from llmft_cli.data.forms.formats import PARSERS, Conversation, Document, RowError, Tokenised, parse
+from llmft_cli.data.forms.ignored_keys import ignored_keys
 from llmft_cli.data.forms.prompt_rows import ANSWERS, EXPECTED, PromptRow, parse_prompt
 
 ROLES = ["system", "developer", "user", "assistant", "tool", "function"]
 SPEAKERS = ["human", "gpt", "system", "function_call", "observation"]
 TURN_KEYS = ["role", "content", "from", "value", "tool_calls", "function_call", "tool_call_id", "name", "weight", "train"]
+MARKS = ["weight", "loss", "train_detail", "begin_offset", "end_offset", "masked", "image", "audio", "name", "mood"]
+ROW_MARKS = ["label", "kto_tag", "weight", "loss", "images", "role", "parent_id", "id", "chosen", "rejected", "other"]
 CALL_KEYS = ["id", "type", "function", "name", "arguments", "text"]
 
 SCALARS = st.one_of(
@@ -26,19 +29,20 @@ SCALARS = st.one_of(
     st.text(st.characters(), max_size=4),
     st.sampled_from([*ROLES, *SPEAKERS, "text", "[]", "{}", "[{", '{"name": "f"}', "\ud83d"]),
 )
-KEYS = st.sampled_from(TURN_KEYS + CALL_KEYS)
+KEYS = st.sampled_from(TURN_KEYS + CALL_KEYS + MARKS)
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
 )
 TURNS = st.lists(
     st.fixed_dictionaries(
-        {"role": st.sampled_from(ROLES), "content": SCALARS | VALUES}, optional={"tool_calls": VALUES, "function_call": VALUES}
+        {"role": st.sampled_from(ROLES), "content": SCALARS | VALUES},
+        optional={"tool_calls": VALUES, "function_call": VALUES, **dict.fromkeys(MARKS, SCALARS | VALUES)},
     )
     | st.fixed_dictionaries({"from": st.sampled_from(SPEAKERS), "value": SCALARS | VALUES})
     | VALUES,
     max_size=4,
 )
-ROWS = st.dictionaries(st.sampled_from([*COLUMNS, "chosen", "rejected", "other"]), TURNS | VALUES, max_size=5)
+ROWS = st.dictionaries(st.sampled_from([*COLUMNS, *ROW_MARKS]), TURNS | VALUES, max_size=5)
 
 
 def check_example(example: Any) -> None:
@@ -57,6 +61,13 @@ def check_example(example: Any) -> None:
         example.text.encode()
 
 
+def check_ignored(row: dict[str, Any], form: str, columns: dict[str, str] | None = None) -> None:
+    """Keys that are told are those of the row or of its messages, each once."""
+    keys = ignored_keys(row, form, columns)
+    assert len(set(keys)) == len(keys)
+    assert {key.partition("[].")[0] for key in keys} <= set(row)
+
+
 PROMPTS = st.dictionaries(st.sampled_from([*COLUMNS, EXPECTED, *ANSWERS]), TURNS | VALUES, max_size=5)
 
 
@@ -71,7 +82,9 @@ def check_prompt(prompt: PromptRow) -> None:
 @given(row=ROWS | VALUES, form=st.sampled_from(["auto", *PARSERS]))
 def test_any_value_is_read_or_refused_with_a_reason(row: Any, form: str) -> None:
     with contextlib.suppress(RowError):
-        check_example(parse(row, form)[1])
+        name, example = parse(row, form)
+        check_example(example)
+        check_ignored(row, name)
     with contextlib.suppress(RowError):
         check_prompt(parse_prompt(row))
 
@@ -89,7 +102,9 @@ def test_any_prompt_is_read_or_refused_with_a_reason(row: dict[str, Any]) -> Non
 )
 def test_any_row_with_any_columns_is_read_or_refused_with_a_reason(row: Any, columns: dict[str, str]) -> None:
     with contextlib.suppress(RowError):
-        check_example(parse(row, "auto", columns)[1])
+        name, example = parse(row, "auto", columns)
+        check_example(example)
+        check_ignored(row, name, columns)
 
 
 WHOLE = st.characters(exclude_categories=["Cs"])

@@ -239,7 +239,7 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"question": "q", "answer": ["\ud83d"]}, "answer[1] has a lone surrogate (\\ud83d)"),
         ({"question": "q", "answer": "a", "context": {"title": "t"}}, "context is an object, not text"),
         ({"content": " ", "id": 7}, "content is empty"),
-        ({"content": "t", "role": "user"}, "no known format has the keys 'content', 'role'"),
+        ({"content": "t", "role": "critic"}, "no known format has the keys 'content', 'role'"),
         ({"content": "t", "question": "q"}, "no known format has the keys 'content', 'question'"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, preference("completion")),
         ({"prompt": "q", "chosen": [ANSWER], "rejected": [ANSWER], "text": "t"}, preference("completion")),
@@ -282,6 +282,6 @@ def test_a_row_of_another_form_than_was_said(form: str, reason: str) -> None:
 
 def test_an_answer_that_is_marked_as_not_wanted_is_not_learned() -> None:
     row = {"prompt": "a", "completion": "b", "label": False}
-    with pytest.raises(RowError, match=r"^label is false: the completion is an unwanted answer$"):
+    with pytest.raises(RowError, match=r"^label is false: the answer is unwanted$"):
         parse(row)
     assert parse({**row, "label": True})[0] == "prompt-completion"

@@ -87,7 +87,7 @@ def test_sharegpt_speakers(speakers: Any, expected: list[dict[str, Any]]) -> Non
     ("marks", "trained"),
     [
         ([{}, {}, {}, {}], None),
-        ([{"weight": 0}, {"name": "n"}, {"train": "x"}, {"weight": None}], None),
+        ([{"weight": 0}, {"name": "n"}, {"train": False}, {"weight": None}], None),
         ([{}, {"weight": 0}, {}, {"weight": 1}], (False, False, False, True)),
         ([{}, {"weight": 0.0}, {}, {}], (False, False, False, True)),
         ([{}, {"weight": 1.0}, {}, {}], (False, True, False, True)),
@@ -160,14 +160,14 @@ def test_malformed_sharegpt_turns(turn: Any, reason: str) -> None:
     assert reason_of({"conversations": [{"from": "human", "value": "q"}, turn, {"from": "gpt", "value": "a"}]}) == reason
 
 
+NOT_WHOLE = "not true, false, 0 or 1: an answer is learned whole or not at all"
+
+
 @pytest.mark.parametrize(
     ("marks", "reason"),
     [
-        ({"weight": 0.5}, "messages[2].weight is 0.5, not 0 or 1"),
-        ({"weight": True}, "messages[2].weight is true/false, not 0 or 1"),
-        ({"weight": "1"}, "messages[2].weight is '1', not 0 or 1"),
-        ({"train": 1}, "messages[2].train is 1, not true or false"),
-        ({"training": []}, "messages[2].training is an empty list, not true or false"),
+        ({"weight": 0.5}, f"messages[2].weight is 0.5, {NOT_WHOLE}"),
+        ({"training": []}, f"messages[2].training is an empty list, {NOT_WHOLE}"),
         ({"weight": 1, "train": False}, "messages[2] is both included in and excluded from training (weight, train)"),
         ({"weight": 0}, "every answer is excluded from training"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -97,6 +98,15 @@ def test_no_tools(value: Any) -> None:
 
 def test_tools_of_a_prompt_without_messages_are_another_matter() -> None:
     assert parse({"prompt": "q", "completion": "a", "tools": "a hammer"}) == ("prompt-completion", Conversation([USER, ANSWER]))
+
+
+@pytest.mark.parametrize("row", [{"prompt": "q", "completion": "a"}, {"instruction": "q", "output": "a"}])
+def test_schemas_beside_texts_are_tools(row: dict[str, Any]) -> None:
+    """Schemas beside a prompt or an instruction of text were dropped without a word."""
+    schema = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    for tools in ([schema], json.dumps([schema])):
+        assert parse({**row, "tools": tools})[1] == Conversation([USER, ANSWER], [schema])
+    assert parse({**row, "tools": []})[1] == Conversation([USER, ANSWER])
 
 
 def called(**changes: Any) -> dict[str, Any]:

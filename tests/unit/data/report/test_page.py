@@ -45,6 +45,7 @@ def report(text: str = "harmless", **changes: Any) -> dict[str, Any]:
         "rejected_reasons": [{"reason": text, "count": 12, "first": [text, text]}],
         "checks": [finding(text, "warning", 7, text)],
         "template": {"sha256": "ab" * 32, "end_of_turn": text},
+        "ignored_keys": [{"key": text, "rows": 1100, "harmless": False}, {"key": "id", "rows": 7, "harmless": True}],
         "seed": 42,
         "max_seq_length": 512,
         **changes,
@@ -168,6 +169,16 @@ def test_rejected_rows_have_their_reason_and_first_places(tmp_path: Path) -> Non
     assert not written_page(tmp_path, report(rejected_reasons=[]), []).xpath("//*[@id='rejected'] | //a[@href='#rejected']")
 
 
+def test_ignored_keys_are_listed_and_those_that_describe_rows_are_marked(tmp_path: Path) -> None:
+    tree = written_page(tmp_path, report("score"), [])
+    assert table_under(tree, "ignored") == [["key", "rows"], ["score", "1,100"], ["id describes the row", "7"]]
+    many = [{"key": f"key{number}", "rows": 1, "harmless": False} for number in range(page.MOST_KEYS + 2)]
+    full = written_page(tmp_path, report(ignored_keys=many), [])
+    assert len(table_under(full, "ignored")) == page.MOST_KEYS + 1
+    assert "report.json, next to this page, lists all 52 keys." in words(full)
+    assert not written_page(tmp_path, report(ignored_keys=[]), []).xpath("//*[@id='ignored'] | //a[@href='#ignored']")
+
+
 def test_the_chart_fills_its_room_and_shows_a_limit_that_is_near() -> None:
     histogram = [{"up_to": 25, "rows": 40}, {"up_to": 50, "rows": 1}, {"up_to": 75, "rows": 0}, {"up_to": 100, "rows": 7}]
     chart = page.chart(histogram, 125)
@@ -267,7 +278,7 @@ def test_headings_tables_and_controls_are_named(tmp_path: Path) -> None:
     tree = written_page(tmp_path, report(), [sample()])
     assert tree.xpath("//h1 | //h2") == sorted(tree.xpath("//h1 | //h2"), key=lambda heading: heading.sourceline)
     assert [words(heading) for heading in tree.xpath("//h2")] == [
-        "Checks", "Lengths", "Packing", "Rows", "Sources", "Rejected", "Samples",
+        "Checks", "Lengths", "Packing", "Rows", "Sources", "Ignored keys", "Rejected", "Samples",
     ]  # fmt: skip
     assert not tree.xpath("//th[not(@scope)]")
     ids = tree.xpath("//@id")

@@ -14,6 +14,7 @@ from llmft_cli.data.checks import Checks
 from llmft_cli.data.cures.sampled import SampledRows
 from llmft_cli.data.encoding.encoder import Encoded
 from llmft_cli.data.encoding.overlength import OverlengthLosses
+from llmft_cli.data.forms.examples import Conversation
 from llmft_cli.data.inputs import Input, ParsedRow
 from llmft_cli.data.key_counts import KeyCounts
 from llmft_cli.data.near_duplicates import NearDuplicates
@@ -104,6 +105,7 @@ class IngestedRows:
     Attributes:
         prompts: for each kept row a key that rows with the same prompt share.
         contents: the same for rows with the same tokens, which may differ in what is supervised.
+        styles: number of rows that were read back from rendered text, by the style of the template.
     """
 
     inputs: list[Input]
@@ -114,6 +116,7 @@ class IngestedRows:
     losses: OverlengthLosses = field(default_factory=OverlengthLosses)
     forms: Counter[str] = field(default_factory=Counter)
     ignored_keys: KeyCounts = field(default_factory=KeyCounts)
+    styles: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     split_documents: int = 0
     answer_rows: AnswerRows = field(default_factory=AnswerRows)
@@ -141,6 +144,12 @@ class IngestedRows:
     @property
     def bad(self) -> int:
         return self.rejections.reasons.total()
+
+    def count_form(self, row: ParsedRow) -> None:
+        style = row.example.style if isinstance(row.example, Conversation) else ""
+        self.forms[f"{row.form} (rendered: {style})" if style else row.form] += 1
+        if style:
+            self.styles[style] += 1
 
     def reject(self, row: ParsedRow, reason: str) -> None:
         self.inputs[row.input].rejected += 1

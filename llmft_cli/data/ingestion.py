@@ -42,7 +42,8 @@ def checked_row(row: ParsedRow, part: RowPart) -> CheckedRow:
     texts = [part.text] if isinstance(row.example, Document) else [message["content"] for message in messages]
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     supervised = sum(stop - start for start, stop in part.encoded.supervised)
-    return CheckedRow(row.source, row.line, texts, answers, part.encoded.input_ids, supervised)
+    edges = [edge for span in part.encoded.supervised for edge in span] if isinstance(row.example, Tokenised) else ()
+    return CheckedRow(row.source, row.line, texts, answers, part.encoded.input_ids, supervised, edges)
 
 
 def ingest_rows(ingested: IngestedRows, encoder: ConversationEncoder, config: Config, reporter: Reporter) -> None:
@@ -95,7 +96,7 @@ def finish_chunk(
         except RowError as error:
             ingested.reject(row, str(error))
             continue
-        ingested.forms[row.form] += 1
+        ingested.count_form(row)
         if row.ignored:
             ingested.ignored_keys.add(row.ignored)
         written = [part for part in parts if ingested.keep(row, part)]

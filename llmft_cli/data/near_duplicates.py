@@ -10,11 +10,12 @@ about 70 bytes per row.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from llmft_cli.data.words import UNSPACED
 
 if TYPE_CHECKING:
     import numpy
@@ -42,8 +43,6 @@ SHINGLES_AT_ONCE = 60_000
 # ASCII punctuation of prose separates words; operators and signs in names (+ - * / = < > % $ # @ _) are part of words.
 SEPARATORS = bytes(range(33)) + b"\x7f.,;:!?\"'()[]{}`"
 TO_WORDS = bytes(32 if code in SEPARATORS else code for code in range(256))
-# Scripts without spaces between words (Thai to Khmer, Chinese, Japanese): each character counts as a word.
-UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 # Odd constants without a pattern, from the digits of pi, e and the golden ratio.
 MULTIPLIERS = (0x9E3779B97F4A7C15, 0x243F6A8885A308D3, 0xB7E151628AED2A6B, 0x13198A2E03707345)
 
@@ -134,7 +133,10 @@ def signatures(texts: Sequence[str]) -> Signatures:
 
 
 def words_of(text: str) -> bytes:
-    """The lower-case words of a text, separated by spaces; a text without words counts as one word."""
+    """The lower-case words of a text, separated by spaces; a text without words counts as one word.
+
+    In scripts without spaces between words, each character counts as one.
+    """
     lowered = text.lower()
     if not lowered.isascii():
         lowered = UNSPACED.sub(lambda match: f" {' '.join(match[0])} ", lowered)

@@ -22,6 +22,7 @@ from llmft_cli.data.ingestion import ingest_rows
 from llmft_cli.data.inputs import Input, find_inputs
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.output import write_data
+from llmft_cli.data.reading.json_in_text import with_json_suffix
 from llmft_cli.data.reading.rows import Source
 from llmft_cli.data.reading.sources import STDIN_NAME
 from llmft_cli.data.report.summary import PrepareResult, read_result
@@ -35,6 +36,7 @@ from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import stage
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
+from llmft_cli.settings.quantities import format_count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,7 +69,7 @@ def prepare(
         StageError: the run is already prepared from something else, or another tool's directory is in its place.
     """
     refuse_foreign(run)
-    inputs = find_inputs(names, config)
+    inputs = inputs_by_content(names, config, reporter)
     source = model_source.resolve(
         config.model, reporter, weights=False, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
@@ -87,6 +89,15 @@ def prepare(
         record.facts |= {"key": key, "sources": list(names), **facts_of(source, result, config)}
     note_reduction(asked, config, model_limits, reporter)
     return result
+
+
+def inputs_by_content(names: Sequence[str], config: Config, reporter: Reporter) -> list[Input]:
+    """The named inputs; a text file of JSON rows is read as such, unless the user says that it is a document."""
+    inputs = find_inputs(names, config)
+    if config.format != "text":
+        for item in inputs:
+            item.sources = [with_json_suffix(source, reporter) for source in item.sources]
+    return inputs
 
 
 def facts_of(source: ModelSource, result: PrepareResult, config: Config) -> dict[str, Any]:
@@ -177,9 +188,12 @@ def fill(
     scratch = data / "scratch"
     with RowSpool(scratch) as spool, Rejections(data) as rejections:
         near_duplicates = NearDuplicates(scratch) if config.near_duplicates else None
-        ingested = IngestedRows(inputs, spool, rejections, Checks(byte_token_ids(encoder.tokenizer)), near_duplicates)
+        checks = Checks(byte_token_ids(encoder.tokenizer), encoder.tokenizer)
+        ingested = IngestedRows(inputs, spool, rejections, checks, near_duplicates)
         ingest_rows(ingested, encoder, config, reporter)
         check_ingested(ingested, encoder, config, positions)
+        for style, count in ingested.styles.most_common():
+            reporter.note(f"{format_count(count, 'row')} of rendered text ({style}) read as conversations")
         result = write_data(data, ingested, encoder, config)
     shutil.rmtree(scratch)
     return result

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from llmft_cli.data.checks.rows import CheckedRow, Joined, Match, Texts
+from llmft_cli.data.words import count_words
 
 TYPOGRAPHIC = "\N{RIGHT SINGLE QUOTATION MARK}"
 # The length of "I have no answer to this question", the longest empty answer, with some margin.
@@ -52,7 +53,7 @@ def trivial_answers(rows: Sequence[CheckedRow], answers: Texts) -> tuple[list[Ma
         nothing = next((answer for answer in row.answers if says_nothing(answer)), None)
         if nothing is not None:
             empty.append(Match(number, nothing, 0, len(nothing)))
-        elif all(len(answer) <= LONGEST_TRIVIAL and len(answer.split()) == 1 for answer in row.answers):
+        elif all(len(answer) <= LONGEST_TRIVIAL and count_words(answer) == 1 for answer in row.answers):
             short.append(Match(number, " ".join((*row.texts[-2:-1], row.answers[-1])), 0, 0))
     return empty, short
 

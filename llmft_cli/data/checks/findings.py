@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from llmft_cli.data.checks import answers, languages, secrets, texts, tokens
+from llmft_cli.data.checks import answers, foreign_tokens, languages, leftovers, secrets, texts, tokens
 from llmft_cli.data.checks.excerpts import context, excerpt
+from llmft_cli.data.checks.foreign_tokens import TokenRow
 from llmft_cli.data.checks.languages import Sampled
 from llmft_cli.data.checks.rows import CheckedRow, Joined, Match, Texts
+from llmft_cli.settings.quantities import format_count
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
 
 LEVELS = ("error", "warning", "note")
 EXAMPLES = 3
@@ -31,6 +34,12 @@ MEANINGS = {
     ),
     "mojibake": ("warning", "wrongly decoded text (UTF-8 read as another encoding): read the source again as UTF-8"),
     "control_characters": ("warning", "control or invisible characters, which the model learns to write: remove them"),
+    "rendered_text": (
+        "warning",
+        "markers of a chat template in the text, learned as plain text: remove them, or give the turns as messages",
+    ),
+    "placeholders": ("warning", "names in double braces, as in a template that was not filled: fill them or remove the rows"),
+    "json_documents": ("note", "documents that are JSON, learned as raw text: rows in JSON belong in a .jsonl file"),
     "refusals": ("warning", "answers that refuse or mention being an AI, which the model learns: remove unwanted ones"),
     "empty_answers": ("warning", "answers that say nothing: remove the rows, or write an answer"),
     "copied_answers": (
@@ -87,6 +96,7 @@ class Tally:
     counts: dict[str, int] = field(default_factory=dict)
     places: dict[str, list[MatchContext]] = field(default_factory=dict)
     sampled: list[Sampled] = field(default_factory=list)
+    token_rows: list[TokenRow] = field(default_factory=list)
 
     def add(self, later: Tally) -> None:
         self.rows += later.rows
@@ -95,6 +105,7 @@ class Tally:
             known = self.places.setdefault(check, [])
             known += later.places[check][: EXAMPLES - len(known)]
         self.sampled = languages.smallest(self.sampled + later.sampled)
+        self.token_rows = foreign_tokens.smallest(self.token_rows + later.token_rows)
 
 
 class Checks:
@@ -102,15 +113,18 @@ class Checks:
 
     Args:
         byte_ids: the tokens that are only a part of a character, from `byte_token_ids`.
+        tokenizer: with which rows of token ids must be written; None: they are not checked.
     """
 
-    def __init__(self, byte_ids: Collection[int]) -> None:
+    def __init__(self, byte_ids: Collection[int], tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self._byte_ids = byte_ids
+        self._tokenizer = tokenizer
         self._tally = Tally()
 
     def look_at(self, rows: Sequence[CheckedRow]) -> None:
         """Check a batch of rows; large batches are faster."""
-        tally = Tally(rows=len(rows), sampled=languages.sample(rows, self._tally.sampled))
+        sampled, token_rows = languages.sample(rows, self._tally.sampled), foreign_tokens.sample(rows)
+        tally = Tally(rows=len(rows), sampled=sampled, token_rows=token_rows)
         for check, matches in self._matches(rows):
             first: dict[int, Match] = {}
             for match in matches:
@@ -130,6 +144,8 @@ class Checks:
                 level = "note"
             found.append(Finding(check, level, count, meaning, [place.shown() for place in tally.places[check]]))
         found += language_findings(tally.sampled)
+        if self._tokenizer is not None:
+            found += foreign_token_findings(tally.token_rows, self._tokenizer)
         return sorted(found, key=lambda finding: (LEVELS.index(finding.level), -finding.count, finding.check))
 
     def _matches(self, rows: Sequence[CheckedRow]) -> Iterator[tuple[str, Iterable[Match]]]:
@@ -141,8 +157,12 @@ class Checks:
             ("emails", texts.email_candidates, texts.find_email),
             ("mojibake", texts.mojibake_candidates, texts.find_mojibake),
             ("control_characters", texts.control_candidates, texts.find_control),
+            ("rendered_text", leftovers.marker_candidates, leftovers.find_marker),
         ):
             yield check, found_in(everything, candidates(joined), find)
+        unfilled = found_in(everything, leftovers.placeholder_candidates(joined), leftovers.find_placeholder)
+        yield "placeholders", (match for match in unfilled if rows[match.row].answers)
+        yield "json_documents", leftovers.json_documents(rows)
         empty, short = answers.trivial_answers(rows, answered)
         yield "empty_answers", empty
         yield "short_answers", short
@@ -192,6 +212,19 @@ def language_findings(sampled: Sequence[Sampled]) -> list[Finding]:
         examples = [sampled_place(row, f"{row.question} | {row.answer}") for row in detected.switching[:EXAMPLES]]
         found.append(Finding("language_switch", "note", len(detected.switching), meaning, examples))
     return found
+
+
+def foreign_token_findings(rows: Sequence[TokenRow], tokenizer: PreTrainedTokenizerBase) -> list[Finding]:
+    """A warning about token ids that another tokenizer has written."""
+    detected = foreign_tokens.foreign_tokens(rows, tokenizer)
+    if detected is None:
+        return []
+    meaning = (
+        f"token ids look like those of another tokenizer (this one would write {detected.share:.0%} of them differently, "
+        f"of {format_count(len(rows), 'sampled row')}): encode the rows with this model's tokenizer"
+    )
+    examples = [MatchContext(row.source, row.line, text, 0, 0).shown() for row, text in detected.rows[:EXAMPLES]]
+    return [Finding("foreign_tokens", "warning", len(detected.rows), meaning, examples)]
 
 
 def sampled_place(row: Sampled, text: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
 from llmft_cli.data.checks.rows import CheckedRow
+from llmft_cli.data.words import WORD
 
 SAMPLE = 300
 # A few sentences identify a language as reliably as a page.
@@ -19,7 +19,6 @@ LEAST_PROBABILITY = 0.9
 # Names, titles and wrong guesses stay below one in fifty.
 MIX_SHARE = 0.02
 SWITCH_SHARE = 0.05
-LETTERS = re.compile(r"[^\W\d_]+")
 # Line numbers times this, modulo 2**32, are evenly spread, however many there are (Fibonacci hashing).
 GOLDEN = 0x9E3779B1
 
@@ -86,7 +85,7 @@ def languages_of(rows: Sequence[Sampled]) -> Languages:
 
 def language(text: str) -> str | None:
     """The ISO 639 code of a text's language, or None if it is unclear."""
-    words = " ".join(LETTERS.findall(text))
+    words = " ".join(WORD.findall(text))
     if len(words.encode("utf-8", "ignore")) < SHORTEST:
         return None
     code, probability = identifier().classify(words)

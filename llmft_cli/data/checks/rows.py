@@ -17,6 +17,7 @@ class CheckedRow(NamedTuple):
         texts: all messages' contents, or the document's text.
         answers: the assistant's contents; none for a document.
         supervised: number of supervised tokens.
+        edges: where supervised spans begin and end, for a row that is given as token ids.
     """
 
     source: str
@@ -25,6 +26,7 @@ class CheckedRow(NamedTuple):
     answers: Sequence[str]
     input_ids: Sequence[int]
     supervised: int
+    edges: Sequence[int] = ()
 
 
 class Match(NamedTuple):

@@ -41,11 +41,13 @@ class Conversation:
         messages: roles are system, user, assistant and tool; the content is always text.
         tools: JSON schemas of the functions that the assistant may call, as chat templates expect them.
         trained: for each message whether it is supervised; None if the row does not say.
+        style: of the template that the row's text was rendered with (`template_styles`); empty if it was not.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     trained: tuple[bool, ...] | None = None
+    style: str = ""
 
     @property
     def first_answer(self) -> int | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llmft_cli.data.forms.examples import Conversation, Document, Message, RowError
 from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, type_name, valid_text
 from llmft_cli.data.forms.learning_keys import learned_messages, said_of_messages
 from llmft_cli.data.forms.messages import conversation, message_of, messages_of, sharegpt_message, turns_of
+from llmft_cli.data.forms.rendered_text import RenderedConversation, read_rendered, read_rendered_pair
 
 # A row uses the first pair that it has.
 QUESTIONS_AND_ANSWERS = (
@@ -31,8 +33,7 @@ def parse_alpaca(row: dict[str, Any]) -> Conversation:
     Raises:
         RowError: a text is missing, empty or not text, or the history is malformed.
     """
-    turns = [*history_of(row), user(instruction_of(row)), assistant(text_of(row, "output"))]
-    return conversation(row, turns, with_tools=has_schemas(row))
+    return conversation_of_texts(row, instruction_of(row), text_of(row, "output"), history_of(row), has_schemas(row))
 
 
 def instruction_of(row: dict[str, Any]) -> str:
@@ -65,19 +66,34 @@ def history_of(row: dict[str, Any]) -> list[Message]:
 def parse_prompt_completion(row: dict[str, Any]) -> Conversation:
     """`prompt` and `completion`, each a text, a message or a list of messages (OpenAI-style or sharegpt).
 
-    Answers inside a prompt of messages are not supervised: they are part of the question.
+    Answers inside a prompt are not supervised: they are part of the question. A prompt that a chat template has
+    rendered is read back into messages.
 
     Raises:
         RowError: one is missing or of another type, or the messages are out of order.
     """
     if not any(isinstance(row.get(side), list) or is_turn(row.get(side)) for side in ("prompt", "completion")):
-        turns = [user(text_of(row, "prompt")), assistant(text_of(row, "completion"))]
-        return conversation(row, turns, with_tools=has_schemas(row))
+        return conversation_of_texts(row, text_of(row, "prompt"), text_of(row, "completion"), with_tools=has_schemas(row))
     prompt, _ = side_of(row, "prompt", user)
     completion, learned = side_of(row, "completion", assistant)
     if learned is None and any(message["role"] == "assistant" for message in prompt):
         learned = [message["role"] == "assistant" for message in completion]
     return conversation(row, prompt + completion, learned and [False] * len(prompt) + learned)
+
+
+def conversation_of_texts(
+    row: dict[str, Any], prompt: str, completion: str, history: Sequence[Message] = (), with_tools: bool = False
+) -> Conversation:
+    """A question and its answer after a history, or more turns if a chat template has rendered the question."""
+    rendered = None if history else read_rendered_pair(prompt, completion)
+    if rendered is None:
+        return conversation(row, [*history, user(prompt), assistant(completion)], with_tools=with_tools)
+    return conversation_of_rendered(row, rendered)
+
+
+def conversation_of_rendered(row: dict[str, Any], rendered: RenderedConversation) -> Conversation:
+    read_back = conversation(row, rendered.messages, rendered.trained, with_tools=False)
+    return replace(read_back, style=rendered.style)
 
 
 def side_of(row: dict[str, Any], key: str, speaker: Callable[[str], Message]) -> tuple[list[Message], list[bool] | None]:
@@ -117,7 +133,7 @@ def parse_question_answer(row: dict[str, Any]) -> Conversation:
     question = instruction_of(row) if question_key == "instruction" else text_of(row, question_key)
     if context := optional_text_of(row, "context"):
         question = f"{context}\n\n{question}"
-    return conversation(row, [*history_of(row), user(question), assistant(answer_of(row, answer_key))], with_tools=False)
+    return conversation_of_texts(row, question, answer_of(row, answer_key), history_of(row))
 
 
 def keys_of_pair(row: dict[str, Any]) -> tuple[str, str]:
@@ -159,6 +175,17 @@ def parse_text(row: dict[str, Any]) -> Document:
     if not text or text.isspace():
         raise RowError(f"{key} is empty")
     return Document(text)
+
+
+def parse_text_or_rendered(row: dict[str, Any]) -> Document | Conversation:
+    """A raw document, or the conversation that its whole text is if a chat template has rendered it.
+
+    Raises:
+        RowError: as `parse_text`, or an answer of the conversation is empty.
+    """
+    document = parse_text(row)
+    rendered = read_rendered(document.text)
+    return document if rendered is None else conversation_of_rendered({}, rendered)
 
 
 def user(text: str) -> Message:

@@ -19,6 +19,7 @@ from llmft_cli.data.forms.flat_forms import (
     parse_prompt_completion,
     parse_question_answer,
     parse_text,
+    parse_text_or_rendered,
 )
 from llmft_cli.data.forms.media_keys import refuse_media
 from llmft_cli.data.forms.messages import parse_messages, parse_sharegpt
@@ -69,6 +70,8 @@ BESIDE_CONTENT = frozenset(COLUMNS) | {"role", "from", "chosen", "rejected"}
 def parse(value: Any, form: str = "auto", columns: Mapping[str, str] | None = None) -> tuple[str, Example]:
     """The format of a row and its content.
 
+    A text that a chat template has rendered is a conversation, unless `form` says that it is a document.
+
     Args:
         value: the row as read, an object of JSON values.
         form: a key of `PARSERS`, or auto to detect it from the row's keys.
@@ -86,6 +89,8 @@ def parse(value: Any, form: str = "auto", columns: Mapping[str, str] | None = No
     name = recognise(row, columns or {}) if form == "auto" else form
     if special:
         refuse_unlearned(row, special, name)
+    if name == "text" and form == "auto":
+        return name, parse_text_or_rendered(row)
     return name, PARSERS[name](row)
 
 

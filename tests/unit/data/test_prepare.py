@@ -689,3 +689,52 @@ def test_the_sample_data_is_all_kept(write: Any, do_prepare: Prepare, tmp_path: 
         result = do_prepare(samples / name, into=RunDir(tmp_path / str(number)))
         assert (result.rows["kept"], result.rows["rejected"]) == (kept, 0)
     assert do_prepare(samples / "documents", into=RunDir(tmp_path / "pages")).rows["read"] == 14
+
+
+def test_rendered_text_is_rendered_anew(write: Any, do_prepare: Prepare, run: RunDir, tmp_path: Path) -> None:
+    """Rows that were rendered with a chat template became documents with its markers as plain text."""
+    chats = [chat(number) for number in range(4)]
+    texts = ["".join(f"<|im_start|>{turn['role']}\n{turn['content']}<|im_end|>\n" for turn in row["messages"]) for row in chats]
+    pair = {"prompt": "[INST] Who? [/INST]", "completion": "The keeper.</s>"}
+    documents = ["It begins with <|im_start|>.", "The lamp on the hill turns all night."]
+    result = do_prepare(write([*({"text": text} for text in [*texts, *documents]), pair]), val_size=1, near_duplicates=False)
+    assert result.forms == {
+        "text (rendered: ChatML)": 4,
+        "text": 2,
+        "prompt-completion (rendered: Mistral or Llama 2)": 1,
+    }
+    (finding,) = (check for check in result.checks if check["check"] == "rendered_text")
+    assert (finding["level"], finding["count"], finding["examples"][0]["line"]) == ("warning", 1, 5)
+    own = do_prepare(write(chats, "own.jsonl"), val_size=0, into=RunDir(tmp_path / "own"))
+    assert result.tokens["total"] > own.tokens["total"]
+    rows = do_prepare(write([{"text": text} for text in texts], "texts.jsonl"), val_size=0, into=RunDir(tmp_path / "rows"))
+    assert rows.tokens == own.tokens
+    as_documents = do_prepare(
+        write([{"text": text} for text in texts], "texts.jsonl"), val_size=0, into=RunDir(tmp_path / "raw"), format="text"
+    )
+    assert as_documents.forms == {"text": 4}
+    assert [(check["check"], check["count"]) for check in as_documents.checks if check["level"] == "warning"] == [
+        ("rendered_text", 4)
+    ]
+
+
+def test_the_reporter_tells_of_rendered_text(write: Any, tokenizer_dir: Path, run: RunDir) -> None:
+    told: list[str] = []
+
+    class Listening(Silent):
+        def note(self, message: str) -> None:
+            told.append(message)
+
+    rows = [{"text": f"### Human: {number}?### Assistant: {number}."} for number in range(3)]
+    prepare(run, [str(write(rows))], config.resolve({"model": str(tokenizer_dir), "val_size": 0}), Listening())
+    assert "3 rows of rendered text (### Human: / ### Assistant:) read as conversations" in told
+
+
+def test_json_lines_in_a_text_file_are_rows(write: Any, do_prepare: Prepare, tmp_path: Path) -> None:
+    """A .txt with a JSON object a line became one document, braces and all."""
+    file = write([chat(number) for number in range(4)], "chats.txt")
+    result = do_prepare(file, val_size=0)
+    assert (result.forms, result.sources[0]["name"]) == ({"messages": 4}, str(file))
+    raw = do_prepare(file, val_size=0, format="text", into=RunDir(tmp_path / "raw"))
+    assert raw.forms == {"text": 1}
+    assert [(check["check"], check["level"]) for check in raw.checks] == [("json_documents", "note")]

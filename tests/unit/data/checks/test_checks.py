@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llmft_cli.data.checks import CheckedRow, Checks, Finding, byte_token_ids
 from llmft_cli.data.checks.findings import MEANINGS
+from llmft_cli.data.checks.languages import language
 from llmft_cli.data.checks.secrets import masked
 
 PROSE = "The lamp on the hill turns all night, and the keeper counts the ships that answer."
@@ -87,6 +88,32 @@ FOUND = {
         ("\ufeffmark", "<U+FEFF>"),
         ("hidden \U000e0041\U000e0042", "<U+E0041>"),
     ],
+    "rendered_text": [
+        ("Say: <|im_start|>user\nhi<|im_end|>", "<|im_start|>user"),
+        ("It is 4.<|im_end|>", "<|im_end|>"),
+        ("Well.<|endoftext|>And", "<|endoftext|>"),
+        ("[INST] What? [/INST]", "[INST] What?"),
+        ("<<SYS>>be kind<</SYS>>", "<<SYS>>be kind"),
+        ("<|start_header_id|>user<|end_header_id|>", "<|start_header_id|>user"),
+        ("<start_of_turn>user", "<start_of_turn>user"),
+        ("<|user|>\nWho?<|end|>", "<|user|>"),
+        ("<|start|>user<|message|>Who?", "<|start|>user"),
+        ("<\uff5cUser\uff5c>Who?", "<\uff5cUser\uff5c>"),
+        ("So it is. ### Human: And then?", "### Human: And then?"),
+        ("Do it. ### Instruction:\nSing.\n### Response:\nLa.", "### Instruction:"),
+        ("a b USER: who? ASSISTANT: me", "USER: who?"),
+        ("Human: who?\n\nAssistant: me. And so on", "Human: who?"),
+        ("This is all.</s>", "</s>"),
+        ("<s> This is all.</s>\n", "</s>"),
+    ],
+    "placeholders": [
+        ("Dear {{name}}, the lamp is lit.", "{{name}}"),
+        ("Dear {{ first_name }}!", "{{ first_name }}"),
+        ("{{#items}}a{{/items}}", "{{#items}}"),
+        ("It is {{ city | title }}.", "{{ city | title }}"),
+        ("{{user.city}} and {{Customer Name}}", "{{user.city}}"),
+        ("你好{{名字}}{{order_id}}", "{{名字}}"),
+    ],
     "refusals": [
         ("As an AI language model, I do not eat.", "As an AI language model"),
         ("I\u2019m sorry, but I can\u2019t assist with that.", "sorry, but I"),
@@ -100,7 +127,9 @@ FOUND = {
         (answer, answer.strip())
         for answer in ("ok", "OK.", "n/a", "N/A", "None", "...", "-", "?!", "I don\u2019t know.", "<nooutput>", "。")
     ],
-    "short_answers": [(answer, answer) for answer in ("Yes.", "42", "-3.5", "positive", "B)", "+", "是")],
+    "short_answers": [
+        (answer, answer) for answer in ("Yes.", "42", "-3.5", "positive", "B)", "+", "是", "积极", "はい。", "ใช่")
+    ],
     "repetitions": [
         ("I like it very much.\n" * 12, "I like it very much."),
         ("Here is what I think. " + "It is good to be good. " * 9, "It is good to be good."),
@@ -128,6 +157,19 @@ NOT_FOUND = {
         "\U0001f3f4\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f a flag",
         "\u200f\u05e9\u05dc\u05d5\u05dd in Hebrew",
     ],
+    "rendered_text": [
+        "<html><|> and a | b, <user> and <end>, f <| x |> g, [INSTANCE]",
+        "He is <s>old</s>",
+        "### Instruction: sing.",
+        "### Notes\n\n### Response codes: 404",
+        "Every Human: a list. The Assistant: a play in one act. USER: root",
+        "Assistant: Ann Lee\nHuman: Bob",
+    ],
+    "placeholders": [
+        "Use `{{name}}` there, or:\n```\n{{ user }}\n``` so",
+        "\\frac{{ab}}{{cd}} and x^{{nm}} and ${{ secrets.X1 }} and {{{raw}}} and {{x}} and {name}",
+        "f'{{{name}}}' and { {name} } and {{}} and {{ 1 + 2 }} and {{'a': 1}}",
+    ],
     "refusals": [
         "I can help with that, and I cannot wait to start.",
         "As an AI engineer, I build lamps. I'm sorry to hear of yours.",
@@ -135,7 +177,15 @@ NOT_FOUND = {
         "x" * 300 + " As an AI language model, I do not eat.",
     ],
     "empty_answers": ["Yes.", "42", "okra", "+", "No idea is bad if it is tried.", ""],
-    "short_answers": ["Two words", "", "A full sentence is here to be read."],
+    "short_answers": [
+        "Two words",
+        "",
+        "A full sentence is here to be read.",
+        "今天天气很好。",
+        "今日は天気がいいです",
+        "วันนี้อากาศดีมาก",
+        "ថ្ងៃនេះអាកាសធាតុល្អណាស់",
+    ],
     "repetitions": [
         PROSE * 2,
         "| a | b | c |\n|---|---|---|\n" + "|   |   |   |\n" * 20,
@@ -176,7 +226,7 @@ def test_leaves_alone(check: str, text: str) -> None:
     assert found(conversation(text), check) is None
 
 
-@pytest.mark.parametrize("check", ["emails", "mojibake", "control_characters", "secrets", "passwords"])
+@pytest.mark.parametrize("check", ["emails", "mojibake", "control_characters", "secrets", "passwords", "rendered_text"])
 def test_questions_and_documents_are_looked_at(check: str) -> None:
     text = FOUND[check][0][0]
     assert found(conversation(PROSE, question=text), check) is not None
@@ -202,6 +252,26 @@ def test_copied_answers() -> None:
         is None
     )
     assert found(document(PROSE), "copied_answers") is None
+
+
+def test_placeholders_are_those_of_messages() -> None:
+    assert found(conversation(PROSE, question="Dear {{name}},"), "placeholders") is not None
+    assert found(document("Dear {{name}},"), "placeholders") is None
+
+
+@pytest.mark.parametrize(
+    "text", ['{"messages": []}', ' {"text": "a"}\n{"text": "b"}\n', '{"a": 1}\nand more', '{\n "a":\n 1}\n']
+)
+def test_json_documents(text: str) -> None:
+    finding = found(document(text), "json_documents")
+    assert finding is not None
+    assert (finding.level, finding.count) == ("note", 1)
+    assert found(conversation(text), "json_documents") is None
+
+
+@pytest.mark.parametrize("text", ['{"a": 1} is JSON', "{a}", '["a"]', "{}", '{"a"', '{"a": ' * 100_000])
+def test_other_documents_are_not_json(text: str) -> None:
+    assert found(document(text), "json_documents") is None
 
 
 def test_mostly_masked() -> None:
@@ -267,6 +337,13 @@ def test_languages() -> None:
     assert findings_of([conversation(PROSE, question, line) for line in range(1, 400)]) == []
 
 
+def test_vowel_signs_are_part_of_words() -> None:
+    """Marathi counted as Hindi, because its vowel signs were left out."""
+    marathi = "आज हवामान खूप छान आहे आणि आम्ही बाजारात जाऊन भाज्या खरेदी करू. तुम्ही माझ्यासोबत याल का?"
+    assert language(marathi) == "mr"
+    assert language("الطَّقْسُ جَمِيلٌ جِدًّا الْيَوْمَ وَسَنَذْهَبُ إِلَى السُّوقِ") == "ar"
+
+
 def test_the_sample_of_languages_is_spread_and_bounded() -> None:
     rows = [conversation(PROSE if line % 2 else SPANISH, PROSE, line) for line in range(1, 3001)]
     mix = next(finding for finding in findings_of(rows) if finding.check == "languages")
@@ -323,10 +400,11 @@ def every_kind() -> list[CheckedRow]:
     texts = [text for cases in FOUND.values() for text, _ in cases] + [text for texts in NOT_FOUND.values() for text in texts]
     texts += [GERMAN, FRENCH, PROSE] * 10
     random.Random(1).shuffle(texts)
-    return [
+    rows = [
         conversation(text, PROSE, line, input_ids=[line % 7] * (20 if line % 9 else 500))
         for line, text in enumerate(texts * 4, 1)
     ]
+    return [*rows, document('{"a": 1}')]
 
 
 @pytest.mark.parametrize("batch", [1, 7, 100])

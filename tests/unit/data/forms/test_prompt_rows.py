@@ -35,6 +35,9 @@ GPT = {"from": "gpt", "value": "a"}
         ({"conversations": [HUMAN, GPT, HUMAN]}, [USER, ANSWER, USER]),
         ({"question": None, "query": "q"}, [USER]),
         ({"prompt": "q", "input_ids": [1]}, [USER]),
+        ({"prompt": "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"}, [USER]),
+        ({"prompt": "<s>[INST] <<SYS>>\ns\n<</SYS>>\n\nq [/INST] "}, [SYSTEM, USER]),
+        ({"instruction": "### Human: q\n### Assistant:"}, [USER]),
     ],
 )
 def test_prompts_under_their_common_names(row: dict[str, Any], messages: list[dict[str, str]]) -> None:
@@ -54,6 +57,8 @@ def test_prompts_under_their_common_names(row: dict[str, Any], messages: list[di
         {"question": "q", "answer": "a"},
         {"question": "q", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}},
         {"query": "q", "response": "a"},
+        {"prompt": "<|im_start|>user\nq<|im_end|>\n", "completion": "a"},
+        {"prompt": "[INST] q [/INST]", "response": "a"},
         {"input": "q", "output": "a"},
         {"messages": [SYSTEM, USER, ANSWER]},
         {"conversations": [HUMAN, GPT]},

@@ -120,9 +120,11 @@ class AnswersByPrompt:
         if not prompt.startswith(before):
             return whole, first
         header = prompt.removeprefix(before)
+        place = whole.rfind(header, 0, first) if header else -1
+        if whole.startswith(before) and place >= len(before):
+            return whole, place + len(header)
         if not header or whole.startswith(before):  # the turn has another beginning, such as one without thinking
             return whole, min(first, self.renderer.end_of_common_tokens(whole, prompt))
-        place = whole.rfind(header, 0, first)
         return (whole, first) if place < 0 else (prompt + whole[place + len(header) :], len(prompt))
 
     def _span_in(self, number: int, count: int) -> Span:

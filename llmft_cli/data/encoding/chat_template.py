@@ -184,6 +184,10 @@ class ChatTemplate:
         turn_begins = self._texts_around(roles[:-1], False)[0][-1]
         if not (before.startswith(turn_begins) and prompt_end.startswith(turn_begins)):
             return len(before) - len(prompt_end) if before.startswith(prompt_end) else 0
+        header = prompt_end.removeprefix(turn_begins)
+        place = before.rfind(header, len(turn_begins)) if header else -1
+        if place >= 0:
+            return len(before) - place - len(header)
         return len(before) - self.renderer.end_of_common_tokens(before, prompt_end)
 
 

@@ -13,7 +13,7 @@ from llmft_cli.data.forms.media_keys import refuse_media_part
 
 TEXTS = ("text", "input_text", "output_text")
 CALL, RESULT, THINKING = "tool_use", "tool_result", "thinking"
-BLOCKS = {*TEXTS[1:], CALL, RESULT, THINKING}
+BLOCKS = (*TEXTS[1:], CALL, RESULT, THINKING)  # a tuple, as a value of a row may have no hash
 
 
 def without_blocks(turns: list[Any], key: str) -> list[Any]:

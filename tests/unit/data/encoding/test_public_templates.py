@@ -294,3 +294,10 @@ def test_gpt_oss_learns_the_answer_and_not_its_header_alone(tokenizers: dict[str
         "<|channel|>final<|message|>a<|end|>",
         f"<|channel|>analysis<|message|>u{between}b<|return|>",
     ]
+
+
+def test_a_second_answer_in_a_row_is_learned_without_its_header(tokenizers: dict[str, Any]) -> None:
+    """OLMo's template writes a line feed between two turns, and none before the prompt of the second."""
+    messages = [user("q"), answer("a"), answer("b")]
+    assert learned_texts(tokenizers["OLMo 2"], messages) == ["a<|endoftext|>", "b<|endoftext|>"]
+    assert learned_texts(tokenizers["Qwen2.5"], messages) == ["a<|im_end|>", "b<|im_end|>"]

@@ -100,3 +100,10 @@ def test_marks_stay_with_their_message() -> None:
 )
 def test_blocks_that_no_text_stands_for(turns: list[Any], reason: str) -> None:
     assert reason_of(talk(USER, *turns, ANSWER)) == reason
+
+
+def test_a_block_whose_type_is_no_text_is_no_block() -> None:
+    """It ended in a TypeError, as a list has no hash."""
+    assert reason_of(talk(turn("user", {"type": ["text"], "text": "q"}), ANSWER)) == (
+        "messages[1].content[1] has the type a list; only 'text' is supported"
+    )

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from llmft_cli.base.errors import ConfigError, DataError
 from llmft_cli.data.cures.sampled import MOST_UNUSABLE
 from llmft_cli.data.encoding.rendered import RenderedExample, RenderedRow
-from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
+from llmft_cli.data.forms.conversations.merging import merged
+from llmft_cli.data.forms.formats import Conversation, Document, Example, RowError, Tokenised, parse, parse_columns
 from llmft_cli.data.forms.ignored_keys import ignored_keys
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow, Row, Source
@@ -147,7 +148,7 @@ def chunks(
         rows = chain.from_iterable(read(source, config.dataset_split, consumed, told) for source in item.sources)
         for row in islice(rows, item.max_rows):
             item.read += 1
-            parsed = parse_row(number, row, encoder, config.format, columns)
+            parsed = parse_row(number, row, encoder, config, columns)
             unusable += bool(parsed.error)
             if isinstance(row, Row) and (item.read <= MOST_UNUSABLE or (parsed.error and unusable <= MOST_UNUSABLE)):
                 parsed.raw = row
@@ -160,16 +161,49 @@ def chunks(
 
 
 def parse_row(
-    number: int, row: Row | BadRow, encoder: ConversationEncoder, form: str, columns: Mapping[str, str] | None
+    number: int, row: Row | BadRow, encoder: ConversationEncoder, config: Config, columns: Mapping[str, str] | None
 ) -> ParsedRow:
     if isinstance(row, BadRow):
         return ParsedRow(number, row.source, row.line, error=row.reason)
     try:
-        name, example = parse(row.value, form, columns)
-        rendered = None if isinstance(example, Tokenised) else encoder.rows(example)
+        name, example = parse(row.value, config.format, columns, config.merge_turns)
         ignored = ignored_keys(row.value, name, columns)
+        if isinstance(example, Tokenised):
+            return ParsedRow(number, row.source, row.line, name, example, ignored=ignored)
+        example, rendered = render(example, encoder)
     except RowError as error:
         return ParsedRow(number, row.source, row.line, error=str(error))
     except RecursionError:  # the limit depends on where in our code it is reached
         return ParsedRow(number, row.source, row.line, error="nested too deeply")
     return ParsedRow(number, row.source, row.line, name, example, rendered, ignored=ignored)
+
+
+def render(example: Conversation | Document, encoder: ConversationEncoder) -> tuple[Conversation | Document, RenderedExample]:
+    """The rendered rows. Calls that the row has as text stay text if the chat template does not render calls.
+
+    Raises:
+        RowError: the row cannot be used; the reason names `--merge-turns` where that would keep the row.
+    """
+    as_text = example.as_text if isinstance(example, Conversation) else None
+    try:
+        rendered = encoder.rows(example)
+        if not (as_text and rendered.left_out):
+            return example, rendered
+    except RowError as error:
+        if not as_text and isinstance(example, Conversation) and can_be_merged(example, encoder):
+            raise RowError(f"{error}; --merge-turns would join messages of the same role and keep the row") from error
+        if not as_text:
+            raise
+    return as_text, encoder.rows(as_text)
+
+
+def can_be_merged(example: Conversation, encoder: ConversationEncoder) -> bool:
+    """Whether the row could be used with neighbouring messages of the same role joined."""
+    try:
+        joined = merged(example)
+        if joined.messages == example.messages:
+            return False
+        encoder.rows(joined)
+    except RowError:
+        return False
+    return True

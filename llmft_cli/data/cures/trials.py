@@ -58,7 +58,7 @@ class Trial:
 def attempt(rows: Sequence[Row], encoder: ConversationEncoder, config: Config) -> Trial:
     """Parse, render, tokenise and mask rows as prepare does."""
     columns = parse_columns(config.columns) if config.columns else None
-    parsed = [parse_row(0, row, encoder, config.format, columns) for row in rows]
+    parsed = [parse_row(0, row, encoder, config, columns) for row in rows]
     tokens = iter(encoder.tokenise([part for row in parsed if row.rendered for part in row.rendered.rows]))
     trial = Trial([], [], 0)
     for row in parsed:

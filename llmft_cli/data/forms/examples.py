@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # The label of an unsupervised token, which torch's cross-entropy ignores.
@@ -42,12 +42,14 @@ class Conversation:
         tools: JSON schemas of the functions that the assistant may call, as chat templates expect them.
         trained: for each message whether it is supervised; None if the row does not say.
         style: of the template that the row's text was rendered with (`template_styles`); empty if it was not.
+        as_text: the same with calls in the assistant's text, where the row has them there; for templates without calls.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     trained: tuple[bool, ...] | None = None
     style: str = ""
+    as_text: Conversation | None = field(default=None, compare=False)
 
     @property
     def first_answer(self) -> int | None:

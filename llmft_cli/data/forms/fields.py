@@ -117,7 +117,7 @@ def content_of(turn: dict[str, Any], key: str, where: str) -> str:
         return text_of(turn, key, where)
     texts = []
     for number, value in enumerate(parts, 1):
-        place = f"{where}.{key}[{number}]"
+        place = f"{where}.{key}[{number}]" if where else f"{key}[{number}]"
         part = object_at(value, place)
         refuse_media_part(part, place)
         if part.get("type") != "text":

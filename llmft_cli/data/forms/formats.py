@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from llmft_cli.data.forms.columns import COLUMNS, parse_columns, renamed
+from llmft_cli.data.forms.conversations.merging import merged
+from llmft_cli.data.forms.conversations.shapes import as_turns, is_list_of_turns, other_key
 from llmft_cli.data.forms.examples import Conversation, Document, Example, Message, RowError, Tokenised
 from llmft_cli.data.forms.fields import decoded, shown_key, shown_keys, type_name
 from llmft_cli.data.forms.flat_forms import (
@@ -67,19 +69,24 @@ LISTS = ("input_ids", "messages", "conversations")
 BESIDE_CONTENT = frozenset(COLUMNS) | {"role", "from", "chosen", "rejected"}
 
 
-def parse(value: Any, form: str = "auto", columns: Mapping[str, str] | None = None) -> tuple[str, Example]:
+def parse(
+    value: Any, form: str = "auto", columns: Mapping[str, str] | None = None, merge_turns: bool = False
+) -> tuple[str, Example]:
     """The format of a row and its content.
 
     A text that a chat template has rendered is a conversation, unless `form` says that it is a document.
 
     Args:
-        value: the row as read, an object of JSON values.
+        value: the row as read, an object of JSON values; or the list of messages alone.
         form: a key of `PARSERS`, or auto to detect it from the row's keys.
         columns: the source's column names by known name, as from `parse_columns`.
+        merge_turns: whether to join neighbouring messages of the same role.
 
     Raises:
         RowError: the row cannot be used.
     """
+    if type(value) is list and is_list_of_turns(value):
+        value = {"messages": value}
     if not isinstance(value, dict):
         raise RowError(f"a row must be an object, not {type_name(value)}")
     row = renamed(value, columns) if columns else value
@@ -89,9 +96,8 @@ def parse(value: Any, form: str = "auto", columns: Mapping[str, str] | None = No
     name = recognise(row, columns or {}) if form == "auto" else form
     if special:
         refuse_unlearned(row, special, name)
-    if name == "text" and form == "auto":
-        return name, parse_text_or_rendered(row)
-    return name, PARSERS[name](row)
+    example = parse_text_or_rendered(row) if name == "text" and form == "auto" else PARSERS[name](row)
+    return name, merged(example) if merge_turns and isinstance(example, Conversation) else example
 
 
 def recognise(row: dict[str, Any], columns: Mapping[str, str]) -> str:
@@ -103,7 +109,10 @@ def recognise(row: dict[str, Any], columns: Mapping[str, str]) -> str:
     # A table has every column in every row: a format whose keys are null comes last.
     not_null = {key for key, cell in row.items() if cell is not None and (key not in LISTS or cell)}
     named = not_null.intersection(columns)
-    form = form_with(not_null, row, named) or form_with(not_null, row) or form_with(row.keys(), row)
+    form = form_with(not_null, row, named) or form_with(not_null, row)
+    if (form is None or (form == "text" and not named)) and other_key(row, beside_text=form is not None):
+        return "messages"
+    form = form or form_with(row.keys(), row)
     if form in (None, "text") and "text" not in columns:
         refuse_single_message(row)
     if form in ("messages", "sharegpt") and "chosen" in not_null and is_unanswered(row) and pair_of(row):
@@ -162,5 +171,7 @@ def form_of_turns(row: dict[str, Any], usual: str) -> str:
 
 def first_turn(row: dict[str, Any], key: str) -> dict[str, Any]:
     """The first turn of a conversation, or an empty one."""
-    turns = decoded(row[key], key)
+    turns = row[key]
+    if type(turns) is not list or not turns or type(turns[0]) is not dict:
+        turns = as_turns(decoded(turns, key), key)
     return turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}

@@ -41,7 +41,7 @@ class Conversation:
         messages: roles are system, user, assistant and tool; the content is always text.
         tools: JSON schemas of the functions that the assistant may call, as chat templates expect them.
         trained: for each message whether it is supervised; None if the row does not say.
-        style: of the template that the row's text was rendered with (`template_styles`); empty if it was not.
+        style: of the template that the row's text was rendered with (`rendered.styles`); empty if it was not.
         as_text: the same with calls in the assistant's text, where the row has them there; for templates without calls.
     """
 

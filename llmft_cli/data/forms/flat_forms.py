@@ -13,7 +13,7 @@ from llmft_cli.data.forms.examples import Conversation, Document, Message, RowEr
 from llmft_cli.data.forms.fields import decoded, optional_text_of, text_of, to_json, type_name, valid_text
 from llmft_cli.data.forms.learning_keys import learned_messages, said_of_messages
 from llmft_cli.data.forms.messages import conversation, message_of, messages_of, turns_of
-from llmft_cli.data.forms.rendered_text import RenderedConversation, read_rendered, read_rendered_pair
+from llmft_cli.data.forms.rendered.reading import RenderedConversation, read_rendered, read_rendered_pair
 
 # A row uses the first pair that it has.
 QUESTIONS_AND_ANSWERS = (
@@ -92,11 +92,11 @@ def conversation_of_texts(
     rendered = None if history else read_rendered_pair(prompt, completion)
     if rendered is None:
         return conversation(row, [*history, user(prompt), assistant(completion)], with_tools=with_tools)
-    return conversation_of_rendered(row, rendered)
+    return conversation_of_rendered(row, rendered, with_tools)
 
 
-def conversation_of_rendered(row: dict[str, Any], rendered: RenderedConversation) -> Conversation:
-    read_back = conversation(row, rendered.messages, rendered.trained, with_tools=False)
+def conversation_of_rendered(row: dict[str, Any], rendered: RenderedConversation, with_tools: bool = False) -> Conversation:
+    read_back = conversation(row, rendered.messages, rendered.trained, with_tools)
     return replace(read_back, style=rendered.style)
 
 

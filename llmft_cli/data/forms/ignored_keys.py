@@ -92,10 +92,13 @@ def used_keys(row: dict[str, Any], form: str) -> tuple[tuple[str, ...], tuple[st
 
 @lru_cache(maxsize=1024)
 def unread_keys(form: str, used: tuple[str, ...], keys: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Those of a row's keys that its format does not read, each with its kind for `has_value`."""
+    """Those of a row's keys that its format does not read, each with its kind for `has_value`.
+
+    A key without a name is left out: it is the index that pandas writes.
+    """
     read = READ_BESIDE[form].union(used)
     marks = frozenset() if form in ("text", "tokens") else WANTED_KEYS
-    return tuple((key, kind_of(key, marks | LEARNING_KEYS)) for key in keys if key not in read)
+    return tuple((key, kind_of(key, marks | LEARNING_KEYS)) for key in keys if key and key not in read)
 
 
 @lru_cache(maxsize=1024)

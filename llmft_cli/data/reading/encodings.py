@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from llmft_cli.data.reading.compression import UTF_8_BOM, chunks
-from llmft_cli.data.reading.rows import Source
+from llmft_cli.data.reading.rows import UTF_8, Source
 
 if TYPE_CHECKING:
     from charset_normalizer import CharsetMatch
@@ -38,13 +38,19 @@ SCRIPTS = {
     **dict.fromkeys(("cp932", "euc_jp"), (KANA, 0.15)),
     "cp949": (HANGUL, 0.6),
 }
+CLEARLY_JAPANESE = 0.5  # share of kana, which other encodings do not show by chance
+# A letter and a symbol that words do not have, as where ISO 8859-2 is read as cp1250.
+BROKEN_WORDS = re.compile("[^\\W\\d_](?:[\xa2-\xa8\xac\xaf-\xb3\xb6\xb8\xb9\xbc-\xbe\xd7\xf7][^\\W\\d_]|[\xa6\xac\xb1\xb6])")
+MOST_BROKEN_WORDS = 0.1
+MOST_CAPITALS = 0.6
 OTHER_LETTERS = re.compile("[^\\W\\d_\\x00-\\x7f]")
 
-SAMPLE_BYTES = 1 << 17
+SAMPLE_BYTES = 1 << 14
 # Fewer are more likely damage, and fit several languages.
 LEAST_OTHER_BYTES = 6
-# Above this share of the pieces that are not ASCII, the file is UTF-8 with some damaged lines.
-UTF_8_SHARE = 0.1
+LEAST_RARER_BYTES = 32  # for another encoding than cp1252
+# If more of the bytes that are not ASCII are in pieces of UTF-8, the file is UTF-8 with some damaged lines.
+UTF_8_SHARE = 0.05
 MOST_DISORDER = 0.15
 CLOSE_DISORDER = 0.02
 CLEAR_COHERENCE = 0.1
@@ -53,6 +59,8 @@ MOST_GUESSES = 3
 # No byte below 0x30 is part of a longer character in any of the candidates.
 PIECE_ENDS = re.compile(rb'[\n\r\t"]')
 LONGEST_PIECE = 1 << 16
+# Of a text in which each byte that is not UTF-8 is a lone surrogate.
+OTHER_CHARACTERS, LEFT_OVER = re.compile("[^\x00-\x7f\udc80-\udcff]"), re.compile("[\udc80-\udcff]")
 OTHER_BYTES = re.compile(rb"[\x80-\xff]")
 
 
@@ -74,13 +82,12 @@ def recognise(source: Source) -> Recognition:
     Raises:
         DataError: the source cannot be read.
     """
-    sample, are_utf_8 = [], 0
-    for piece in pieces_to_judge(source):
-        sample.append(piece)
-        are_utf_8 += is_utf_8(piece)
-    if are_utf_8 > UTF_8_SHARE * len(sample):
-        return Recognition("utf-8")
-    return judged(b"\n".join(sample))
+    pieces = list(pieces_to_judge(source))
+    sample = b"\n".join(pieces)
+    in_utf_8 = sum(len(OTHER_BYTES.findall(piece)) for piece in pieces if is_utf_8(piece))
+    if in_utf_8 > UTF_8_SHARE * len(OTHER_BYTES.findall(sample)) or is_mostly_utf_8(sample):
+        return Recognition(UTF_8)
+    return judged(sample)
 
 
 def is_utf_8(piece: bytes) -> bool:
@@ -89,6 +96,12 @@ def is_utf_8(piece: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def is_mostly_utf_8(sample: bytes) -> bool:
+    """Whether more characters than bytes are left over, as where each text is cut in its last character."""
+    text = sample.decode(errors="surrogateescape")
+    return len(OTHER_CHARACTERS.findall(text)) > len(LEFT_OVER.findall(text))
 
 
 def pieces_to_judge(source: Source) -> Iterator[bytes]:
@@ -113,25 +126,39 @@ def not_ascii(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 def judged(sample: bytes) -> Recognition:
     """The encoding of bytes that are not UTF-8."""
-    if len(OTHER_BYTES.findall(sample)) < LEAST_OTHER_BYTES:
+    count = len(OTHER_BYTES.findall(sample))
+    if count < LEAST_OTHER_BYTES:
         return Recognition(None, ("cp1252",))
     from charset_normalizer import from_bytes
 
-    found = from_bytes(sample, cp_isolation=list(CANDIDATES))
-    matches = [match for match in found if has_its_script(match)]
-    chosen = choice(matches)
-    if chosen:
-        return Recognition(name_of(chosen, sample))
+    # In one piece: of several, the last may be a single character, and its disorder counts as much as that of the others.
+    found = from_bytes(sample, steps=1, chunk_size=len(sample), cp_isolation=list(CANDIDATES))
+    matches = [match for match in found if is_plausible(match)]
+    matches = [match for match in matches if kana_share(match) >= CLEARLY_JAPANESE] or matches
+    name = name_of(chosen, sample) if (chosen := choice(matches)) else ""
+    if name == "cp1252" or (name and count >= LEAST_RARER_BYTES):
+        return Recognition(name)
     return Recognition(None, tuple(dict.fromkeys(name_of(match, sample) for match in matches))[:MOST_GUESSES])
 
 
-def has_its_script(match: CharsetMatch) -> bool:
-    """Whether a text is mainly in the script that its encoding is for."""
-    if match.encoding not in SCRIPTS:
-        return True
-    script, least_share = SCRIPTS[match.encoding]
+def is_plausible(match: CharsetMatch) -> bool:
+    """Whether a text has the script, the case and the words that a text in its encoding has."""
+    text = str(match)
+    letters = "".join(OTHER_LETTERS.findall(text))
+    if match.encoding in SCRIPTS:
+        script, least_share = SCRIPTS[match.encoding]
+        return len(script.findall(letters)) >= least_share * max(len(letters), 1)
+    # KOI8-R and cp1251 have capitals where the other has small letters.
+    capitals = sum(letter.isupper() for letter in letters)
+    broken_words = len(BROKEN_WORDS.findall(text))
+    return capitals <= MOST_CAPITALS * len(letters) and broken_words <= MOST_BROKEN_WORDS * len(letters)
+
+
+def kana_share(match: CharsetMatch) -> float:
+    if SCRIPTS.get(match.encoding, (None,))[0] is not KANA:
+        return 0.0
     letters = "".join(OTHER_LETTERS.findall(str(match)))
-    return len(script.findall(letters)) >= least_share * max(len(letters), 1)
+    return len(KANA.findall(letters)) / max(len(letters), 1)
 
 
 def choice(matches: list[CharsetMatch]) -> CharsetMatch | None:

@@ -51,6 +51,7 @@ def ignored(row: dict[str, Any], columns: dict[str, str] | None = None) -> tuple
         ({"instruction": "q", "input": "i", "response": "b"}, ()),
         ({"text": "t", "content": "c", "label": True}, ("content", "label")),
         ({"content": "c", "url": "u"}, ("url",)),
+        ({"": "12", "content": "c"}, ()),
         ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [1, 1], "text": "t"}, ("text",)),
     ],
 )  # fmt: skip

@@ -39,8 +39,8 @@ TEXTS = {
     "cp1252": GERMAN,
     "latin-1": FRENCH,
     "windows-1252": ENGLISH,
-    "cp1250": POLISH,
-    "windows-1250": HUNGARIAN,
+    "cp1250": POLISH * 3,
+    "windows-1250": HUNGARIAN * 3,
     "cp1251": RUSSIAN,
     "koi8_r": RUSSIAN,
     "utf-16": CHINESE,
@@ -110,6 +110,25 @@ def test_what_is_utf8_stays_utf8(tmp_path: Path) -> None:
     assert told(path) == ([{"text": "größer"}, "not UTF-8 (byte 0xf6 in column 13)", {"text": "größer"}], [])
     path.write_bytes(good)
     assert told(path) == ([{"text": "größer"}], [])
+
+
+def test_texts_that_are_cut_within_a_character_stay_utf8(tmp_path: Path) -> None:
+    """Each line ends in a part of a character, so none is UTF-8; GB18030 would read other characters from most bytes."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"".join(b'{"text": "%s"}\n' % text.encode()[:22] for text in CHINESE * 3))
+    values, notes = told(path)
+    assert notes == []
+    assert all(value.startswith("not UTF-8 (byte 0x") for value in values)
+
+
+@pytest.mark.parametrize("name", ["cp1252", "gbk", "shift_jis", "euc_kr", "big5"])
+def test_a_long_text_is_recognised_as_a_short_one(name: str, tmp_path: Path) -> None:
+    """charset-normalizer looks at pieces of a long text, and a piece of one character used to decide about all."""
+    path = tmp_path / "a.txt"
+    texts = FRENCH if name == "cp1252" else TEXTS[name]
+    content = "\n".join(texts * 2000)
+    path.write_bytes(content.encode(name))
+    assert told(path)[0] == [{"text": content}]
 
 
 def test_rows_before_the_first_other_byte_are_read_once(tmp_path: Path) -> None:

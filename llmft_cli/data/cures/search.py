@@ -13,7 +13,7 @@ from llmft_cli.data.cures.trials import TOO_LONG, Trial, attempt, encoder_for, m
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.encoding.template_files import PLAIN
 from llmft_cli.data.reading.rows import Row
-from llmft_cli.settings.config import FIELDS, Config
+from llmft_cli.settings.config import Config
 
 MOST_CURES, MOST_FURTHER = 2, 2
 NEARLY_ALL = 0.9
@@ -97,7 +97,7 @@ class Search:
                 yield {"max_seq_length": length}
             yield {"on_overlength": "split"}
         for name, value, helps in FURTHER:
-            if name in FIELDS and name not in changes and trial.share_of(helps) > 0.5:
+            if name not in changes and trial.share_of(helps) > 0.5:
                 yield {name: value}
 
     def trial(self, changes: Mapping[str, Any]) -> Trial:

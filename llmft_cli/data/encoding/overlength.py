@@ -66,22 +66,22 @@ def turn_windows(encoded: Encoded, capacity: int, turns: Sequence[TurnStart]) ->
     found = []
     start = 0
     while length - start > capacity:
-        stop = start + capacity
-        fitting = [
-            turn
-            for number, turn in enumerate(turns)
-            if start < turn.token <= stop
-            and (stop_of(turns, number, length) - turn.token <= capacity or slice_row(encoded, (start, turn.token)).supervised)
-        ]
-        cuts = [turn.token for turn in fitting if turn.by_user] or [turn.token for turn in fitting] or [stop]
-        found.append((start, cuts[-1]))
-        start = cuts[-1]
+        within = [number for number, turn in enumerate(turns) if start < turn.token <= start + capacity]
+        # A part without an answer is lost, so it must be worth it: what follows stays whole.
+        taught = [number for number in within if slice_row(encoded, (start, turns[number].token)).supervised]
+        exchanges = [number for number in within if size_of(turns, number, True, length) <= capacity]
+        asked = [number for number in {*exchanges, *taught} if turns[number].by_user]
+        cuts = asked or [number for number in within[-1:] if size_of(turns, number, False, length) <= capacity] or taught
+        stop = turns[max(cuts)].token if cuts else start + capacity
+        found.append((start, stop))
+        start = stop
     return [*found, (start, length)] if length - start > 1 else found
 
 
-def stop_of(turns: Sequence[TurnStart], number: int, length: int) -> int:
-    """Where a turn ends; for the user's, where the answers to it end."""
-    return next((turn.token for turn in turns[number + 1 :] if turn.by_user or not turns[number].by_user), length)
+def size_of(turns: Sequence[TurnStart], number: int, exchange: bool, length: int) -> int:
+    """The tokens of a turn, or of it and the turns up to the user's next one."""
+    following = (turn.token for turn in turns[number + 1 :] if turn.by_user or not exchange)
+    return next(following, length) - turns[number].token
 
 
 def token_windows(length: int, capacity: int) -> list[Span]:

@@ -224,6 +224,19 @@ def test_plain_turns_if_the_template_rejects_rows(do_prepare: Prepare, hint_for:
     assert do_prepare(rows, chat_template="plain").rows["kept"] == 4
 
 
+def test_neighbouring_turns_are_merged_if_the_template_wants_that(
+    do_prepare: Prepare, hint_for: Callable[..., str], tmp_path: Path
+) -> None:
+    template = tmp_path / "alternating.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}"
+    )
+    rows = [{"messages": [{"role": "user", "content": "Hello."}, *turns(number)]} for number in range(4)]
+    assert hint_for(rows, chat_template=str(template)) == "add --merge-turns"
+    assert do_prepare(rows, chat_template=str(template), merge_turns=True).rows["kept"] == 4
+
+
 def test_tools_that_the_template_leaves_out(do_prepare: Prepare, hint_for: Callable[..., str], tmp_path: Path) -> None:
     template = tmp_path / "chatml.jinja"
     template.write_text("{% for m in messages %}{{ m.role + ': ' + m.content + eos_token }}{% endfor %}")

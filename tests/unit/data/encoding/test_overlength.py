@@ -85,6 +85,8 @@ def test_without_room_for_an_exchange_a_part_begins_with_another_turn() -> None:
     # A question, two calls and their results; only one call fits into a part.
     turns = [(2, False), (6, False), (8, False), (12, False)]
     assert lengths_of_parts([(2, 6), (8, 12), (12, 13)], turns, 13, capacity=8) == [8, 5]
+    # A question after a system message, and an answer that fits only alone.
+    assert lengths_of_parts([(0, 15)], [(1, True), (6, False)], 15, capacity=9) == [6, 9]
 
 
 def test_only_a_turn_longer_than_the_capacity_is_cut_inside() -> None:

@@ -11,7 +11,7 @@ import pytest
 from llmft_cli.data.forms.examples import Conversation, RowError
 from llmft_cli.data.forms.fields import decoded
 from llmft_cli.data.forms.formats import parse
-from llmft_cli.data.forms.python_literals import MOST_CHARACTERS
+from llmft_cli.data.reading.python_literals import MOST_CHARACTERS
 
 TURNS = [{"role": "user", "content": "It's ] 'x' ... nan array( \"q\"\n\\d"}, {"role": "assistant", "content": "a 'b' 'c'"}]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from llmft_cli.data.checks import Checks
+from llmft_cli.data.cures.sampled import SampledRows
 from llmft_cli.data.encoding.encoder import Encoded
 from llmft_cli.data.encoding.overlength import OverlengthLosses
 from llmft_cli.data.forms.examples import Conversation
@@ -119,6 +120,7 @@ class IngestedRows:
     duplicates: int = 0
     split_documents: int = 0
     answer_rows: AnswerRows = field(default_factory=AnswerRows)
+    samples: SampledRows = field(default_factory=SampledRows)
     unrendered: Unrendered = field(default_factory=Unrendered)
     prompts: array[int] = field(default_factory=lambda: array("q"))
     contents: array[int] = field(default_factory=lambda: array("q"))
@@ -151,6 +153,7 @@ class IngestedRows:
 
     def reject(self, row: ParsedRow, reason: str) -> None:
         self.inputs[row.input].rejected += 1
+        self.samples.add(row.raw, usable=False)
         self.rejections.add(BadRow(row.source, row.line, reason), bad=True)
 
     def keep(self, row: ParsedRow, part: RowPart) -> bool:

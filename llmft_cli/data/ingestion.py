@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from llmft_cli.base.errors import DataError
 from llmft_cli.data.checks import CheckedRow
 from llmft_cli.data.encoding.encoder import ConversationEncoder, Encoded
-from llmft_cli.data.encoding.overlength import apply_policy, slice_row, token_windows
+from llmft_cli.data.encoding.overlength import apply_policy, slice_row, token_windows, turn_starts
+from llmft_cli.data.encoding.rendered import RenderedRow
 from llmft_cli.data.encoding.tokenising import EncodedTokens, Tokens
 from llmft_cli.data.forms.formats import Conversation, Document, RowError, Tokenised
 from llmft_cli.data.ingested import IngestedRows, RowPart
@@ -102,6 +103,7 @@ def finish_chunk(
         texts += [part.text for part in written]
         checked += [checked_row(row, part) for part in written if part.has_example or isinstance(row.example, Document)]
         ingested.count(row, len(parts), len(written))
+        ingested.samples.add(row.raw, usable=bool(parts))
     ingested.checks.look_at(checked)
     if ingested.near_duplicates:
         ingested.near_duplicates.add(texts)
@@ -128,7 +130,12 @@ def row_parts(
     else:
         encoded = [encoder.mask(*pair) for pair in zip(rendered, tokens, strict=True)]
     prompt = prompt_of(rendered[0] if rendered else None, encoded[0])
-    rows = [part for whole in encoded for part in fit_to_length(row, whole, ingested, config)]
+    places: list[tuple[RenderedRow, AnyTokens] | None] = [*zip(rendered, tokens, strict=True)] or [None]
+    rows = [
+        part
+        for whole, place in zip(encoded, places, strict=True)
+        for part in fit_to_length(row, whole, place, ingested, config)
+    ]
     if len(rows) == 1 and isinstance(row.example, Conversation):
         return [RowPart(rows[0], spoken_text(row.example), prompt=prompt)]
     if len(rows) > 1:  # the parts of a row stay together even if it has no prompt
@@ -147,8 +154,14 @@ def spoken_text(conversation: Conversation) -> str:
     return "\n".join(message["content"] for message in conversation.messages if message["role"] != "system")
 
 
-def fit_to_length(row: ParsedRow, encoded: Encoded, ingested: IngestedRows, config: Config) -> list[Encoded]:
-    """The row itself, or what the overlength policy makes of it."""
+def fit_to_length(
+    row: ParsedRow, encoded: Encoded, place: tuple[RenderedRow, AnyTokens] | None, ingested: IngestedRows, config: Config
+) -> list[Encoded]:
+    """The row itself, or what the overlength policy makes of it.
+
+    Args:
+        place: its text and tokens, in which its turns are found; None for a row that is given as token ids.
+    """
     length = len(encoded.input_ids)
     if length <= config.max_seq_length:
         return [encoded]
@@ -157,8 +170,11 @@ def fit_to_length(row: ParsedRow, encoded: Encoded, ingested: IngestedRows, conf
         raise DataError(
             f"{row.source} line {row.line}: {reason}", "raise --max-seq-length, or use --on-overlength drop, truncate or split"
         )
-    rows = apply_policy(encoded, config.max_seq_length, config.on_overlength, ingested.losses)
+    turns = turn_starts(*place) if place else ()
+    rows = apply_policy(encoded, config.max_seq_length, config.on_overlength, ingested.losses, turns)
     if not rows:
+        if config.on_overlength != "drop":
+            reason += f", and no answer is left (--on-overlength {config.on_overlength})"
         ingested.rejections.add(BadRow(row.source, row.line, reason), bad=False)
     return rows
 

@@ -8,8 +8,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import ConfigError, DataError
+from llmft_cli.data.cures.sampled import MOST_UNUSABLE
 from llmft_cli.data.encoding.rendered import RenderedExample, RenderedRow
-from llmft_cli.data.forms.formats import Example, RowError, Tokenised, parse, parse_columns
+from llmft_cli.data.forms.conversations.merging import merged
+from llmft_cli.data.forms.formats import Conversation, Document, Example, RowError, Tokenised, parse, parse_columns
 from llmft_cli.data.forms.ignored_keys import ignored_keys
 from llmft_cli.data.reading.readers import read
 from llmft_cli.data.reading.rows import BadRow, Row, Source
@@ -53,6 +55,7 @@ class ParsedRow:
 
     Attributes:
         ignored: the keys that its format does not read, from `ignored_keys`.
+        raw: as it was read; only the first rows keep it.
     """
 
     input: int
@@ -63,6 +66,7 @@ class ParsedRow:
     rendered: RenderedExample | None = None
     error: str = ""
     ignored: tuple[str, ...] = ()
+    raw: Row | None = None
 
 
 @dataclass
@@ -94,7 +98,7 @@ def find_inputs(names: Sequence[str], config: Config) -> list[Input]:
     """
     weights = one_each("--weights", config.weights or "1", len(names))
     if names.count(STDIN) > 1:
-        raise DataError("standard input (-) is given twice but can be read only once")
+        raise DataError("standard input (-) is given twice but can be read only once", "name it once")
     unlimited: list[float | None] = [None] * len(names)
     caps = one_each("--max-rows", config.max_rows, len(names)) if config.max_rows else unlimited
     encoding = "" if config.encoding == AUTO else config.encoding
@@ -139,12 +143,16 @@ def chunks(
     """
     columns = parse_columns(config.columns) if config.columns else None
     told = note if config.encoding == AUTO else lambda text: None
-    chunk = Chunk()
+    chunk, unusable = Chunk(), 0
     for number, item in enumerate(inputs):
         rows = chain.from_iterable(read(source, config.dataset_split, consumed, told) for source in item.sources)
         for row in islice(rows, item.max_rows):
             item.read += 1
-            chunk.add(parse_row(number, row, encoder, config.format, columns))
+            parsed = parse_row(number, row, encoder, config, columns)
+            unusable += bool(parsed.error)
+            if isinstance(row, Row) and (item.read <= MOST_UNUSABLE or (parsed.error and unusable <= MOST_UNUSABLE)):
+                parsed.raw = row
+            chunk.add(parsed)
             if chunk.is_full:
                 yield chunk
                 chunk = Chunk()
@@ -153,16 +161,49 @@ def chunks(
 
 
 def parse_row(
-    number: int, row: Row | BadRow, encoder: ConversationEncoder, form: str, columns: Mapping[str, str] | None
+    number: int, row: Row | BadRow, encoder: ConversationEncoder, config: Config, columns: Mapping[str, str] | None
 ) -> ParsedRow:
     if isinstance(row, BadRow):
         return ParsedRow(number, row.source, row.line, error=row.reason)
     try:
-        name, example = parse(row.value, form, columns)
-        rendered = None if isinstance(example, Tokenised) else encoder.rows(example)
+        name, example = parse(row.value, config.format, columns, config.merge_turns)
         ignored = ignored_keys(row.value, name, columns)
+        if isinstance(example, Tokenised):
+            return ParsedRow(number, row.source, row.line, name, example, ignored=ignored)
+        example, rendered = render(example, encoder)
     except RowError as error:
         return ParsedRow(number, row.source, row.line, error=str(error))
     except RecursionError:  # the limit depends on where in our code it is reached
         return ParsedRow(number, row.source, row.line, error="nested too deeply")
     return ParsedRow(number, row.source, row.line, name, example, rendered, ignored=ignored)
+
+
+def render(example: Conversation | Document, encoder: ConversationEncoder) -> tuple[Conversation | Document, RenderedExample]:
+    """The rendered rows. Calls that the row has as text stay text if the chat template does not render calls.
+
+    Raises:
+        RowError: the row cannot be used; the reason names `--merge-turns` where that would keep the row.
+    """
+    as_text = example.as_text if isinstance(example, Conversation) else None
+    try:
+        rendered = encoder.rows(example)
+        if not (as_text and rendered.left_out):
+            return example, rendered
+    except RowError as error:
+        if not as_text and isinstance(example, Conversation) and can_be_merged(example, encoder):
+            raise RowError(f"{error}; --merge-turns would join messages of the same role and keep the row") from error
+        if not as_text:
+            raise
+    return as_text, encoder.rows(as_text)
+
+
+def can_be_merged(example: Conversation, encoder: ConversationEncoder) -> bool:
+    """Whether the row could be used with neighbouring messages of the same role joined."""
+    try:
+        joined = merged(example)
+        if joined.messages == example.messages:
+            return False
+        encoder.rows(joined)
+    except RowError:
+        return False
+    return True

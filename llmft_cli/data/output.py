@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmft_cli.base.errors import DataError
 from llmft_cli.data import store
 from llmft_cli.data.checks import Finding
+from llmft_cli.data.encoding.overlength import OverlengthLosses
 from llmft_cli.data.forms.formats import Message
 from llmft_cli.data.packing import pack
 from llmft_cli.data.report import summary
@@ -90,7 +91,7 @@ def findings_of_rows(
     """Findings about the rows as a whole."""
     found = [
         Finding("rejected", "warning", ingested.bad, "unusable rows; rejected.jsonl has the reasons", []),
-        Finding("overlength", "warning", ingested.losses.rows, overlength_meaning(config), []),
+        Finding("overlength", "warning", ingested.losses.rows, overlength_meaning(ingested.losses, config), []),
         Finding(
             "unrendered",
             "warning",
@@ -112,9 +113,11 @@ def findings_of_rows(
     return [finding for finding in found if finding.count]
 
 
-def overlength_meaning(config: Config) -> str:
+def overlength_meaning(losses: OverlengthLosses, config: Config) -> str:
     done = {"drop": "dropped", "truncate": "truncated, without their end of turn", "split": "split into several"}
-    return f"rows longer than {config.max_seq_length} tokens, {done.get(config.on_overlength, '')}"
+    meaning = f"rows longer than {config.max_seq_length} tokens, {done.get(config.on_overlength, '')}"
+    dropped = losses.dropped if config.on_overlength != "drop" else 0
+    return f"{meaning}; {dropped:,} of them dropped, with no answer left" if dropped else meaning
 
 
 def near_duplicate_finding(ingested: IngestedRows, groups: NDArray[numpy.int64]) -> Finding:

@@ -14,6 +14,7 @@ from llmft_cli.base.files import hash_file
 from llmft_cli.base.libraries import versions
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.checks import Checks, byte_token_ids
+from llmft_cli.data.cures.hints import hint_for_refused
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.encoding.template_files import read_template
 from llmft_cli.data.ingested import IngestedRows, Rejections
@@ -83,7 +84,7 @@ def prepare(
         # Both are complete before either replaces the old one.
         with record.replacing("data") as data, record.replacing("tokenizer") as frozen:
             encoder = encoder_of(tokenizer, model_limits, config)
-            result = fill(data, inputs, encoder, config, reporter)
+            result = fill(data, inputs, encoder, config, model_limits.positions, reporter)
             tokenizer.save_pretrained(frozen)
         record.facts |= {"key": key, "sources": list(names), **facts_of(source, result, config)}
     note_reduction(asked, config, model_limits, reporter)
@@ -168,8 +169,18 @@ def recorded_result(run: RunDir, key: str | None, reporter: Reporter) -> Prepare
     return read_result(run.data / REPORT_FILE)
 
 
-def fill(data: Path, inputs: list[Input], encoder: ConversationEncoder, config: Config, reporter: Reporter) -> PrepareResult:
+def fill(
+    data: Path,
+    inputs: list[Input],
+    encoder: ConversationEncoder,
+    config: Config,
+    positions: int | None,
+    reporter: Reporter,
+) -> PrepareResult:
     """Ingest the rows and write the run's data.
+
+    Args:
+        positions: the longest row that the model was made for, if that is known.
 
     Raises:
         DataError: as `prepare`.
@@ -180,7 +191,7 @@ def fill(data: Path, inputs: list[Input], encoder: ConversationEncoder, config: 
         checks = Checks(byte_token_ids(encoder.tokenizer), encoder.tokenizer)
         ingested = IngestedRows(inputs, spool, rejections, checks, near_duplicates)
         ingest_rows(ingested, encoder, config, reporter)
-        check_ingested(ingested, config)
+        check_ingested(ingested, encoder, config, positions)
         for style, count in ingested.styles.most_common():
             reporter.note(f"{format_count(count, 'row')} of rendered text ({style}) read as conversations")
         result = write_data(data, ingested, encoder, config)
@@ -188,16 +199,19 @@ def fill(data: Path, inputs: list[Input], encoder: ConversationEncoder, config: 
     return result
 
 
-def check_ingested(ingested: IngestedRows, config: Config) -> None:
-    """Reject data with no usable row or too many bad ones."""
+def check_ingested(ingested: IngestedRows, encoder: ConversationEncoder, config: Config, positions: int | None) -> None:
+    """Reject data with no usable row or too many bad ones.
+
+    Raises:
+        DataError: with the options that would make the rows usable, if any were found.
+    """
     bad, share = ingested.bad, ingested.bad / max(ingested.read, 1)
     first = ingested.rejections.first
     example = f"; first: {first.source} line {first.line}: {first.reason}" if first else ""
     if not len(ingested.spool):
-        counts = f"{ingested.read} read, {bad} rejected, {ingested.losses.rows} too long"
-        raise DataError(f"no usable rows ({counts}){example}", "fix the rows, or set their format with --format")
-    if share > config.max_rejected:
-        raise DataError(
-            f"{bad} of {ingested.read} rows are bad, more than --max-rejected {config.max_rejected:.3g}{example}",
-            "fix the rows, or raise --max-rejected to use the rest",
-        )
+        message = f"no usable rows ({ingested.read} read, {bad} rejected, {ingested.losses.rows} too long){example}"
+    elif share > config.max_rejected:
+        message = f"{bad} of {ingested.read} rows are bad, more than --max-rejected {config.max_rejected:.3g}{example}"
+    else:
+        return
+    raise DataError(message, hint_for_refused(ingested, encoder, config, positions))

@@ -117,11 +117,12 @@ def read_range(file: BinaryIO, start: int, stop: int) -> bytes:
 
 
 def prompt_messages(example: Example | None) -> list[Message] | None:
-    """A row's messages if they need no tools, so that they can serve as a prompt with an expected answer; else None."""
+    """A row's messages if the last one answers the user and none needs tools: a prompt with its answer; else None."""
     if not isinstance(example, Conversation) or example.tools:
         return None
-    plain = all("tool_calls" not in message and message["role"] != "tool" for message in example.messages)
-    return example.messages if plain else None
+    messages = example.messages
+    plain = all("tool_calls" not in message and message["role"] != "tool" for message in messages)
+    return messages if plain and len(messages) > 1 and messages[-2]["role"] == "user" else None
 
 
 def split_file(data: Path, split: str) -> Path:

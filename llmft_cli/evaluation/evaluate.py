@@ -74,7 +74,7 @@ def evaluate(
     """
     name = valid_name(name or (prompts_file.stem if prompts_file else HELD_OUT_NAME))
     trained = run.require("train", allow_stale)
-    prompts = read_prompts(prompts_file, reporter) if prompts_file else held_out_prompts(run, reporter)
+    prompts = read_prompts(prompts_file, reporter, merges_turns(run)) if prompts_file else held_out_prompts(run, reporter)
     if not prompts and load_split(run.data, VALIDATION) is None:
         raise StageError(f"{run.path} has no held-out rows to evaluate on", "give prompts with --prompts FILE")
     # Before the model is loaded, which takes minutes: the run's tokenizer is all that prompts need.
@@ -97,6 +97,12 @@ def evaluate(
         comparisons=summary.comparisons,
         report=str(run.evaluations / name / "report.html"),
     )
+
+
+def merges_turns(run: RunDir) -> bool:
+    """Whether the run's rows were prepared with `--merge-turns`."""
+    entry = run.entry("prepare")
+    return bool(entry and entry["config"].get("merge_turns"))
 
 
 def valid_name(name: str) -> str:

@@ -47,8 +47,11 @@ def held_out_prompts(run: RunDir, reporter: Reporter) -> list[Prompt]:
         return read_prompts(file, reporter)
 
 
-def read_prompts(path: Path, reporter: Reporter) -> list[Prompt]:
+def read_prompts(path: Path, reporter: Reporter, merge_turns: bool = False) -> list[Prompt]:
     """The prompts in a file: one per line in `.txt`; in `.jsonl` objects as `parse_prompt` reads them.
+
+    Args:
+        merge_turns: whether to join neighbouring messages of the same role.
 
     Raises:
         DataError: the file is missing, empty or of another type, or some rows are not prompts.
@@ -62,14 +65,15 @@ def read_prompts(path: Path, reporter: Reporter) -> list[Prompt]:
     for row in READERS[source.suffix](source):
         where = f"{row.source} line {row.line}"
         try:
-            found = parsed(row)
+            found = parsed(row, merge_turns)
         except RowError as error:
             problems.append(f"{where}: {error}")
             continue
         prompts.append(Prompt(found.messages, found.expected, where))
         choices.update(found.choices)
         if found.expected is None and isinstance(row, Row):
-            unread.append(f"{where} has the keys {', '.join(map(repr, row.value))}")
+            is_list = isinstance(row.value, list)
+            unread.append(f"{where} {'is a list' if is_list else 'has the keys ' + ', '.join(map(repr, row.value))}")
     refuse(problems)
     for choice, count in choices.items():
         reporter.note(f"{source.name}: {choice} (rows: {count:,})")
@@ -79,10 +83,10 @@ def read_prompts(path: Path, reporter: Reporter) -> list[Prompt]:
     return prompts
 
 
-def parsed(row: Row | BadRow) -> PromptRow:
+def parsed(row: Row | BadRow, merge_turns: bool) -> PromptRow:
     if isinstance(row, BadRow):
         raise RowError(row.reason)
-    return parse_prompt(row.value)
+    return parse_prompt(row.value, merge_turns)
 
 
 def prompts_in_text(source: Source) -> Iterator[Prompt]:

@@ -58,6 +58,9 @@ ON_UNRENDERED = data_setting(
     "Rows of which the chat template leaves out a part, such as thinking or tools.",
     choices=("reject", "keep"),
 )
+MERGE_TURNS = data_setting(
+    False, "Join neighbouring messages of the same role. For chat templates that require alternating roles."
+)
 PACKING = data_setting(True, "Put several rows into one sequence. Rows do not attend to each other.", primary="prepare")
 VAL_SIZE = data_setting(
     0.05,

@@ -67,6 +67,7 @@ class Config:
     train_on: str = data_settings.TRAIN_ON
     rows_per_answer: str = data_settings.ROWS_PER_ANSWER
     on_unrendered: str = data_settings.ON_UNRENDERED
+    merge_turns: bool = data_settings.MERGE_TURNS
     packing: bool = data_settings.PACKING
     val_size: float = data_settings.VAL_SIZE
     max_rejected: float = data_settings.MAX_REJECTED

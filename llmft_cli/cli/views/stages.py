@@ -78,11 +78,14 @@ def answer_rows(counts: Mapping[str, Any]) -> str:
 
 def overlength(run: str, lost: Mapping[str, Any]) -> str:
     """How many rows were too long, what was done with them, and what was lost."""
-    count, tokens, ends = f"{lost['rows']:,}", f"{lost['tokens_lost']:,} tokens", f"{lost['end_of_turns_lost']:,} ends of turn"
+    tokens, ends = f"{lost['tokens_lost']:,} tokens", f"{lost['end_of_turns_lost']:,} ends of turn"
     if lost["policy"] == "drop":
-        return f"{count} dropped with {tokens} (see {run}/data/rejected.jsonl)"
-    done = "truncated" if lost["policy"] == "truncate" else "split"
-    return f"{count} {done}, which lost {tokens} and {ends}" if lost["tokens_lost"] else f"{count} {done}, nothing lost"
+        return f"{lost['rows']:,} dropped with {tokens} (see {run}/data/rejected.jsonl)"
+    dropped = lost.get("dropped", 0)
+    done = f"{lost['rows'] - dropped:,} {'truncated' if lost['policy'] == 'truncate' else 'split'}"
+    if dropped:
+        done += f", {dropped:,} dropped without an answer left (see {run}/data/rejected.jsonl)"
+    return f"{done}, which lost {tokens} and {ends}" if lost["tokens_lost"] else f"{done}, nothing lost"
 
 
 def finding(check: Mapping[str, Any]) -> tuple[str, str, str]:

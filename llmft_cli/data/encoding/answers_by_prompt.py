@@ -84,7 +84,13 @@ class AnswersByPrompt:
         text = self.text(count)
         spans = None if learned is None else [self._span_in(number, count) for number in sorted(learned)]
         special = [match.span() for match in self.renderer.control.finditer(text)]
-        return RenderedRow(text, special, spans, prompt_length=self._prompt_length(text))
+        return RenderedRow(text, special, spans, 0, self._prompt_length(text), self._turn_starts(count, learned, spans))
+
+    def _turn_starts(self, count: int, learned: Collection[int] | None, spans: list[Span] | None) -> list[tuple[int, bool]]:
+        """The turns that follow learned answers; where the others begin is not known."""
+        roles = [message["role"] for message in self.conversation.messages[:count]]
+        ends = zip(sorted(learned or ()), spans or (), strict=True)
+        return [(stop, roles[number + 1] == "user") for number, (_, stop) in ends if number + 1 < count]
 
     def _located(self, number: int) -> Answer:
         whole = self.whole(number + 1)

@@ -15,7 +15,7 @@ from llmft_cli.data.encoding.answers_by_prompt import AnswersByPrompt, refuse_sp
 from llmft_cli.data.encoding.left_out import PART_OF, TOOLS, left_out
 from llmft_cli.data.encoding.rendered import Ending, RenderedExample, RenderedRow
 from llmft_cli.data.encoding.renderer import Renderer
-from llmft_cli.data.encoding.template_skeleton import TemplateSkeleton
+from llmft_cli.data.encoding.template_skeleton import TemplateSkeleton, introductions_of
 from llmft_cli.data.encoding.tokenising import Tokeniser
 from llmft_cli.data.forms.examples import THINKING_KEYS, Conversation, Message, RowError
 
@@ -142,8 +142,10 @@ class ChatTemplate:
                         exact.add(number)
                 else:
                     endings.append(self._next_ending(texts[index]) if learnable else None)
+            ends = [ending or self._next_ending(text) for text, ending in zip(texts, endings, strict=True)]
+            introductions = introductions_of([roles[number] for number in order], texts, ends)
             controls = [[match.span() for match in self.renderer.control.finditer(text)] for text in texts]
-            self._skeletons[key] = TemplateSkeleton(texts, order, controls, endings, leads, frozenset(exact))
+            self._skeletons[key] = TemplateSkeleton(texts, order, controls, endings, leads, introductions, frozenset(exact))
         return self._skeletons[key]
 
     def _texts_around(self, roles: Roles, generation_prompt: bool) -> Around:

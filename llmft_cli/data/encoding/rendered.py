@@ -18,6 +18,7 @@ class RenderedRow(NamedTuple):
         learned_spans: what is supervised; None: all of it.
         prefix_length: length of the beginning that many rows share; it ends with a special token.
         prompt_length: length of what comes before the first answer (`Conversation.first_answer`); 0 if there is none.
+        turn_starts: where turns after the first begin, with the text that introduces them, and whether the user speaks.
     """
 
     text: str
@@ -25,6 +26,7 @@ class RenderedRow(NamedTuple):
     learned_spans: list[Span] | None
     prefix_length: int = 0
     prompt_length: int = 0
+    turn_starts: Sequence[tuple[int, bool]] = ()
 
 
 class RenderedExample(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 from llmft_cli.base.errors import ConfigError
 
 PLAIN = "plain"
+OTHERS = "give a Jinja file, use plain text turns with --chat-template plain, or leave it out to use the model's own"
 # Turns in plain text; each answer ends with the tokenizer's end of text, so it works for any model that has one.
 PLAIN_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -28,10 +29,11 @@ def read_template(name: str) -> str:
         # A byte order mark would be rendered into every row.
         template = Path(name).expanduser().read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the chat template {name} is not UTF-8 (byte {error.object[error.start]:#04x})") from error
+        problem = f"the chat template {name} is not UTF-8 (byte {error.object[error.start]:#04x})"
+        raise ConfigError(problem, "save it as UTF-8") from error
     # ValueError: a NUL byte in the name; RuntimeError: there is no such user.
     except (OSError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"the chat template {name!r} cannot be read: {getattr(error, 'strerror', error)}") from error
+        raise ConfigError(f"the chat template {name!r} cannot be read: {getattr(error, 'strerror', error)}", OTHERS) from error
     if not template.strip():
-        raise ConfigError(f"the chat template {name} is empty")
+        raise ConfigError(f"the chat template {name} is empty", OTHERS)
     return template

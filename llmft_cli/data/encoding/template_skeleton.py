@@ -26,6 +26,7 @@ class TemplateSkeleton:
         leads: for each message, how many characters before it are missing from its prompt, so that the
             model has to write them: the space after Llama-2's `[/INST]`, Qwen3's empty thinking. None: the prompt renders
             earlier messages in another way.
+        introductions: for each message, as `introductions_of`.
         exact: numbers of the answers that stand here as after their own prompt: the same text up to the end of turn.
     """
 
@@ -34,6 +35,7 @@ class TemplateSkeleton:
     controls: list[list[Span]]
     endings: list[Ending | None]
     leads: list[int | None]
+    introductions: list[int | None]
     exact: frozenset[int]
 
     def locate(self, conversation: Conversation, text: str, learned: Collection[int] | None) -> RenderedRow | None:
@@ -49,6 +51,7 @@ class TemplateSkeleton:
         messages, first_answer, prompt_length = conversation.messages, conversation.first_answer, 0
         special_spans = list(self.controls[0])
         spans: list[Span] = []
+        turns: list[tuple[int, bool]] = []
         position = len(self.texts[0])
         for index, number in enumerate(self.order, 1):
             content, after = messages[number]["content"], self.texts[index]
@@ -59,6 +62,8 @@ class TemplateSkeleton:
                 if content is None:
                     return None
             end = position + len(content)
+            if (introduction := self.introductions[index - 1]) is not None:
+                turns.append((position - introduction, messages[number]["role"] == "user"))
             lead = self.leads[index - 1]
             if number == first_answer:
                 prompt_length = position - (lead or 0)
@@ -72,7 +77,26 @@ class TemplateSkeleton:
         if position != len(text):
             return None
         head = self.controls[0][-1][1] if self.controls[0] else 0
-        return RenderedRow(text, special_spans, None if learned is None else spans, head, prompt_length)
+        return RenderedRow(text, special_spans, None if learned is None else spans, head, prompt_length, turns)
+
+
+def introductions_of(roles: Sequence[str], texts: Sequence[str], endings: Sequence[Ending | None]) -> list[int | None]:
+    """For each message how many characters before it introduce it, such as its role; None where no turn of its own begins.
+
+    Args:
+        roles: of the messages in rendered order.
+        texts: of the template, as in `TemplateSkeleton`.
+        endings: for each text, the end of the turn before, or else the first token.
+    """
+    found: list[int | None] = []
+    for number, (text, ending) in enumerate(zip(texts[:-1], endings[:-1], strict=True)):
+        rest = len(text[ending.stop if ending else 0 :].lstrip())
+        before = roles[number - 1] if number else ""
+        if not before or (before == "system" and ending is None):  # Llama-2 writes the system message inside the user's turn
+            found.append(None)
+        else:  # a single token that does not end an answer, such as `[/INST]`, introduces the next message
+            found.append(rest or (0 if before == "assistant" else len(text)))
+    return found
 
 
 def rendered_forms(content: str) -> Sequence[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # The label of an unsupervised token, which torch's cross-entropy ignores.
@@ -15,8 +15,22 @@ Message = dict[str, Any]
 THINKING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
+LONGEST_REASON = 300
+
+
 class RowError(Exception):
-    """Why one row cannot be used; the text goes to rejected.jsonl."""
+    """Why one row cannot be used; the text goes to rejected.jsonl, on one line and of at most `LONGEST_REASON` characters."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(brief(reason))
+
+
+def brief(reason: str) -> str:
+    """A reason without line breaks, and shortened in the middle if it is long: templates and keys may put any text in it."""
+    text = " ".join(reason.split()) if "\n" in reason or "\r" in reason else reason
+    if len(text) <= LONGEST_REASON:
+        return text
+    return f"{text[: LONGEST_REASON - 85]} ... {text[-80:]}"
 
 
 @dataclass(frozen=True)
@@ -27,13 +41,15 @@ class Conversation:
         messages: roles are system, user, assistant and tool; the content is always text.
         tools: JSON schemas of the functions that the assistant may call, as chat templates expect them.
         trained: for each message whether it is supervised; None if the row does not say.
-        style: of the template that the row's text was rendered with (`template_styles`); empty if it was not.
+        style: of the template that the row's text was rendered with (`rendered.styles`); empty if it was not.
+        as_text: the same with calls in the assistant's text, where the row has them there; for templates without calls.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     trained: tuple[bool, ...] | None = None
     style: str = ""
+    as_text: Conversation | None = field(default=None, compare=False)
 
     @property
     def first_answer(self) -> int | None:

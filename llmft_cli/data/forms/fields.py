@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+from collections.abc import Collection
+from itertools import islice
 from typing import Any, NoReturn
 
 from llmft_cli.data.forms.examples import RowError
@@ -14,6 +16,7 @@ from llmft_cli.data.reading.python_literals import NoLiteral, from_python
 # A list or an object; numpy prints some lists as `array([...])`.
 BEGINS_VALUE = re.compile(r"\s*(?:array\()?[\[{]")
 
+MOST_KEYS = 8
 TYPE_NAMES = {
     type(None): "null",
     bool: "true/false",
@@ -34,6 +37,17 @@ def type_name(value: Any) -> str:
 def shown(value: Any) -> str:
     """A number or a text (shortened in the middle if long) as it is; the type name of anything else."""
     return reprlib.repr(value) if type(value) in (int, float, str) else type_name(value)
+
+
+def shown_key(key: str) -> str:
+    """A key as it is if it is a plain name, else with quotes; shortened if long."""
+    return key if key.isidentifier() and len(key) <= 40 else shown(key)
+
+
+def shown_keys(keys: Collection[Any]) -> str:
+    """The first few keys, and how many more there are."""
+    named = ", ".join(shown(key) for key in islice(keys, MOST_KEYS))
+    return f"{named} and {len(keys) - MOST_KEYS:,} more" if len(keys) > MOST_KEYS else named
 
 
 def has_no_surrogates(text: str) -> bool:
@@ -103,7 +117,7 @@ def content_of(turn: dict[str, Any], key: str, where: str) -> str:
         return text_of(turn, key, where)
     texts = []
     for number, value in enumerate(parts, 1):
-        place = f"{where}.{key}[{number}]"
+        place = f"{where}.{key}[{number}]" if where else f"{key}[{number}]"
         part = object_at(value, place)
         refuse_media_part(part, place)
         if part.get("type") != "text":

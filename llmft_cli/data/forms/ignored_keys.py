@@ -7,6 +7,10 @@ from functools import lru_cache
 from typing import Any
 
 from llmft_cli.data.forms.columns import renamed
+from llmft_cli.data.forms.conversations.gemini import CONTENTS, INSTRUCTIONS
+from llmft_cli.data.forms.conversations.responses import is_response
+from llmft_cli.data.forms.conversations.shapes import PAIRS
+from llmft_cli.data.forms.conversations.speakers import role_of, speaker_key, text_key
 from llmft_cli.data.forms.examples import THINKING_KEYS
 from llmft_cli.data.forms.fields import decoded
 from llmft_cli.data.forms.flat_forms import has_schemas, keys_of_pair
@@ -27,30 +31,30 @@ READ_BESIDE: dict[str, frozenset[str]] = {
     "text": frozenset(),
     "tokens": frozenset({"input_ids", "labels", PADDING_MASK, *LEARNING_MASKS}),
 }
-# What is read of a message, by its role.
-READ_OF_MESSAGE: dict[str, frozenset[str]] = {
-    "assistant": frozenset({"role", "content", "tool_calls", "function_call", *THINKING_KEYS}) | MESSAGE_KEYS,
-    "tool": frozenset({"role", "content", "tool_call_id", "name"}) | MESSAGE_KEYS,
-    "function": frozenset({"role", "content", "tool_call_id", "name"}) | MESSAGE_KEYS,
-}
-READ_OF_OTHER_MESSAGES = frozenset({"role", "content"}) | MESSAGE_KEYS
-READ_OF_SHAREGPT_TURN = frozenset({"from", "value", "tool_call_id", "name"}) | MESSAGE_KEYS
+# What is read of a message beside its speaker and its text, by its role.
+READ_OF_ANSWER = frozenset({"tool_calls", "function_call", *THINKING_KEYS})
+READ_OF_RESULT = frozenset({"tool_call_id", "name"})
+READ_OF_ANY_MESSAGE = MESSAGE_KEYS | {"parts"}
+# What is read of an object of a question and its answer.
+READ_OF_PAIR = frozenset({"system", *(key for pair in PAIRS for key in pair)})
+READ_OF_RESPONSE = ("input", "output", "instructions", *TOOLS)
 # Kinds of unread keys: media may be empty, and a mark of a row (`weight`, `label`) may have been heeded.
 MEDIUM, MARK = "medium", "mark"
 LONGEST_SHOWN = 60
 
 
-def ignored_keys(row: dict[str, Any], form: str, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
+def ignored_keys(row: dict[str, Any] | list[Any], form: str, columns: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """The keys of a row that have a value and are not read, by the source's names.
 
     Args:
-        row: as read, and parsed without an error.
+        row: as read, and parsed without an error; a list is one of messages.
         form: its format.
         columns: as of `formats.parse`.
 
     Returns:
         Keys of the row, and those of its messages as `messages[].key`.
     """
+    row = {"messages": row} if isinstance(row, list) else row
     ours = renamed(row, columns) if columns else row
     used, lists = used_keys(ours, form)
     found = [key for key, kind in unread_keys(form, used, tuple(ours)) if has_value(ours, key, kind)]
@@ -59,7 +63,7 @@ def ignored_keys(row: dict[str, Any], form: str, columns: Mapping[str, str] | No
         found = [columns.get(key, key) for key in found if key in columns or key not in in_part]
     for key in lists:
         turns = decoded(ours[key], key)
-        if has_longer_turns(turns):
+        if isinstance(turns, list) and isinstance(turns[0], dict) and has_longer_turns(turns):
             name = columns.get(key, key) if columns else key
             found += [f"{name}[].{inner}" for inner in ignored_in_turns(turns)]
     return tuple(dict.fromkeys(map(shortened, found))) if found else ()
@@ -69,7 +73,7 @@ def used_keys(row: dict[str, Any], form: str) -> tuple[tuple[str, ...], tuple[st
     """The keys that a format has read of this very row where it has a choice, and those with messages."""
     if form == "messages":
         key = key_of_turns(row, "messages", "conversations")
-        return (key,), (key,)
+        return (key, *INSTRUCTIONS) if key == CONTENTS else (key,), (key,)
     if form == "sharegpt":
         key = key_of_turns(row, "conversations", "messages")
         return (key,), (key,)
@@ -80,6 +84,8 @@ def used_keys(row: dict[str, Any], form: str) -> tuple[tuple[str, ...], tuple[st
         return tuple(TOOLS) if has_schemas(row) else (), ()
     if form == "question-answer":
         pair = keys_of_pair(row)
+        if pair == ("input", "output") and is_response(row):
+            return READ_OF_RESPONSE, ()
         return (*pair, "input") if pair[0] == "instruction" else pair, ()
     return ("text" if "text" in row else "content",) if form == "text" else (), ()
 
@@ -96,13 +102,17 @@ def unread_keys(form: str, used: tuple[str, ...], keys: tuple[str, ...]) -> tupl
 
 
 @lru_cache(maxsize=1024)
-def unread_keys_of_turn(role: str, keys: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def unread_keys_of_turn(speaker: str, text: str, role: str | None, keys: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Those of a message's keys that are not read, each with its kind for `has_value`.
 
     Args:
-        role: empty for a sharegpt turn.
+        speaker, text: the keys of the message's speaker and of its text.
     """
-    read = READ_OF_MESSAGE.get(role, READ_OF_OTHER_MESSAGES) if role else READ_OF_SHAREGPT_TURN
+    if "role" not in keys and "from" not in keys:
+        own = READ_OF_PAIR
+    else:
+        own = READ_OF_ANSWER if role == "assistant" else READ_OF_RESULT if role == "tool" else frozenset()
+    read = READ_OF_ANY_MESSAGE | own | {speaker, text}
     return tuple((key, kind_of(key)) for key in keys if key not in read)
 
 
@@ -124,9 +134,12 @@ def ignored_in_turns(turns: Sequence[dict[str, Any]]) -> list[str]:
     """The keys of messages that have a value and are not read, each once."""
     found: dict[str, None] = {}
     for turn in turns:
-        for key, kind in unread_keys_of_turn(turn.get("role") or "", tuple(turn)) if len(turn) > 2 else ():
-            if key not in found and has_value(turn, key, kind):
-                found[key] = None
+        if len(turn) > 2:
+            speaker = speaker_key(turn, "role")
+            role = role_of(said) if isinstance(said := turn.get(speaker), str) else None
+            for key, kind in unread_keys_of_turn(speaker, text_key(turn, speaker), role, tuple(turn)):
+                if key not in found and has_value(turn, key, kind):
+                    found[key] = None
     return list(found)
 
 

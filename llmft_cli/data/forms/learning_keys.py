@@ -1,7 +1,7 @@
 """Keys that say what is learned: of a message, and of a whole row.
 
-`weight` is OpenAI's and Mistral's, `loss_weight` LLaMA-Factory's, `loss` and `loss_scale` are ms-swift's and XTuner's,
-`train` and `train_detail` axolotl's, `trainable` is Tinker's. An answer is learned whole or not at all.
+`weight` is OpenAI's and Mistral's, `loss_weight` LLaMA-Factory's, `loss` and `loss_scale` are ms-swift's, `train` and
+`train_detail` axolotl's, `trainable` is Tinker's, `output_with_loss` XTuner's. An answer is learned whole or not at all.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ LEARNED = (
     "do_train",
     "trainable",
     "is_trainable",
+    "output_with_loss",
 )
 # 1 or true: the answer is not learned.
 MASKED = ("masked", "is_masked")
@@ -64,6 +65,11 @@ def shown_value(value: Any) -> str:
 def message_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
     """Those of a message's keys that say whether it is learned."""
     return tuple(key for key in keys if key in MESSAGE_KEYS)
+
+
+def marks_of(turn: dict[str, Any]) -> dict[str, Any]:
+    """What a message or a pair of another shape says of learning, to be part of its turn."""
+    return {key: turn[key] for key in message_keys(tuple(turn))}
 
 
 def has_longer_turns(turns: Sequence[dict[str, Any]]) -> bool:
@@ -150,7 +156,7 @@ def spans_of(turn: dict[str, Any], key: str, place: str) -> bool | None:
     spans = turn[key]
     if not isinstance(spans, list):
         raise RowError(f"{place} is {type_name(spans)}, not a list of spans")
-    text = next((turn[name] for name in ("content", "value") if isinstance(turn.get(name), str)), "")
+    text = next((turn[name] for name in ("content", "value", "text", "message") if isinstance(turn.get(name), str)), "")
     if spans and not text:
         raise RowError(f"{place} has spans of a message that is not a text")
     learned = bytearray(len(text))

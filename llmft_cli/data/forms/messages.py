@@ -1,4 +1,4 @@
-"""Conversations turn by turn: OpenAI-style messages, sharegpt turns, and the valid order of roles.
+"""Conversations turn by turn: OpenAI-style messages and sharegpt turns.
 
 The common turn with only a role and a text has a fast path; a large file has millions of them.
 """
@@ -7,6 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from llmft_cli.data.forms.conversations.blocks import without_blocks
+from llmft_cli.data.forms.conversations.gemini import are_contents, openai_row
+from llmft_cli.data.forms.conversations.merging import with_parallel_calls
+from llmft_cli.data.forms.conversations.order import check_order
+from llmft_cli.data.forms.conversations.shapes import as_turns, other_key
+from llmft_cli.data.forms.conversations.speakers import (
+    CALLERS,
+    ROLES,
+    USUAL_TEXT_KEYS,
+    role_of,
+    speaker_key,
+    text_key,
+)
+from llmft_cli.data.forms.conversations.textual_calls import with_parsed_calls
 from llmft_cli.data.forms.examples import THINKING_KEYS, Conversation, Message, RowError
 from llmft_cli.data.forms.fields import (
     content_of,
@@ -22,57 +36,59 @@ from llmft_cli.data.forms.learning_keys import learned_messages
 from llmft_cli.data.forms.media_keys import refuse_media_in_turns
 from llmft_cli.data.forms.tool_calls import calls_in, calls_of, result_message, tools_of
 
-SPEAKERS = ("user", "assistant", "system")
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-    "function": "tool",
-}
-SHAREGPT_SPEAKERS = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "system": "system",
-}
-SHAREGPT_CALLS = ("function_call", "tool_call")
-SHAREGPT_RESULTS = ("observation", "function_response", "tool", "tool_response")
+# Speakers of turns that have a text and nothing else.
+PLAIN_SPEAKERS = {speaker: role for speaker, role in ROLES.items() if role != "tool"}
 
 
 def parse_messages(row: dict[str, Any]) -> Conversation:
-    """A row of OpenAI-style `messages` (possibly under `conversations`), with optional `tools` and `system`.
+    """A row of OpenAI-style `messages` (or under another usual key), with optional `tools` and `system`.
 
     Raises:
         RowError: a message is malformed or out of order.
     """
-    key = key_of_turns(row, "messages", "conversations")
-    turns = turns_of(row, key)
-    messages = messages_of(turns, key)
-    return conversation(row, messages, learned_messages(turns, messages, key))
+    return parse_turns(row, key_of_turns(row, "messages", "conversations"), "role")
 
 
 def parse_sharegpt(row: dict[str, Any]) -> Conversation:
-    """A row of sharegpt `conversations` (possibly under `messages`), with optional `tools` and `system`.
+    """A row of sharegpt `conversations` (or under another usual key), with optional `tools` and `system`.
 
     Raises:
         RowError: a turn is malformed or out of order.
     """
-    key = key_of_turns(row, "conversations", "messages")
-    turns = turns_of(row, key)
-    messages = [sharegpt_message(turn, number, key) for number, turn in enumerate(turns, 1)]
+    return parse_turns(row, key_of_turns(row, "conversations", "messages"), "from")
+
+
+def parse_turns(row: dict[str, Any], key: str, speaker: str) -> Conversation:
+    """A row's conversation.
+
+    Args:
+        speaker: the key of each turn's speaker in the row's format; others are known, too.
+    """
+    if (plain := plain_messages(row.get(key), speaker)) is not None:
+        return conversation(row, plain)
+    if are_contents(row.get(key)):
+        row = openai_row(row, key)
+    turns = turns_in(row, key)
+    messages = messages_of(turns, key, speaker)
     return conversation(row, messages, learned_messages(turns, messages, key))
 
 
+def turns_in(row: dict[str, Any], key: str) -> list[Any]:
+    """The turns of a conversation of any shape, one for each message.
+
+    Raises:
+        RowError: they are not a list, or none, or a content block is malformed.
+    """
+    return without_blocks(as_turns(turns_of(row, key), key), key)
+
+
 def key_of_turns(row: dict[str, Any], usual: str, other: str) -> str:
-    return other if not row.get(usual) and other in row else usual
+    """The key of a row's conversation: one of the two if it has a value, else one of `OTHER_KEYS`."""
+    if row.get(usual):
+        return usual
+    if row.get(other):
+        return other
+    return other_key(row) or (other if usual not in row and other in row else usual)
 
 
 def turns_of(row: dict[str, Any], key: str) -> list[Any]:
@@ -86,67 +102,68 @@ def turns_of(row: dict[str, Any], key: str) -> list[Any]:
         if key not in row:
             raise RowError(f"{key} is missing")
         turns = decoded(turns, key)
+        turns = as_turns(turns, key) if isinstance(turns, dict) else turns
     if not isinstance(turns, list) or not turns:
         raise RowError(f"{key} must be a list of messages, not {type_name(turns)}")
     refuse_media_in_turns(turns, key)
     return turns
 
 
-def messages_of(turns: list[Any], key: str) -> list[Message]:
-    """OpenAI-style messages, as chat templates expect them.
+def plain_messages(turns: Any, speaker: str) -> list[Message] | None:
+    """The messages of turns that have only a speaker and a text each; None if a turn has anything else."""
+    if type(turns) is not list or not turns:
+        return None
+    text = USUAL_TEXT_KEYS[speaker]
+    messages = []
+    for turn in turns:
+        if type(turn) is not dict or len(turn) != 2:
+            return None
+        said, content = turn.get(speaker), turn.get(text)
+        role = PLAIN_SPEAKERS.get(said) if type(said) is str else None
+        if role is None or type(content) is not str or not has_no_surrogates(content):
+            return None
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def messages_of(turns: list[Any], key: str, speaker: str = "role") -> list[Message]:
+    """Turns as the messages that chat templates expect, one for each.
 
     Args:
         key: the place of the list, for error messages.
+        speaker: the usual key of a turn's speaker.
 
     Raises:
         RowError: one is malformed.
     """
-    messages = []
-    for number, turn in enumerate(turns, 1):
-        if type(turn) is dict and len(turn) == 2:
-            role, content = turn.get("role"), turn.get("content")
-            if role in SPEAKERS and type(content) is str and has_no_surrogates(content):
-                messages.append({"role": role, "content": content})
-                continue
-        messages.append(message_of(turn, f"{key}[{number}]"))
-    return messages
+    plain = plain_messages(turns, speaker)
+    return plain or [message_of(turn, f"{key}[{number}]", speaker) for number, turn in enumerate(turns, 1)]
 
 
-def message_of(turn: Any, where: str) -> Message:
-    said = text_of(object_at(turn, where), "role", where)
-    role = ROLES.get(said)
+def message_of(turn: Any, where: str, usual_speaker: str) -> Message:
+    speaker = speaker_key(object_at(turn, where), usual_speaker)
+    key = text_key(turn, speaker)
+    said = text_of(turn, speaker, where)
+    if said in CALLERS:
+        if key not in turn:
+            raise RowError(f"{where}.{key} is missing")
+        return {"role": "assistant", "content": "", "tool_calls": calls_in(turn[key], f"{where}.{key}")}
+    role = role_of(said)
     if role is None:
-        raise RowError(f"{where} has the unknown role {shown(said)}")
+        what = "has the unknown role" if speaker == "role" else "is from the unknown speaker"
+        raise RowError(f"{where} {what} {shown(said)}")
     if role == "tool":
-        return result_message(turn, "content", where)
+        return result_message(turn, key, where)
     calls = calls_of(turn, where)
     thinking = (
-        {key: text for key in THINKING_KEYS if (text := optional_text_of(turn, key, where))} if role == "assistant" else {}
+        {name: text for name in THINKING_KEYS if (text := optional_text_of(turn, name, where))} if role == "assistant" else {}
     )
     if not calls:
-        return {"role": role, "content": content_of(turn, "content", where), **thinking}
+        return {"role": role, "content": content_of(turn, key, where), **thinking}
     if role != "assistant":
         raise RowError(f"{where} is from {said} and calls tools, but only the assistant can")
-    content = "" if turn.get("content") in (None, []) else content_of(turn, "content", where)
+    content = "" if turn.get(key) in (None, []) else content_of(turn, key, where)
     return {"role": role, "content": content, **thinking, "tool_calls": calls}
-
-
-def sharegpt_message(turn: Any, number: int, key: str) -> Message:
-    if type(turn) is dict:
-        speaker, value = turn.get("from"), turn.get("value")
-        if type(speaker) is str and speaker in SHAREGPT_SPEAKERS and type(value) is str and has_no_surrogates(value):
-            return {"role": SHAREGPT_SPEAKERS[speaker], "content": value}
-    where = f"{key}[{number}]"
-    speaker = text_of(object_at(turn, where), "from", where)
-    if speaker in SHAREGPT_CALLS:
-        if "value" not in turn:
-            raise RowError(f"{where}.value is missing")
-        return {"role": "assistant", "content": "", "tool_calls": calls_in(turn["value"], f"{where}.value")}
-    if speaker in SHAREGPT_RESULTS:
-        return result_message(turn, "value", where)
-    if speaker not in SHAREGPT_SPEAKERS:
-        raise RowError(f"{where} is from the unknown speaker {shown(speaker)}")
-    return {"role": SHAREGPT_SPEAKERS[speaker], "content": text_of(turn, "value", where)}
 
 
 def conversation(
@@ -164,48 +181,32 @@ def conversation(
     system = system_message_of(row)
     if system and system[0] != messages[0]:
         messages = system + messages
+        learned = learned and [False, *learned]
+    parsed = None
+    if any(message["role"] == "tool" or "tool_calls" in message for message in messages):
+        messages, learned = with_parallel_calls(messages, learned)
+        parsed = with_parsed_calls(messages, learned)
     check_order(messages)
     tools = tools_of(row) if with_tools else None
-    if learned is None:
-        return Conversation(messages, tools)
-    if not any(learned):
+    if learned is not None and not any(learned):
         raise RowError("every answer is excluded from training")
-    return Conversation(messages, tools, (*[False] * (len(messages) - len(learned)), *learned))
+    example = Conversation(messages, tools, tuple_of(learned))
+    if parsed is None:
+        return example
+    messages, learned = parsed
+    return Conversation(messages, tools, tuple_of(learned), as_text=example)
+
+
+def tuple_of(learned: list[bool] | None) -> tuple[bool, ...] | None:
+    return None if learned is None else tuple(learned)
 
 
 def system_message_of(row: dict[str, Any]) -> list[Message]:
-    """The row's system message outside its turns, as a list of one or none."""
-    text = optional_text_of(row, "system") or optional_text_of(row, "system_prompt")
-    return [{"role": "system", "content": text}] if text else []
-
-
-def check_order(messages: list[Message]) -> None:
-    """Check the order: an optional system message, then user and assistant in turn, the assistant last.
-
-    An assistant message with tool calls is followed by their results, at most one per call.
-
-    Raises:
-        RowError: a message is out of order or empty, or the last is not the assistant's.
-    """
-    last = messages[-1]["role"]
-    if last != "assistant" and not any(message["role"] == "assistant" for message in messages):
-        raise RowError("there is no assistant turn to learn from")
-    expected = "user"
-    results_due: int | None = None
-    for position, message in enumerate(messages, 1):
-        role = message["role"]
-        if role == "tool" and results_due is not None:
-            if results_due == 0:
-                raise RowError(f"message {position} is from tool, but every tool call already has a result")
-            results_due -= 1
-            expected = "assistant"
-        elif role == expected:
-            calls = message.get("tool_calls")
-            if not calls and (not (content := message["content"]) or content.isspace()):
-                raise RowError(f"message {position} ({role}) is empty")
-            results_due = len(calls) if calls else None
-            expected = "assistant" if role == "user" else "tool" if calls else "user"
-        elif position > 1 or role != "system":
-            raise RowError(f"message {position} is from {role}; expected {expected}")
-    if last != "assistant":
-        raise RowError(f"the last message is from {last}, with no answer to learn from")
+    """The row's system message outside its turns, a text or a list of text parts, as a list of one or none."""
+    for key in ("system", "system_prompt"):
+        value = row.get(key)
+        if value:
+            text = content_of(row, key, "") if type(value) is list else optional_text_of(row, key)
+            if text.strip():
+                return [{"role": "system", "content": text}]
+    return []

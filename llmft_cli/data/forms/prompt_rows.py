@@ -10,8 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from llmft_cli.data.forms.conversations.gemini import are_contents, openai_row
+from llmft_cli.data.forms.conversations.merging import merged
+from llmft_cli.data.forms.conversations.shapes import is_list_of_turns, other_key
 from llmft_cli.data.forms.examples import Conversation, Message, RowError
-from llmft_cli.data.forms.fields import shown, type_name, valid_text
+from llmft_cli.data.forms.fields import shown, shown_keys, type_name, valid_text
 from llmft_cli.data.forms.flat_forms import (
     QUESTIONS_AND_ANSWERS,
     USUAL_ANSWERS,
@@ -21,7 +24,7 @@ from llmft_cli.data.forms.flat_forms import (
     parse_question_answer,
 )
 from llmft_cli.data.forms.media_keys import media_keys, refuse_media
-from llmft_cli.data.forms.messages import conversation, messages_of, sharegpt_message, turns_of
+from llmft_cli.data.forms.messages import conversation, messages_of, turns_in
 
 CONVERSATIONS = ("messages", "conversations")
 # The keys of a prompt in texts; the first that a row has is used.
@@ -32,6 +35,8 @@ ANSWERS = ("answer", "answers", "completion", "output", "response", "target", "l
 LAST_MESSAGE = "the last message"
 # Stands for the answer while the prompt is read as a training row.
 SOME_ANSWER = "an answer"
+# Who the last message of a prompt may be from.
+ASKING = ("user", "tool")
 # Integers above are not exact as floats.
 LARGEST_EXACT = 2**53
 
@@ -51,18 +56,25 @@ class PromptRow:
     choices: list[str]
 
 
-def parse_prompt(row: Any) -> PromptRow:
+def parse_prompt(row: Any, merge_turns: bool = False) -> PromptRow:
     """A row of a prompt file.
+
+    Args:
+        merge_turns: whether to join neighbouring messages of the same role.
 
     Raises:
         RowError: it has no prompt, or a picture or other medium, the prompt or the answer is malformed, or the
             expected answer is ambiguous.
     """
+    if isinstance(row, list) and is_list_of_turns(row):
+        row = {"messages": row}
     if not isinstance(row, dict):
         raise RowError(f"a prompt must be an object, not {type_name(row)}")
     refuse_media(row, media_keys(tuple(row)))
     key = prompt_key(row)
-    messages, last = messages_of_conversation(row, key) if key in CONVERSATIONS else (messages_of_question(row, key), None)
+    messages, last = (messages_of_question(row, key), None) if key in QUESTIONS else messages_of_conversation(row, key)
+    if merge_turns:
+        messages = merged(Conversation(messages)).messages
     if row.get("tools") or row.get("functions"):
         raise RowError("the prompt has tools, which eval does not support")
     expected, answer_key = expected_of(row, last)
@@ -79,26 +91,39 @@ def prompt_key(row: dict[str, Any]) -> str:
     for name in ("conversations", *QUESTIONS):
         if row.get(name) is not None:
             return name
+    if key := other_key(row):
+        return key
     present = next((name for name in ("conversations", *QUESTIONS) if name in row), None)
     if present:
         raise RowError(f"{present} is null, and there is no other prompt")
-    keys = ", ".join(map(repr, row))
-    raise RowError(f"there is no prompt among the keys {keys}" if keys else "the object is empty")
+    raise RowError(f"there is no prompt among the keys {shown_keys(row)}" if row else "the object is empty")
 
 
 def messages_of_conversation(row: dict[str, Any], key: str) -> tuple[list[Message], str | None]:
     """The messages up to the last one of the user, and the answer after them if there is one."""
-    turns = turns_of(row, key)
-    if isinstance(turns[0], dict) and turns[0].get("role") is None and turns[0].get("from") is not None:
-        messages = [sharegpt_message(turn, number, key) for number, turn in enumerate(turns, 1)]
-    else:
-        messages = messages_of(turns, key)
+    if are_contents(row.get(key)):
+        row = openai_row(row, key)
+    turns = turns_in(row, key)
+    of_sharegpt = isinstance(turns[0], dict) and turns[0].get("role") is None and turns[0].get("from") is not None
+    messages = messages_of(turns, key, "from" if of_sharegpt else "role")
     *before, last = messages
     if last["role"] == "assistant" and before:
         if "tool_calls" in last:
             raise RowError("the last message calls tools, which eval does not support")
-        return conversation(row, messages, with_tools=False).messages[:-1], last["content"]
-    return conversation(row, [*messages, assistant(SOME_ANSWER)], with_tools=False).messages[:-1], None
+        return asked(conversation(row, messages, with_tools=False)), last["content"]
+    return asked(conversation(row, [*messages, assistant(SOME_ANSWER)], with_tools=False)), None
+
+
+def asked(whole: Conversation) -> list[Message]:
+    """The messages before the last answer.
+
+    Raises:
+        RowError: the last of them asks for no answer.
+    """
+    messages = whole.messages[:-1]
+    if messages[-1]["role"] not in ASKING:
+        raise RowError(f"message {len(messages)} is from {messages[-1]['role']}; a prompt ends with the user's")
+    return messages
 
 
 def messages_of_question(row: dict[str, Any], key: str) -> list[Message]:
@@ -110,8 +135,8 @@ def messages_of_question(row: dict[str, Any], key: str) -> list[Message]:
     }
     answer = next((name for name in ANSWERS if (key, name) in parsers and row.get(name) is not None), USUAL_ANSWERS[key])
     surplus = {*QUESTIONS, *CONVERSATIONS, *ANSWERS} - {key, "input"}
-    asked = {name: cell for name, cell in row.items() if name not in surplus}
-    return parsers[key, answer]({**asked, answer: SOME_ANSWER}).messages[:-1]
+    others = {name: cell for name, cell in row.items() if name not in surplus}
+    return asked(parsers[key, answer]({**others, answer: SOME_ANSWER}))
 
 
 def candidates(row: dict[str, Any], last: str | None) -> dict[str, Any]:

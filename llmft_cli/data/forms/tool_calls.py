@@ -49,6 +49,10 @@ def schema_of(value: Any, where: str) -> dict[str, Any]:
         if "name" not in tool:
             raise RowError(f"{where} has no function name")
         name_of(tool, where)
+        if "parameters" not in tool and "input_schema" in tool:  # as Anthropic has it
+            tool["parameters"] = tool.pop("input_schema")
+        if tool.get("type") == "function":  # as OpenAI's Responses have it
+            del tool["type"]
         return {"type": "function", "function": tool}
     name_of(object_at(tool["function"], f"{where}.function"), f"{where}.function")
     return {"type": "function", **tool}
@@ -100,7 +104,8 @@ def call_of(value: Any, where: str) -> dict[str, Any]:
     else:
         raise RowError(f"{where} has no function name")
     identifier = {} if call.get("id") is None else {"id": text_of(call, "id", where)}
-    name, arguments = name_of(function, place), arguments_of(function, f"{place}.arguments")
+    key = "arguments" if function.get("arguments") is not None or "parameters" not in function else "parameters"
+    name, arguments = name_of(function, place), arguments_of(function.get(key), f"{place}.{key}")
     return {**identifier, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
@@ -111,12 +116,15 @@ def name_of(function: dict[str, Any], where: str) -> str:
     return name
 
 
-def arguments_of(function: dict[str, Any], where: str) -> dict[str, Any]:
-    """A call's arguments as an object: chat templates would escape the quotes of a JSON text."""
-    value = function.get("arguments")
+def arguments_of(value: Any, where: str) -> dict[str, Any]:
+    """A call's arguments as an object: chat templates would escape the quotes of a JSON text.
+
+    Some datasets encode them twice, as the JSON text of a JSON text.
+    """
     if value is None:
         return {}
     arguments = from_json(value, where) if isinstance(value, str) else without_nulls(value, where)
+    arguments = decoded(arguments, where)
     if not isinstance(arguments, dict):
         raise RowError(f"{where} is {type_name(arguments)}, not an object")
     to_json(arguments, where)
@@ -124,13 +132,13 @@ def arguments_of(function: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def result_message(turn: dict[str, Any], key: str, where: str) -> Message:
-    """A tool's result, the text at `key`; lists and objects become JSON text.
+    """A tool's result, the text at `key`; any other value becomes JSON text.
 
     Raises:
         RowError: there is no result, or it has a lone surrogate.
     """
     value = turn.get(key)
-    if isinstance(value, (list, dict)) and not is_text_parts(value):
+    if isinstance(value, (list, dict, bool, int, float)) and not is_text_parts(value):
         text = to_json(value, f"{where}.{key}")
     else:
         text = content_of(turn, key, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 
@@ -18,7 +19,7 @@ def check_names(where: str, names: Sequence[str]) -> None:
         DataError: two do.
     """
     if repeated := next((name for name in names if names.count(name) > 1), None):
-        raise DataError(f"{where}: the column {repeated!r} appears more than once")
+        raise DataError(f"{where}: the column {reprlib.repr(repeated)} appears more than once")
 
 
 def known_names(names: Sequence[str], given: Collection[str]) -> list[str]:

@@ -165,7 +165,8 @@ def wrapped_rows(text: JsonText, key: str) -> Iterator[Row | BadRow]:
             yield from array_rows(text)
         elif holds_rows(name, member(text)):
             raise DataError(
-                f"{text.source.name} holds rows under {key!r} and under {name!r}", "write each of them to a file of its own"
+                f"{text.source.name} holds rows under {reprlib.repr(key)} and under {reprlib.repr(name)}",
+                "write each of them to a file of its own",
             )
 
 

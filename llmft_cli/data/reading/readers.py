@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 from llmft_cli.base.errors import DataError, first_line
 from llmft_cli.base.network import hub_is_reachable
@@ -15,6 +16,7 @@ from llmft_cli.data.reading.encodings import Recognition, recognise
 from llmft_cli.data.reading.json_rows import read_json, read_jsonl
 from llmft_cli.data.reading.json_text import NOT_UTF_8
 from llmft_cli.data.reading.rows import UTF_8, BadRow, Row, Source, UndecodableText
+from llmft_cli.data.reading.sources import near_file
 from llmft_cli.data.reading.tables import read_arrow, read_parquet
 
 
@@ -129,7 +131,8 @@ def read_hub(name: str, split: str) -> Iterator[Row]:
 
     datasets.disable_progress_bars()
     if not hub_is_reachable():
-        raise DataError(f"there is no file {name}, and the Hub cannot be reached to look for a dataset of that name")
+        problem = f"there is no file {name}, and the Hub cannot be reached to look for a dataset of that name"
+        raise DataError(problem, near_file(Path(name)))
     try:
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # datasets raises a dozen unrelated classes for rows that cannot be loaded

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import atexit
+import difflib
 import os
 import re
+import shlex
 import shutil
 import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,10 +72,19 @@ def find_sources(names: Sequence[str], encoding: str = "") -> list[Source]:
         elif os.path.lexists(path):
             sources.append(file_source(name, path, encoding))
         elif suffix_and_compression(path)[0] in SUFFIXES or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
-            raise DataError(f"{shown(name)} does not exist")
+            raise DataError(f"{shown(name)} does not exist", near_file(path))
         else:
             sources.append(Source(name, None))
     return sources
+
+
+def near_file(path: Path) -> str:
+    """A question after a file beside this one with nearly its name; empty if there is none."""
+    with suppress(OSError):
+        files = {file.stem: file for file in path.parent.iterdir()}
+        near = difflib.get_close_matches(path.stem, files, n=1, cutoff=0.75)
+        return f"did you mean {shlex.quote(shown(str(files[near[0]])))}?" if near else ""
+    return ""
 
 
 def shown(name: str) -> str:

@@ -94,19 +94,22 @@ def verdict(report: Mapping[str, Any]) -> dict[str, str]:
 def outcomes(report: Mapping[str, Any]) -> list[tuple[str, int]]:
     """Counts of rows by outcome, without zeros."""
     rows = report["rows"]
+    policy = report["overlength"]["policy"]
+    dropped = 0 if policy == "drop" else report["overlength"].get("dropped", 0)
     overlength = {
         "drop": "too long, dropped",
         "truncate": "too long, truncated",
         "split": "too long, split",
         "error": "too long",
-    }[report["overlength"]["policy"]]
+    }[policy]
     all_outcomes = [
         ("read", rows["read"]),
         ("kept", rows["kept"]),
         ("rejected", rows["rejected"]),
         ("exact duplicates, dropped", rows["duplicates"]),
         ("near-duplicates, kept on the same side of the split", rows["near_duplicates"]),
-        (overlength, rows["overlength"]),
+        (overlength, rows["overlength"] - dropped),
+        ("too long, dropped without an answer left", dropped),
         ("documents split into several rows", report["documents_split"]),
     ]
     return [(outcome, count) for outcome, count in all_outcomes if count]

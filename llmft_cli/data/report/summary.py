@@ -40,7 +40,7 @@ class PrepareResult:
         answer_rows: the policy (`--rows-per-answer`), the conversations with several rows, and these rows.
         rejected_reasons: reason, count and the first places.
         sources: name, rows read, kept and rejected, and weight of each.
-        overlength: the policy, and the rows, tokens and ends of turn lost to it.
+        overlength: the policy, the rows that it applied to and dropped, and the tokens and ends of turn lost.
         checks: check, level (error, warning, note), count, meaning and examples (source, line, excerpt).
         template: hash of the chat template, and its end of turn.
         ignored_keys: key that its format does not read, rows with a value for it, and whether it is harmless.

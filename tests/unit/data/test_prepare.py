@@ -204,6 +204,19 @@ def test_a_text_of_one_token_is_rejected_not_lost(
     assert lines_of(run.data / "rejected.jsonl")[0]["reason"] == "the text is a single token, with nothing to learn"
 
 
+def test_every_reason_in_rejected_jsonl_is_short(run: RunDir, write: Any, do_prepare: Prepare, tmp_path: Path) -> None:
+    template = tmp_path / "strict.jinja"
+    template.write_text("{{ raise_exception('not this:\\n' + messages[0].content) if messages | length > 2 else 'a' }}")
+    talk = [{"role": "user", "content": 999 * "long "}, {"role": "assistant", "content": "a"}]
+    rows = [{"text": "A document."}, {"messages": 2 * talk}, {f"{999 * 'k'}{n}": 1 for n in range(99)}, '{"a": ' + 99 * "9e"]
+    rows.append('{"k": {"' + 999 * "k" + '": 1, "' + 999 * "k" + '": 1}}')
+    do_prepare(write(rows), chat_template=str(template), max_rejected=1)
+    reasons = [row["reason"] for row in lines_of(run.data / "rejected.jsonl")]
+    assert len(reasons) == 4
+    assert max(map(len, reasons)) <= 300
+    assert reasons[0].startswith("the chat template rejects this conversation: not this: ")
+
+
 def test_no_more_bad_rows_than_max_rejected(run: RunDir, write: Any, do_prepare: Prepare) -> None:
     data = write([*(chat(number) for number in range(9)), {"a": 1}])
     with pytest.raises(DataError) as caught:
@@ -477,6 +490,17 @@ def test_over_long_rows(policy: str, rows: int, losses: dict[str, int], run: Run
         ("overlength", 1)
     ]
     assert len(lines_of(run.data / "rejected.jsonl")) == (policy == "drop")
+
+
+def test_truncation_that_leaves_no_answer_drops_the_row(run: RunDir, write: Any, do_prepare: Prepare) -> None:
+    """It used to count as truncated, with a reason that did not say that the row was gone."""
+    long = {"prompt": "How many? " * 60, "completion": "none"}
+    result = do_prepare(write([chat(1), long]), max_seq_length=100, on_overlength="truncate", val_size=0)
+    assert (result.overlength["rows"], result.overlength["dropped"]) == (1, 1)
+    (row,) = lines_of(run.data / "rejected.jsonl")
+    assert row["reason"].endswith("more than --max-seq-length 100, and no answer is left (--on-overlength truncate)")
+    (found,) = [check for check in result.checks if check["check"] == "overlength"]
+    assert found["meaning"].endswith("truncated, without their end of turn; 1 of them dropped, with no answer left")
 
 
 def test_the_parts_of_a_row_stay_together_and_are_asked_once(run: RunDir, write: Any, do_prepare: Prepare) -> None:

@@ -12,7 +12,7 @@ import pytest
 from llmft_cli.base.errors import StageError
 from llmft_cli.data import store
 from llmft_cli.data.encoding.tokenising import Span
-from llmft_cli.data.forms.examples import Conversation, Document, Example
+from llmft_cli.data.forms.examples import Conversation, Document, Example, Message
 from llmft_cli.data.store import RowSpool, load_split, split_file, training_rows, write_json_lines, write_split
 
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "é"}]
@@ -44,6 +44,15 @@ def test_rows_come_back_as_they_were(spool: RowSpool) -> None:
 
 def test_only_answers_in_words_can_be_asked_for(spool: RowSpool) -> None:
     assert [spool.messages(row) for row in range(3)] == [TALK, None, None]
+
+
+@pytest.mark.parametrize("before", [[], [{"role": "system", "content": "s"}], TALK])
+def test_an_answer_that_follows_no_question_is_not_asked_for(before: list[Message], tmp_path: Path) -> None:
+    """`eval` would have refused the prompt, and with it all held-out rows."""
+    with RowSpool(tmp_path / "room") as spool:
+        append(spool, [1, 2], [(1, 2)], Conversation([*before, TALK[1]]))
+        spool.finish()
+        assert spool.messages(0) is None
 
 
 def test_a_split_holds_packed_rows(spool: RowSpool, tmp_path: Path) -> None:

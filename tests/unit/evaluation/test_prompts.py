@@ -144,3 +144,10 @@ def test_prompts_that_the_template_refuses_are_one_error_with_line(tmp_path: Pat
     message = f"{path} line 2 cannot be rendered: the chat template rejects this conversation: no system messages (and 1 more)"
     assert caught.value.message == message
     assert len(encode_prompts(encoder, [prompts[0], prompts[3]])) == 2
+
+
+def test_turns_of_a_prompt_are_merged_where_those_of_the_run_are(tmp_path: Path) -> None:
+    turn = {"role": "user", "content": "q"}
+    path = file_of(tmp_path, {"messages": [turn, turn], "expected": "a"})
+    (apart,), (merged,) = read_prompts(path, Silent()), read_prompts(path, Silent(), merge_turns=True)
+    assert (apart.messages, merged.messages) == ([turn, turn], [{**turn, "content": "q\n\nq"}])

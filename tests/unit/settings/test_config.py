@@ -301,7 +301,7 @@ def test_of_command_gives_the_settings_of_a_command() -> None:
     assert set(config.of_command(Config(), "prepare")) == {
         "model", "revision", "trust_remote_code", "chat_template", "format", "columns", "dataset_split", "max_seq_length",
         "on_overlength", "train_on", "packing", "val_size", "max_rejected", "weights", "max_rows", "near_duplicates", "strict",
-        "encoding", "seed", "rows_per_answer", "on_unrendered",
+        "encoding", "seed", "rows_per_answer", "on_unrendered", "merge_turns",
     }  # fmt: skip
 
 

@@ -107,6 +107,14 @@ def test_prepare_tells_what_over_length_rows_lost(policy: str, tokens_lost: int,
     assert rows(stages.prepare("runs/x", prepared(overlength=lost))[0])["too long"] == line
 
 
+def test_rows_without_an_answer_left_are_not_told_as_truncated() -> None:
+    lost = {"policy": "truncate", "rows": 3, "tokens_lost": 1200, "end_of_turns_lost": 3, "dropped": 2}
+    assert rows(stages.prepare("runs/x", prepared(overlength=lost))[0])["too long"] == (
+        "1 truncated, 2 dropped without an answer left (see runs/x/data/rejected.jsonl), "
+        "which lost 1,200 tokens and 3 ends of turn"
+    )
+
+
 def test_prepare_shows_warnings_in_full_and_notes_shortly() -> None:
     checks = [
         found("email_addresses", "note", 1200),

@@ -145,3 +145,15 @@ def test_plain_conversations_can_be_learned_in_part(encoders: Any) -> None:
         assert special_ids(encoder.tokenizer, encoded.input_ids) == special_ids(
             encoder.tokenizer, one_row(encoder, talk(turns)).input_ids
         )
+
+
+def test_where_turns_begin_after_calls_and_answers(style: Style, tiny_tokenizer: Any) -> None:
+    tokenizer = tokenizer_for(style, tiny_tokenizer)
+    tokenizer.add_tokens(["<call>", "</call>"])
+    rendered = ConversationEncoder(tokenizer).rows(Conversation(MESSAGES, TOOLS)).rows[0]
+    starts = [(rendered.text[start:].lstrip(), by_user) for start, by_user in rendered.turn_starts]
+    user = "<|im_start|>user\n" if style is QWEN_TOOLS else "<|h|>user<|/h|>\n\n"
+    result = "<|im_start|>user\n<r>" if style is QWEN_TOOLS else "<|h|>tool<|/h|>\n\n"
+    assert [by_user for _, by_user in starts] == [False, True]
+    assert starts[0][0].startswith(result)
+    assert starts[1][0].startswith(f"{user}Thanks")

@@ -73,6 +73,8 @@ def preference(column: str) -> str:
         ),
         ({"messages": [USER, ANSWER], "system": "s"}, "messages", [SYSTEM, USER, ANSWER]),
         ({"messages": [SYSTEM, USER, ANSWER], "system": "s"}, "messages", [SYSTEM, USER, ANSWER]),
+        ({"messages": [SYSTEM, USER, ANSWER], "system": "t"}, "messages", [{**SYSTEM, "content": "t"}, SYSTEM, USER, ANSWER]),
+        ({"messages": [USER, ANSWER], "system": [{"type": "text", "text": "s"}]}, "messages", [SYSTEM, USER, ANSWER]),
         ({"messages": [USER, ANSWER], "chosen": [ANSWER], "rejected": [ANSWER]}, "messages", [USER, ANSWER]),
         (
             {"instruction": "q", "output": "a", "history": [["x", "y"]], "system": "s"},
@@ -95,6 +97,25 @@ def preference(column: str) -> str:
         ({"question": "q", "answer": "a"}, "question-answer", [USER, ANSWER]),
         ({"question": "q", "answer": ["a", "b"]}, "question-answer", [USER, ANSWER]),
         ({"question": "q", "answer": {"text": "a"}}, "question-answer", [USER, ANSWER]),
+        ({"question": "q", "answer": {"value": "é"}}, "question-answer", [USER, {**ANSWER, "content": '{"value": "é"}'}]),
+        ({"question": "q", "answers": {"text": [7]}}, "question-answer", [USER, {**ANSWER, "content": "7"}]),
+        ({"instruction": "q", "output": 4}, "alpaca", [USER, {**ANSWER, "content": "4"}]),
+        ({"instruction": "q", "output": 2.5}, "alpaca", [USER, {**ANSWER, "content": "2.5"}]),
+        ({"instruction": "q", "output": False}, "alpaca", [USER, {**ANSWER, "content": "false"}]),
+        (
+            {"instruction": "q", "output": {"city": "Rome", "sights": ["Forum"]}},
+            "alpaca",
+            [USER, {**ANSWER, "content": '{"city": "Rome", "sights": ["Forum"]}'}],
+        ),
+        (
+            {"input": "q", "output": [{"x": 1}, {"x": 2}]},
+            "question-answer",
+            [USER, {**ANSWER, "content": '[{"x": 1}, {"x": 2}]'}],
+        ),
+        ({"instruction": "q", "output": [{"role": "owner"}]}, "alpaca", [USER, {**ANSWER, "content": '[{"role": "owner"}]'}]),
+        ({"prompt": "q", "completion": {"x": 1}}, "prompt-completion", [USER, {**ANSWER, "content": '{"x": 1}'}]),
+        ({"prompt": [USER], "completion": 1}, "prompt-completion", [USER, {**ANSWER, "content": "1"}]),
+        ({"prompt": "q", "completion": ANSWER}, "prompt-completion", [USER, ANSWER]),
         (
             {"context": "c", "question": "q", "answers": {"text": ["a", "b"], "answer_start": [1, 2]}, "title": "t"},
             "question-answer",
@@ -143,6 +164,8 @@ def test_answers_within_a_prompt_are_not_learned() -> None:
     }
     expected = Conversation([SYSTEM, USER, ANSWER, USER, ANSWER, USER, ANSWER], None, (*[False] * 4, True, False, False))
     assert parse(row) == ("prompt-completion", expected)
+    expected = Conversation([USER, ANSWER, ANSWER], None, (False, False, True))
+    assert parse({"prompt": [USER, ANSWER], "completion": "a"}) == ("prompt-completion", expected)
 
 
 def test_every_form_of_the_setting_has_a_parser() -> None:
@@ -157,7 +180,9 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         (None, "a row must be an object, not null"),
         (True, "a row must be an object, not true/false"),
         ([], "a row must be an object, not an empty list"),
-        ([USER], "a row must be an object, not a list"),
+        ([USER], "there is no assistant turn to learn from"),
+        ([7], "a row must be an object, not a list"),
+        (["q", "a"], "a row must be an object, not a list"),
         ({}, "the object is empty"),
         ({"instruction": "q", "\ud800": 1}, "no known format has the keys 'instruction', '\\ud800'"),
         ({"messages": None}, "messages must be a list of messages, not null"),
@@ -184,13 +209,7 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         (messages(("user", "q"), ("assistant", None)), "messages[2].content is null, not text"),
         (messages(("user", "q")), "there is no assistant turn to learn from"),
         (messages(("system", "s")), "there is no assistant turn to learn from"),
-        (messages(("assistant", "a"), ("user", "q")), "message 1 is from assistant; expected user"),
-        (messages(("system", "s"), ("assistant", "a")), "message 2 is from assistant; expected user"),
-        (
-            messages(("system", "s"), ("system", "s"), ("user", "q"), ("assistant", "a")),
-            "message 2 is from system; expected user",
-        ),
-        (messages(("user", "q"), ("user", "q"), ("assistant", "a")), "message 2 is from user; expected assistant"),
+        (messages(("assistant", "a"), ("user", "q")), "the last message is from user, with no answer to learn from"),
         (messages(("system", "s"), ("user", " \n"), ("assistant", "a")), "message 2 (user) is empty"),
         (messages(("user", "q"), ("assistant", "")), "message 2 (assistant) is empty"),
         (
@@ -205,7 +224,6 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"instruction": "q", "input": 3, "output": "a"}, "input is a number, not text"),
         ({"instruction": "q", "output": None}, "output is null, not text"),
         ({"messages": [USER, ANSWER], "system": 7}, "system is a number, not text"),
-        ({"messages": [SYSTEM, USER, ANSWER], "system": "t"}, "message 2 is from system; expected user"),
         ({"instruction": "q", "output": "a", "history": "x"}, "history must be a list of questions and answers, not text"),
         ({"instruction": "q", "output": "a", "history": ["x"]}, "history[1] must be a question and its answer, not text"),
         (
@@ -227,14 +245,20 @@ def test_every_form_of_the_setting_has_a_parser() -> None:
         ({"prompt": {}, "completion": "a"}, "prompt is an object, not text"),
         ({"prompt": [USER], "completion": [{"role": "assistant"}]}, "completion[1].content is missing"),
         ({"prompt": [USER], "completion": [USER]}, "there is no assistant turn to learn from"),
-        ({"prompt": [USER, ANSWER], "completion": "a"}, "message 3 is from assistant; expected user"),
         ({"prompt": [USER], "completion": [{**ANSWER, "weight": 0}]}, "every answer is excluded from training"),
         ({"question": "q", "answer": None}, "answer is null, not text"),
         ({"question": ["q"], "answer": "a"}, "question is a list, not text"),
         ({"question": "q", "answer": []}, "answer is an empty list, with no answer to learn from"),
         ({"question": "q", "answers": {"text": []}}, "answers.text is an empty list, with no answer to learn from"),
-        ({"question": "q", "answers": {"value": "a"}}, "answers.text is missing"),
-        ({"question": "q", "answers": {"text": [{"text": 7}]}}, "answers.text[1].text is a number, not text"),
+        ({"question": "q", "answers": {"text": [{"text": None}]}}, "answers.text[1].text is null, not text"),
+        ({"instruction": "q", "output": ["a"]}, "output is a list, not text"),
+        ({"instruction": "q", "output": [ANSWER]}, "output is a list, not text"),
+        ({"instruction": "q", "output": float("nan")}, "output is a number, not text"),
+        (
+            {"prompt": "q", "completion": {"a": float("inf")}},
+            "completion cannot be written as JSON: it contains a non-finite number",
+        ),
+        ({"prompt": "q", "completion": {"role": "assistant", "content": 7}}, "completion.content is a number, not text"),
         ({"question": "q", "answer": [""]}, "message 2 (assistant) is empty"),
         ({"question": "q", "answer": ["\ud83d"]}, "answer[1] has a lone surrogate (\\ud83d)"),
         ({"question": "q", "answer": "a", "context": {"title": "t"}}, "context is an object, not text"),
@@ -285,3 +309,17 @@ def test_an_answer_that_is_marked_as_not_wanted_is_not_learned() -> None:
     with pytest.raises(RowError, match=r"^label is false: the answer is unwanted$"):
         parse(row)
     assert parse({**row, "label": True})[0] == "prompt-completion"
+
+
+def test_a_few_keys_of_many_are_named() -> None:
+    with pytest.raises(RowError) as caught:
+        parse({f"column {number}": "" for number in range(120)})
+    shown = ", ".join(f"'column {number}'" for number in range(8))
+    assert str(caught.value) == f"no known format has the keys {shown} and 112 more"
+
+
+def test_a_long_reason_is_shortened_in_the_middle() -> None:
+    reason = str(RowError("the template says\n" + 500 * "x" + "\nat the end"))
+    assert len(reason) == 300
+    assert reason.startswith("the template says xxx")
+    assert reason.endswith("xxx at the end")

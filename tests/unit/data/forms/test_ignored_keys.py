@@ -37,6 +37,12 @@ def ignored(row: dict[str, Any], columns: dict[str, str] | None = None) -> tuple
             {"conversations": [{"from": "human", "value": "q", "x": 1}, {"from": "gpt", "value": "a", "weight": 1}]},
             ("conversations[].x",),
         ),
+        (
+            {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}], "x": 1}]},
+            ("contents[].x",),
+        ),
+        ({"dialog": [{"input": "q", "output": "a", "weight": 1, "x": 1, "system": "s"}]}, ("dialog[].x",)),
+        ({"messages": [{**USER, "input": "x"}, ANSWER]}, ("messages[].input",)),
         ({"instruction": "q", "input": "", "output": "a", "text": "all", "history": []}, ("text",)),
         ({"prompt": "q", "completion": "a", "question": "q", "tools": "f"}, ("question", "tools")),
         ({"prompt": [USER], "completion": [{**ANSWER, "x": 1}], "tools": None}, ("completion[].x",)),

@@ -71,6 +71,31 @@ def test_every_spelling_includes_an_answer(mark: dict[str, Any]) -> None:
     assert trained_of(talk(USER, {**ANSWER, **mark}, USER, ANSWER)) == (False, True, False, True)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversation": [{"input": "q", "output": "a", "output_with_loss": False}, {"input": "q", "output": "a"}]},
+        {"dialog": [{"human": "q", "assistant": "a", "weight": 0}, {"human": "q", "assistant": "a", "weight": 1}]},
+        {
+            "contents": [
+                {"role": "user", "parts": [{"text": "q"}]},
+                {"role": "model", "parts": [{"text": "a"}], "weight": 0},
+                {"role": "user", "parts": [{"text": "q"}]},
+                {"role": "model", "parts": [{"text": "a"}]},
+            ]
+        },
+    ],
+)
+def test_marks_in_conversations_of_other_shapes(row: dict[str, Any]) -> None:
+    assert trained_of(row) == (False, False, False, True)
+
+
+def test_marks_in_responses() -> None:
+    asked = [USER, {"type": "message", **ANSWER}, USER]
+    answered = [{"type": "message", **ANSWER, "weight": 0}, USER, {"type": "message", **ANSWER}]
+    assert trained_of({"input": asked, "output": answered}) == (*[False] * 5, True)
+
+
 @pytest.mark.parametrize("unset", [None, "", "null", "nan", float("nan")])
 def test_a_key_without_a_value_says_nothing(unset: Any) -> None:
     assert trained_of(talk(USER, {**ANSWER, "loss": unset, "train_detail": None})) is None

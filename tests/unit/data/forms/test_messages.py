@@ -113,22 +113,17 @@ def test_a_call_may_be_marked() -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (talk(RESULT, ANSWER), "message 1 is from tool; expected user"),
-        (talk(USER, RESULT, ANSWER), "message 2 is from tool; expected assistant"),
-        (talk(USER, ANSWER, RESULT, ANSWER), "message 3 is from tool; expected user"),
-        (talk(SYSTEM, RESULT, ANSWER), "message 2 is from tool; expected user"),
-        (talk(USER, CALLS, USER, ANSWER), "message 3 is from user; expected tool"),
-        (talk(USER, CALLS, ANSWER), "message 3 is from assistant; expected tool"),
-        (talk(USER, CALLS, RESULT, USER, ANSWER), "message 4 is from user; expected assistant"),
-        (talk(USER, CALLS, SYSTEM, ANSWER), "message 3 is from system; expected tool"),
+        (talk(RESULT, ANSWER), "message 1 is from tool, with no call before it"),
+        (talk(USER, RESULT, ANSWER), "message 2 is from tool, with no call before it"),
+        (talk(USER, ANSWER, USER, RESULT, ANSWER), "message 4 is from tool, with no call before it"),
+        (talk(SYSTEM, RESULT, ANSWER), "message 2 is from tool, with no call before it"),
         (talk(USER, CALLS, RESULT, RESULT, ANSWER), "message 4 is from tool, but every tool call already has a result"),
         (talk(USER, CALLS, RESULT), "the last message is from tool, with no answer to learn from"),
         (talk(USER, CALLS, RESULT, {**ANSWER, "content": "\n"}), "message 4 (assistant) is empty"),
-        (talk(USER, {"role": "developer", "content": "s"}, ANSWER), "message 2 is from system; expected assistant"),
         (talk(USER, {**ANSWER, "role": "tool"}), "there is no assistant turn to learn from"),
     ],
 )
-def test_speakers_out_of_order(row: dict[str, Any], reason: str) -> None:
+def test_what_no_template_can_mean(row: dict[str, Any], reason: str) -> None:
     assert reason_of(row) == reason
 
 
@@ -150,7 +145,7 @@ def test_speakers_out_of_order(row: dict[str, Any], reason: str) -> None:
             {"from": "tool_call", "value": '{"name": "f", "arguments": "x"}'},
             "conversations[2].value.arguments is not valid JSON: Expecting value at character 1",
         ),
-        ({"from": "observation", "value": "x"}, "message 2 is from tool; expected assistant"),
+        ({"from": "observation", "value": "x"}, "message 2 is from tool, with no call before it"),
         ({"from": "observation"}, "conversations[2].value is missing"),
         ({"from": ["gpt"], "value": "x"}, "conversations[2].from is a list, not text"),
         ({"from": "gpt", "value": "\udc00"}, "conversations[2].value has a lone surrogate (\\udc00)"),

@@ -62,6 +62,10 @@ def test_prompts_under_their_common_names(row: dict[str, Any], messages: list[di
         {"input": "q", "output": "a"},
         {"messages": [SYSTEM, USER, ANSWER]},
         {"conversations": [HUMAN, GPT]},
+        {"dialog": ["q", "a"]},
+        {"conversation": [{"input": "q", "output": "a"}], "system": "s"},
+        {"contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}]},
+        [USER, ANSWER],
     ],
 )
 def test_a_training_row_is_a_prompt_with_its_own_tokens_and_answer(row: dict[str, Any]) -> None:
@@ -113,8 +117,8 @@ def test_an_answer_may_be_a_number_or_true_or_false_or_a_list_of_right_ones(valu
         ({"prompt": " "}, "message 1 (user) is empty"),
         ({"prompt": "\ud800"}, "prompt has a lone surrogate (\\ud800)"),
         ({"messages": None, "prompt": "q"}, "messages must be a list of messages, not null"),
-        ({"messages": [SYSTEM]}, "message 2 is from assistant; expected user"),
-        ({"messages": [ANSWER]}, "message 1 is from assistant; expected user"),
+        ({"messages": [SYSTEM]}, "message 1 is from system; a prompt ends with the user's"),
+        ({"messages": [ANSWER]}, "message 1 is from assistant; a prompt ends with the user's"),
         ({"prompt": "q", "tools": [{"name": "f"}]}, "the prompt has tools, which eval does not support"),
         ({"prompt": "q", "expected": []}, "expected is an empty list, with no right answer"),
         ({"prompt": "q", "expected": float("nan")}, "expected is nan, which is no answer"),
@@ -156,3 +160,11 @@ def test_what_is_left_aside_is_told() -> None:
     assert talk.choices == ["expected is used as the answer, and not the last message"]
     # Two names for the same answer are no choice.
     assert parse_prompt({"prompt": "q", "answer": "x", "target": "x"}).choices == []
+
+
+def test_turns_are_merged_as_in_training_rows() -> None:
+    turns = [USER, USER, ANSWER, ANSWER, USER]
+    assert parse_prompt({"messages": turns}).messages == turns
+    joined = [{**USER, "content": "q\n\nq"}, {**ANSWER, "content": "a\n\na"}, USER]
+    assert parse_prompt({"messages": turns}, merge_turns=True).messages == joined
+    assert parse_prompt({"messages": [*turns, ANSWER]}, merge_turns=True).messages == joined

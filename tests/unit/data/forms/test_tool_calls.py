@@ -30,6 +30,8 @@ SCHEMA = {
             {**CALLS, "tool_calls": [{**CALL, "id": None, "function": {"name": "f", "arguments": '{"x": null}'}}]},
             {**CALLS, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": None}}}]},
         ),
+        ({**CALLS, "tool_calls": [{"id": "1", "name": "f", "arguments": '"{\\"x\\": 1}"'}]}, CALLS),
+        ({**CALLS, "tool_calls": [{"id": "1", "name": "f", "parameters": {"x": 1}}]}, CALLS),
         (
             {**CALLS, "tool_calls": [{"function": {"name": "f"}}]},
             {**CALLS, "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]},
@@ -54,6 +56,10 @@ def test_calls_of_every_spelling(turn: Any, expected: Any) -> None:
         ({"role": "tool", "content": {"a": ["é", 1.5, None]}}, {"role": "tool", "content": '{"a": ["é", 1.5, null]}'}),
         ({"role": "tool", "content": [1, 2]}, {"role": "tool", "content": "[1, 2]"}),
         ({"role": "tool", "content": []}, {"role": "tool", "content": "[]"}),
+        ({"role": "tool", "content": {"speed": 4}}, {"role": "tool", "content": '{"speed": 4}'}),
+        ({"role": "tool", "content": 4}, {"role": "tool", "content": "4"}),
+        ({"role": "tool", "content": 0.5}, {"role": "tool", "content": "0.5"}),
+        ({"role": "tool", "content": True}, {"role": "tool", "content": "true"}),
         ({"role": "tool", "content": [{"type": "text", "text": "r"}]}, {"role": "tool", "content": "r"}),
         (
             {"role": "tool", "content": [{"type": "text", "text": "r"}, {"type": "file"}]},
@@ -78,6 +84,8 @@ def test_results_of_every_spelling(turn: Any, expected: Any) -> None:
             '{"type": "object", "properties": {"x": {"type": "integer"}}}}}]'
         },
         {"functions": [SCHEMA["function"]], "tools": None},
+        {"tools": [{"type": "function", **SCHEMA["function"]}]},  # type: ignore[dict-item]
+        {"tools": [{"name": "f", "input_schema": SCHEMA["function"]["parameters"]}]},  # type: ignore[index]
         {"functions": [SCHEMA["function"]], "tools": []},
     ],
 )
@@ -133,7 +141,11 @@ def called(**changes: Any) -> dict[str, Any]:
             f"{ARGUMENTS} is not valid JSON: Exceeds the limit (4300 digits) for integer string conversion",
         ),
         (called(arguments="[" * 100_000), f"{ARGUMENTS} is nested too deeply"),
-        (called(arguments='"{}"'), f"{ARGUMENTS} is text, not an object"),
+        (called(arguments='"x"'), f"{ARGUMENTS} is text, not an object"),
+        (
+            called(arguments='"{"'),
+            f"{ARGUMENTS} is not valid JSON: Expecting property name enclosed in double quotes at character 2",
+        ),
         (called(arguments=[1]), f"{ARGUMENTS} is a list, not an object"),
         (
             called(arguments={"x": float("nan")}),
@@ -168,7 +180,10 @@ def called(**changes: Any) -> dict[str, Any]:
         (talk(USER, {**CALLS, "content": 7}), "messages[2].content is a number, not text"),
         (talk(USER, CALLS, {"role": "tool"}, ANSWER), "messages[3].content is missing"),
         (talk(USER, CALLS, {"role": "tool", "content": None}, ANSWER), "messages[3].content is null, not text"),
-        (talk(USER, CALLS, {"role": "function", "content": 7}, ANSWER), "messages[3].content is a number, not text"),
+        (
+            talk(USER, CALLS, {"role": "function", "content": float("nan")}, ANSWER),
+            "messages[3].content cannot be written as JSON: it contains a non-finite number",
+        ),
         (talk(USER, CALLS, {**RESULT, "tool_call_id": 7}, ANSWER), "messages[3].tool_call_id is a number, not text"),
         (talk(USER, CALLS, {**RESULT, "name": []}, ANSWER), "messages[3].name is an empty list, not text"),
         (

@@ -362,3 +362,14 @@ print(sorted({"pyarrow", "datasets", "torch", "transformers", "numpy"} & set(sys
         [sys.executable, "-c", program, str(tmp_path / "a.jsonl")], capture_output=True, text=True, timeout=300
     )
     assert (shown.stdout, shown.stderr) == ("[]\n", "")
+
+
+def test_a_name_that_is_nearly_right_is_asked_after(tmp_path: Path) -> None:
+    (tmp_path / "my chats.jsonl").write_text("{}")
+    for name, hint in (("my chats.json", f"did you mean '{tmp_path / 'my chats.jsonl'}'?"), ("other.csv", "")):
+        with pytest.raises(DataError, match=r"does not exist$") as caught:
+            find_sources([str(tmp_path / name)])
+        assert caught.value.hint == hint
+    with pytest.raises(DataError, match=r"does not exist$") as caught:
+        find_sources([str(tmp_path / "nowhere" / "rows.jsonl")])
+    assert caught.value.hint == ""

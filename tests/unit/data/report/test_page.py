@@ -145,6 +145,14 @@ def test_over_length_rows_by_policy(policy: str, outcome: str) -> None:
     assert (f"too long, {outcome}", 2) in page.outcomes(report(overlength=lost))
 
 
+def test_truncated_rows_without_an_answer_are_dropped_rows() -> None:
+    lost = {"policy": "truncate", "rows": 2, "tokens_lost": 0, "end_of_turns_lost": 0, "dropped": 1}
+    assert page.outcomes(report(overlength=lost))[-3:-1] == [
+        ("too long, truncated", 1),
+        ("too long, dropped without an answer left", 1),
+    ]
+
+
 def test_sources_have_weights_where_any_is_given(tmp_path: Path) -> None:
     sources = [
         {"name": "a.jsonl", "read": 1200, "kept": 1100, "rejected": 12, "weight": 1.0},

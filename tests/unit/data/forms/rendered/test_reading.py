@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.forms.formats import Conversation, Document, parse
-from llmft_cli.data.forms.rendered_text import read_rendered, read_rendered_pair
+from llmft_cli.data.forms.rendered.reading import read_rendered, read_rendered_pair
 
 SYSTEM = {"role": "system", "content": "s"}
 CHAT = [

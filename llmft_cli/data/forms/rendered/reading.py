@@ -12,7 +12,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from llmft_cli.data.forms.examples import Message
-from llmft_cli.data.forms.template_styles import BEGINS, STYLES, THINKING, Style, Turn
+from llmft_cli.data.forms.rendered.additions import THINKING, Turn
+from llmft_cli.data.forms.rendered.styles import BEGINS, STYLES, Style
 
 # What a rendered text begins with: nearly all other texts are told apart here.
 OPENING = re.compile(

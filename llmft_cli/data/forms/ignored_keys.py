@@ -9,7 +9,7 @@ from typing import Any
 from llmft_cli.data.forms.columns import renamed
 from llmft_cli.data.forms.conversations.gemini import CONTENTS, INSTRUCTIONS
 from llmft_cli.data.forms.conversations.responses import is_response
-from llmft_cli.data.forms.conversations.shapes import PAIRS
+from llmft_cli.data.forms.conversations.shapes import PAIRS, as_turns
 from llmft_cli.data.forms.conversations.speakers import role_of, speaker_key, text_key
 from llmft_cli.data.forms.examples import THINKING_KEYS
 from llmft_cli.data.forms.fields import decoded
@@ -63,6 +63,7 @@ def ignored_keys(row: dict[str, Any] | list[Any], form: str, columns: Mapping[st
         found = [columns.get(key, key) for key in found if key in columns or key not in in_part]
     for key in lists:
         turns = decoded(ours[key], key)
+        turns = as_turns(turns, key) if isinstance(turns, dict) else turns  # an object with a list for each key
         if isinstance(turns, list) and isinstance(turns[0], dict) and has_longer_turns(turns):
             name = columns.get(key, key) if columns else key
             found += [f"{name}[].{inner}" for inner in ignored_in_turns(turns)]

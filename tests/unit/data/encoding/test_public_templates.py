@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,9 @@ def test_the_table_in_the_docs(tokenizers: dict[str, Any]) -> None:
     short = {reason: f"refused ({number})" for number, reason in enumerate(reasons, 1)}
     lines = ["| | " + " | ".join(KINDS) + " |", "|---" * (len(KINDS) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(short.get(cell, cell) for cell in row.values()) + " |" for name, row in table.items()]
-    lines += ["", *(f"{number}. The template {reason.removeprefix('refused: ')}." for number, reason in enumerate(reasons, 1))]
+    for number, reason in enumerate(reasons, 1):
+        note = f"{number}. The template {reason.removeprefix('refused: ').rstrip('.')}."
+        lines += ["", *textwrap.wrap(note, 100, subsequent_indent="   ", break_on_hyphens=False)]
     text = TABLE.read_text(encoding="utf-8")
     start, end = "<!-- templates: begin -->\n", "<!-- templates: end -->\n"
     before, after = text.split(start)[0], text.split(end)[1]

@@ -83,3 +83,36 @@ def test_the_keys_of_each_format_are_known() -> None:
 def test_a_row_of_two_key_messages_costs_no_look_at_its_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ignoring, "unread_keys_of_turn", lambda *_: pytest.fail("looked"))
     assert ignored(talk(USER, ANSWER)) == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "ignored"),
+    [
+        ({"conversations": ["q", "a"]}, ()),
+        (talk(USER, {**CALLS, "role": "model"}, {**RESULT, "role": "tool_response"}, ANSWER), ()),
+        ({"id": "7", "data": ["q", "a"]}, ("id",)),
+        ({"conversation": [{"input": "q", "output": "a"}], "source": "x"}, ("source",)),
+        ({"messages": {"role": ["user", "assistant"], "content": ["q", "a"]}}, ()),
+        ({"messages": {"role": ["user", "assistant"], "content": ["q", "a"], "mood": ["m", None]}}, ("messages[].mood",)),
+        ({"chat": [{"from": "human", "text": "q", "x": 1}, {"from": "gpt", "text": "a", "value": None}]}, ("chat[].x",)),
+        (
+            {
+                "contents": [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}],
+                "systemInstruction": "s",
+                "model": "g",
+            },
+            ("model",),
+        ),
+        (
+            {
+                "instructions": "s",
+                "input": "q",
+                "output": [{"type": "message", "role": "assistant", "content": "a"}],
+                "model": "g",
+            },
+            ("model",),
+        ),
+    ],
+)
+def test_other_shapes_of_conversations_have_their_own_keys(row: dict[str, Any], ignored: tuple[str, ...]) -> None:
+    assert ignored_keys(row, parse(row)[0]) == ignored

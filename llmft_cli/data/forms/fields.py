@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from llmft_cli.data.forms.examples import RowError
 from llmft_cli.data.forms.media_keys import refuse_media_part
-from llmft_cli.data.forms.python_literals import NoLiteral, from_python
+from llmft_cli.data.reading.python_literals import NoLiteral, from_python
 
 # A list or an object; numpy prints some lists as `array([...])`.
 BEGINS_VALUE = re.compile(r"\s*(?:array\()?[\[{]")

@@ -7,11 +7,13 @@ from dataclasses import replace
 from llmft_cli.base.errors import DataError
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.reading.compression import UTF_8_BOM
+from llmft_cli.data.reading.encodings import recognise
 from llmft_cli.data.reading.json_rows import read_json, read_jsonl
-from llmft_cli.data.reading.rows import BadRow, Row, Source
+from llmft_cli.data.reading.rows import UTF_8, BadRow, Row, Source, UndecodableText
 from llmft_cli.data.reading.sources import read_head
 
 TEXT_SUFFIXES = (".txt", ".md")
+FOUND = {".jsonl": "JSON Lines", ".json": "a JSON array"}
 
 
 def with_json_suffix(source: Source, reporter: Reporter) -> Source:
@@ -22,15 +24,29 @@ def with_json_suffix(source: Source, reporter: Reporter) -> Source:
     """
     if source.path is None or source.suffix not in TEXT_SUFFIXES:
         return source
-    beginning = read_head(source).removeprefix(UTF_8_BOM).lstrip()
-    if beginning.startswith(b"{") and is_json_lines(source):
-        found, suffix = "JSON Lines", ".jsonl"
-    elif beginning.startswith(b"[") and is_array(source):
-        found, suffix = "a JSON array", ".json"
-    else:
+    try:
+        suffix = suffix_of_rows(source)
+    except UndecodableText:
+        if source.encoding:
+            raise
+        suffix = suffix_of_rows(replace(source, encoding=recognise(source).encoding or UTF_8))
+    if not suffix:
         return source
-    reporter.note(f"{source.name} is {found}, read as rows (--format text reads it as one document)")
+    reporter.note(f"{source.name} is {FOUND[suffix]}, read as rows (--format text reads it as one document)")
     return replace(source, suffix=suffix)
+
+
+def suffix_of_rows(source: Source) -> str:
+    """The type of the rows that a text is; empty if it is none.
+
+    Raises:
+        UndecodableText: it is not UTF-8, and nothing says that it is.
+        DataError: as `is_json_lines`.
+    """
+    beginning = read_head(source).removeprefix(UTF_8_BOM).lstrip()
+    if beginning.startswith(b"{"):
+        return ".jsonl" if is_json_lines(source) else ""
+    return ".json" if beginning.startswith(b"[") and is_array(source) else ""
 
 
 def is_json_lines(source: Source) -> bool:
@@ -64,6 +80,10 @@ def is_array(source: Source) -> bool:
             if not is_object(row):
                 return False
             rows += 1
+    except UndecodableText:
+        if not source.encoding:
+            raise
+        return False
     except DataError:
         return False
     return rows > 0

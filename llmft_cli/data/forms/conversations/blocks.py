@@ -39,7 +39,7 @@ def has_blocks(turn: dict[str, Any]) -> bool:
     return (
         type(content) is list
         and turn.get("role") in ("user", "assistant", "system", "developer")
-        and any(isinstance(part, dict) and part.get("type") in BLOCKS for part in content)
+        and any(isinstance(part, dict) and str(part.get("type")) in BLOCKS for part in content)
     )
 
 

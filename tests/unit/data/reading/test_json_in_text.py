@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from llmft_cli.base.errors import DataError
 from llmft_cli.base.reporter import Silent
 from llmft_cli.data.reading.json_in_text import with_json_suffix
 from llmft_cli.data.reading.readers import read
-from llmft_cli.data.reading.rows import Source
+from llmft_cli.data.reading.rows import Row, Source
 from llmft_cli.data.reading.sources import find_sources
 
 ROWS = '{"text": "a"}\n{"text": "b"}\n'
@@ -88,3 +89,24 @@ def test_other_files_are_not_looked_at(tmp_path: Path) -> None:
     assert (source.suffix, told) == (".json", [])
     hub = Source("own/set", None)
     assert with_json_suffix(hub, Silent()) is hub
+
+
+def test_rows_in_a_text_file_of_another_encoding(tmp_path: Path) -> None:
+    """A text file with JSON rows in GBK used to end in the error of its first line."""
+    rows = [
+        {"prompt": f"\u4ec0\u4e48\u662f\u5b66\u4e60{number}", "completion": "\u5b66\u4e60\u662f\u4e00\u4e2a\u5206\u652f"}
+        for number in range(9)
+    ]
+    for suffix, text in (
+        (".jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)),
+        (".json", json.dumps(rows, ensure_ascii=False)),
+    ):
+        path = tmp_path / "rows.txt"
+        path.write_bytes(text.encode("gbk"))
+        (source,) = find_sources([str(path)])
+        found = with_json_suffix(source, Silent())
+        assert found.suffix == suffix
+        assert [row.value for row in read(found, "train") if isinstance(row, Row)] == rows
+    path.write_bytes("Gr\u00fc\u00dfe\n{".encode("cp1252"))
+    (source,) = find_sources([str(path)])
+    assert with_json_suffix(source, Silent()) is source

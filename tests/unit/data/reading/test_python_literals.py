@@ -11,7 +11,7 @@ import pytest
 from llmft_cli.data.forms.examples import Conversation, RowError
 from llmft_cli.data.forms.fields import decoded
 from llmft_cli.data.forms.formats import parse
-from llmft_cli.data.forms.python_literals import MOST_CHARACTERS
+from llmft_cli.data.reading.python_literals import MOST_CHARACTERS
 
 TURNS = [{"role": "user", "content": "It's ] 'x' ... nan array( \"q\"\n\\d"}, {"role": "assistant", "content": "a 'b' 'c'"}]
 
@@ -72,3 +72,10 @@ def test_other_texts_are_refused(text: str, reason: str) -> None:
     with pytest.raises(RowError) as caught:
         decoded(text, "messages")
     assert str(caught.value) == reason
+
+
+def test_a_part_whose_type_is_a_list_is_refused() -> None:
+    """A type that cannot be looked up used to end prepare."""
+    row = {"messages": str([{"role": "user", "content": [{"type": ["text"], "text": "q"}]}, TURNS[1]])}
+    with pytest.raises(RowError, match=r"^messages\[1\]\.content\[1\] has the type a list"):
+        parse(row)

@@ -8,6 +8,7 @@ a template depends on the contents or renders tool calls, each answer is rendere
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from llmft_cli.data.encoding.answer_rows import AUTO, answer_rows
@@ -15,9 +16,10 @@ from llmft_cli.data.encoding.answers_by_prompt import AnswersByPrompt, refuse_sp
 from llmft_cli.data.encoding.left_out import PART_OF, TOOLS, left_out
 from llmft_cli.data.encoding.rendered import Ending, RenderedExample, RenderedRow
 from llmft_cli.data.encoding.renderer import Renderer
-from llmft_cli.data.encoding.template_skeleton import TemplateSkeleton, introductions_of
+from llmft_cli.data.encoding.template_skeleton import PLACEHOLDERS, TemplateSkeleton, introductions_of
 from llmft_cli.data.encoding.tokenising import Tokeniser
 from llmft_cli.data.forms.examples import THINKING_KEYS, Conversation, Message, RowError
+from llmft_cli.data.forms.tool_calls import with_call_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,6 +73,16 @@ class ChatTemplate:
             RowError: the template rejects the conversation, an answer cannot be found in the rendered text or has no end
                 of turn, or the template leaves out something and such conversations are refused.
         """
+        try:
+            return self._rows(conversation, learned)
+        except RowError:
+            # Mistral's templates demand ids of calls, which many formats do not have.
+            with suppress(RowError):
+                if identified := with_call_ids(conversation):
+                    return self._rows(identified, learned)
+            raise
+
+    def _rows(self, conversation: Conversation, learned: Sequence[int] | None) -> RenderedExample:
         rendered = None if depends_on_contents(conversation) else self._by_skeletons(conversation, learned)
         rendered = rendered or self._by_prompts(conversation, learned)
         if self._on_unrendered == REJECT:
@@ -82,8 +94,15 @@ class ChatTemplate:
         messages = conversation.messages
         roles = roles_of(messages)
         rows = []
-        for count, answers in self._rows_by_roles(roles, learned):
-            skeleton = self._skeleton(roles[:count], False)
+        try:
+            places = [
+                (count, answers, self._skeleton(roles[:count], False)) for count, answers in self._rows_by_roles(roles, learned)
+            ]
+        except RowError as error:
+            if PLACEHOLDERS.search(str(error)):  # the template quotes a message in its reason
+                return None
+            raise
+        for count, answers, skeleton in places:
             text = self.renderer.whole(messages[:count])
             row = skeleton.locate(conversation, text, None if learned is None else answers)
             if row is None or len(skeleton.order) < count:

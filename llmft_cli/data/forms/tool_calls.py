@@ -6,9 +6,10 @@ schemas and calls, with a call's arguments as an object.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from llmft_cli.data.forms.examples import Message, RowError
+from llmft_cli.data.forms.examples import Conversation, Message, RowError
 from llmft_cli.data.forms.fields import (
     content_of,
     decoded,
@@ -20,6 +21,8 @@ from llmft_cli.data.forms.fields import (
     type_name,
     without_nulls,
 )
+
+CALL_ID = "call{:05}"
 
 
 def tools_of(row: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -153,3 +156,28 @@ def is_text_parts(value: Any) -> bool:
     return (
         isinstance(value, list) and bool(value) and all(isinstance(part, dict) and part.get("type") == "text" for part in value)
     )
+
+
+def with_call_ids(conversation: Conversation) -> Conversation | None:
+    """A conversation whose calls and results have ids, in order; None if a call or a result has one, or there are no calls.
+
+    The ids have nine letters and digits, as Mistral's templates demand.
+    """
+    called = [call for message in conversation.messages for call in message.get("tool_calls", ())]
+    if (
+        not called
+        or any("id" in call for call in called)
+        or any("tool_call_id" in message for message in conversation.messages)
+    ):
+        return None
+    messages, made, answered = [], 0, 0
+    for message in conversation.messages:
+        if "tool_calls" in message:
+            calls = [{**call, "id": CALL_ID.format(made + number)} for number, call in enumerate(message["tool_calls"])]
+            made, answered = made + len(calls), made
+            message = {**message, "tool_calls": calls}
+        elif message["role"] == "tool":
+            message = {**message, "tool_call_id": CALL_ID.format(answered)}
+            answered += 1
+        messages.append(message)
+    return replace(conversation, messages=messages)

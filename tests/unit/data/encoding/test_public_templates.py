@@ -301,3 +301,22 @@ def test_a_second_answer_in_a_row_is_learned_without_its_header(tokenizers: dict
     messages = [user("q"), answer("a"), answer("b")]
     assert learned_texts(tokenizers["OLMo 2"], messages) == ["a<|endoftext|>", "b<|endoftext|>"]
     assert learned_texts(tokenizers["Qwen2.5"], messages) == ["a<|im_end|>", "b<|im_end|>"]
+
+
+def test_calls_without_ids_get_some_where_the_template_demands_them(tokenizers: dict[str, Any]) -> None:
+    """Refused with "'dict object' has no attribute 'tool_call_id'", though no format but OpenAI's has ids."""
+    function = {"name": "wind", "arguments": {"place": "shed"}}
+    called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}] * 2}
+    messages = [user("q"), called, {"role": "tool", "content": "r"}, {"role": "tool", "content": "s"}, answer("a")]
+    [row] = ConversationEncoder(tokenizers["Mistral v3"]).rows(Conversation(messages, TOOLS)).rows
+    assert re.findall(r"call\d{5}", row.text) == ["call00000", "call00001"] * 2
+
+
+def test_a_reason_quotes_the_row_and_no_placeholder(tiny_tokenizer: Any) -> None:
+    template = (
+        "{% for m in messages %}{{ raise_exception('no ' + m.content) if m.role == 'system' }}{{ m.content }}{% endfor %}"
+    )
+    plain = PublicTemplate("own", [], "", [], text=template)
+    messages = [{"role": "system", "content": "s"}, user("q"), answer("a")]
+    with pytest.raises(RowError, match=r"^the chat template rejects this conversation: no s$"):
+        ConversationEncoder(tokenizer_with(plain, tiny_tokenizer)).rows(Conversation(messages))

@@ -1,4 +1,4 @@
-"""Messages whose content is a list of typed blocks: Anthropic's, and the texts of OpenAI's Responses.
+"""Messages whose content is a list of typed blocks: Anthropic's, LLaMA-Factory's, and the texts of OpenAI's Responses.
 
 One such message may stand for several: a user's message with the results of tools has one for each result.
 """
@@ -10,10 +10,12 @@ from typing import Any
 from llmft_cli.data.forms.examples import RowError
 from llmft_cli.data.forms.fields import content_of, object_at, shown, text_of
 from llmft_cli.data.forms.media_keys import refuse_media_part
+from llmft_cli.data.forms.tool_calls import calls_in
 
 TEXTS = ("text", "input_text", "output_text")
 CALL, RESULT, THINKING = "tool_use", "tool_result", "thinking"
-BLOCKS = (*TEXTS[1:], CALL, RESULT, THINKING)  # a tuple, as a value of a row may have no hash
+REASONING, JSON_CALL = "reasoning", "tool_call"  # LLaMA-Factory's, with texts under `value`
+BLOCKS = (*TEXTS[1:], CALL, RESULT, THINKING, REASONING, JSON_CALL)  # a tuple, as a value of a row may have no hash
 
 
 def without_blocks(turns: list[Any], key: str) -> list[Any]:
@@ -39,7 +41,7 @@ def has_blocks(turn: dict[str, Any]) -> bool:
     return (
         type(content) is list
         and turn.get("role") in ("user", "assistant", "system", "developer")
-        and any(isinstance(part, dict) and str(part.get("type")) in BLOCKS for part in content)
+        and any(isinstance(part, dict) and part.get("type") in BLOCKS for part in content)
     )
 
 
@@ -66,20 +68,22 @@ def fits(kind: Any, message: dict[str, Any]) -> bool:
         return False
     if kind in TEXTS:
         return "tool_calls" not in message
-    return kind != THINKING or not (message["content"] or "tool_calls" in message)
+    return kind not in (THINKING, REASONING) or not (message["content"] or "tool_calls" in message)
 
 
 def add(block: dict[str, Any], kind: Any, message: dict[str, Any], place: str) -> None:
     """Add a block to a message."""
     if kind in TEXTS:
-        message["content"] += text_of(block, "text", place)
-    elif kind == THINKING:
+        message["content"] += text_of(block, "value" if "text" not in block and "value" in block else "text", place)
+    elif kind in (THINKING, REASONING):
         before = message.get("reasoning_content")
-        thought = content_of(block, "thinking", place)
+        thought = content_of(block, "thinking" if kind == THINKING else "value", place)
         message["reasoning_content"] = f"{before}\n\n{thought}" if before else thought
     elif kind == CALL:
         call = {"id": block.get("id"), "name": block.get("name"), "arguments": block.get("input")}
         message["tool_calls"] = [*message.get("tool_calls", []), call]
+    elif kind == JSON_CALL:
+        message["tool_calls"] = [*message.get("tool_calls", []), *calls_in(block.get("value"), f"{place}.value")]
     else:
         refuse_media_part(block, place)
         raise RowError(f"{place} has the type {shown(kind)}; only text, tool and thinking blocks are supported")

@@ -107,3 +107,25 @@ def test_a_block_whose_type_is_no_text_is_no_block() -> None:
     assert reason_of(talk(turn("user", {"type": ["text"], "text": "q"}), ANSWER)) == (
         "messages[1].content[1] has the type a list; only 'text' is supported"
     )
+
+
+def test_a_turn_of_llama_factory() -> None:
+    """Reasoning and calls are blocks of their own, with texts under `value`; 50 rows of a public file were refused."""
+    blocks = [{"type": "reasoning", "value": "t"}, {"type": "tool_call", "value": '{"name": "f", "arguments": {"x": 1}}'}]
+    said = {"type": "text", "value": "a"}
+    turns = [
+        turn("user", {"type": "text", "value": "q"}),
+        turn("assistant", *blocks),
+        turn("tool", {"type": "text", "value": "r"}),
+        turn("assistant", blocks[0], said),
+    ]
+    _, conversation = parse(talk(*turns))
+    assert isinstance(conversation, Conversation)
+    function = {"name": "f", "arguments": {"x": 1}}
+    calls = [{"type": "function", "function": function}]
+    assert conversation.messages == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "reasoning_content": "t", "tool_calls": calls},
+        {"role": "tool", "content": "r"},
+        {"role": "assistant", "content": "a", "reasoning_content": "t"},
+    ]

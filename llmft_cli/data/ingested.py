@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,16 +85,16 @@ class AnswerRows:
 
 
 @dataclass
-class Unrendered:
-    """Kept rows of which the chat template leaves out something, with the first places."""
+class Remarks:
+    """Kept rows with a remark of the chat template, with the first places."""
 
     rows: int = 0
     examples: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, row: ParsedRow, left_out: Sequence[str]) -> None:
+    def add(self, row: ParsedRow, remark: str) -> None:
         self.rows += 1
         if len(self.examples) < EXAMPLES_PER_REASON:
-            self.examples.append({"source": row.source, "line": row.line, "excerpt": ", ".join(left_out)})
+            self.examples.append({"source": row.source, "line": row.line, "excerpt": remark})
 
 
 @dataclass
@@ -121,7 +120,8 @@ class IngestedRows:
     split_documents: int = 0
     answer_rows: AnswerRows = field(default_factory=AnswerRows)
     samples: SampledRows = field(default_factory=SampledRows)
-    unrendered: Unrendered = field(default_factory=Unrendered)
+    unrendered: Remarks = field(default_factory=Remarks)
+    other_beginnings: Remarks = field(default_factory=Remarks)
     prompts: array[int] = field(default_factory=lambda: array("q"))
     contents: array[int] = field(default_factory=lambda: array("q"))
     _sources: dict[str, int] = field(default_factory=dict)
@@ -182,7 +182,9 @@ class IngestedRows:
         self.inputs[row.input].kept += written
         self.duplicates += parts - written
         if row.rendered and row.rendered.left_out:
-            self.unrendered.add(row, row.rendered.left_out)
+            self.unrendered.add(row, ", ".join(row.rendered.left_out))
+        if row.rendered and row.rendered.beyond:
+            self.other_beginnings.add(row, row.rendered.beyond)
 
     def finish(self) -> None:
         """Called once all rows are ingested, before any is read back."""

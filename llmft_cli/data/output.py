@@ -99,6 +99,14 @@ def findings_of_rows(
             "the chat template leaves out a part, which the model never sees: choose another template, or remove the part",
             ingested.unrendered.examples,
         ),
+        Finding(
+            "other_beginning",
+            "warning",
+            ingested.other_beginnings.rows,
+            "the prompt of an answer goes on with text that the answer does not begin with, such as thinking: "
+            "the model is asked in another way than it learns; use a template that fits the answers",
+            ingested.other_beginnings.examples,
+        ),
         Finding("duplicates", "note", ingested.duplicates, "exact duplicates, dropped", []),
         Finding(
             "leakage",

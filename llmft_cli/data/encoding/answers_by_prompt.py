@@ -26,12 +26,14 @@ class Answer:
 
     Attributes:
         token: the end of turn, whose end is `stop`.
+        beyond: what only its prompt has, such as the beginning of thinking.
     """
 
     text: str
     start: int
     stop: int
     token: str
+    beyond: str
 
 
 class AnswersByPrompt:
@@ -96,16 +98,16 @@ class AnswersByPrompt:
         whole = self.whole(number + 1)
         marked = self._marked(number, number + 1)
         first = len(common_prefix(whole, marked))
-        text, start = self._after_prompt(number, whole, first)
+        text, start, beyond = self._after_prompt(number, whole, first)
         tail = PLACEHOLDERS.split(marked)[-1]
         # Up to here the answer's own texts reach.
         end = len(text) - len(tail) if text.endswith(tail) and tail != marked else self._end_of_content(number, text, first)
         ending = check_ending(self.renderer.ending_in(text, end), number, self._messages)
         check_found(first - (start - (len(text) - len(whole))), number)
-        return Answer(text, start, ending.stop, ending.token)
+        return Answer(text, start, ending.stop, ending.token, beyond)
 
-    def _after_prompt(self, number: int, whole: str, first: int) -> tuple[str, int]:
-        """The text with the answer after its own prompt, and where it starts there.
+    def _after_prompt(self, number: int, whole: str, first: int) -> tuple[str, int, str]:
+        """The text with the answer after its own prompt, where it starts there, and what only the prompt has.
 
         Args:
             whole: the conversation up to the answer, which may render earlier messages in another way than the prompt.
@@ -113,19 +115,20 @@ class AnswersByPrompt:
         """
         prompt = self._prompt(number)
         if prompt is None:
-            return whole, first
+            return whole, first, ""
         if whole.startswith(prompt):
-            return whole, len(prompt)
+            return whole, len(prompt), ""
         before = self.renderer.render(self._messages[:number], False, self._tools)
         if not prompt.startswith(before):
-            return whole, first
+            return whole, first, ""
         header = prompt.removeprefix(before)
         place = whole.rfind(header, 0, first) if header else -1
         if whole.startswith(before) and place >= len(before):
-            return whole, place + len(header)
+            return whole, place + len(header), ""
         if not header or whole.startswith(before):  # the turn has another beginning, such as one without thinking
-            return whole, min(first, self.renderer.end_of_common_tokens(whole, prompt))
-        return (whole, first) if place < 0 else (prompt + whole[place + len(header) :], len(prompt))
+            shared = min(first, self.renderer.end_of_common_tokens(whole, prompt))
+            return whole, shared, prompt[shared:]
+        return (whole, first, "") if place < 0 else (prompt + whole[place + len(header) :], len(prompt), "")
 
     def _span_in(self, number: int, count: int) -> Span:
         """Where an answer is learned in a row of `count` messages, which may have it in another form than after its prompt."""

@@ -108,7 +108,8 @@ class ChatTemplate:
             if row is None or len(skeleton.order) < count:
                 return None
             rows.append(row)
-        return RenderedExample(rows, [])
+        beyond = (skeleton.beyond[number] for _, answers, skeleton in places for number in answers)
+        return RenderedExample(rows, [], next(filter(None, beyond), ""))
 
     def _rows_by_roles(self, roles: Roles, learned: Sequence[int] | None) -> list[tuple[int, list[int]]]:
         if not learned:
@@ -141,8 +142,8 @@ class ChatTemplate:
             for (_, numbers), row in zip(places, rows, strict=True)
             for number, (start, stop) in zip(numbers, row.learned_spans or (), strict=False)
         }
-        missing = left_out(answers, texts, spans)
-        return RenderedExample(rows, missing)
+        beyond = (answers.answer(number).beyond for number in learned or ())
+        return RenderedExample(rows, left_out(answers, texts, spans), next(filter(None, beyond), ""))
 
     def _skeleton(self, roles: Roles, generation_prompt: bool) -> TemplateSkeleton:
         """The template's own text around messages of these roles, in rendered order."""
@@ -150,11 +151,12 @@ class ChatTemplate:
         if key not in self._skeletons:
             texts, order = self._texts_around(roles, generation_prompt)
             endings: list[Ending | None] = [None]
-            leads, exact = [], set()
+            leads, exact, beyond = [], set(), {}
             for index, number in enumerate(order, 1):
                 learnable = roles[number] == "assistant" and not generation_prompt
                 own = self._own_ending(roles[: number + 1]) if learnable else None
-                leads.append(self._lead(roles[: number + 1], texts[index - 1]) if learnable else 0)
+                lead, beyond[number] = self._beginning(roles[: number + 1], texts[index - 1]) if learnable else (0, "")
+                leads.append(lead)
                 if own and texts[index].startswith(own[0]):
                     endings.append(own[1])
                     if (texts[:index], order[:index]) == self._before_last(roles[: number + 1]):
@@ -164,7 +166,9 @@ class ChatTemplate:
             ends = [ending or self._next_ending(text) for text, ending in zip(texts, endings, strict=True)]
             introductions = introductions_of([roles[number] for number in order], texts, ends)
             controls = [[match.span() for match in self.renderer.control.finditer(text)] for text in texts]
-            self._skeletons[key] = TemplateSkeleton(texts, order, controls, endings, leads, introductions, frozenset(exact))
+            self._skeletons[key] = TemplateSkeleton(
+                texts, order, controls, endings, leads, introductions, frozenset(exact), beyond
+            )
         return self._skeletons[key]
 
     def _texts_around(self, roles: Roles, generation_prompt: bool) -> Around:
@@ -190,24 +194,29 @@ class ChatTemplate:
         found = self.renderer.added.match(after, len(after) - len(after.lstrip()))
         return found and self.renderer.ending(found.group(), found.end())
 
-    def _lead(self, roles: Roles, before: str) -> int | None:
-        """What of the text before the last of these messages is not in its prompt; None if that has another beginning."""
+    def _beginning(self, roles: Roles, before: str) -> tuple[int | None, str]:
+        """How the last of these messages begins: its lead, as of `TemplateSkeleton`, and what only its prompt has.
+
+        Args:
+            before: the text before it.
+        """
         texts, order = self._texts_around(roles, False)
         try:
             prompt_texts, prompt_order = self._texts_around(roles[:-1], True)
         except RowError:  # no prompt without a message
-            return 0
+            return 0, ""
         *prompt_texts, prompt_end = prompt_texts
         if prompt_order != order[:-1] or prompt_texts != texts[:-2]:
-            return None
+            return None, ""
         turn_begins = self._texts_around(roles[:-1], False)[0][-1]
         if not (before.startswith(turn_begins) and prompt_end.startswith(turn_begins)):
-            return len(before) - len(prompt_end) if before.startswith(prompt_end) else 0
+            return len(before) - len(prompt_end) if before.startswith(prompt_end) else 0, ""
         header = prompt_end.removeprefix(turn_begins)
         place = before.rfind(header, len(turn_begins)) if header else -1
         if place >= 0:
-            return len(before) - place - len(header)
-        return len(before) - self.renderer.end_of_common_tokens(before, prompt_end)
+            return len(before) - place - len(header), ""
+        shared = self.renderer.end_of_common_tokens(before, prompt_end)
+        return len(before) - shared, prompt_end[shared:]
 
 
 def depends_on_contents(conversation: Conversation) -> bool:

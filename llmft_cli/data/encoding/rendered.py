@@ -34,10 +34,12 @@ class RenderedExample(NamedTuple):
 
     Attributes:
         left_out: what of the example the chat template leaves out, in words.
+        beyond: what the prompt of a learned answer goes on with that the answer does not have; empty if it has all.
     """
 
     rows: list[RenderedRow]
     left_out: list[str]
+    beyond: str = ""
 
 
 @dataclass(frozen=True)

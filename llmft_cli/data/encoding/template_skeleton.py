@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from llmft_cli.data.encoding.rendered import Ending, RenderedRow, check_ending
@@ -28,6 +28,7 @@ class TemplateSkeleton:
             earlier messages in another way.
         introductions: for each message, as `introductions_of`.
         exact: numbers of the answers that stand here as after their own prompt: the same text up to the end of turn.
+        beyond: for each message what only its prompt has, such as the beginning of thinking.
     """
 
     texts: list[str]
@@ -37,6 +38,7 @@ class TemplateSkeleton:
     leads: list[int | None]
     introductions: list[int | None]
     exact: frozenset[int]
+    beyond: Mapping[int, str]
 
     def locate(self, conversation: Conversation, text: str, learned: Collection[int] | None) -> RenderedRow | None:
         """The row with its messages located in the rendered text; None if the text does not match this skeleton.

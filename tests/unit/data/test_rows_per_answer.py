@@ -84,3 +84,16 @@ def test_what_the_template_leaves_out_is_rejected_or_found(prepared: Any) -> Non
     assert (finding["level"], finding["count"], result.rows["kept"]) == ("warning", 1, 4)
     places = ", ".join(f"the reasoning_content of message {number}" for number in (2, 4, 6))
     assert finding["examples"] == [{"source": finding["examples"][0]["source"], "line": 1, "excerpt": places}]
+
+
+def test_answers_that_begin_otherwise_than_their_prompt_are_found(prepared: Any) -> None:
+    """A template for reasoning models asks with the beginning of thinking, which plain answers do not have."""
+    asking = "{{ '<|im_start|>assistant\n' }}"
+    thinking = CHATML.template.replace(asking, "{{ '<|im_start|>assistant\n<think>\n' }}")
+    assert thinking != CHATML.template
+    result, _ = prepared([conversation(number) for number in range(3)], thinking, val_size=0)
+    [finding] = [check for check in result.checks if check["check"] == "other_beginning"]
+    assert (finding["level"], finding["count"]) == ("warning", 3)
+    assert {example["excerpt"] for example in finding["examples"]} == {"<think>\n"}
+    result, _ = prepared([conversation(number) for number in range(3)], CHATML.template, val_size=0)
+    assert not [check for check in result.checks if check["check"] == "other_beginning"]

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import DataError
@@ -84,15 +83,15 @@ def finish_chunk(
     chunk: Chunk, tokens: Sequence[AnyTokens], ingested: IngestedRows, encoder: ConversationEncoder, config: Config
 ) -> None:
     """Mask, fit, write and check the rows of a chunk."""
-    remaining = iter(tokens)
+    place = 0
     checked: list[CheckedRow] = []
     texts: list[str] = []
     for row in chunk.rows:
         try:
             if row.error:
                 raise RowError(row.error)
-            own = list(islice(remaining, len(row.rendered.rows))) if row.rendered else []
-            parts = row_parts(row, own, ingested, encoder, config)
+            start, place = place, place + (len(row.rendered.rows) if row.rendered else 0)
+            parts = row_parts(row, tokens[start:place], ingested, encoder, config)
         except RowError as error:
             ingested.reject(row, str(error))
             continue
@@ -125,6 +124,10 @@ def row_parts(
         ingested.split_documents += len(parts) > 1
         return parts
     rendered = row.rendered.rows if row.rendered else []
+    if len(rendered) == 1 and isinstance(row.example, Conversation):  # nearly every row
+        whole = encoder.mask(rendered[0], tokens[0])
+        if len(whole.input_ids) <= config.max_seq_length:
+            return [RowPart(whole, spoken_text(row.example), prompt=prompt_of(rendered[0], whole))]
     if isinstance(row.example, Tokenised):
         encoded = [encoder.from_token_ids(row.example)]
     else:

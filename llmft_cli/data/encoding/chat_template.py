@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llmft_cli.data.encoding.answer_rows import AUTO, answer_rows
 from llmft_cli.data.encoding.answers_by_prompt import AnswersByPrompt, refuse_spelled_tokens
@@ -29,6 +29,18 @@ Around = tuple[list[str], list[int]]
 REJECT, KEEP = "reject", "keep"
 
 
+class RowPlan(NamedTuple):
+    """The rows of conversations with certain roles.
+
+    Attributes:
+        rows: for each the number of its messages, its learned answers, and the template's text around the messages.
+        beyond: as of `RenderedExample`.
+    """
+
+    rows: list[tuple[int, list[int], TemplateSkeleton]]
+    beyond: str
+
+
 class ChatTemplate:
     """The chat template of a tokenizer.
 
@@ -45,7 +57,7 @@ class ChatTemplate:
         self._on_unrendered = on_unrendered
         self._around: dict[tuple[Roles, bool], Around] = {}
         self._skeletons: dict[tuple[Roles, bool], TemplateSkeleton] = {}
-        self._counts: dict[tuple[Roles, tuple[int, ...]], list[tuple[int, list[int]]]] = {}
+        self._plans: dict[tuple[Roles, tuple[int, ...]], RowPlan] = {}
 
     def prompt(self, messages: Sequence[Message]) -> RenderedRow:
         """The conversation with the generation prompt.
@@ -92,37 +104,36 @@ class ChatTemplate:
     def _by_skeletons(self, conversation: Conversation, learned: Sequence[int] | None) -> RenderedExample | None:
         """The rows, located with the template's own text; None if it depends on what the messages say."""
         messages = conversation.messages
-        roles = roles_of(messages)
-        rows = []
         try:
-            places = [
-                (count, answers, self._skeleton(roles[:count], False)) for count, answers in self._rows_by_roles(roles, learned)
-            ]
+            plan = self._plan_of_roles(roles_of(messages), learned)
         except RowError as error:
             if PLACEHOLDERS.search(str(error)):  # the template quotes a message in its reason
                 return None
             raise
-        for count, answers, skeleton in places:
+        rows = []
+        for count, answers, skeleton in plan.rows:
             text = self.renderer.whole(messages[:count])
             row = skeleton.locate(conversation, text, None if learned is None else answers)
             if row is None or len(skeleton.order) < count:
                 return None
             rows.append(row)
-        beyond = (skeleton.beyond[number] for _, answers, skeleton in places for number in answers)
-        return RenderedExample(rows, [], next(filter(None, beyond), ""))
+        return RenderedExample(rows, [], plan.beyond)
 
-    def _rows_by_roles(self, roles: Roles, learned: Sequence[int] | None) -> list[tuple[int, list[int]]]:
-        if not learned:
-            return [(len(roles), [])]
-        key = roles, tuple(learned)
-        if key not in self._counts:
-            self._counts[key] = answer_rows(
-                learned,
-                len(roles),
-                self._rows_per_answer,
-                lambda number, count: number in self._skeleton(roles[:count], False).exact,
-            )
-        return self._counts[key]
+    def _plan_of_roles(self, roles: Roles, learned: Sequence[int] | None) -> RowPlan:
+        key = roles, tuple(learned or ())
+        if key not in self._plans:
+            counts = [(len(roles), list[int]())]
+            if learned:
+                counts = answer_rows(
+                    learned,
+                    len(roles),
+                    self._rows_per_answer,
+                    lambda number, count: number in self._skeleton(roles[:count], False).exact,
+                )
+            rows = [(count, answers, self._skeleton(roles[:count], False)) for count, answers in counts]
+            beyond = (skeleton.beyond.get(number, "") for _, answers, skeleton in rows for number in answers)
+            self._plans[key] = RowPlan(rows, next(filter(None, beyond), ""))
+        return self._plans[key]
 
     def _by_prompts(self, conversation: Conversation, learned: Sequence[int] | None) -> RenderedExample:
         """The rows, with each answer rendered after its own prompt."""

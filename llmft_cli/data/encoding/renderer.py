@@ -64,7 +64,8 @@ class Renderer:
             RowError: the template rejects the conversation.
             ModelError: there is no template, or it is not valid Jinja.
         """
-        return self._render([self._readable(message) for message in messages], generation_prompt, tools)
+        plain = all(len(message) == 2 for message in messages)
+        return self._render(messages if plain else [*map(self._readable, messages)], generation_prompt, tools)
 
     def whole(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> str:
         """The text of a conversation with the end of its last turn; raises as `render`."""

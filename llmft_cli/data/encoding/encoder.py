@@ -119,11 +119,11 @@ class ConversationEncoder:
             RowError: nothing is supervised, or the model has no embedding for a token.
             ModelError: the model has no embedding for a token of the template.
         """
-        self._check_conversation(tokens.ids)
-        return self._masked(rendered, tokens)
+        ids = tokens.ids  # each time, the library makes a new list
+        self._check_conversation(ids)
+        return self._masked(rendered, tokens, ids)
 
-    def _masked(self, rendered: RenderedRow, tokens: Tokens | EncodedTokens) -> Encoded:
-        ids = tokens.ids
+    def _masked(self, rendered: RenderedRow, tokens: Tokens | EncodedTokens, ids: list[int]) -> Encoded:
         if rendered.learned_spans is None:
             return Encoded(ids, [(1, len(ids))])
         supervised = []
@@ -158,7 +158,8 @@ class ConversationEncoder:
             return None
         try:
             rendered = self.rows(Conversation(SHORT_CONVERSATION)).rows[0]
-            sample = self._masked(rendered, self.tokenise([rendered])[0])
+            tokens = self.tokenise([rendered])[0]
+            sample = self._masked(rendered, tokens, tokens.ids)
         except RowError:
             return None
         return sample.input_ids[sample.supervised[-1][1] - 1]

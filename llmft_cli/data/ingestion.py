@@ -124,15 +124,13 @@ def row_parts(
         ingested.split_documents += len(parts) > 1
         return parts
     rendered = row.rendered.rows if row.rendered else []
-    if len(rendered) == 1 and isinstance(row.example, Conversation):  # nearly every row
-        whole = encoder.mask(rendered[0], tokens[0])
-        if len(whole.input_ids) <= config.max_seq_length:
-            return [RowPart(whole, spoken_text(row.example), prompt=prompt_of(rendered[0], whole))]
     if isinstance(row.example, Tokenised):
         encoded = [encoder.from_token_ids(row.example)]
     else:
         encoded = [encoder.mask(*pair) for pair in zip(rendered, tokens, strict=True)]
     prompt = prompt_of(rendered[0] if rendered else None, encoded[0])
+    if len(encoded) == 1 and isinstance(row.example, Conversation) and len(encoded[0].input_ids) <= config.max_seq_length:
+        return [RowPart(encoded[0], spoken_text(row.example), prompt=prompt)]  # nearly every row
     places: list[tuple[RenderedRow, AnyTokens] | None] = [*zip(rendered, tokens, strict=True)] or [None]
     rows = [
         part

@@ -219,9 +219,11 @@ class ChatTemplate:
         *prompt_texts, prompt_end = prompt_texts
         if prompt_order != order[:-1] or prompt_texts != texts[:-2]:
             return None, ""
+        if before.startswith(prompt_end):
+            return len(before) - len(prompt_end), ""
         turn_begins = self._texts_around(roles[:-1], False)[0][-1]
         if not (before.startswith(turn_begins) and prompt_end.startswith(turn_begins)):
-            return len(before) - len(prompt_end) if before.startswith(prompt_end) else 0, ""
+            return 0, ""
         header = prompt_end.removeprefix(turn_begins)
         place = before.rfind(header, len(turn_begins)) if header else -1
         if place >= 0:

@@ -11,6 +11,7 @@ from llmft_cli.base.errors import DataError
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.forms.examples import Message, RowError
+from llmft_cli.data.forms.fields import shown_keys
 from llmft_cli.data.forms.prompt_rows import EXPECTED, PromptRow, parse_prompt
 from llmft_cli.data.reading.compression import UTF_8_BOM, lines_with_ends
 from llmft_cli.data.reading.json_rows import read_json, read_jsonl
@@ -73,7 +74,7 @@ def read_prompts(path: Path, reporter: Reporter, merge_turns: bool = False) -> l
         choices.update(found.choices)
         if found.expected is None and isinstance(row, Row):
             is_list = isinstance(row.value, list)
-            unread.append(f"{where} {'is a list' if is_list else 'has the keys ' + ', '.join(map(repr, row.value))}")
+            unread.append(f"{where} {'is a list' if is_list else f'has the keys {shown_keys(row.value)}'}")
     refuse(problems)
     for choice, count in choices.items():
         reporter.note(f"{source.name}: {choice} (rows: {count:,})")

@@ -72,8 +72,9 @@ def ignored_keys(run: str, keys: Sequence[Mapping[str, Any]]) -> str | None:
 
 def answer_rows(counts: Mapping[str, Any]) -> str:
     """How many conversations became several rows."""
-    conversations = format_count(counts["conversations"], "conversation")
-    return f"{conversations} became {counts['rows']:,} rows, since the template renders answers in another way later"
+    became = f"{format_count(counts['conversations'], 'conversation')} became {format_count(counts['rows'], 'row')}"
+    reason = "one for each answer" if counts["policy"] == "on" else "since the template renders answers in another way later"
+    return f"{became}, {reason}"
 
 
 def overlength(run: str, lost: Mapping[str, Any]) -> str:

@@ -111,6 +111,7 @@ def outcomes(report: Mapping[str, Any]) -> list[tuple[str, int]]:
         (overlength, rows["overlength"] - dropped),
         ("too long, dropped without an answer left", dropped),
         ("documents split into several rows", report["documents_split"]),
+        ("conversations whose answers have rows of their own", report["answer_rows"].get("conversations", 0)),
     ]
     return [(outcome, count) for outcome, count in all_outcomes if count]
 

@@ -81,6 +81,20 @@ def test_prepare_tells_what_was_left_out() -> None:
     assert list(rejected.rows) == [(f"reason {number}", str(number), "a:1, a:2") for number in range(5)]
 
 
+@pytest.mark.parametrize(
+    ("policy", "line"),
+    [
+        ("auto", "3 conversations became 8 rows, since the template renders answers in another way later"),
+        ("on", "3 conversations became 8 rows, one for each answer"),
+    ],
+)
+def test_prepare_tells_conversations_that_became_several_rows(policy: str, line: str) -> None:
+    result = prepared(answer_rows={"policy": policy, "conversations": 3, "rows": 8})
+    assert rows(stages.prepare("runs/x", result)[0])["rows per answer"] == line
+    none = prepared(answer_rows={"policy": policy, "conversations": 0, "rows": 0})
+    assert "rows per answer" not in rows(stages.prepare("runs/x", none)[0])
+
+
 def keys(*names: str, harmless: bool = False) -> list[dict[str, object]]:
     return [{"key": name, "rows": 1100, "harmless": harmless} for name in names]
 

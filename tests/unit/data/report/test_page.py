@@ -40,6 +40,7 @@ def report(text: str = "harmless", **changes: Any) -> dict[str, Any]:
         "lengths": length_figures([10, 20, 30, 500]),
         "forms": {text: 1100},
         "documents_split": 1,
+        "answer_rows": {"policy": "auto", "conversations": 3, "rows": 8},
         "sources": [{"name": text, "read": 1200, "kept": 1100, "rejected": 12, "weight": 1.0}],
         "overlength": {"policy": "truncate", "rows": 2, "tokens_lost": 900, "end_of_turns_lost": 2},
         "rejected_reasons": [{"reason": text, "count": 12, "first": [text, text]}],
@@ -128,6 +129,7 @@ def test_what_became_of_the_rows(tmp_path: Path) -> None:
         ["near-duplicates, kept on the same side of the split", "4"],
         ["too long, truncated", "2"],
         ["documents split into several rows", "1"],
+        ["conversations whose answers have rows of their own", "3"],
     ]
     assert "Over-length rows lost 900 tokens and 2 ends of turn (--on-overlength truncate)." in words(tree)
     assert "40 training sequences of up to 512 tokens, 95.0% full." in words(tree)
@@ -147,7 +149,7 @@ def test_over_length_rows_by_policy(policy: str, outcome: str) -> None:
 
 def test_truncated_rows_without_an_answer_are_dropped_rows() -> None:
     lost = {"policy": "truncate", "rows": 2, "tokens_lost": 0, "end_of_turns_lost": 0, "dropped": 1}
-    assert page.outcomes(report(overlength=lost))[-3:-1] == [
+    assert page.outcomes(report(overlength=lost))[-4:-2] == [
         ("too long, truncated", 1),
         ("too long, dropped without an answer left", 1),
     ]

@@ -26,3 +26,11 @@ def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any)
     tiny_tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text('{"model_type": "llama"}')
     return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizers(tiny_tokenizer: Any) -> dict[str, Any]:
+    """By name, the tiny tokenizer with each public template and its tokens; needs trl."""
+    from public_templates import TEMPLATES, tokenizer_with
+
+    return {template.name: tokenizer_with(template, tiny_tokenizer) for template in TEMPLATES}

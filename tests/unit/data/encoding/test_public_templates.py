@@ -8,44 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import textwrap
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 if not find_spec("trl"):
     pytest.skip("needs trl's chat templates", allow_module_level=True)
 
-from public_templates import TEMPLATES, PublicTemplate, tokenizer_with
+from public_templates import TEMPLATES, PublicTemplate
+from talks import TOOLS, Message, answer, result, rows_of, user
 
 from llmft_cli.data.encoding.encoder import ConversationEncoder
-from llmft_cli.data.forms.examples import Conversation, RowError
-from llmft_cli.data.forms.formats import parse
+from llmft_cli.data.forms.examples import RowError
 
 TABLE = Path(__file__).parents[4] / "docs/data-formats.md"
-PARAMETERS = {"type": "object", "properties": {"place": {"type": "string", "description": "Where."}}, "required": ["place"]}
-TOOLS = [{"type": "function", "function": {"name": "wind", "description": "Speed of the wind.", "parameters": PARAMETERS}}]
-Message = dict[str, Any]
-
-
-def user(text: str) -> Message:
-    return {"role": "user", "content": text}
-
-
-def answer(text: str, thought: str = "", places: tuple[str, ...] = ()) -> Message:
-    functions = [("call" + place.rjust(5, "0"), {"name": "wind", "arguments": {"place": place}}) for place in places]
-    calls = [{"id": identifier, "type": "function", "function": function} for identifier, function in functions]
-    thinking = {"reasoning_content": thought} if thought else {}
-    return {"role": "assistant", "content": text, **thinking} | ({"tool_calls": calls} if calls else {})
-
-
-def result(place: str, text: str) -> Message:
-    return {"role": "tool", "content": text, "tool_call_id": f"call{place.rjust(5, '0')}", "name": "wind"}
 
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -136,20 +115,8 @@ def learned(encoder: ConversationEncoder, rows: list[Any]) -> list[Learned]:
     return found
 
 
-@pytest.fixture(scope="module")
-def tokenizers(tiny_tokenizer: Any) -> dict[str, Any]:
-    return {template.name: tokenizer_with(template, tiny_tokenizer) for template in TEMPLATES}
-
-
 def tools_of(kind: str) -> Any:
     return TOOLS if "call" in kind else None
-
-
-def rows_of(tokenizer: Any, messages: list[Message], tools: Any) -> tuple[ConversationEncoder, Any]:
-    _, conversation = parse({"messages": messages} | ({"tools": tools} if tools else {}))
-    assert isinstance(conversation, Conversation)
-    encoder = ConversationEncoder(tokenizer)
-    return encoder, encoder.rows(conversation)
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.name)
@@ -189,134 +156,3 @@ def test_the_table_in_the_docs(tokenizers: dict[str, Any]) -> None:
     if os.environ.get("LLMFT_WRITE_TABLES") == "1":
         TABLE.write_text(before + start + "\n".join(lines) + "\n" + end + after, encoding="utf-8")
     assert text[len(before) + len(start) :].split(end)[0] == "\n".join(lines) + "\n"
-
-
-# -- any conversation
-
-WORDS = st.text(st.sampled_from("ab é\n\"{}<>/|[]'\\"), max_size=12) | st.sampled_from(["<think>", "</think>", "[INST]", " "])
-
-
-@st.composite
-def conversations(draw: st.DrawFn) -> tuple[list[Message], bool]:
-    """Messages in which each text ends with a word of its own, and whether there are tools."""
-    messages: list[Message] = []
-    with_tools = draw(st.booleans())
-
-    def text(kind: str) -> str:
-        return f"{draw(WORDS)} {kind}{len(messages)}."
-
-    if draw(st.booleans()):
-        messages.append({"role": "system", "content": text("system")})
-    for _ in range(draw(st.integers(1, 3))):
-        messages.append(user(text("user")))
-        if with_tools and draw(st.booleans()):
-            content, count = draw(st.sampled_from(["", text("content")])), draw(st.integers(1, 2))
-            place = len(messages)
-            messages.append(answer(content, places=tuple(f"place{place}{number}" for number in range(count))))
-            for number in range(count):
-                messages.append(result(f"place{place}{number}", text("result")))
-        messages.append(answer(text("answer"), draw(st.sampled_from(["", text("thought")]))))
-    return messages, with_tools
-
-
-def without_spaces(text: str) -> str:
-    """And without the tags of thinking, which are no text."""
-    return re.sub(r"\s|</?think>", "", text)
-
-
-def own_words(message: Message) -> set[str]:
-    """The words that only this message has."""
-    calls = {call["function"]["arguments"]["place"] for call in message.get("tool_calls", ())}
-    return calls | words(message["content"]) | words(message.get("reasoning_content", ""))
-
-
-def words(text: str) -> set[str]:
-    return set(re.findall(r"(?:system|user|content|result|answer|thought|place)\d+", text))
-
-
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(template=st.sampled_from(TEMPLATES), drawn=conversations())
-def test_each_answer_is_learned_whole_and_alone(template: PublicTemplate, drawn: Any, tokenizers: dict[str, Any]) -> None:
-    """Whatever is kept: every answer is in one span, no span has words of other messages, and nothing is lost."""
-    messages, with_tools = drawn
-    try:
-        _, rendered = rows_of(tokenizers[template.name], messages, TOOLS if with_tools else None)
-    except RowError:
-        return
-    spans = [row.text[start:stop] for row in rendered.rows for start, stop in row.learned_spans]
-    answers = [message for message in messages if message["role"] == "assistant"]
-    assert len(spans) == len(answers)
-    everything = {word for message in messages for word in own_words(message)}
-    for message in answers:
-        [span] = [span for span in spans if own_words(message) <= words(span)]
-        assert words(span) & everything == own_words(message)
-        assert without_spaces(message["content"]) in without_spaces(span)
-        assert span.endswith(tuple(template.ends))
-    texts = "\n".join(row.text for row in rendered.rows)
-    assert words(texts) >= everything
-
-
-# -- rows that were masked wrongly or refused for an untrue reason
-
-
-def learned_texts(tokenizer: Any, messages: list[Message], tools: Any = None, **options: Any) -> list[str]:
-    rows = ConversationEncoder(tokenizer, **options).rows(Conversation(messages, tools)).rows
-    return [row.text[start:stop] for row in rows for start, stop in row.learned_spans or ()]
-
-
-def test_qwen3_learns_a_call_and_the_answer_after_its_result(tokenizers: dict[str, Any]) -> None:
-    """Refused with "no end of turn after message 2", as the prompt of the answer renders the call in another way."""
-    call = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}],
-    }
-    messages = [user("q"), call, {"role": "tool", "content": "r"}, answer("a")]
-    tools = [
-        {"type": "function", "function": {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}}
-    ]
-    thought = "<think>\n\n</think>\n\n"
-    assert learned_texts(tokenizers["Qwen3"], messages, tools) == [
-        f'{thought}<tool_call>\n{{"name": "f", "arguments": {{}}}}\n</tool_call><|im_end|>',
-        f"{thought}a<|im_end|>",
-    ]
-
-
-def test_gpt_oss_learns_the_answer_and_not_its_header_alone(tokenizers: dict[str, Any]) -> None:
-    """Without a word, `<|channel|>final<|message|>` was learned and the answer was not."""
-    messages = [user("q"), answer("a", "t"), user("r"), answer("b", "u")]
-    between = "<|end|><|start|>assistant<|channel|>final<|message|>"
-    assert learned_texts(tokenizers["gpt-oss"], messages) == [
-        f"<|channel|>analysis<|message|>t{between}a<|return|>",
-        f"<|channel|>analysis<|message|>u{between}b<|return|>",
-    ]
-    assert learned_texts(tokenizers["gpt-oss"], messages, rows_per_answer="off", on_unrendered="keep") == [
-        "<|channel|>final<|message|>a<|end|>",
-        f"<|channel|>analysis<|message|>u{between}b<|return|>",
-    ]
-
-
-def test_a_second_answer_in_a_row_is_learned_without_its_header(tokenizers: dict[str, Any]) -> None:
-    """OLMo's template writes a line feed between two turns, and none before the prompt of the second."""
-    messages = [user("q"), answer("a"), answer("b")]
-    assert learned_texts(tokenizers["OLMo 2"], messages) == ["a<|endoftext|>", "b<|endoftext|>"]
-    assert learned_texts(tokenizers["Qwen2.5"], messages) == ["a<|im_end|>", "b<|im_end|>"]
-
-
-def test_calls_without_ids_get_some_where_the_template_demands_them(tokenizers: dict[str, Any]) -> None:
-    """Refused with "'dict object' has no attribute 'tool_call_id'", though no format but OpenAI's has ids."""
-    function = {"name": "wind", "arguments": {"place": "shed"}}
-    called = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}] * 2}
-    messages = [user("q"), called, {"role": "tool", "content": "r"}, {"role": "tool", "content": "s"}, answer("a")]
-    [row] = ConversationEncoder(tokenizers["Mistral v3"]).rows(Conversation(messages, TOOLS)).rows
-    assert re.findall(r"call\d{5}", row.text) == ["call00000", "call00001"] * 2
-
-
-def test_a_reason_quotes_the_row_and_no_placeholder(tiny_tokenizer: Any) -> None:
-    template = (
-        "{% for m in messages %}{{ raise_exception('no ' + m.content) if m.role == 'system' }}{{ m.content }}{% endfor %}"
-    )
-    plain = PublicTemplate("own", [], "", [], text=template)
-    messages = [{"role": "system", "content": "s"}, user("q"), answer("a")]
-    with pytest.raises(RowError, match=r"^the chat template rejects this conversation: no s$"):
-        ConversationEncoder(tokenizer_with(plain, tiny_tokenizer)).rows(Conversation(messages))

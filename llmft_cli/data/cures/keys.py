@@ -29,7 +29,6 @@ TEXTS = words("text content body document article story code passage abstract ma
 ABOUT = words("id uuid guid hash sha md5 idx index url uri link date time timestamp lang language license version split")
 ABOUT += words("score rating path file filename category")
 ID = re.compile(r"https?://\S+|[!-~]*\d[!-~]*")
-UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0eff]{4}")
 SHARE_OF_ROWS = 0.5
 MOST_COLUMNS = 100
 

@@ -10,13 +10,14 @@ from itertools import islice
 from typing import Any
 
 from llmft_cli.data.cures.candidates import Candidate
-from llmft_cli.data.cures.keys import UNSPACED, look_like_ids
+from llmft_cli.data.cures.keys import look_like_ids
 from llmft_cli.data.encoding.encoder import ConversationEncoder
 from llmft_cli.data.encoding.overlength import OverlengthLosses, apply_policy
 from llmft_cli.data.encoding.template_files import read_template
 from llmft_cli.data.forms.formats import Conversation, Document, Example, RowError, Tokenised, parse_columns
 from llmft_cli.data.inputs import ParsedRow, parse_row
 from llmft_cli.data.reading.rows import Row
+from llmft_cli.data.words import count_words
 from llmft_cli.settings.config import Config
 
 OF_ENCODER = ("chat_template", "train_on", "rows_per_answer", "on_unrendered")
@@ -130,5 +131,4 @@ def makes_sense(examples: Sequence[Example], candidate: Candidate) -> bool:
 
 
 def have_words(texts: Sequence[str]) -> bool:
-    spoken = [text for text in texts if " " in text.strip() or UNSPACED.search(text)]
-    return 2 * len(spoken) > len(texts)
+    return 2 * sum(count_words(text) > 1 for text in texts) > len(texts)

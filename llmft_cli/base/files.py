@@ -5,8 +5,8 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,10 +35,9 @@ def check_place(directory: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file; it has either its old content or all of the new, even after a crash."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}{TEMPORARY}")
-    temporary = Path(name)
+    temporary = temporary_name(path)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with temporary.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -61,10 +60,10 @@ def replacing_directory(target: Path, keep_old: bool = False) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(target.parent, target.name)
-    room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}{TEMPORARY}"))
+    room = temporary_name(target)
     fresh, old = room / "new", room / "old"
     try:
-        fresh.mkdir()
+        fresh.mkdir(parents=True)
         yield fresh
         for file in fresh.rglob("*"):
             # safetensors' files are readable by their owner only; everyone who can open the run may read it.
@@ -104,6 +103,11 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
         if (leftover / "old").is_dir() and not target.exists():
             (leftover / "old").rename(target)
         discard(leftover)
+
+
+def temporary_name(path: Path) -> Path:
+    """A free name beside `path`. It is known before anything is made of it, so an interrupt at any moment can undo that."""
+    return path.with_name(f".{path.name}{TEMPORARY}{secrets.token_hex(4)}")
 
 
 def leftovers_in(folder: Path, name: str | None = None) -> list[Path]:

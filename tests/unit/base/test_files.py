@@ -1,15 +1,17 @@
-"""What a killed process leaves beside a directory that it was replacing."""
+"""What a killed or interrupted process leaves beside a directory that it was replacing."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from llmft_cli.base.errors import StageError
-from llmft_cli.base.files import check_place, put_back, replacing_directory
+from llmft_cli.base.files import check_place, put_back, replacing_directory, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -76,3 +78,22 @@ def test_killed_between_the_two_renames_the_old_directory_is_put_back(tmp_path: 
         raise ValueError("bad rows")
     assert (target / "train.arrow").read_text() == "old"
     assert names(tmp_path) == ["data"]
+
+
+def test_an_interrupt_right_after_something_was_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A merge on a busy machine was stopped between making its directory and the first line that could delete it.
+    def interrupted(make: Callable[..., object]) -> Callable[..., object]:
+        def made(*arguments: object, **options: object) -> None:
+            make(*arguments, **options)
+            raise KeyboardInterrupt
+
+        return made
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "mkdir", interrupted(os.mkdir))
+    monkeypatch.setattr(Path, "open", interrupted(Path.open))
+    with pytest.raises(KeyboardInterrupt), replacing_directory(tmp_path / "run" / "merged"):
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "run" / "metrics.json", "{}")
+    assert list((tmp_path / "run").iterdir()) == []

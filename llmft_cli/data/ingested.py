@@ -18,7 +18,7 @@ from llmft_cli.data.inputs import Input, ParsedRow
 from llmft_cli.data.key_counts import KeyCounts
 from llmft_cli.data.near_duplicates import NearDuplicates
 from llmft_cli.data.reading.rows import BadRow
-from llmft_cli.data.row_keys import duplicate_key, grouping_key
+from llmft_cli.data.row_keys import content_keys, grouping_key
 from llmft_cli.data.store import REJECTED_FILE, RowSpool
 
 EXAMPLES_PER_REASON = 3
@@ -160,14 +160,14 @@ class IngestedRows:
         """Write a row to disk unless it is a duplicate; returns whether it was written."""
         content = array("i", part.encoded.input_ids).tobytes()
         supervised = part.encoded.supervised
-        key = duplicate_key(content, supervised)
+        key, content_key = content_keys(content, supervised)
         if key in self._seen:
             return False
         self._seen.add(key)
         source = self._sources.setdefault(row.source, len(self._sources))
         self.spool.append(row.input, source, row.line, row.example if part.has_example else None, content, supervised)
         self.prompts.append(grouping_key(part.prompt) if part.prompt else -len(self.spool))
-        self.contents.append(grouping_key(content))
+        self.contents.append(content_key)
         return True
 
     def count(self, row: ParsedRow, parts: int, written: int) -> None:

@@ -163,7 +163,7 @@ def pick_samples(ingested: IngestedRows, encoder: ConversationEncoder, split: Sp
         chosen += [(index / SAMPLES[name], name, row) for index, row in enumerate(rows[::step][: SAMPLES[name]])]
     samples = []
     for _, name, row in sorted(chosen):
-        input_ids, labels = ingested.spool.tokens(row)
+        input_ids, labels = ingested.spool.tokens([row])
         where = source_and_line(ingested, row)
         samples.append(sample(encoder.tokenizer, where["source"], where["line"], name, input_ids.tolist(), labels.tolist()))
     return samples

@@ -11,16 +11,21 @@ from llmft_cli.data.encoding.rendered import RenderedRow
 from llmft_cli.data.encoding.tokenising import Span
 
 
-def duplicate_key(content: bytes, supervised: Sequence[Span]) -> bytes:
-    """A key that rows share if both their ids (int32 as bytes) and their supervised spans are equal."""
-    # No token has the id -1, so it ends the ids.
-    mask = array("i", [-1, *(edge for span in supervised for edge in span)]).tobytes()
-    return hashlib.blake2b(content + mask, digest_size=16).digest()
+def content_keys(content: bytes, supervised: Sequence[Span]) -> tuple[bytes, int]:
+    """A key that rows share if their ids (int32 as bytes) and supervised spans are equal, and one for the ids alone."""
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    mask = array("i", [edge for span in supervised for edge in span]).tobytes()
+    return hashlib.blake2b(digest + mask, digest_size=16).digest(), integer_of(digest)
 
 
 def grouping_key(content: bytes) -> int:
     """A key that equal contents share, never negative."""
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
+    return integer_of(hashlib.blake2b(content, digest_size=8).digest())
+
+
+def integer_of(digest: bytes) -> int:
+    """The first 63 bits of a digest."""
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def unique_key(source: str, line: int, number: int) -> int:

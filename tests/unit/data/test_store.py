@@ -37,8 +37,10 @@ def spool(tmp_path: Path) -> Iterator[RowSpool]:
 
 
 def test_rows_come_back_as_they_were(spool: RowSpool) -> None:
-    rows = [tuple(part.tolist() for part in spool.tokens(row)) for row in range(len(spool))]
+    rows = [tuple(part.tolist() for part in spool.tokens([row])) for row in range(len(spool))]
     assert rows == [([1, 2, 3], [-100, 2, 3]), ([4, 5], [-100, 5]), ([6, 7, 8, 9], [-100, 7, -100, 9])]
+    several = [part.tolist() for part in spool.tokens([2, 0, 2])]
+    assert several == [[*rows[2][part], *rows[0][part], *rows[2][part]] for part in (0, 1)]
     assert (list(spool.lengths), list(spool.supervised), list(spool.lines)) == ([3, 2, 4], [2, 1, 2], [7, 8, 9])
 
 

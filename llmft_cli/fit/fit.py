@@ -17,12 +17,12 @@ from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
-    import datasets
     from peft import PeftModel
     from transformers import PreTrainedConfig
 
     from llmft_cli.run_dir.run import RunDir
     from llmft_cli.settings.compute_types import Abilities
+    from llmft_cli.training.batches.sequences import Sequences
     from llmft_cli.training.plan import Plan
     from llmft_cli.training.planning.options import Option
     from llmft_cli.training.planning.simulation import BatchShape
@@ -126,7 +126,7 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
     from llmft_cli.training.planning.decide import filled
 
     check_request(config, gpu, measure)
-    sequences = training_sequences(run) if run else None
+    sequences = sequences_of(run, config) if run else None
     shape, weights_here = shape_of(config, reporter)
     config = config if run else for_positions(config, shape, reporter)
     config, able = for_gpu(filled(config, sequences), gpu, reporter)
@@ -166,7 +166,7 @@ def for_positions(config: Config, shape: PreTrainedConfig, reporter: Reporter) -
     return fitting
 
 
-def consider_plans(config: Config, model: PeftModel, sequences: datasets.Dataset | None, gpu: TargetGpu | None) -> Plans:
+def consider_plans(config: Config, model: PeftModel, sequences: Sequences | None, gpu: TargetGpu | None) -> Plans:
     from llmft_cli.training.planning.decide import considered, longest_batches, worst_batches
     from llmft_cli.training.planning.options import choose
     from llmft_cli.training.planning.speed import REFERENCE_RATES
@@ -222,11 +222,13 @@ def trainable(
     return model
 
 
-def training_sequences(run: RunDir) -> datasets.Dataset:
+def sequences_of(run: RunDir, config: Config) -> Sequences:
+    """The sequences that `train` makes of the run's rows with these settings."""
     from llmft_cli.data.store import training_rows
+    from llmft_cli.training.batches.sequences import training_sequences
 
-    run.require("prepare", allow_stale=False)
-    return training_rows(run.data)
+    prepared = run.require("prepare", allow_stale=False)["config"]
+    return training_sequences(training_rows(run.data), replace(config, max_seq_length=prepared["max_seq_length"]))
 
 
 def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | None) -> int | None:

@@ -68,7 +68,6 @@ class Config:
     rows_per_answer: str = data_settings.ROWS_PER_ANSWER
     on_unrendered: str = data_settings.ON_UNRENDERED
     merge_turns: bool = data_settings.MERGE_TURNS
-    packing: bool = data_settings.PACKING
     val_size: float = data_settings.VAL_SIZE
     max_rejected: float = data_settings.MAX_REJECTED
     weights: str | None = data_settings.WEIGHTS
@@ -103,6 +102,14 @@ class Config:
         "Training",
         FIT,
         minimum=1,
+    )
+    packing: bool = setting(
+        True,
+        "Put several rows into one sequence, of at most --max-seq-length tokens. Rows do not attend to each other.",
+        "Training",
+        FIT,
+        primary="train",
+        only_with={"gpu-check": "--run"},
     )
     gradient_accumulation_steps: int = setting(4, "Forward passes per optimizer step.", "Training", FIT, minimum=1)
     warmup_ratio: float = setting(

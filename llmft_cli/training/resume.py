@@ -7,6 +7,7 @@ import json
 import math
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +61,23 @@ def begin_or_resume(run: RunDir, config: Config, resume: bool, overwrite: bool) 
     return {}
 
 
-def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: Config) -> None:
-    """Check that the data was prepared with the settings requested now; the seed may differ.
+def with_data_settings(run: RunDir, prepared: Mapping[str, Any], config: Config) -> Config:
+    """The settings, with the length that the data was prepared for.
+
+    Args:
+        prepared: the settings of prepare. The seed may differ, and so may what is no setting of prepare any more.
 
     Raises:
-        StageError: it was not.
+        StageError: the data was prepared with other settings than those requested now.
     """
+    requested = settings.of_command(config, "prepare")
     for name, value in prepared.items():
-        wanted = getattr(config, name, value)
+        wanted = requested.get(name, value)
         if wanted != value and name != "seed" and not is_reduced_default(name, value, wanted):
             flag = settings.flag_of(name)
             hint = f"prepare again: llmft prepare DATA --run {run.path} {flag} {wanted} --overwrite"
             raise StageError(f"{run.path} was prepared with {flag} {value}, not {wanted}", hint)
+    return replace(config, max_seq_length=prepared.get("max_seq_length", config.max_seq_length))
 
 
 def is_reduced_default(name: str, prepared: Any, wanted: Any) -> bool:

@@ -107,7 +107,7 @@ def test_a_model_that_is_swapped_after_prepare(tmp_path: Path, tiny_model_dir: P
     """Training on another vocabulary than that of the data ended in an IndexError."""
     shutil.copytree(tiny_model_dir, tmp_path / "base")
     shutil.copy(tiny_data / "rows.jsonl", tmp_path)
-    flags = ("--run", "run", "--model", "base", "--max-seq-length", 64, "--val-size", 4, "--no-packing")
+    flags = ("--run", "run", "--model", "base", "--max-seq-length", 64, "--val-size", 4)
     assert run("prepare", "rows.jsonl", *flags, folder=tmp_path).returncode == 0
     config = json.loads((tmp_path / "base/config.json").read_text())
     (tmp_path / "base/config.json").write_text(json.dumps({**config, "vocab_size": 64}))
@@ -160,7 +160,7 @@ def test_another_base_model_under_the_same_path(
 ) -> None:
     shutil.copytree(tiny_model_dir, tmp_path / "base")
     shutil.copy(tiny_data / "rows.jsonl", tmp_path)
-    flags = ("--data", "rows.jsonl", "--model", "base", "--max-seq-length", 64, "--val-size", 4, "--no-packing")
+    flags = ("--data", "rows.jsonl", "--model", "base", "--max-seq-length", 64, "--val-size", 4)
     command = start("train", "run", *flags, *TRAIN_FLAGS, folder=tmp_path)
     command.wait_for("step 10:")
     command.interrupt()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from llmft_cli.base.errors import ConfigError
-
-if TYPE_CHECKING:
-    import datasets
 
 LENGTHS_PER_DOUBLING = 8
 SMALLEST_STEP = 8
@@ -25,11 +22,6 @@ class TokenBatch(NamedTuple):
     def tokens(self) -> int:
         """Padding included."""
         return self.sequences * self.length
-
-
-def sequence_lengths(sequences: datasets.Dataset) -> list[int]:
-    """Tokens of every sequence of a split."""
-    return [sum(lengths) for lengths in sequences["row_lengths"]]
 
 
 def padded_length(length: int, longest: int) -> int:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from llmft_cli.settings.compute_types import torch_type
 from llmft_cli.settings.config import Config
-from llmft_cli.training.batches.token_batches import sequence_lengths, token_batches
+from llmft_cli.training.batches.token_batches import token_batches
 
 if TYPE_CHECKING:
-    import datasets
     import torch
     from transformers import TrainingArguments
+
+    from llmft_cli.training.batches.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Schedule:
     evaluate_every: int
 
 
-def plan(sequences: datasets.Dataset, config: Config) -> Schedule:
+def plan(sequences: Sequences, config: Config) -> Schedule:
     """The schedule for these training sequences.
 
     The rate is 0 in the first step of a warm-up and at its peak in the step after it, so a warm-up never has all steps.
@@ -39,19 +40,18 @@ def plan(sequences: datasets.Dataset, config: Config) -> Schedule:
     return Schedule(total, warmup, min(math.ceil(every), total))
 
 
-def batches_per_epoch(sequences: datasets.Dataset, config: Config) -> int:
+def batches_per_epoch(sequences: Sequences, config: Config) -> int:
     if config.tokens_per_batch is None:
         return math.ceil(len(sequences) / config.batch_size)
-    return len(token_batches(sequence_lengths(sequences), config.tokens_per_batch))
+    return len(token_batches(sequences.lengths.tolist(), config.tokens_per_batch))
 
 
-def training_tokens(sequences: datasets.Dataset, config: Config) -> int:
+def training_tokens(sequences: Sequences, config: Config) -> int:
     """Tokens processed in the whole training run."""
-    tokens = sum(sequence_lengths(sequences))
     if config.max_steps is None:
-        return int(tokens * config.num_epochs)
+        return int(sequences.tokens * config.num_epochs)
     steps_per_epoch = plan(sequences, replace(config, max_steps=None, num_epochs=1)).total
-    return int(tokens / steps_per_epoch * config.max_steps)
+    return int(sequences.tokens / steps_per_epoch * config.max_steps)
 
 
 def training_arguments(

@@ -13,8 +13,7 @@ from llmft_cli.base.errors import StageError
 from llmft_cli.base.reporter import Reporter, Silent
 from llmft_cli.models.adapters import save_adapter
 from llmft_cli.run_dir import checkpoints
-from llmft_cli.training.batches.sampling import LengthGroupedSampler, TokenBatchSampler
-from llmft_cli.training.batches.token_batches import sequence_lengths
+from llmft_cli.training.batches.sampling import LengthGroupedSampler, ShuffledSampler, TokenBatchSampler
 from llmft_cli.training.fast.cuda_graphs import recorded_passes
 from llmft_cli.training.loop.deferred_log import DeferredLog, defer_log
 from llmft_cli.training.loop.held_out import held_out_loss
@@ -70,17 +69,16 @@ class QLoRATrainer(transformers.Trainer):
             self.accelerator.scaler = self.loss_scale.scaler
         self._recorded = recorded_passes(self.model, self.args.device, partial(loss_and_gradients, self.model))
         if self._recorded is not None or tokens_per_batch is not None:
-            longest = max(sequence_lengths(self.train_dataset))
-            self.data_collator = partial(self.data_collator, longest_of_all=longest)
+            self.data_collator = partial(self.data_collator, longest_of_all=int(self.train_dataset.lengths.max()))
         # Makes Trainer count the step's supervised tokens and pass them to compute_loss, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        sequences = self.train_dataset if train_dataset is None else train_dataset
         if not self._group_by_length:
-            return super()._get_train_sampler(rows)
-        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(sequence_lengths(rows), rows_per_step, self.args.seed)
+            return ShuffledSampler(sequences, self.args.seed)
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(sequences, per_step, self.args.seed)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Batch]:
         """Like the parent's, which supports only batches of a fixed number of sequences."""
@@ -88,7 +86,7 @@ class QLoRATrainer(transformers.Trainer):
             return super().get_train_dataloader()
         loader = torch.utils.data.DataLoader(
             self.train_dataset,
-            batch_sampler=TokenBatchSampler(sequence_lengths(self.train_dataset), self.tokens_per_batch, self.args.seed),
+            batch_sampler=TokenBatchSampler(self.train_dataset, self.tokens_per_batch, self.args.seed),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
@@ -172,11 +170,11 @@ class QLoRATrainer(transformers.Trainer):
     def _report_training(self, failure: Failure, largest: int) -> None:
         when = "longest batch" if self.current_step is None else f"step {self.state.global_step + 1}"
         advice = smaller_batches(self, failure.part["input_ids"].shape[1], largest) or "a smaller --max-seq-length"
-        self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset, advice))
+        self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset.rows, advice))
 
     def _report_evaluation(self, failure: Failure, largest: int) -> None:
         advice = f"--eval-batch-size {max(1, largest // failure.part['input_ids'].shape[1])}"
-        self._reporter.warn(retry_notice("evaluating", failure, largest, self.eval_dataset, advice))
+        self._reporter.warn(retry_notice("evaluating", failure, largest, self.eval_dataset.rows, advice))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
@@ -286,7 +284,7 @@ class QLoRATrainer(transformers.Trainer):
 def smaller_batches(trainer: QLoRATrainer, length: int, largest: int) -> str | None:
     """The flags that limit passes with sequences of this length to `largest` tokens; None if no flags can."""
     if trainer.tokens_per_batch is not None:
-        return f"--tokens-per-batch {largest}" if largest >= max(sequence_lengths(trainer.train_dataset)) else None
+        return f"--tokens-per-batch {largest}" if largest >= trainer.train_dataset.lengths.max() else None
     if largest < length:
         return None
     step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps

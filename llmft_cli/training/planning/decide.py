@@ -15,7 +15,7 @@ from llmft_cli.models.model_source import ModelSource
 from llmft_cli.settings.compute_types import Abilities, torch_type
 from llmft_cli.settings.config import Config
 from llmft_cli.settings.quantities import format_count
-from llmft_cli.training.batches.token_batches import largest_batch, sequence_lengths, sequences_that_fill
+from llmft_cli.training.batches.token_batches import largest_batch, sequences_that_fill
 from llmft_cli.training.device_memory import available_bytes
 from llmft_cli.training.fast.kernels.select import abilities_of
 from llmft_cli.training.plan import Plan, given_plan
@@ -26,10 +26,11 @@ from llmft_cli.training.planning.speed import REFERENCE_RATES, Rates
 from llmft_cli.training.step.tuned_model import computes_in_base_type, make_trainable
 
 if TYPE_CHECKING:
-    import datasets
     import torch
     from peft import PeftModel
     from transformers import PreTrainedConfig
+
+    from llmft_cli.training.batches.sequences import SequenceFigures, Sequences
 
 GIBIBYTE = 2**30
 
@@ -57,7 +58,7 @@ class ChosenPlan:
 def decide(
     source: ModelSource,
     config: Config,
-    sequences: datasets.Dataset,
+    sequences: Sequences,
     device: torch.device,
     reporter: Reporter,
     recorded: Mapping[str, Any] | None = None,
@@ -105,7 +106,7 @@ def unplanned(config: Config, shape: PreTrainedConfig, on_gpu: bool) -> Plan:
     return given_plan(config, shape.get_text_config().num_hidden_layers, checkpointing)
 
 
-def filled(config: Config, sequences: datasets.Dataset | None = None) -> Config:
+def filled(config: Config, sequences: Sequences | None = None) -> Config:
     """The settings with `batch_size` set to how many of the longest sequences fill `tokens_per_batch`, if that is given.
 
     Args:
@@ -116,7 +117,7 @@ def filled(config: Config, sequences: datasets.Dataset | None = None) -> Config:
     """
     if config.tokens_per_batch is None:
         return config
-    longest = config.max_seq_length if sequences is None else max(sequence_lengths(sequences))
+    longest = config.max_seq_length if sequences is None else int(sequences.lengths.max())
     return replace(config, batch_size=sequences_that_fill(config.tokens_per_batch, longest))
 
 
@@ -221,28 +222,26 @@ def choose_plan(found: list[Option], available_bytes: int, config: Config) -> Op
     )
 
 
-def worst_batches(sequences: datasets.Dataset, tokens_per_batch: int | None = None) -> Callable[[int], BatchShape]:
-    """The largest micro-batch for a number of sequences of a split: the longest, with the most targets.
+def worst_batches(sequences: Sequences, tokens_per_batch: int | None = None) -> Callable[[int], BatchShape]:
+    """The largest micro-batch for a number of sequences, in any epoch: the longest, with the most targets.
 
     With `tokens_per_batch`, the batch always has that many tokens.
     """
-    from llmft_cli.training.batches.largest import token_counts
+    figures = sequences.figures
+    if tokens_per_batch is None:
+        return lambda size: worst_batch(figures, size, int(figures.tokens.max()))
+    largest = largest_batch(figures.tokens.tolist(), tokens_per_batch)
+    within = figures.no_longer_than(largest.length)
+    return lambda size: worst_batch(within, largest.sequences, largest.length)
 
-    tokens, supervised = token_counts(sequences)
-    if tokens_per_batch is not None:
-        largest = largest_batch(tokens.tolist(), tokens_per_batch)
-        within = sequences.select((tokens <= largest.length).nonzero()[0])
-        return lambda size: replace(worst_batches(within)(largest.sequences), length=largest.length)
-    most_supervised = sorted(supervised.tolist(), reverse=True)
-    lengths = [length for lengths in sequences["row_lengths"] for length in lengths]
-    longest_row = max(lengths)
+
+def worst_batch(figures: SequenceFigures, size: int, length: int) -> BatchShape:
+    """The micro-batch of `size` of these sequences with the most targets, padded to `length`."""
+    longest_row = int(figures.longest_row.max())
     # Rows of equal length for which attention costs as much as for the real rows.
-    rows = sum(length**2 for length in lengths) / len(sequences) / longest_row**2
-
-    def batch_of(size: int) -> BatchShape:
-        return BatchShape(size, int(tokens.max()), sum(most_supervised[:size]), max(size, round(rows * size)), longest_row)
-
-    return batch_of
+    rows = float(figures.squared_rows.mean()) / longest_row**2
+    most_supervised = sorted(figures.supervised.tolist(), reverse=True)[:size]
+    return BatchShape(size, length, sum(most_supervised), max(size, round(rows * size)), longest_row)
 
 
 def longest_batches(config: Config) -> Callable[[int], BatchShape]:

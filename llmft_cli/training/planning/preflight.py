@@ -16,7 +16,7 @@ from llmft_cli.settings.config import Config
 if TYPE_CHECKING:
     import datasets
 
-SEQUENCES_AT_A_TIME = 1000
+ROWS_AT_A_TIME = 10_000
 # No layer of a real model is so narrow that a rank up to this needs a look at its layers.
 ORDINARY_RANK = 64
 
@@ -61,13 +61,12 @@ def check_rows(run: RunDir, rows: datasets.Dataset, limits: Limits) -> None:
     Raises:
         DataError: as `check_before_loading`.
     """
-    longest = largest_in(rows, "row_lengths")
+    longest, last = longest_and_last(rows)
     if limits.fails_beyond and limits.positions is not None and longest > limits.positions:
         raise DataError(
             f"{run.path} has a row of {longest} tokens, but {limits.model} has only {limits.positions} positions",
             f"prepare again with: llmft prepare DATA --run {run.path} --max-seq-length {limits.positions} --overwrite",
         )
-    last = largest_in(rows, "input_ids")
     if limits.embedding_rows is not None and last >= limits.embedding_rows:
         raise DataError(
             f"{run.path} has the token id {last}, but {limits.model} has embeddings for {limits.embedding_rows} tokens only "
@@ -76,12 +75,16 @@ def check_rows(run: RunDir, rows: datasets.Dataset, limits: Limits) -> None:
         )
 
 
-def largest_in(rows: datasets.Dataset, column: str) -> int:
-    """The largest number in a column of lists."""
+def longest_and_last(rows: datasets.Dataset) -> tuple[int, int]:
+    """The tokens of the longest row, and the largest token id."""
     import pyarrow.compute
 
-    tables = rows.select_columns([column]).with_format("arrow").iter(SEQUENCES_AT_A_TIME)
-    return max(int(pyarrow.compute.max(pyarrow.compute.list_flatten(table[column])).as_py()) for table in tables)
+    longest, last = 0, 0
+    for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(ROWS_AT_A_TIME):
+        column = table["input_ids"]
+        longest = max(longest, pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py())
+        last = max(last, pyarrow.compute.max(pyarrow.compute.list_flatten(column)).as_py())
+    return longest, last
 
 
 def check_adapter(source: ModelSource, config: Config, reporter: Reporter) -> None:

@@ -300,7 +300,7 @@ def test_of_command_gives_the_settings_of_a_command() -> None:
     assert config.of_command(Config(), "merge") == {"device": "auto", "compute_dtype": "auto"}
     assert set(config.of_command(Config(), "prepare")) == {
         "model", "revision", "trust_remote_code", "chat_template", "format", "columns", "dataset_split", "max_seq_length",
-        "on_overlength", "train_on", "packing", "val_size", "max_rejected", "weights", "max_rows", "near_duplicates", "strict",
+        "on_overlength", "train_on", "val_size", "max_rejected", "weights", "max_rows", "near_duplicates", "strict",
         "encoding", "seed", "rows_per_answer", "on_unrendered", "merge_turns",
     }  # fmt: skip
 

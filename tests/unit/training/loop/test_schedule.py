@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmft_cli.settings.config import FIELDS, resolve
+from llmft_cli.training.batches.sequences import Sequences
 from llmft_cli.training.loop.schedule import Schedule, plan, training_arguments, training_tokens
+
+from ..made_sequences import rows_of
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_only_what_does_not_compute_in_the_bases_type_has_autocast(
     ],
 )
 def test_the_tokens_of_a_training_are_those_of_its_epochs_or_its_steps(flags: dict[str, Any], expected: int) -> None:
-    sequences = datasets.Dataset.from_dict({"row_lengths": [[6, 4], [10], [10]]})
+    sequences = Sequences.grouped(rows_of((6, 1), (4, 1), (10, 1), (10, 1)), [[0, 1], [2], [3]])
     two_steps = {"batch_size": 2, "gradient_accumulation_steps": 1}
     assert training_tokens(sequences, resolve(two_steps | flags)) == expected
 
@@ -60,7 +62,7 @@ def test_the_tokens_of_a_training_are_those_of_its_epochs_or_its_steps(flags: di
 )
 def test_a_warm_up_never_takes_all_steps(flags: dict[str, Any], warmup: int) -> None:
     """The first step of a warm-up has rate 0: a training of one step learnt nothing."""
-    sequences = datasets.Dataset.from_dict({"row_lengths": [[10]]})
+    sequences = Sequences.one_each(rows_of((10, 1)))
     assert plan(sequences, resolve(flags)).warmup == warmup
 
 
@@ -68,7 +70,7 @@ def test_a_warm_up_never_takes_all_steps(flags: dict[str, Any], warmup: int) -> 
 def test_some_step_has_the_whole_rate(steps: int, ratio: float, scheduler: str) -> None:
     from transformers import get_scheduler
 
-    sequences = datasets.Dataset.from_dict({"row_lengths": [[10]]})
+    sequences = Sequences.one_each(rows_of((10, 1)))
     schedule = plan(sequences, resolve({"max_steps": steps, "warmup_ratio": ratio}))
     weights = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weights], lr=1.0)
@@ -79,5 +81,5 @@ def test_some_step_has_the_whole_rate(steps: int, ratio: float, scheduler: str) 
 
 @pytest.mark.parametrize(("every", "expected"), [(500.0, 40), (40.0, 40), (7.0, 7), (0.2, 8), (0.001, 1)])
 def test_an_interval_above_all_steps_is_all_steps(every: float, expected: int) -> None:
-    sequences = datasets.Dataset.from_dict({"row_lengths": [[10]]})
+    sequences = Sequences.one_each(rows_of((10, 1)))
     assert plan(sequences, resolve({"max_steps": 40, "eval_steps": every})).evaluate_every == expected

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 import yaml
@@ -38,6 +37,7 @@ from llmft_cli.training.planning.simulation import BatchShape, full_batch
 from llmft_cli.training.step.tuned_model import make_trainable
 
 from ...followed_once import of_the_model
+from ..made_sequences import sequences_of
 from ..tiny_training import Told, sequences
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -293,7 +293,7 @@ def row(tokens: int, supervised: int, rows: list[int]) -> dict[str, Any]:
 
 
 def test_the_worst_batch_is_as_long_and_as_supervised_as_they_come() -> None:
-    data = datasets.Dataset.from_list([row(20, 3, [10, 10]), row(12, 9, [12]), row(16, 7, [16]), row(8, 1, [8])])
+    data = sequences_of([row(20, 3, [10, 10]), row(12, 9, [12]), row(16, 7, [16]), row(8, 1, [8])])
     batch_of = worst_batches(data)
     assert [batch_of(size).length for size in (1, 2, 4)] == [20, 20, 20]
     assert [batch_of(size).supervised for size in (1, 2, 3, 4)] == [9, 16, 19, 20]
@@ -303,20 +303,20 @@ def test_the_worst_batch_is_as_long_and_as_supervised_as_they_come() -> None:
 
 def test_the_worst_batch_of_so_many_tokens_is_the_largest_there_is() -> None:
     """Here three of up to 64 tokens, padded to them, rather than the longest one."""
-    data = datasets.Dataset.from_list([row(150, 99, [150]), row(63, 9, [63]), row(58, 30, [40, 18]), row(57, 7, [57])])
+    data = sequences_of([row(150, 99, [150]), row(63, 9, [63]), row(58, 30, [40, 18]), row(57, 7, [57])])
     assert worst_batches(data, 200)(1) == BatchShape(3, 64, 46, 3, 63)
     assert worst_batches(data, 150)(1) == BatchShape(1, 150, 99, 1, 150)
 
 
 def test_rows_of_the_worst_batch_cost_attention_what_the_rows_there_are_cost() -> None:
     """The squares of all rows' lengths, spread evenly over the batches."""
-    data = datasets.Dataset.from_list([row(40, 30, [20, 10, 10]), row(40, 30, [20, 20])] * 4)
+    data = sequences_of([row(40, 30, [20, 10, 10]), row(40, 30, [20, 20])] * 4)
     batch = worst_batches(data)(8)
     squares = 4 * (20**2 + 10**2 + 10**2) + 4 * 2 * 20**2
     assert batch.longest_row == 20
     assert batch.rows * batch.longest_row**2 == pytest.approx(squares, abs=20**2 / 2)
     # Rows much shorter than the longest one: still a row in each sequence.
-    uneven = datasets.Dataset.from_list([row(100, 50, [100]), *[row(4, 2, [4])] * 19])
+    uneven = sequences_of([row(100, 50, [100]), *[row(4, 2, [4])] * 19])
     assert worst_batches(uneven)(2).rows == 2
 
 
@@ -362,7 +362,7 @@ def test_on_a_gpu_a_batch_of_tokens_stays_the_users(tiny_model_dir: Path) -> Non
 
 
 def test_a_longer_sequence_than_a_batch_of_tokens_is_refused(tiny_model_dir: Path) -> None:
-    longest = max(sum(one) for one in sequences(12, packing=True)["row_lengths"])
+    longest = int(sequences(12, packing=True).lengths.max())
     with pytest.raises(ConfigError) as raised:
         decided_by_tokens(tiny_model_dir, CPU, tokens_per_batch=longest - 1)
     assert raised.value.message == f"--tokens-per-batch {longest - 1} is less than the longest sequence ({longest} tokens)"

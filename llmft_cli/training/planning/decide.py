@@ -237,11 +237,13 @@ def worst_batches(sequences: Sequences, tokens_per_batch: int | None = None) -> 
 
 def worst_batch(figures: SequenceFigures, size: int, length: int) -> BatchShape:
     """The micro-batch of `size` of these sequences with the most targets, padded to `length`."""
+    import numpy
+
     longest_row = int(figures.longest_row.max())
     # Rows of equal length for which attention costs as much as for the real rows.
     rows = float(figures.squared_rows.mean()) / longest_row**2
-    most_supervised = sorted(figures.supervised.tolist(), reverse=True)[:size]
-    return BatchShape(size, length, sum(most_supervised), max(size, round(rows * size)), longest_row)
+    most_supervised = numpy.sort(figures.supervised)[-size:]
+    return BatchShape(size, length, int(most_supervised.sum()), max(size, round(rows * size)), longest_row)
 
 
 def longest_batches(config: Config) -> Callable[[int], BatchShape]:

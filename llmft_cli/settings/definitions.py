@@ -108,7 +108,6 @@ class Config:
         "Put several rows into one sequence, of at most --max-seq-length tokens. Rows do not attend to each other.",
         "Training",
         FIT,
-        primary="train",
         only_with={"gpu-check": "--run"},
     )
     gradient_accumulation_steps: int = setting(4, "Forward passes per optimizer step.", "Training", FIT, minimum=1)

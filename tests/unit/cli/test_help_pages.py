@@ -123,7 +123,7 @@ def test_what_train_uses_only_with_data_says_so(monkeypatch: pytest.MonkeyPatch,
 def test_what_gpu_check_uses_only_with_a_run_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     page = shown(monkeypatch, capsys, "gpu-check", "--help-all")
     (group,) = re.findall(r"^Training \(only with --run\):\n(.*?)\n\n", page, re.M | re.S)
-    assert listed(group) == {"--num-epochs", "--max-steps"}
+    assert listed(group) == {"--num-epochs", "--max-steps", "--packing", "--no-packing"}
 
 
 @pytest.mark.parametrize("arguments", PAGES, ids=["llmft", *COMMANDS])

@@ -29,11 +29,11 @@ from llmft_cli.settings.config import Config
 from llmft_cli.settings.quantities import format_count
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.batches.token_batches import sequence_lengths
+from llmft_cli.training.judgement.result import Outcome, TrainResult, result_of
 from llmft_cli.training.loop import loss_chart, schedule
 from llmft_cli.training.loop.run_files import complete_checkpoints, save
 from llmft_cli.training.loop.tracking import check_installed, tracked
 from llmft_cli.training.planning.preflight import check_before_loading
-from llmft_cli.training.result import Outcome, TrainResult, result_of
 from llmft_cli.training.resume import begin_or_resume, check_same_data_settings, intact_checkpoint
 from llmft_cli.training.starting_adapter import StartingAdapter, load_into, new_training
 
@@ -110,7 +110,7 @@ def train_adapter(
         with tracked(trainer, run, config, record, recorded, checkpoint, reporter):
             outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
         save(run, trainer)
-        return result_of(run, trainer, config, chosen, outcome)
+        return result_of(run, trainer, config, chosen, outcome, record.entry["inputs"])
 
 
 def check_choices_and_data(run: RunDir, config: Config, allow_stale: bool) -> None:
@@ -225,11 +225,13 @@ def run_training(
         Interrupted: the user or the system asked to stop.
         OutOfMemory: a single row takes too much.
     """
+    from llmft_cli.training.judgement.starting_loss import StartingLoss
     from llmft_cli.training.loop.callbacks import Rehearsal
     from llmft_cli.training.profiling.profiling import profiled
 
     if checkpoint:
         trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
+    trainer.add_callback(StartingLoss(trainer))
     rehearsal = Rehearsal(trainer, reporter)
     if trainer.args.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
         trainer.add_callback(rehearsal)

@@ -138,7 +138,8 @@ class Figures(TrainerCallback):
         row: dict[str, float | int | None] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         row |= {name: value if math.isfinite(value) else None for name, value in figures.items()}
         if "eval_loss" in figures:
-            self._reporter.note(f"step {state.global_step}: held-out loss {figures['eval_loss']:.4f}")
+            when = f"step {state.global_step}" if state.global_step else "before training"
+            self._reporter.note(f"{when}: held-out loss {figures['eval_loss']:.4f}")
         else:
             reading = self._clock.at(state.global_step)
             speed = None if reading is None else self._clock.speed_until(reading)

@@ -15,9 +15,9 @@ from llmft_cli.evaluation.evaluate import EvalResult
 from llmft_cli.evaluation.results import ArmScores
 from llmft_cli.merging.merge import MergeResult
 from llmft_cli.merging.verify import Verification
+from llmft_cli.training.judgement.result import TrainResult
 from llmft_cli.training.profiling.profiling import Profile
 from llmft_cli.training.profiling.roofline import Roofline
-from llmft_cli.training.result import TrainResult
 
 GIB = 2**30
 

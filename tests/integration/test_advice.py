@@ -13,9 +13,8 @@ import pytest
 Run = Callable[..., CompletedProcess[str]]
 
 BATCHES = ("--batch-size", 4, "--gradient-accumulation-steps", 1, "--eval-steps", 2)
-# What it teaches is worse than nothing, from the first evaluation on.
-HARMFUL = (*BATCHES, "--max-steps", 6, "--learning-rate", 0.9, "--lr-scheduler", "constant", "--max-grad-norm", 0)
-HARMFUL += ("--lora-alpha", 512)
+# To a trained adapter this does harm, from the first evaluation on.
+HARMFUL = (*BATCHES, "--max-steps", 6, "--learning-rate", 0.3, "--lr-scheduler", "constant", "--lora-dropout", 0)
 USEFUL = (*BATCHES, "--max-steps", 20, "--learning-rate", 3e-3)
 
 
@@ -61,33 +60,34 @@ def test_a_training_that_goes_on_begins_with_the_loss_of_its_adapter(trained_cop
     assert "(starting adapter: " in line
 
 
-def test_where_nothing_beats_the_base_the_last_adapter_is_kept(prepared_copy: Path, run: Run) -> None:
-    done = run("train", "run", *HARMFUL, folder=prepared_copy.parent)
+def test_where_nothing_beats_the_start_the_last_adapter_is_kept(trained_copy: Path, run: Run) -> None:
+    done = run("train", "run", "--continue", *HARMFUL, folder=trained_copy.parent)
     assert done.returncode == 0, done.stderr
-    assert "no evaluation beats the base" in " ".join(done.stdout.split())
-    headline, losses = stage(prepared_copy)["headline"], held_out_losses(prepared_copy)
-    assert min(losses[step] for step in (2, 4, 6)) >= losses[0] == headline["base_eval_loss"]
+    assert "no evaluation beats the adapter it began with" in " ".join(done.stdout.split())
+    headline, losses = stage(trained_copy)["headline"], held_out_losses(trained_copy)
+    assert min(losses[step] for step in (2, 4, 6)) >= losses[0] == headline["starting_adapter_eval_loss"]
     assert (headline["best_step"], headline["eval_loss"]) == (None, losses[6])
-    last = prepared_copy / "checkpoints/checkpoint-6/adapter_model.safetensors"
-    assert (prepared_copy / "adapter/adapter_model.safetensors").read_bytes() == last.read_bytes()
+    last = trained_copy / "checkpoints/checkpoint-6/adapter_model.safetensors"
+    assert (trained_copy / "adapter/adapter_model.safetensors").read_bytes() == last.read_bytes()
 
 
-def test_a_required_improvement_that_is_missing_ends_with_6_and_a_usable_adapter(prepared_copy: Path, run: Run) -> None:
-    folder = prepared_copy.parent
-    done = run("train", "run", *HARMFUL, "--require-improvement", "--json", folder=folder)
+def test_a_required_improvement_that_is_missing_ends_with_6_and_a_usable_adapter(trained_copy: Path, run: Run) -> None:
+    folder = trained_copy.parent
+    done = run("train", "run", "--continue", *HARMFUL, "--require-improvement", "--json", folder=folder)
     assert (done.returncode, done.stdout.count("\n")) == (6, 1), done.stderr
     found = json.loads(done.stdout)
     assert (found["ok"], found["error"]["kind"]) == (False, "verification")
-    for loss in (found["eval_loss"], found["base_eval_loss"]):
+    for loss in (found["eval_loss"], found["starting_adapter_eval_loss"]):
         assert f"{loss:.4f}" in found["error"]["message"]
-    assert "llmft train run --overwrite --learning-rate " in found["error"]["hint"]
     assert found["advice"][0]["kind"] == "no_improvement"
-    assert stage(prepared_copy)["status"] == "done"
+    assert found["advice"][0]["hint"] in found["error"]["hint"]
+    assert stage(trained_copy)["status"] == "done"
     assert run("chat", "run", "--prompt", "What?", "--max-new-tokens", 2, folder=folder).returncode == 0
-    again = run("train", "run", *HARMFUL, "--require-improvement", "--overwrite", folder=folder)
-    assert again.returncode == 6
+    flags = ("--overwrite", "--from-adapter", "run/earlier/1/adapter")
+    again = run("train", "run", *flags, *HARMFUL, "--require-improvement", folder=folder)
+    assert again.returncode == 6, again.stderr
     assert "Trained run" in again.stdout
-    assert again.stderr.splitlines()[-2].startswith("error: run/adapter is no better than the base: its held-out loss is ")
+    assert again.stderr.splitlines()[-2].startswith("error: run/adapter is no better than the adapter it began with: ")
 
 
 def test_a_single_row_trains(tiny_data: Path, tiny_model_dir: Path, tmp_path: Path, run: Run) -> None:

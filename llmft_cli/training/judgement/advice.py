@@ -180,8 +180,8 @@ def few_held_out_rows(facts: Facts) -> Advice | None:
     rows = format_count(facts.held_out_rows, "held-out row")
     return Advice(
         "few_held_out_rows",
-        f"{rows} ({format_count(facts.held_out_tokens, 'learned token')}) cannot tell: even an improvement on every one of "
-        f"fewer than {FEWEST_ROWS_TO_TELL} may be chance, and so may the choice of the best step",
+        f"{rows} ({format_count(facts.held_out_tokens, 'learned token')}): with fewer than {FEWEST_ROWS_TO_TELL}, even an "
+        "improvement on every one may be chance, and so may the choice of the best step",
         more_held_out(facts),
     )
 

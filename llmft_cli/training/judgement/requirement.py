@@ -34,4 +34,4 @@ def next_command(run: Path, result: TrainResult) -> str:
     """What would help, by the advice of the training, and that the adapter can be used."""
     helpful = [item.hint for item in result.advice if item.kind in ("no_improvement", "no_held_out_rows")]
     kept = f"the adapter is kept: llmft chat {shlex.quote(str(run))}"
-    return "; or ".join([*helpful[:1], kept])
+    return "; ".join([*helpful[:1], kept])

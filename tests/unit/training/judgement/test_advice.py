@@ -165,13 +165,13 @@ def test_too_few_are_held_out():
     few = facts([3.0, 2.0, 1.0], start=4.0, held_out_rows=5, held_out_tokens=43, training_rows=95)
     assert only(few) == (
         "few_held_out_rows",
-        "5 held-out rows (43 learned tokens) cannot tell: even an improvement on every one of fewer than 6 may be chance, and "
-        "so may the choice of the best step",
+        "5 held-out rows (43 learned tokens): with fewer than 6, even an improvement on every one may be chance, and so may "
+        "the choice of the best step",
         "hold out more: llmft prepare DATA --run runs/mine --val-size 20 --overwrite",
     )
     assert only(replace(few, held_out_rows=1, held_out_tokens=1, training_rows=9))[1:] == (
-        "1 held-out row (1 learned token) cannot tell: even an improvement on every one of fewer than 6 may be chance, and so "
-        "may the choice of the best step",
+        "1 held-out row (1 learned token): with fewer than 6, even an improvement on every one may be chance, and so may the "
+        "choice of the best step",
         "compare answers to other questions: llmft eval runs/mine --prompts questions.jsonl",
     )
     assert only(replace(few, training_rows=35))[2].endswith("--val-size 10 --overwrite")

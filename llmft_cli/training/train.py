@@ -231,12 +231,12 @@ def run_training(
 
     if checkpoint:
         trainer.clock.tokens = loss_chart.tokens_so_far(run.metrics)
-    trainer.add_callback(StartingLoss(trainer))
     rehearsal = Rehearsal(trainer, reporter)
     if trainer.args.device.type == "cuda":  # a CPU's memory swaps rather than fails, and the time is worth more
         trainer.add_callback(rehearsal)
     else:
         keep_freed_memory()
+    trainer.add_callback(StartingLoss(trainer))  # after the longest batch: if that does not fit, it is told at once
     warn_if_long_on_cpu(trainer, config, reporter)
     started = time.perf_counter()
     with profiled(profile, trainer, config, plan, run.path / "profile", reporter) as found_profile:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import StageError
 from llmft_cli.data.forms.examples import IGNORED
@@ -18,8 +17,6 @@ from llmft_cli.settings.config import Config
 from llmft_cli.training.judgement.curve import Curve, curve_of
 
 if TYPE_CHECKING:
-    import datasets
-
     from llmft_cli.training.loop.trainer import QLoRATrainer
 
 RUN_INPUTS = ("data", "tokenizer")  # what every training reads; the rest is the adapter to start from
@@ -35,9 +32,9 @@ class Facts:
         planned_steps: those of the whole schedule; early stopping takes fewer.
         num_epochs: passes over the rows in the whole schedule; None if `max_steps` was given.
         held_out_rows, held_out_tokens: rows held out, and their supervised tokens.
-        training_rows: rows to learn from; repeated ones count each time.
         kept_step: the step of the evaluation whose adapter is kept; None if it is the last step's.
         starting_adapter: the path of the adapter that the training began with; None for a new one.
+        training_rows: rows to learn from; 0 if unknown.
         truncated_rows, lost_ends: rows that were cut (`--on-overlength truncate`), and ends of turn lost with that.
     """
 
@@ -49,9 +46,9 @@ class Facts:
     learning_rate: float
     held_out_rows: int
     held_out_tokens: int
-    training_rows: int
     kept_step: int | None
     starting_adapter: Path | None = None
+    training_rows: int = 0
     truncated_rows: int = 0
     lost_ends: int = 0
 
@@ -76,8 +73,7 @@ class Facts:
 def facts_of(run: RunDir, trainer: QLoRATrainer, config: Config, inputs: Mapping[str, str]) -> Facts:
     """The facts of a finished training; `inputs` is what the ledger records as read by it."""
     start = next((name for name in inputs if name not in RUN_INPUTS), None)
-    rows, tokens = (0, 0) if trainer.eval_dataset is None else size_of(trainer.eval_dataset)
-    truncated, lost = truncated_answers(run)
+    rows, tokens = size_of(trainer.eval_dataset or [])
     return Facts(
         run=run.path,
         curve=curve_of(trainer.state.log_history),
@@ -87,27 +83,28 @@ def facts_of(run: RunDir, trainer: QLoRATrainer, config: Config, inputs: Mapping
         learning_rate=config.learning_rate,
         held_out_rows=rows,
         held_out_tokens=tokens,
-        training_rows=sum(len(lengths) for lengths in trainer.train_dataset["row_lengths"]),
         kept_step=trainer.kept_evaluation,
         starting_adapter=run.path / start if start else None,
-        truncated_rows=truncated,
-        lost_ends=lost,
+        **facts_of_data(run),
     )
 
 
-def size_of(split: datasets.Dataset) -> tuple[int, int]:
-    """The rows of a split, and their supervised tokens."""
-    import numpy
-
-    rows = sum(len(lengths) for lengths in split["row_lengths"])
-    tokens = sum(int(numpy.count_nonzero(numpy.asarray(labels) != IGNORED)) for labels in split["labels"])
+def size_of(sequences: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
+    """The rows in sequences, and their supervised tokens; only one sequence is in memory at a time."""
+    rows = tokens = 0
+    for sequence in sequences:
+        rows += len(sequence["row_lengths"])
+        tokens += sum(label != IGNORED for label in sequence["labels"])
     return rows, tokens
 
 
-def truncated_answers(run: RunDir) -> tuple[int, int]:
-    """Rows that were truncated in `prepare`, and the ends of turn lost with that."""
-    with suppress(StageError):  # a report that was damaged meanwhile must not cost the training
-        lost = read_result(run.data / REPORT_FILE).overlength
-        if lost.get("policy") == "truncate":
-            return lost["rows"] - lost["dropped"], lost["end_of_turns_lost"]
-    return 0, 0
+def facts_of_data(run: RunDir) -> dict[str, int]:
+    """What the report of `prepare` knows; nothing if it was damaged meanwhile, which must not cost the training."""
+    try:
+        report = read_result(run.data / REPORT_FILE)
+    except StageError:
+        return {}
+    facts, lost = {"training_rows": report.splits["train"]}, report.overlength
+    if lost.get("policy") == "truncate":
+        facts |= {"truncated_rows": lost["rows"] - lost["dropped"], "lost_ends": lost["end_of_turns_lost"]}
+    return facts

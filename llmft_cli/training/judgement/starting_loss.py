@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 if TYPE_CHECKING:
@@ -15,8 +14,8 @@ class StartingLoss(TrainerCallback):
     """Measures the held-out loss before the first step, and logs it as step 0.
 
     A new adapter changes nothing yet (B is 0), so this is the base model's loss; or it is that of the adapter to start
-    from. A resumed training has it in its log. It draws no random numbers, and is no evaluation for early stopping or
-    for the choice of the adapter to keep.
+    from. A resumed training has it in its log. It draws no random numbers. It is never the best evaluation, since the
+    trainer is not asked whether it is, and early stopping counts from the first best one.
     """
 
     def __init__(self, trainer: QLoRATrainer) -> None:
@@ -25,6 +24,4 @@ class StartingLoss(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step > 0 or args.eval_strategy == "no":
             return
-        self._trainer.log_held_out_loss()
-        if args.device.type == "cuda":
-            torch.cuda.empty_cache()  # the pieces it leaves would count as memory of the longest batch
+        self._trainer.evaluate()

@@ -19,8 +19,8 @@ FACTS = Facts(
     learning_rate=1e-3,
     held_out_rows=20,
     held_out_tokens=400,
-    training_rows=380,
     kept_step=None,
+    training_rows=380,
 )
 
 

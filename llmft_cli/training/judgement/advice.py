@@ -31,7 +31,7 @@ LAST_PART = 0.2
 HARMFUL_RISE = 0.05
 # Of all steps: the fewest after the lowest loss that were a waste.
 WASTED_STEPS = 0.2
-# Of the loss before training: a lowest loss this near to it has learned nothing, rather than something wrong.
+# Of a held-out loss: at the end of a schedule, it goes up and down by so much.
 NO_CHANGE = 0.01
 # Of all rows: as many as may be rejected (`--max-rejected`) before `prepare` takes them for a mistake.
 MANY_ROWS = 0.05
@@ -88,15 +88,15 @@ def kept_point(facts: Facts) -> Point:
 
 
 def still_learning(facts: Facts) -> Advice | None:
-    """The last evaluation is the best, and the loss fell until the end."""
-    points = with_start(facts)
-    if len(points) < 3 or facts.curve.lowest != points[-1] or facts.curve.beats_start is False or too_few(facts):
+    """The held-out loss fell until the end."""
+    points, lowest = with_start(facts), facts.curve.lowest
+    if len(points) < 3 or lowest is None or facts.curve.beats_start is False or too_few(facts):
         return None
-    last = points[-1]
-    before = loss_at(points, last.step * (1 - LAST_PART))
-    if before - last.loss < STILL_FALLING * last.loss:
+    last, begin = points[-1], points[-1].step * (1 - LAST_PART)
+    fall = loss_at(points, begin) - last.loss
+    if fall < STILL_FALLING * last.loss or last.loss > lowest.loss * (1 + NO_CHANGE):
         return None
-    earlier = points[-2]
+    earlier = next(point for point in reversed(points) if point.step <= begin or point == points[0])
     return Advice(
         "still_learning",
         f"the held-out loss still fell at the end: from {earlier.loss:.4f} at step {earlier.step} to {last.loss:.4f} at "
@@ -202,7 +202,7 @@ def more_held_out(facts: Facts) -> str:
 def no_end_of_turn(facts: Facts) -> Advice | None:
     """Rows were truncated, and with them the ends that the model should learn."""
     rows = facts.training_rows + facts.held_out_rows
-    if facts.truncated_rows < MANY_ROWS * rows or not facts.lost_ends:
+    if not facts.lost_ends or min(facts.truncated_rows, facts.lost_ends) < MANY_ROWS * rows:
         return None
     return Advice(
         "no_end_of_turn",

@@ -27,8 +27,8 @@ def test_what_prepare_truncated(tmp_path, tiny_model_dir):
     assert facts_of_data(whole) == {"training_rows": report["splits"]["train"]}
     longest = report["lengths"]["max"]
     cut = prepared_run(tmp_path / "cut", data, tiny_model_dir, max_seq_length=longest - 4, on_overlength="truncate")
-    facts = facts_of_data(cut)
-    assert facts["truncated_rows"] == facts["lost_ends"] > 0
+    # A few rows lost only the line break after the end of turn.
+    assert facts_of_data(cut) == {"training_rows": 36, "truncated_rows": 22, "lost_ends": 14}
     dropped = prepared_run(tmp_path / "dropped", data, tiny_model_dir, max_seq_length=longest - 4, max_rejected=1.0)
     assert set(facts_of_data(dropped)) == {"training_rows"}
 

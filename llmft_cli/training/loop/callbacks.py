@@ -27,6 +27,7 @@ from llmft_cli.training.loop.trainer import QLoRATrainer
 
 STOPPING = "stopping after this step with a checkpoint (Ctrl-C again: stop immediately without one)"
 FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
+UNTRAINED_HINT = "the model that training begins with is damaged, or needs another --compute-dtype (bf16, fp32)"
 FP16_HINT = "start over with --overwrite and --compute-dtype bf16 (fp32 if the GPU has no bf16), or a lower --learning-rate"
 
 
@@ -179,6 +180,8 @@ def check_finite(figures: Mapping[str, float], step: int) -> None:
     """
     for name, label in (("loss", "training loss"), ("eval_loss", "held-out loss")):
         if name in figures and not math.isfinite(figures[name]):
+            if step == 0:
+                raise VerificationError(f"the {label} is {figures[name]} before the first step", UNTRAINED_HINT)
             raise VerificationError(
                 f"the {label} is {figures[name]} at step {step}", "start over with a lower --learning-rate and --overwrite"
             )

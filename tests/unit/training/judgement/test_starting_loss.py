@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmft_cli.base.errors import Interrupted
+from llmft_cli.base.errors import Interrupted, VerificationError
 from llmft_cli.training.judgement.starting_loss import StartingLoss
 from llmft_cli.training.loop import trainer as trainer_module
 from llmft_cli.training.loop.loss_chart import read_metrics
@@ -95,6 +95,18 @@ def test_it_is_no_evaluation_for_patience_and_no_step_to_keep(tmp_path, data_fil
     assert "no_improvement" in [item.kind for item in result.advice]
     headline = json.loads(run.ledger_file.read_text())["stages"]["train"]["headline"]
     assert headline["advice"][0] == {name: getattr(result.advice[0], name) for name in ("kind", "message", "hint")}
+
+
+def test_a_base_whose_loss_is_not_a_number_is_told_before_it_is_trained(
+    tmp_path, data_file, tiny_model_dir, losses_of_evaluations
+):
+    """The rate was blamed for it, after the first evaluation."""
+    losses_of_evaluations(float("nan"))
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    with pytest.raises(VerificationError, match="the held-out loss is nan before the first step") as raised:
+        train_run(run)
+    assert "--learning-rate" not in raised.value.hint
+    assert read_metrics(run.metrics) == []
 
 
 def test_the_best_is_kept_as_soon_as_one_beats_the_base(tmp_path, data_file, tiny_model_dir, losses_of_evaluations):

@@ -14,7 +14,7 @@ from llmft_cli.base.reporter import Reporter, Silent
 from llmft_cli.models.adapters import save_adapter
 from llmft_cli.run_dir import checkpoints
 from llmft_cli.training.batches.sampling import LengthGroupedSampler, TokenBatchSampler
-from llmft_cli.training.batches.token_batches import sequence_lengths
+from llmft_cli.training.batches.token_batches import sequence_lengths, smaller_batches
 from llmft_cli.training.fast.cuda_graphs import recorded_passes
 from llmft_cli.training.judgement.curve import step_to_keep
 from llmft_cli.training.loop.deferred_log import DeferredLog, defer_log
@@ -172,7 +172,8 @@ class QLoRATrainer(transformers.Trainer):
 
     def _report_training(self, failure: Failure, largest: int) -> None:
         when = "longest batch" if self.current_step is None else f"step {self.state.global_step + 1}"
-        advice = smaller_batches(self, failure.part["input_ids"].shape[1], largest) or "a smaller --max-seq-length"
+        length, limit = failure.part["input_ids"].shape[1], self.tokens_per_batch
+        advice = smaller_batches(self.args, limit, self.train_dataset, length, largest) or "a smaller --max-seq-length"
         self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset, advice))
 
     def _report_evaluation(self, failure: Failure, largest: int) -> None:
@@ -286,14 +287,3 @@ class QLoRATrainer(transformers.Trainer):
     def kept_checkpoint(self) -> Path:
         """The checkpoint whose adapter is kept: that of the best evaluation, or of the last step."""
         return checkpoints.checkpoint_of(self._checkpoint_folder, self.kept_evaluation or self.state.global_step)
-
-
-def smaller_batches(trainer: QLoRATrainer, length: int, largest: int) -> str | None:
-    """The flags that limit passes with sequences of this length to `largest` tokens; None if no flags can."""
-    if trainer.tokens_per_batch is not None:
-        return f"--tokens-per-batch {largest}" if largest >= max(sequence_lengths(trainer.train_dataset)) else None
-    if largest < length:
-        return None
-    step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
-    size = max(count for count in range(1, largest // length + 1) if step % count == 0)
-    return f"--batch-size {size} --gradient-accumulation-steps {step // size}"

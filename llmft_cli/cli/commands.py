@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -36,6 +37,7 @@ from llmft_cli.cli.options import (
     PromptOption,
     PromptsOption,
     RequireGpuOption,
+    RequireImprovementOption,
     ResumeOption,
     RunArgument,
     StaleOption,
@@ -44,6 +46,10 @@ from llmft_cli.cli.options import (
     WaitOption,
 )
 from llmft_cli.cli.run_argument import find_run, run_to_prepare, saved_settings
+
+if TYPE_CHECKING:
+    from llmft_cli.cli.console import Console
+    from llmft_cli.training.judgement.result import TrainResult
 
 app = typer.Typer(name="llmft", pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -143,6 +149,7 @@ def train(
     resume: ResumeOption = False,
     continue_: ContinueOption = False,
     from_adapter: FromAdapterOption = None,
+    require_improvement: RequireImprovementOption = False,
     profile: ProfileOption = False,
     overwrite: OverwriteOption = False,
     allow_stale: StaleOption = False,
@@ -156,7 +163,6 @@ def train(
         llmft train --data chat.jsonl --model smollm2-135m  # prepare, then train
         llmft train runs/mine --resume                      # after an interruption
     """
-    from llmft_cli.cli.views import stages
     from llmft_cli.data.prepare import prepare as prepare_data
     from llmft_cli.training.planning.preflight import check_settings
     from llmft_cli.training.starting_adapter import starting_adapter
@@ -178,7 +184,23 @@ def train(
     result = train_adapter(
         target, config, given.console, overwrite=overwrite, resume=resume, start=start, allow_stale=allow_stale, profile=profile
     )
-    given.console.result("train", str(target.path), asdict(result), stages.train(str(target.path), result))
+    show_training(target.path, result, given.console, require_improvement)
+
+
+def show_training(run: Path, result: TrainResult, console: Console, require_improvement: bool) -> None:
+    """Show the result of a training.
+
+    Raises:
+        VerificationError: an improvement is required, and there is none; with --json, the error includes the result.
+    """
+    from llmft_cli.cli.views import stages
+    from llmft_cli.training.judgement import requirement
+
+    if require_improvement and console.as_json:
+        requirement.require_improvement(run, result)
+    console.result("train", str(run), asdict(result), stages.train(str(run), result))
+    if require_improvement:
+        requirement.require_improvement(run, result)
 
 
 def refuse_together(flags: Mapping[str, object]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import ConfigError, MachineError, OutOfMemory
 from llmft_cli.base.reporter import Reporter
+from llmft_cli.fit.assumptions import sequences_of, settled
 from llmft_cli.fit.host_resources import HostResources, host_resources
 from llmft_cli.fit.target_gpu import TargetGpu, for_gpu, limit
 from llmft_cli.models import random_model
@@ -126,9 +127,9 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
     from llmft_cli.training.planning.decide import filled
 
     check_request(config, gpu, measure)
-    sequences = sequences_of(run, config) if run else None
     shape, weights_here = shape_of(config, reporter)
-    config = config if run else for_positions(config, shape, reporter)
+    config = settled(config if run else for_positions(config, shape, reporter), shape, run, reporter)
+    sequences = sequences_of(run, config) if run else None
     config, able = for_gpu(filled(config, sequences), gpu, reporter)
     reporter.note(f"simulating training steps of {config.model}")
     plans = consider_plans(config, trainable(shape, config, "meta", able=able), sequences, gpu)
@@ -220,15 +221,6 @@ def trainable(
     if plan is not None:
         apply_plan(model, plan)
     return model
-
-
-def sequences_of(run: RunDir, config: Config) -> Sequences:
-    """The sequences that `train` makes of the run's rows with these settings."""
-    from llmft_cli.data.store import training_rows
-    from llmft_cli.training.batches.sequences import training_sequences
-
-    prepared = run.require("prepare", allow_stale=False)["config"]
-    return training_sequences(training_rows(run.data), replace(config, max_seq_length=prepared["max_seq_length"]))
 
 
 def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | None) -> int | None:

@@ -12,7 +12,7 @@ from llmft_cli.base.cpu_memory import keep_freed_memory
 from llmft_cli.base.cpu_threads import use_free_cores
 from llmft_cli.base.errors import Interrupted
 from llmft_cli.base.files import hash_path
-from llmft_cli.base.libraries import hardware, import_transformers, versions
+from llmft_cli.base.libraries import import_transformers
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.store import VALIDATION, check_version, load_split, training_rows
 from llmft_cli.models import loading, model_source
@@ -29,12 +29,12 @@ from llmft_cli.settings.config import Config
 from llmft_cli.settings.quantities import format_count
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.batches.sequences import Sequences, training_sequences
+from llmft_cli.training.judgement.result import Outcome, TrainResult, result_of
 from llmft_cli.training.loop import loss_chart, schedule
 from llmft_cli.training.loop.run_files import complete_checkpoints, save
 from llmft_cli.training.loop.tracking import check_installed, tracked
 from llmft_cli.training.planning.preflight import check_before_loading
-from llmft_cli.training.result import Outcome, TrainResult, result_of
-from llmft_cli.training.resume import begin_or_resume, intact_checkpoint, with_data_settings
+from llmft_cli.training.resume import begin_or_resume, facts_of, intact_checkpoint, with_data_settings
 from llmft_cli.training.starting_adapter import StartingAdapter, load_into, new_training
 
 if TYPE_CHECKING:
@@ -92,10 +92,12 @@ def train_adapter(
 ) -> TrainResult:
     """The stage itself; `recorded` is the ledger entry of the training to resume, and empty for a new one."""
     from llmft_cli.training.planning.decide import decide
+    from llmft_cli.training.planning.recipe import settle_recipe
 
     run = record.run
     device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
     source = base_model(run, recorded.get("model"), config, reporter)
+    config = settle_recipe(record, source, config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
     checkpoint = intact_checkpoint(run, training, reporter) if recorded else None
     check_before_loading(run, source, config, reporter)
@@ -104,6 +106,8 @@ def train_adapter(
     record.facts |= facts_of(source, config, training, chosen.plan)
     record.save_facts()
     config = chosen.applied_to(config)
+    if sequences.passes is not None:
+        sequences = sequences.in_passes(config.gradient_accumulation_steps)
     base = load(source, config, device, reporter)
     model = build(base, source.name, config, chosen.plan, start, reporter)
     trainer = trainer_of(run, model, config, sequences, training, reporter)
@@ -111,7 +115,7 @@ def train_adapter(
         with tracked(trainer, run, config, record, recorded, checkpoint, reporter):
             outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
         save(run, trainer)
-        return result_of(run, trainer, config, chosen, outcome)
+        return result_of(run, trainer, config, chosen, outcome, record.entry["inputs"])
 
 
 def checked(run: RunDir, config: Config, allow_stale: bool) -> Config:
@@ -147,13 +151,6 @@ def base_model(run: RunDir, recorded: Mapping[str, Any] | None, config: Config, 
     if recorded:
         return model_source.resolve_recorded(recorded, reporter)
     return model_source.resolve_prepared(run, config, reporter)
-
-
-def facts_of(source: ModelSource, config: Config, training: Identity, plan: Plan) -> dict[str, Any]:
-    """What the ledger records of a training run before it begins."""
-    facts = {"training": training, "model": source.facts(), "seed": config.seed, "compute_dtype": config.compute_dtype}
-    facts["plan"] = asdict(plan)
-    return facts | {"versions": versions(), "hardware": hardware()}
 
 
 def load(source: ModelSource, config: Config, device: torch.device, reporter: Reporter) -> PreTrainedModel:
@@ -233,6 +230,7 @@ def run_training(
         Interrupted: the user or the system asked to stop.
         OutOfMemory: a single row takes too much.
     """
+    from llmft_cli.training.judgement.starting_loss import StartingLoss
     from llmft_cli.training.loop.callbacks import Rehearsal
     from llmft_cli.training.profiling.profiling import profiled
 
@@ -243,6 +241,7 @@ def run_training(
         trainer.add_callback(rehearsal)
     else:
         keep_freed_memory()
+    trainer.add_callback(StartingLoss(trainer))  # after the longest batch: if that does not fit, it is told at once
     warn_if_long_on_cpu(trainer, config, reporter)
     started = time.perf_counter()
     with profiled(profile, trainer, config, plan, run.path / "profile", reporter) as found_profile:

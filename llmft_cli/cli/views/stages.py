@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from llmft_cli.data.report.summary import PrepareResult
     from llmft_cli.evaluation.evaluate import EvalResult
     from llmft_cli.merging.merge import MergeResult
+    from llmft_cli.training.judgement.result import TrainResult
     from llmft_cli.training.profiling.profiling import Profile
-    from llmft_cli.training.result import TrainResult
 
 MOST_KEYS_SHOWN = 8
 
@@ -113,7 +113,7 @@ def train(run: str, result: TrainResult) -> list[Section]:
             {
                 "steps": result.steps,
                 "training loss": f"{result.train_loss:.4f}",
-                "held-out loss": None if result.eval_loss is None else f"{result.eval_loss:.4f}",
+                "held-out loss": held_out_loss(result),
                 "best step": result.best_step,
                 "speed": None if speed is None else f"{speed:,.0f} tokens/s",
                 "peak memory": gibibytes(result.peak_memory_bytes),
@@ -124,8 +124,25 @@ def train(run: str, result: TrainResult) -> list[Section]:
             },
         ),
         *([] if result.profile is None else profile(result.profile)),
+        *advice(result),
         next_command("eval", run),
     ]
+
+
+def held_out_loss(result: TrainResult) -> str | None:
+    """The loss of the adapter that is kept, and what it was before training."""
+    if result.eval_loss is None:
+        return None
+    before = {"base": result.base_eval_loss, "starting adapter": result.starting_adapter_eval_loss}
+    known = [f" ({name}: {loss:.4f})" for name, loss in before.items() if loss is not None]
+    return "".join([f"{result.eval_loss:.4f}", *known])
+
+
+def advice(result: TrainResult) -> list[Section]:
+    """What the losses say, and the flag that would help; nothing where there is nothing to mend."""
+    if not result.advice:
+        return []
+    return [Section("Advice", [(words(item.kind), f"{item.message}\n{item.hint}") for item in result.advice])]
 
 
 def profile(found: Profile) -> list[Section]:

@@ -32,6 +32,16 @@ class EpochSampler:
         return torch.Generator().manual_seed(self._seed + self._epoch)
 
 
+class OrderedSampler(EpochSampler, torch.utils.data.Sampler[int]):
+    """The order of the sequences themselves, whose rows are drawn anew for each epoch."""
+
+    def __len__(self) -> int:
+        return len(self._sequences)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+
 class ShuffledSampler(EpochSampler, torch.utils.data.Sampler[int]):
     """The order that Trainer's own sampler has, once accelerate has put its own in its place."""
 
@@ -59,6 +69,13 @@ class LengthGroupedSampler(EpochSampler, torch.utils.data.Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         lengths = self._sequences.lengths.tolist()
         return iter(get_length_grouped_indices(lengths, self._batch_size, generator=self.generator()))
+
+
+def sampler_of(sequences: Sequences, grouped_by: int | None, seed: int) -> torch.utils.data.Sampler[int]:
+    """The order of the sequences; `grouped_by` is how many of similar length are a step, or None."""
+    if sequences.passes is not None:
+        return OrderedSampler(sequences, seed)
+    return ShuffledSampler(sequences, seed) if grouped_by is None else LengthGroupedSampler(sequences, grouped_by, seed)
 
 
 class TokenBatchSampler(EpochSampler, torch.utils.data.Sampler[list[int]]):

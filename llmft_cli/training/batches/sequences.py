@@ -15,6 +15,7 @@ import numpy
 
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.data.packing import pack
+from llmft_cli.recipe.settle import counts_rows
 from llmft_cli.settings.config import Config
 from llmft_cli.training.batches.groups import DrawnGroups, FixedGroups
 from llmft_cli.training.batches.stored_rows import StoredRows
@@ -32,6 +33,8 @@ def training_sequences(rows: datasets.Dataset, config: Config) -> Sequences:
         rows: the training split, as `data/store.py` reads it.
         config: with the `max_seq_length` that the rows were prepared with.
     """
+    if counts_rows(config) and config.packing:
+        return Sequences.drawn(rows, config.rows_per_step, 1, config.seed)
     return Sequences.packed(rows, config.max_seq_length) if config.packing else Sequences.one_each(rows)
 
 
@@ -89,13 +92,28 @@ class Sequences:
         return cls(stored, fixed_groups(pack(stored.lengths.tolist(), max(capacity, int(stored.lengths.max())))))
 
     @classmethod
-    def drawn(cls, rows: datasets.Dataset, rows_per_sequence: int, seed: int) -> Sequences:
-        """Sequences of so many rows each, or one fewer, with nearly the same number of tokens; others in each epoch.
+    def drawn(cls, rows: datasets.Dataset, rows_per_step: int, passes: int, seed: int) -> Sequences:
+        """Sequences of about `rows_per_step / passes` rows, with nearly the same number of tokens; others in each epoch.
 
-        See `DrawnGroups`. With one row for each sequence, `lengths` bounds them all by the longest; `one_each` does not.
+        Those of a step follow each other. See `DrawnGroups`.
         """
         stored = StoredRows(rows)
-        return cls(stored, DrawnGroups(stored.lengths, rows_per_sequence, seed))
+        return cls(stored, DrawnGroups(stored.lengths, rows_per_step, passes, seed))
+
+    def in_passes(self, passes: int) -> Sequences:
+        """The same steps in so many passes, if rows are drawn."""
+        assert isinstance(self._groups, DrawnGroups)
+        return Sequences(self.rows, self._groups.in_passes(passes))
+
+    @property
+    def rows_per_step(self) -> int | None:
+        """If rows are drawn, those of each step."""
+        return self._groups.rows_per_step if isinstance(self._groups, DrawnGroups) else None
+
+    @property
+    def passes(self) -> int | None:
+        """How many sequences, one after the other, are a step; None if any may share one."""
+        return self._groups.passes if isinstance(self._groups, DrawnGroups) else None
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -148,7 +166,7 @@ class Sequences:
         ends = numpy.cumsum(largest["row_lengths"])
         places = numpy.arange(len(largest["input_ids"]))
         row_of = numpy.searchsorted(ends, places, "right")
-        learned = places >= (ends - self._groups.maxima(self._supervised)[: len(ends)])[row_of]
+        learned = places >= (ends - self._groups.maxima(self._supervised)[self._groups.strata_of(number)])[row_of]
         return {**largest, "labels": numpy.where(learned, largest["input_ids"], IGNORED)}
 
 

@@ -31,7 +31,7 @@ def check_before_loading(run: RunDir, source: ModelSource, config: Config, repor
     """
     limits = limits_of_base(config, source)
     splits = [rows for name in (TRAIN, VALIDATION) if (rows := load_split(run.data, name)) is not None]
-    if config.early_stopping_patience is not None and len(splits) == 1:
+    if config.early_stopping_patience and len(splits) == 1:
         raise ConfigError(
             f"--early-stopping-patience {config.early_stopping_patience} needs held-out rows, and {run.path} has none",
             f"omit it, or hold rows out with: llmft prepare DATA --run {run.path} --val-size 5% --overwrite",
@@ -48,7 +48,7 @@ def check_settings(config: Config) -> None:
     Raises:
         ConfigError: a setting needs held-out rows, and none will be held out.
     """
-    if config.early_stopping_patience is not None and config.val_size == 0:
+    if config.early_stopping_patience and config.val_size == 0:
         raise ConfigError(
             f"--early-stopping-patience {config.early_stopping_patience} needs held-out rows, but --val-size is 0",
             "hold rows out, as with --val-size 5%, or omit --early-stopping-patience",

@@ -11,6 +11,7 @@ from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.sequences import training_sequences
 from llmft_cli.training.batches.token_batches import token_batches
+from llmft_cli.training.loop.loss_chart import read_metrics
 from llmft_cli.training.train import train
 
 from .weather import FLAGS, InterruptAt, adapter_of, prepared_run, same, train_run
@@ -26,8 +27,8 @@ def test_training_writes_adapter_figures_chart_and_ledger(tmp_path, data_file, t
     assert json.loads((run.adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model_dir)
     rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6]
-    assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6]
-    assert rows[-1]["eval_loss"] < rows[2]["loss"]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 3, 6]
+    assert rows[-1]["eval_loss"] < rows[3]["loss"]
     assert result.eval_loss == min(row["eval_loss"] for row in rows if "eval_loss" in row)
     assert "<svg" in run.loss_chart.read_text()
     entry = run.entry("train")
@@ -122,10 +123,10 @@ def test_accumulation_does_not_change_the_step(tmp_path, data_file, tiny_model_d
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
     flags = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "quantization": "none", "max_steps": 2}
     train_run(run, **flags)
-    first = json.loads(run.metrics.read_text().splitlines()[0])
+    first = read_metrics(run.metrics)[1]
     reference = prepared_run(tmp_path / "reference", data_file, tiny_model_dir)
     train_run(reference, **(flags | {"batch_size": 4, "gradient_accumulation_steps": 1}))
-    expected = json.loads(reference.metrics.read_text().splitlines()[0])
+    expected = read_metrics(reference.metrics)[1]
     assert first["loss"] == pytest.approx(expected["loss"], rel=2e-3)  # bf16 activations
     assert first["grad_norm"] == pytest.approx(expected["grad_norm"], rel=2e-2)
 
@@ -134,7 +135,7 @@ def test_early_stopping_takes_the_best_evaluation(tmp_path, data_file, tiny_mode
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
     flags = {"learning_rate": 0.3, "warmup_ratio": 0.0, "max_grad_norm": 0.0, "max_steps": 40}
     result = train_run(run, eval_steps=1.0, early_stopping_patience=1, **flags)
-    losses = [row["eval_loss"] for row in map(json.loads, run.metrics.read_text().splitlines()) if "eval_loss" in row]
+    _, *losses = [row["eval_loss"] for row in read_metrics(run.metrics) if "eval_loss" in row]
     assert result.steps < 40
     assert len(losses) == result.steps
     assert result.eval_loss == min(losses)

@@ -15,13 +15,13 @@ from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.largest import longest_batch
 from llmft_cli.training.batches.sequences import Sequences, training_sequences
-from llmft_cli.training.planning.decide import worst_batches
+from llmft_cli.training.planning.decide import in_one_sequence
 
 from ..made_sequences import rows_of
 
 SIZES = some.lists(some.integers(2, 60).flatmap(lambda tokens: some.tuples(some.just(tokens), some.integers(1, tokens - 1))),
                    min_size=1, max_size=60)  # fmt: skip
-DRAWN = some.tuples(SIZES, some.integers(1, 20), some.integers(0, 2**32 - 1))
+DRAWN = some.tuples(SIZES, some.integers(1, 20), some.integers(1, 20), some.integers(0, 2**32 - 1))
 
 
 def members(sequences: Sequences) -> list[list[int]]:
@@ -72,8 +72,10 @@ def test_each_row_may_have_a_sequence_of_its_own() -> None:
 def test_the_settings_choose() -> None:
     rows = rows_of((6, 2), (3, 1), (7, 3), (1, 1))
     settings = {"max_seq_length": 10}
-    assert members(training_sequences(rows, resolve(settings))) == [[2, 1], [0, 3]]
+    assert members(training_sequences(rows, resolve({**settings, "batch_size": 1}))) == [[2, 1], [0, 3]]
     assert len(training_sequences(rows, resolve({**settings, "packing": False}))) == 4
+    drawn = training_sequences(rows, resolve({**settings, "rows_per_step": 2}))
+    assert (drawn.rows_per_step, drawn.passes, len(drawn)) == (2, 1, 2)
 
 
 def test_rows_on_disk_may_lie_in_several_parts() -> None:
@@ -91,30 +93,51 @@ def test_rows_on_disk_may_lie_in_several_parts() -> None:
 # -- rows drawn anew in each epoch
 
 
+def drawn_from(sizes: Any, rows_per_step: int, passes: int, seed: int) -> Sequences:
+    whole = Sequences.drawn(rows_of(*sizes), rows_per_step, 1, seed)
+    assert whole.rows_per_step is not None
+    return whole.in_passes(min(passes, whole.rows_per_step))
+
+
 @given(DRAWN, some.integers(0, 1000))
-def test_an_epoch_has_every_row_once_in_sequences_of_as_many_rows_or_one_fewer(drawn: Any, epoch: int) -> None:
-    sizes, rows_per_sequence, seed = drawn
-    sequences = Sequences.drawn(rows_of(*sizes), rows_per_sequence, seed)
+def test_every_step_has_as_many_rows_and_every_row_its_turn_in_each_epoch(drawn: Any, epoch: int) -> None:
+    sizes, rows_per_step, _, _ = drawn
+    sequences = drawn_from(*drawn)
     sequences.set_epoch(epoch)
-    groups = members(sequences)
-    assert sorted(flat(groups)) == list(range(len(sizes)))
-    assert len(groups) == -(-len(sizes) // rows_per_sequence)
-    counts = {len(group) for group in groups}
-    assert max(counts) - min(counts) <= 1
-    assert max(counts) <= rows_per_sequence
-    again = Sequences.drawn(rows_of(*sizes), rows_per_sequence, seed)
+    groups, passes, rows = members(sequences), sequences.passes, sequences.rows_per_step
+    assert passes is not None
+    assert rows is not None
+    assert rows <= min(rows_per_step, len(sizes))
+    assert len(groups) == passes * -(-len(sizes) // rows_per_step)
+    steps = [flat(groups[start : start + passes]) for start in range(0, len(groups), passes)]
+    assert {len(step) for step in steps} == {rows}
+    assert all(len(set(step)) == rows for step in steps)
+    assert {len(group) for group in groups} <= {rows // passes, -(-rows // passes)}
+    assert set(flat(steps)) == set(range(len(sizes)))
+    assert len(flat(steps)) - len(sizes) < rows
+    again = drawn_from(*drawn)
     again.set_epoch(epoch)
     assert members(again) == groups
 
 
 @given(DRAWN)
+def test_a_step_learns_from_the_same_rows_however_many_passes_it_takes(drawn: Any) -> None:
+    sizes, rows_per_step, passes, seed = drawn
+    whole, split = drawn_from(sizes, rows_per_step, 1, seed), drawn_from(sizes, rows_per_step, passes, seed)
+    groups = members(split)
+    size = split.passes or 1
+    joined = [sorted(flat(groups[start : start + size])) for start in range(0, len(groups), size)]
+    assert joined == [sorted(group) for group in members(whole)]
+
+
+@given(DRAWN)
 def test_no_drawn_sequence_is_larger_than_what_is_planned_for(drawn: Any) -> None:
     """Nor than the sequence that is tried before training, in tokens and in those that are supervised."""
-    sizes, rows_per_sequence, seed = drawn
-    sequences = Sequences.drawn(rows_of(*sizes), rows_per_sequence, seed)
-    figures, worst, planned = sequences.figures, longest_batch(sequences, 2), worst_batches(sequences)(2)
-    assert worst["input_ids"].shape == (min(2, len(sequences)), planned.length)
-    assert len(worst["predicting"]) == planned.supervised
+    sequences = drawn_from(*drawn)
+    figures, worst = sequences.figures, longest_batch(sequences, 1)
+    planned = in_one_sequence(figures)
+    assert worst["input_ids"].shape == (1, planned.length)
+    assert planned.supervised == figures.supervised.max()
     for number in range(len(sequences)):
         assert tokens_of(sequences.at_most(number)) == (figures.tokens[number], figures.supervised[number])
     for epoch in range(4):
@@ -128,15 +151,13 @@ def test_no_drawn_sequence_is_larger_than_what_is_planned_for(drawn: Any) -> Non
             assert longest <= figures.longest_row[number] <= planned.longest_row
 
 
-def test_a_sequence_draws_one_row_of_each_stratum() -> None:
+def test_a_step_draws_one_row_of_each_stratum() -> None:
     lengths = [5, 40, 12, 6, 41, 13, 7]
-    sequences = Sequences.drawn(rows_of(*((length, 1) for length in lengths)), 3, seed=1)
-    drawn = {tuple(lengths[row] for row in group) for epoch in range(40) for group in members_in(sequences, epoch)}
-    # Of 41, 40 and 13; of 12, 7 and 6; and of 5, for the first sequence alone.
-    assert drawn == {(one, other, 5) for one in (41, 40, 13) for other in (12, 7, 6)} | {
-        (one, other) for one in (41, 40, 13) for other in (12, 7, 6)
-    }
-    assert sequences.lengths.tolist() == [41 + 12 + 5, 41 + 12, 41 + 12]
+    sequences = Sequences.drawn(rows_of(*((length, 1) for length in lengths)), 3, 1, seed=1)
+    drawn = {tuple(lengths[row] for row in group) for epoch in range(60) for group in members_in(sequences, epoch)}
+    assert drawn == set(itertools.product((41, 40, 13), (12, 7), (6, 5)))
+    assert sequences.lengths.tolist() == [41 + 12 + 6] * 3
+    assert sequences.in_passes(2).lengths.tolist() == [41 + 6, 12] * 3
     assert sequences.tokens == sum(lengths)
 
 
@@ -147,7 +168,7 @@ def members_in(sequences: Sequences, epoch: int) -> list[list[int]]:
 
 def test_rows_meet_others_in_each_epoch_and_with_each_seed() -> None:
     rows = rows_of(*((2 + number % 50, 1) for number in range(300)))
-    sequences, other = Sequences.drawn(rows, 6, seed=1), Sequences.drawn(rows, 6, seed=2)
+    sequences, other = Sequences.drawn(rows, 6, 1, seed=1), Sequences.drawn(rows, 6, 1, seed=2)
     first, second = members_in(sequences, 0), members_in(sequences, 1)
     pairs = [{pair for group in groups for pair in itertools.combinations(sorted(group), 2)} for groups in (first, second)]
     assert len(pairs[0] & pairs[1]) < 0.1 * len(pairs[0])
@@ -158,7 +179,7 @@ def test_rows_meet_others_in_each_epoch_and_with_each_seed() -> None:
 def test_drawn_sequences_have_nearly_the_same_number_of_tokens() -> None:
     """Sixteen rows of 40 to 80 tokens each: within a few percent of each other, and of the bound."""
     lengths = numpy.random.default_rng(3).integers(40, 81, 1600).tolist()
-    sequences = Sequences.drawn(rows_of(*((length, 1) for length in lengths)), 16, seed=1)
+    sequences = Sequences.drawn(rows_of(*((length, 1) for length in lengths)), 16, 1, seed=1)
     tokens = [len(sequence["input_ids"]) for sequence in sequences]
     assert len(tokens) == 100
     assert max(tokens) <= sequences.lengths.max() < 1.05 * min(tokens)

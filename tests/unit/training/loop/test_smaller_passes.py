@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.judgement.result import mean_loss
 from llmft_cli.training.loop.held_out import held_out_loss
 from llmft_cli.training.loop.smaller_passes import DoesNotFit, MemoryUse, Passes, find_rows, random_state, set_random_state
 from llmft_cli.training.loop.trainer import QLoRATrainer
-from llmft_cli.training.result import mean_loss
 from llmft_cli.training.step import loss
 
 from ..tiny_training import OUT_OF_MEMORY, Told, adapter, gradient_norms, losses, make_trainer, sequences

@@ -16,7 +16,7 @@ from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import model_source
 from llmft_cli.settings.compute_types import ALL_ABILITIES, Abilities
 from llmft_cli.settings.config import Config, resolve
-from llmft_cli.training import result
+from llmft_cli.training.judgement import result
 from llmft_cli.training.plan import Plan
 from llmft_cli.training.planning import decide as planning
 from llmft_cli.training.planning.decide import (
@@ -37,6 +37,7 @@ from llmft_cli.training.planning.simulation import BatchShape, full_batch
 from llmft_cli.training.step.tuned_model import make_trainable
 
 from ...followed_once import of_the_model
+from ...settled import settled
 from ..made_sequences import sequences_of
 from ..tiny_training import Told, sequences
 
@@ -121,7 +122,7 @@ def test_on_a_gpu_with_room_everything_goes_through_at_once(tiny_model_dir: Path
     assert chosen.plan == Plan(6, 1, 0, "lion_32bit", dequantized_weights=True)
     applied = chosen.applied_to(resolve({"batch_size": 2, "gradient_accumulation_steps": 3}))
     assert (applied.batch_size, applied.gradient_accumulation_steps, applied.optim) == (6, 1, "lion_32bit")
-    assert told.notes == ["planning GPU memory", plan_notice(chosen.predicted, 80 * GIBIBYTE)]
+    assert told.notes == ["planning GPU memory", plan_notice(chosen.predicted, 80 * GIBIBYTE, settled({"batch_size": 6}))]
     assert told.notes[1].startswith(
         "plan: 6 sequences per pass, 1 pass per step, 0 layers checkpointed, lion_32bit, weights kept dequantised; needs about "
     )
@@ -196,7 +197,9 @@ def test_a_resumed_training_that_is_not_planned_keeps_its_optimizer(tiny_model_d
 @pytest.mark.usefixtures("card")
 def test_evaluation_takes_no_more_at_once_than_training(tiny_model_dir: Path) -> None:
     chosen = decided(tiny_model_dir, GPU, plan="frugal")
-    assert chosen.applied_to(resolve({"eval_batch_size": 8})).eval_batch_size == chosen.plan.batch_size == 1
+    assert chosen.plan.batch_size == 1
+    # The longest row takes nearly all of the longest sequence.
+    assert chosen.applied_to(resolve({"eval_batch_size": 8})).eval_batch_size == chosen.rows_of_longest == 2
     assert chosen.applied_to(resolve({"eval_batch_size": 8})).optim == chosen.plan.optim
 
 
@@ -212,7 +215,9 @@ def test_a_training_that_is_resumed_may_keep_its_weights_as_it_likes(tiny_model_
 @pytest.mark.parametrize(("kept", "end"), [(False, "sgd; needs about"), (True, "sgd, weights kept dequantised; needs about")])
 def test_kept_weights_are_told_and_recorded(kept: bool, end: str) -> None:
     plan = Plan(2, 8, 0, "sgd", dequantized_weights=kept)
-    assert f"0 layers checkpointed, {end} 3.0 of 4.0 GiB" in plan_notice(Option(plan, NOTHING, 3 * GIBIBYTE, 1.0), 4 * GIBIBYTE)
+    assert f"0 layers checkpointed, {end} 3.0 of 4.0 GiB" in plan_notice(
+        Option(plan, NOTHING, 3 * GIBIBYTE, 1.0), 4 * GIBIBYTE, settled({"batch_size": 2})
+    )
     assert result.describe(resolve({"compute_dtype": "bf16"}), CPU, ChosenPlan(plan))["dequantized_weights"] is kept
 
 
@@ -253,7 +258,8 @@ def test_a_plan_file_keeps_the_effective_batch(tiny_model_dir: Path, tmp_path: P
         "change batch_size and gradient_accumulation_steps there, or add --batch-size 1 --gradient-accumulation-steps 1"
     )
     with pytest.raises(ConfigError):
-        check_choices(resolve({"plan": str(path)}))
+        check_choices(resolve({"plan": str(path), "batch_size": 2}))
+    check_choices(resolve({"plan": str(path)}))  # rows are counted, which are not known yet
     once = {"batch_size": 1, "gradient_accumulation_steps": 1}
     check_choices(resolve({"plan": str(path), **once}))
     assert decided(tiny_model_dir, CPU, plan=str(path), **once).plan.batch_size == 1

@@ -122,7 +122,7 @@ def prepare(
     *,
     given: Given,
 ) -> None:
-    """Check, tokenise, split and pack training data.
+    """Check, tokenise and split training data.
 
     Examples:
         llmft prepare chat.jsonl --model smollm2-135m   # a new run under runs/

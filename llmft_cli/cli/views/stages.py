@@ -38,7 +38,7 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
                 "tokens": f"{result.tokens['total']:,}, of which {result.tokens['supervised']:,} supervised",
                 "row lengths": "min {min}, median {median:g}, p95 {p95}, max {max} tokens".format(**result.lengths),
                 "split": f"{result.splits['train']:,} training, {result.splits['validation']:,} held out",
-                "packing": f"{result.packing['rows']:,} sequences, {result.packing['efficiency']:.1%} full",
+                "packing": packing(result.packing),
                 "end of turn": result.template.get("end_of_turn"),
             },
         )
@@ -58,6 +58,12 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
     notes = [f"{words(check['check'])} {check['count']:,}" for check in result.checks if check["level"] == "note"]
     ending = {"notes": ", ".join(notes) or None, "report": f"{run}/data/report.html"}
     return [*sections, named("", ending), next_command("train", run)]
+
+
+def packing(forecast: Mapping[str, Any]) -> str:
+    """How full sequences would be; `train` packs them."""
+    sequences = format_count(forecast["rows"], "sequence")
+    return f"{sequences} of {forecast['length']:,} tokens would be {forecast['efficiency']:.1%} full"
 
 
 def ignored_keys(run: str, keys: Sequence[Mapping[str, Any]]) -> str | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmft_cli.base.errors import StageError
-from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.data.report.summary import read_result
 from llmft_cli.data.store import REPORT_FILE
 from llmft_cli.run_dir.run import RunDir
@@ -17,6 +16,7 @@ from llmft_cli.settings.config import Config
 from llmft_cli.training.judgement.curve import Curve, curve_of
 
 if TYPE_CHECKING:
+    from llmft_cli.training.batches.sequences import Sequences
     from llmft_cli.training.loop.trainer import QLoRATrainer
 
 RUN_INPUTS = ("data", "tokenizer")  # what every training reads; the rest is the adapter to start from
@@ -73,7 +73,7 @@ class Facts:
 def facts_of(run: RunDir, trainer: QLoRATrainer, config: Config, inputs: Mapping[str, str]) -> Facts:
     """The facts of a finished training; `inputs` is what the ledger records as read by it."""
     start = next((name for name in inputs if name not in RUN_INPUTS), None)
-    rows, tokens = size_of(trainer.eval_dataset or [])
+    rows, tokens = (0, 0) if trainer.eval_dataset is None else size_of(trainer.eval_dataset)
     return Facts(
         run=run.path,
         curve=curve_of(trainer.state.log_history),
@@ -89,13 +89,9 @@ def facts_of(run: RunDir, trainer: QLoRATrainer, config: Config, inputs: Mapping
     )
 
 
-def size_of(sequences: Iterable[Mapping[str, Any]]) -> tuple[int, int]:
-    """The rows in sequences, and their supervised tokens; only one sequence is in memory at a time."""
-    rows = tokens = 0
-    for sequence in sequences:
-        rows += len(sequence["row_lengths"])
-        tokens += sum(label != IGNORED for label in sequence["labels"])
-    return rows, tokens
+def size_of(split: Sequences) -> tuple[int, int]:
+    """The rows of a split, and their supervised tokens."""
+    return len(split.rows), int(split.rows.supervised().sum())
 
 
 def facts_of_data(run: RunDir) -> dict[str, int]:

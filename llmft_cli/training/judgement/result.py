@@ -139,6 +139,7 @@ def describe(config: Config, device: torch.device, chosen: ChosenPlan) -> dict[s
         "device": str(device),
         "quantization": config.quantization,
         "compute_dtype": TORCH_NAMES[config.compute_dtype],
+        "rows_per_step": config.rows_per_step,
         "batch_size": config.batch_size,
         "tokens_per_batch": config.tokens_per_batch,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,

@@ -74,6 +74,8 @@ def test_resume_refuses_other_settings(tmp_path, data_file, tiny_model_dir):
         train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
     with pytest.raises(ConfigError, match=r"--learning-rate was 0.005 before the interruption and is 0.1 now"):
         train_run(run, resume=True, learning_rate=0.1)
+    with pytest.raises(ConfigError, match=r"--packing was True before the interruption and is False now"):
+        train_run(run, resume=True, packing=False)
 
 
 @pytest.mark.slow

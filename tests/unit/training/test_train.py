@@ -6,10 +6,11 @@ import pytest
 
 from llmft_cli.base.errors import ConfigError, Interrupted, StageError
 from llmft_cli.base.reporter import Silent
-from llmft_cli.data.store import TRAIN, load_split
+from llmft_cli.data.store import training_rows
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.batches.token_batches import sequence_lengths, token_batches
+from llmft_cli.training.batches.sequences import training_sequences
+from llmft_cli.training.batches.token_batches import token_batches
 from llmft_cli.training.loop.loss_chart import read_metrics
 from llmft_cli.training.train import train
 
@@ -67,9 +68,10 @@ def train_by_tokens(run: RunDir, tokens: int = 300, resume: bool = False, report
 @pytest.mark.slow
 @pytest.mark.parametrize("packing", [True, False])
 def test_batches_of_tokens_train_for_as_many_steps_as_they_are(tmp_path, data_file, tiny_model_dir, packing):
-    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir, packing=packing)
-    result = train_by_tokens(run, max_steps=None, num_epochs=2.0)
-    lengths = sequence_lengths(load_split(run.data, TRAIN))
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    result = train_by_tokens(run, max_steps=None, num_epochs=2.0, packing=packing)
+    settings = resolve({"packing": packing}, saved=run.saved_settings("prepare"))
+    lengths = training_sequences(training_rows(run.data), settings).lengths.tolist()
     batches = len(token_batches(lengths, 300))
     assert result.steps == 2 * -(-batches // 2)
     assert (result.plan["tokens_per_batch"], result.plan["batch_size"]) == (300, 300 // max(lengths))
@@ -81,10 +83,10 @@ def test_batches_of_tokens_train_for_as_many_steps_as_they_are(tmp_path, data_fi
 
 @pytest.mark.slow
 def test_batches_of_tokens_are_the_same_after_an_interruption(tmp_path, data_file, tiny_model_dir):
-    whole, broken = (prepared_run(tmp_path / name, data_file, tiny_model_dir, packing=False) for name in ("whole", "broken"))
-    train_by_tokens(whole, eval_steps=2.0, lora_dropout=0.1)
+    whole, broken = (prepared_run(tmp_path / name, data_file, tiny_model_dir) for name in ("whole", "broken"))
+    train_by_tokens(whole, eval_steps=2.0, lora_dropout=0.1, packing=False)
     with pytest.raises(Interrupted):
-        train_by_tokens(broken, eval_steps=2.0, lora_dropout=0.1, reporter=InterruptAt(2))
+        train_by_tokens(broken, eval_steps=2.0, lora_dropout=0.1, packing=False, reporter=InterruptAt(2))
     for flags, message, hint in (
         ({"tokens_per_batch": 400}, "--tokens-per-batch was 300 before the interruption and is 400 now", "--tokens-per-batch"),
         ({"batch_size": 2}, "--tokens-per-batch was 300 before the interruption and is None now", "--batch-size"),

@@ -32,7 +32,7 @@ def prepared(**changes: object) -> PrepareResult:
         "rows": {"read": 1200, "kept": 1100, "rejected": 0, "duplicates": 0, "overlength": 0, "near_duplicates": 0},
         "tokens": {"total": 5000, "supervised": 2000},
         "splits": {"train": 1000, "validation": 100},
-        "packing": {"rows": 40, "efficiency": 0.9512},
+        "packing": {"rows": 40, "length": 2048, "efficiency": 0.9512},
         "lengths": {"min": 4, "median": 7.5, "mean": 8.0, "p95": 20, "max": 30},
         "forms": {"messages": 1100},
         "documents_split": 0,
@@ -59,7 +59,7 @@ def test_prepare_of_clean_rows() -> None:
         "tokens": "5,000, of which 2,000 supervised",
         "row lengths": "min 4, median 7.5, p95 20, max 30 tokens",
         "split": "1,000 training, 100 held out",
-        "packing": "40 sequences, 95.1% full",
+        "packing": "40 sequences of 2,048 tokens would be 95.1% full",
         "end of turn": "<|im_end|>",
     }
     assert rows(ending) == {"report": "runs/x/data/report.html"}

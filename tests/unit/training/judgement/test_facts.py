@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 
 from llmft_cli.data.store import REPORT_FILE
+from llmft_cli.training.batches.sequences import Sequences
 from llmft_cli.training.judgement.facts import facts_of_data, size_of
 
+from ..made_sequences import rows_of
 from ..weather import prepared_run, write_rows
 from .curves import FACTS
 
 
-def test_rows_and_supervised_tokens_are_counted_wherever_rows_are_packed():
-    packed = {"labels": [-100, 1, 2, -100, 3], "row_lengths": [3, 2]}
-    alone = {"labels": [-100, -100, 0], "row_lengths": [3]}
-    assert size_of([packed, alone]) == (3, 4)
-    assert size_of([]) == (0, 0)
+def test_rows_and_supervised_tokens_of_a_split() -> None:
+    assert size_of(Sequences.one_each(rows_of((4, 2), (3, 1), (2, 1)))) == (3, 4)
 
 
 def test_what_prepare_truncated(tmp_path, tiny_model_dir):

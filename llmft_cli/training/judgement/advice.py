@@ -126,18 +126,19 @@ def memorising(facts: Facts) -> Advice | None:
     if lowest is None or curve.beats_start is False or stopped_early or too_few(facts):
         return None
     last = curve.held_out[-1]
-    if last.loss < lowest.loss * (1 + HARMFUL_RISE) or last.step - lowest.step < WASTED_STEPS * facts.steps:
+    turn = [point for point in curve.held_out if point.loss <= lowest.loss * (1 + NO_CHANGE)][-1]  # as low as the lowest
+    if last.loss < lowest.loss * (1 + HARMFUL_RISE) or last.step - turn.step < WASTED_STEPS * facts.steps:
         return None
     width = max(1, facts.steps // 10)
-    then, now = (mean_training_loss(facts, step, width) for step in (lowest.step, last.step))
+    then, now = (mean_training_loss(facts, step, width) for step in (turn.step, last.step))
     if then is None or now is None or now >= then:
         return None
     kept = "is kept" if facts.kept_step == lowest.step else "would be better than that of the last step, which is kept"
     return Advice(
         "memorising",
-        f"memorising since step {lowest.step}: the held-out loss rose from {lowest.loss:.4f} to {last.loss:.4f} at step "
+        f"memorising since step {turn.step}: the held-out loss rose from {turn.loss:.4f} to {last.loss:.4f} at step "
         f"{last.step}, while the training loss fell from {then:.4f} to {now:.4f}; the adapter of step {lowest.step} {kept}",
-        f"train shorter: {facts.train_again} {facts.length_flag(lowest.step / facts.planned_steps)}",
+        f"train shorter: {facts.train_again} {facts.length_flag(turn.step / facts.planned_steps)}",
     )
 
 

@@ -97,6 +97,17 @@ def test_memorising():
     )
 
 
+def test_memorising_after_a_while_without_change():
+    """100 rows of Alpaca, at 1e-3 and 8 rows a step; every 6 steps. The first evaluation was the lowest by a hair."""
+    losses = [1.5798, 1.585, 1.586, 1.643, 1.704, 1.762]
+    found = facts(losses, start=2.0, training=[*[1.7] * 12, *[1.2] * 6, *[0.7] * 18], every=6, num_epochs=3.0)
+    assert only(found)[1:] == (
+        "memorising since step 18: the held-out loss rose from 1.5860 to 1.7620 at step 36, while the training loss fell "
+        "from 1.2000 to 0.7000; the adapter of step 6 is kept",
+        f"train shorter: {AGAIN} --num-epochs 1.5",
+    )
+
+
 def test_memorising_without_keeping_the_best():
     found = facts(CLINC, start=5.0, training=CLINC_TRAINING, every=17, num_epochs=6.0, kept_step=None)
     assert "the adapter of step 68 would be better than that of the last step, which is kept" in only(found)[1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from llmft_cli.base.errors import LlmftError, OutOfMemory
 
 LESS_MEMORY = {
-    "gpu-check": "use a smaller --batch-size or --max-seq-length, or --gradient-checkpointing",
+    "gpu-check": "use a smaller --rows-per-step or --max-seq-length, or --gradient-checkpointing",
     "prepare": "read fewer rows with --max-rows, or use a machine with more RAM",
-    "train": "use a smaller --batch-size or --max-seq-length, or --gradient-checkpointing",
+    "train": "use a smaller --rows-per-step or --max-seq-length, or --gradient-checkpointing",
     "merge": "use --device cpu if a GPU is full; llmft gpu-check --run RUN shows the RAM that merging needs",
     "eval": "use a smaller --eval-batch-size or --max-new-tokens, or --device cpu",
     "chat": "use a smaller --max-new-tokens, or --device cpu",

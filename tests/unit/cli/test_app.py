@@ -169,7 +169,7 @@ def keep_the_handler(monkeypatch: pytest.MonkeyPatch) -> None:
             5,
             "memory",
             "out of memory",
-            "use a smaller --batch-size or --max-seq-length, or --gradient-checkpointing",
+            "use a smaller --rows-per-step or --max-seq-length, or --gradient-checkpointing",
         ),
         (
             raising(KeyError("oops")),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,10 +40,17 @@ from llmft_cli.cli.options import (
     RunArgument,
     StaleOption,
     SystemOption,
+    TimingsOption,
     VramOption,
     WaitOption,
 )
 from llmft_cli.cli.run_argument import find_run, run_to_prepare, saved_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llmft_cli.base.stage_times import StageTimes
+    from llmft_cli.run_dir.run import RunDir
 
 app = typer.Typer(name="llmft", pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -144,6 +151,7 @@ def train(
     continue_: ContinueOption = False,
     from_adapter: FromAdapterOption = None,
     profile: ProfileOption = False,
+    timings: TimingsOption = False,
     overwrite: OverwriteOption = False,
     allow_stale: StaleOption = False,
     *,
@@ -156,29 +164,35 @@ def train(
         llmft train --data chat.jsonl --model smollm2-135m  # prepare, then train
         llmft train runs/mine --resume                      # after an interruption
     """
+    from llmft_cli.base.stage_times import StageTimes, process_started
     from llmft_cli.cli.views import stages
-    from llmft_cli.data.prepare import prepare as prepare_data
-    from llmft_cli.training.planning.preflight import check_settings
     from llmft_cli.training.starting_adapter import starting_adapter
     from llmft_cli.training.train import train as train_adapter
 
     refuse_together({"--resume": resume, "--continue": continue_, "--from-adapter": from_adapter})
     refuse_together({"--data": data, "--resume": resume, "--continue": continue_})
-    if data:
-        check_settings(given.config())
-        target = run_to_prepare(run, data)
-        rows = prepare_data(target, data, given.config(), given.console, overwrite, given.asks_for("max_seq_length")).rows
-        given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
-    else:
-        target = find_run(run, given.console)
+    times = StageTimes("imports", process_started())
+    target = prepare_to_train(run, data, given, overwrite, times) if data else find_run(run, given.console)
     start = starting_adapter(target, continue_, from_adapter)
     # A training that goes on keeps its data type, but not the device.
     saved = saved_settings(target, "prepare", *(["train"] if resume or continue_ else []), here=("device",))
     config = given.config(saved | (start.settings if start else {}))
-    result = train_adapter(
-        target, config, given.console, overwrite=overwrite, resume=resume, start=start, allow_stale=allow_stale, profile=profile
-    )
-    given.console.result("train", str(target.path), asdict(result), stages.train(str(target.path), result))
+    ways: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "start": start, "allow_stale": allow_stale}
+    result = train_adapter(target, config, given.console, **ways, profile=profile, times=times)
+    given.console.result("train", str(target.path), asdict(result), stages.train(str(target.path), result, timings))
+
+
+def prepare_to_train(run: Path | None, data: list[str], given: Given, overwrite: bool, times: StageTimes) -> RunDir:
+    """The run of `train --data`, prepared."""
+    from llmft_cli.data.prepare import prepare as prepare_data
+    from llmft_cli.training.planning.preflight import check_settings
+
+    check_settings(given.config())
+    target = run_to_prepare(run, data)
+    with times.during("preparing"):
+        rows = prepare_data(target, data, given.config(), given.console, overwrite, given.asks_for("max_seq_length")).rows
+    given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
+    return target
 
 
 def refuse_together(flags: Mapping[str, object]) -> None:

@@ -31,6 +31,7 @@ class TrainResult:
         largest_pass_tokens: most tokens per pass at the end, padding included; None if whole batches fit.
         rehearsal_peak_bytes: peak GPU memory while the longest batch was tried first; None without a GPU.
         skipped_steps: steps whose gradients overflowed fp16, since the training was started or resumed; None for other types.
+        timings: wall seconds by stage, from the start of the process; together they are its whole time.
     """
 
     steps: int
@@ -48,6 +49,7 @@ class TrainResult:
     rehearsal_peak_bytes: int | None
     skipped_steps: int | None = None
     profile: Profile | None = None
+    timings: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def result_of(run: RunDir, trainer: QLoRATrainer, config: Config, chosen: Chosen
         rehearsal_peak_bytes=outcome.rehearsal_peak_bytes,
         skipped_steps=None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps,
         profile=outcome.profile,
+        timings=trainer.times.seconds,
     )
 
 

@@ -12,11 +12,11 @@ from llmft_cli.base.cpu_memory import keep_freed_memory
 from llmft_cli.base.cpu_threads import use_free_cores
 from llmft_cli.base.errors import Interrupted
 from llmft_cli.base.files import hash_path
-from llmft_cli.base.libraries import hardware, import_transformers, versions
+from llmft_cli.base.libraries import hardware, import_training_libraries, import_transformers, versions
 from llmft_cli.base.reporter import Reporter
+from llmft_cli.base.stage_times import StageTimes
 from llmft_cli.data.store import VALIDATION, load_split, training_rows
 from llmft_cli.models import loading, model_source
-from llmft_cli.models.expected_time import TRAINING, warn_if_long
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir import checkpoints
 from llmft_cli.run_dir.checkpoints import Identity
@@ -58,6 +58,7 @@ def train(
     start: StartingAdapter | None = None,
     allow_stale: bool = False,
     profile: bool = False,
+    times: StageTimes | None = None,
 ) -> TrainResult:
     """Train an adapter on the run's prepared data: load, plan, build, train, save.
 
@@ -65,21 +66,24 @@ def train(
         resume: continue an interrupted training run from its last intact checkpoint.
         start: an adapter to train further; None for a new one.
         profile: write to `profile/` where the time of a step goes.
+        times: those of the process so far; None starts here.
 
     Raises:
         StageError: the run is not prepared, was prepared with other settings, or is trained already.
         Interrupted: the user asked to stop; the training can be resumed from its checkpoint.
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
+    times = times or StageTimes("imports")
     check_choices_and_data(run, config, allow_stale)
+    reporter.note("loading torch and transformers")
     recorded = begin_or_resume(run, config, resume, overwrite)
     inputs = recorded.get("inputs") or {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     replace_done = overwrite or (start is not None and start.of_this_run)
     with run_stage(run, "train", settings.of_command(config, "train"), inputs, replace_done, resume) as record:
-        result = train_adapter(record, config, reporter, recorded, start, profile)
+        result = train_adapter(record, config, reporter, recorded, start, profile, times)
         record.outputs += ["adapter", "metrics.jsonl", "loss.svg"]
         record.facts["headline"] = asdict(result)
-    return result
+    return replace(result, timings=times.seconds)
 
 
 def train_adapter(
@@ -89,6 +93,7 @@ def train_adapter(
     recorded: Mapping[str, Any],
     start: StartingAdapter | None,
     profile: bool,
+    times: StageTimes,
 ) -> TrainResult:
     """The stage itself; `recorded` is the ledger entry of the training to resume, and empty for a new one."""
     from llmft_cli.training.planning.decide import decide
@@ -98,17 +103,22 @@ def train_adapter(
     source = base_model(run, recorded.get("model"), config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
     checkpoint = intact_checkpoint(run, training, reporter) if recorded else None
+    import_training_libraries()
+    times.enter("planning")
     check_before_loading(run, source, config, reporter)
     chosen = decide(source, config, training_rows(run.data), device, reporter, recorded.get("plan"))
     record.facts |= facts_of(source, config, training, chosen.plan)
     record.save_facts()
     config = chosen.applied_to(config)
+    times.enter("loading")
     base = load(source, config, device, reporter)
     model = build(base, source.name, config, chosen.plan, start, reporter)
     trainer = trainer_of(run, model, config, training, reporter)
+    trainer.times = times
     with complete_checkpoints(run, checkpoint, start, record):
         with tracked(trainer, run, config, record, recorded, checkpoint, reporter):
             outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
+        times.enter("end")
         save(run, trainer)
         return result_of(run, trainer, config, chosen, outcome)
 
@@ -226,6 +236,7 @@ def run_training(
         OutOfMemory: a single row takes too much.
     """
     from llmft_cli.training.loop.callbacks import Rehearsal
+    from llmft_cli.training.loop.expected_end import warn_if_long_on_cpu
     from llmft_cli.training.profiling.profiling import profiled
 
     if checkpoint:
@@ -242,12 +253,6 @@ def run_training(
     return Outcome(time.perf_counter() - started, rehearsal.peak_bytes, found_profile())
 
 
-def warn_if_long_on_cpu(trainer: QLoRATrainer, config: Config, reporter: Reporter) -> None:
-    tokens = schedule.training_tokens(trainer.train_dataset, config)
-    less = f"use a GPU, a smaller --model, or fewer steps than {trainer.args.max_steps:,} (--max-steps)"
-    warn_if_long("training", trainer.model, tokens, TRAINING, trainer.args.device, config.compute_dtype, less, reporter)
-
-
 def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: Path | None, reporter: Reporter) -> None:
     """Train with our callbacks; see `run_training`."""
     from llmft_cli.training.loop.callbacks import StopRequest
@@ -259,6 +264,7 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
     total = trainer.args.max_steps
     with stop.listening(), reporter.track("training", total=total, done=done) as advance:
         add_callbacks(trainer, run, config, stop, advance, reporter)
+        trainer.times.enter("first step")
         with leaving_a_checkpoint(trainer, run, config):
             train_to_the_end(trainer, checkpoint)
     if trainer.loss_scale is not None and (skipped := trainer.loss_scale.skipped_steps):
@@ -277,11 +283,12 @@ def add_callbacks(
     """Figures instead of prints, the expected end, stopping when asked to, and early stopping."""
     from transformers import PrinterCallback
 
-    from llmft_cli.training.loop.callbacks import Figures, StopWhenAsked
+    from llmft_cli.training.loop.callbacks import Figures, FirstStep, StopWhenAsked
     from llmft_cli.training.loop.expected_end import ExpectedEnd
     from llmft_cli.training.loop.resuming import DueEvaluation, Patience
 
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(FirstStep(trainer.times))
     trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance, trainer.loss_scale))
     held_out_tokens = sum(sequence_lengths(trainer.eval_dataset)) if trainer.eval_dataset is not None else 0
     trainer.add_callback(ExpectedEnd(trainer.clock, held_out_tokens, reporter))

@@ -179,6 +179,17 @@ def test_train() -> None:
     assert rows(smaller)["out of memory"] == "2 times; batches in passes of at most 2,048 tokens"
 
 
+def test_wall_time_by_stage() -> None:
+    found = stages.time_by_stage({"imports": 6.04, "first step": 2.0, "steps": 11.96})
+    assert found.header == ("", "s", "share")
+    assert list(found.rows) == [
+        ("imports", "6.0", "30.2%"),
+        ("first step", "2.0", "10.0%"),
+        ("steps", "12.0", "59.8%"),
+        ("in all", "20.0", "100.0%"),
+    ]
+
+
 def test_profile() -> None:
     seconds = {"attention": 0.06, "matrix_products": 0.3, "other": 0.04}
     line = Roofline(0.296, 2e14, 1e11, 8e14, 2.9e12)

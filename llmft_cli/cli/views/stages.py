@@ -132,7 +132,7 @@ def time_by_stage(seconds: Mapping[str, float]) -> Section:
     """Wall time by stage, and in all."""
     total = sum(seconds.values())
     rows = [(stage, f"{spent:,.1f}", f"{spent / total:.1%}") for stage, spent in {**seconds, "in all": total}.items()]
-    return Section("Wall time from the command on", rows, ("", "s", "share"))
+    return Section("Wall time", rows, ("", "s", "share"))
 
 
 def profile(found: Profile) -> list[Section]:

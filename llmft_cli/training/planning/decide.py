@@ -20,6 +20,7 @@ from llmft_cli.training.device_memory import available_bytes
 from llmft_cli.training.fast.kernels.select import abilities_of
 from llmft_cli.training.plan import PLAN_KINDS, Plan, given_plan
 from llmft_cli.training.planning.options import Option, Predictor, choose, options
+from llmft_cli.training.planning.plan_cache import question, remembered
 from llmft_cli.training.planning.plan_files import AS_GIVEN, plan_in_file
 from llmft_cli.training.planning.simulation import BatchShape, CannotBeSimulated, full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES, Rates
@@ -87,8 +88,7 @@ def decide(
     available = available_bytes(device, config.max_vram)
     batch_of = worst_batches(sequences, config.tokens_per_batch)
     try:
-        dtype = torch_type(config.compute_dtype)
-        found = predicted_options(shape, config, dtype, batch_of, available, able=abilities_of(device), kind=config.plan)
+        found = remembered_options(shape, config, batch_of, available, abilities_of(device))
     except CannotBeSimulated as error:
         reporter.note(f"memory cannot be planned, using the batch settings as given: {error}")
         return ChosenPlan(unplanned(config, shape, on_gpu))
@@ -134,6 +134,21 @@ def in_words(plan: Plan, tokens_per_batch: int | None = None) -> str:
     weights = ", weights kept dequantised" if plan.dequantized_weights else ""
     offloaded = ", activations offloaded" if plan.activation_offloading else ""
     return f"{at_once} per pass, {passes} per step, {layers} checkpointed, {plan.optim}{embeddings}{weights}{offloaded}"
+
+
+def remembered_options(
+    shape: PreTrainedConfig,
+    config: Config,
+    batch_of: Callable[[int], BatchShape],
+    available_bytes: int | None,
+    able: Abilities | None,
+) -> list[Option]:
+    """`predicted_options` of the kind in the settings, from disk if they were predicted before."""
+    dtype = torch_type(config.compute_dtype)
+    return remembered(
+        question(shape, config, batch_of, available_bytes, able),
+        lambda: predicted_options(shape, config, dtype, batch_of, available_bytes, able=able, kind=config.plan),
+    )
 
 
 def predicted_options(

@@ -75,7 +75,6 @@ def train(
     """
     times = times or StageTimes("imports")
     check_choices_and_data(run, config, allow_stale)
-    reporter.note("loading torch and transformers")
     recorded = begin_or_resume(run, config, resume, overwrite)
     inputs = recorded.get("inputs") or {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     replace_done = overwrite or (start is not None and start.of_this_run)
@@ -96,6 +95,7 @@ def train_adapter(
     times: StageTimes,
 ) -> TrainResult:
     """The stage itself; `recorded` is the ledger entry of the training to resume, and empty for a new one."""
+    reporter.note("loading torch and transformers")
     from llmft_cli.training.planning.decide import decide
 
     run = record.run

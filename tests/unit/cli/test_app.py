@@ -24,7 +24,17 @@ GENERAL = {"--json", "--quiet", "-q", "--debug", "--help", "--help-all"}
 OWN = {
     "gpu-check": {"--require-gpu", "--wait", "--min-free", "--max-load", "--gpus", "--config", "--vram", "--run", "--measure"},
     "prepare": {"--run", "--preview", "--overwrite", "--config"},
-    "train": {"--data", "--resume", "--continue", "--from-adapter", "--profile", "--overwrite", "--allow-stale", "--config"},
+    "train": {
+        "--data",
+        "--resume",
+        "--continue",
+        "--from-adapter",
+        "--profile",
+        "--timings",
+        "--overwrite",
+        "--allow-stale",
+        "--config",
+    },
     "merge": {"--overwrite", "--allow-stale", "--config"},
     "eval": {"--prompts", "--name", "--overwrite", "--allow-stale", "--config"},
     "chat": {"--prompt", "--system", "--compare", "--allow-stale", "--config"},

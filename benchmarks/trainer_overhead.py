@@ -28,12 +28,13 @@ import torch  # noqa: E402
 
 from llmft_cli.base.reporter import Silent  # noqa: E402
 from llmft_cli.data.prepare import prepare  # noqa: E402
-from llmft_cli.data.store import TRAIN, load_split  # noqa: E402
+from llmft_cli.data.store import training_rows  # noqa: E402
 from llmft_cli.models import loading, model_source  # noqa: E402
 from llmft_cli.run_dir.run import RunDir  # noqa: E402
 from llmft_cli.settings import compute_types  # noqa: E402
 from llmft_cli.settings.config import Config, resolve  # noqa: E402
 from llmft_cli.training.batches.collate import collate, to_device  # noqa: E402
+from llmft_cli.training.batches.sequences import Sequences, training_sequences  # noqa: E402
 from llmft_cli.training.fast.cuda_graphs import recorded_passes  # noqa: E402
 from llmft_cli.training.loop import schedule  # noqa: E402
 from llmft_cli.training.loop.step_clock import StepClock  # noqa: E402
@@ -56,19 +57,18 @@ def stage(run: RunDir, config: Config) -> float:
 
 def bare_loop(run: RunDir, config: Config) -> float:
     """Tokens per second of the same steps, with nothing around them."""
-    rows = load_split(run.data, TRAIN)
-    assert rows is not None
+    sequences = training_sequences(training_rows(run.data), config)
     device = loading.pick_device(config.device)
     source = model_source.resolve(config.model, Silent())
     config = compute_types.settled(config, device, Silent())
-    chosen = decide.decide(source, config, rows, device, Silent())
+    chosen = decide.decide(source, config, sequences, device, Silent())
     config = chosen.applied_to(config)
     import_transformers().set_seed(config.seed)
     base = loading.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
     loading.keep_training_chosen(base)
     model = build(base, source.name, config, chosen.plan, Silent())
     model.train()
-    steps = steps_of_batches(run, model, config, rows)
+    steps = steps_of_batches(run, model, config, sequences)
     weights = [one for one in model.parameters() if one.requires_grad]
     work: Callable[..., torch.Tensor] = partial(loss_and_gradients, model)
     recorded = recorded_passes(model, device, work)
@@ -90,11 +90,11 @@ def bare_loop(run: RunDir, config: Config) -> float:
     return clock.tokens_per_second
 
 
-def steps_of_batches(run: RunDir, model: Any, config: Config, rows: Any) -> list[list[dict[str, Any]]]:
+def steps_of_batches(run: RunDir, model: Any, config: Config, sequences: Sequences) -> list[list[dict[str, Any]]]:
     """The batches of every step, on the device, as the stage's data loader gives them in one epoch after the other."""
     device = next(model.parameters()).device
-    arguments = schedule.training_arguments(run.checkpoints, schedule.plan(rows, config), config, device, evaluate=False)
-    trainer = QLoRATrainer(not config.packing, model=model, args=arguments, train_dataset=rows, data_collator=collate)
+    arguments = schedule.training_arguments(run.checkpoints, schedule.plan(sequences, config), config, device, evaluate=False)
+    trainer = QLoRATrainer(not config.packing, model=model, args=arguments, train_dataset=sequences, data_collator=collate)
     accumulated = config.gradient_accumulation_steps
     loader = trainer.get_train_dataloader()
     batches = itertools.chain.from_iterable(itertools.repeat(loader))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,6 +37,7 @@ from llmft_cli.cli.options import (
     PromptOption,
     PromptsOption,
     RequireGpuOption,
+    RequireImprovementOption,
     ResumeOption,
     RunArgument,
     StaleOption,
@@ -47,10 +49,10 @@ from llmft_cli.cli.options import (
 from llmft_cli.cli.run_argument import find_run, run_to_prepare, saved_settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from llmft_cli.base.stage_times import StageTimes
+    from llmft_cli.cli.console import Console
     from llmft_cli.run_dir.run import RunDir
+    from llmft_cli.training.judgement.result import TrainResult
 
 app = typer.Typer(name="llmft", pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -123,7 +125,7 @@ def prepare(
     *,
     given: Given,
 ) -> None:
-    """Check, tokenise, split and pack training data.
+    """Check, tokenise and split training data.
 
     Examples:
         llmft prepare chat.jsonl --model smollm2-135m   # a new run under runs/
@@ -150,6 +152,7 @@ def train(
     resume: ResumeOption = False,
     continue_: ContinueOption = False,
     from_adapter: FromAdapterOption = None,
+    require_improvement: RequireImprovementOption = False,
     profile: ProfileOption = False,
     timings: TimingsOption = False,
     overwrite: OverwriteOption = False,
@@ -165,7 +168,6 @@ def train(
         llmft train runs/mine --resume                      # after an interruption
     """
     from llmft_cli.base.stage_times import StageTimes, process_started
-    from llmft_cli.cli.views import stages
     from llmft_cli.training.starting_adapter import starting_adapter
     from llmft_cli.training.train import train as train_adapter
 
@@ -179,7 +181,7 @@ def train(
     config = given.config(saved | (start.settings if start else {}))
     ways: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "start": start, "allow_stale": allow_stale}
     result = train_adapter(target, config, given.console, **ways, profile=profile, times=times)
-    given.console.result("train", str(target.path), asdict(result), stages.train(str(target.path), result, timings))
+    show_training(target.path, result, given.console, require_improvement, timings)
 
 
 def prepare_to_train(run: Path | None, data: list[str], given: Given, overwrite: bool, times: StageTimes) -> RunDir:
@@ -193,6 +195,18 @@ def prepare_to_train(run: Path | None, data: list[str], given: Given, overwrite:
         rows = prepare_data(target, data, given.config(), given.console, overwrite, given.asks_for("max_seq_length")).rows
     given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
     return target
+
+
+def show_training(run: Path, result: TrainResult, console: Console, require_improvement: bool, timings: bool) -> None:
+    """Show the result; raises VerificationError if an improvement is required and there is none (--json: with the result)."""
+    from llmft_cli.cli.views import stages
+    from llmft_cli.training.judgement import requirement
+
+    if require_improvement and console.as_json:
+        requirement.require_improvement(run, result)
+    console.result("train", str(run), asdict(result), stages.train(str(run), result, timings))
+    if require_improvement:
+        requirement.require_improvement(run, result)
 
 
 def refuse_together(flags: Mapping[str, object]) -> None:

@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.quantities import format_count
+from llmft_cli.settings.setting import AUTO
 
 GENERAL = "General"  # on the short page, these are named without their help
 OTHER = "Other"  # only on the full page
@@ -175,6 +176,8 @@ def short_text(field: settings.Field, command: Any) -> str:
 
 
 def default_of(field: settings.Field) -> str:
+    if field.setting.auto:
+        return f" [default: {AUTO}]"
     if field.default is None or field.default is False:
         return ""
     default = "on" if field.default is True else f"{field.default:g}" if isinstance(field.default, float) else field.default

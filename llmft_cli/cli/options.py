@@ -206,6 +206,14 @@ ProfileOption = Annotated[
         rich_help_panel=OTHER,
     ),
 ]
+RequireImprovementOption = Annotated[
+    bool,
+    typer.Option(
+        "--require-improvement",
+        help="Exit with 6 unless the adapter's held-out loss is below that before training. The adapter is kept all the same.",
+        rich_help_panel=OTHER,
+    ),
+]
 
 # -- of eval
 PromptsOption = Annotated[

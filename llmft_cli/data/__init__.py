@@ -1,1 +1,1 @@
-"""prepare: read rows, render them with the chat template, tokenise, mask, split and pack them."""
+"""prepare: read rows, render them with the chat template, tokenise, mask and split them."""

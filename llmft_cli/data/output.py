@@ -1,4 +1,4 @@
-"""Splits and packs the ingested rows, and writes them to the run with their report."""
+"""Splits the ingested rows, and writes them to the run with their report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from llmft_cli.data import store
 from llmft_cli.data.checks import Finding
 from llmft_cli.data.encoding.overlength import OverlengthLosses
 from llmft_cli.data.forms.formats import Message
-from llmft_cli.data.packing import pack
 from llmft_cli.data.report import summary
 from llmft_cli.data.report.page import write_report
 from llmft_cli.data.report.samples import Sample, sample
@@ -33,7 +32,7 @@ EXAMPLES = 3
 
 
 def write_data(data: Path, ingested: IngestedRows, encoder: ConversationEncoder, config: Config) -> PrepareResult:
-    """Split, pack and write the rows, their report and samples to `data`.
+    """Split and write the rows, their report and samples to `data`.
 
     Raises:
         DataError: the weights leave no row to train on, or a check warns and `strict` is set.
@@ -47,13 +46,12 @@ def write_data(data: Path, ingested: IngestedRows, encoder: ConversationEncoder,
     train = repeated(split.train, spool.inputs, weights, config.seed)
     if not train:
         raise DataError(f"--weights {config.weights} leaves no row to train on", "raise the weights")
-    sequences = sequences_of(train, spool.lengths, config)
-    store.write_split(store.split_file(data, store.TRAIN), spool, sequences)
+    store.write_split(store.split_file(data, store.TRAIN), spool, train)
     if split.validation:
-        store.write_split(store.split_file(data, store.VALIDATION), spool, ([row] for row in split.validation))
+        store.write_split(store.split_file(data, store.VALIDATION), spool, split.validation)
     conversations = (messages for row in split.validation if (messages := spool.messages(row)))
     store.write_json_lines(data / store.HELD_OUT_FILE, map(held_out_prompt, conversations))
-    result = summary.summarise(ingested, encoder, split, train, sequences, findings, config)
+    result = summary.summarise(ingested, encoder, split, train, findings, config)
     samples = pick_samples(ingested, encoder, split)
     store.write_json_lines(data / store.SAMPLES_FILE, map(asdict, samples))
     write_reports(data, result, samples, config)
@@ -68,16 +66,6 @@ def split_rows(ingested: IngestedRows, near_duplicates: NDArray[numpy.int64] | N
     if near_duplicates is not None:
         groupings.append(near_duplicates)
     return split_by_group(merged_groups(*groupings), wanted_rows(config.val_size, len(ingested.spool)), config.seed)
-
-
-def sequences_of(rows: Sequence[int], lengths: Sequence[int], config: Config) -> list[list[int]]:
-    """The rows of each training sequence."""
-    if not config.packing:
-        return [[row] for row in rows]
-    packed = pack([lengths[row] for row in rows], config.max_seq_length)
-    for sequence in packed:
-        sequence[:] = [rows[index] for index in sequence]
-    return packed
 
 
 def held_out_prompt(messages: Sequence[Message]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Packing: several short rows share a sequence."""
+"""Packing: several short rows share a sequence. `train` packs; `prepare` reports how full the sequences would be."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # Incremented whenever the same rows would be prepared differently, so that older data is not reused.
-DATA_VERSION = 4
+DATA_VERSION = 5
 
 
 def prepare(
@@ -53,7 +53,7 @@ def prepare(
     overwrite: bool = False,
     length_given: bool = False,
 ) -> PrepareResult:
-    """Read, check, render, tokenise, mask, split and pack rows into `run.data`.
+    """Read, check, render, tokenise, mask and split rows into `run.data`.
 
     Data already prepared from the same sources, tokenizer and settings is reused.
 

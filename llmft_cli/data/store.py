@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from llmft_cli.base.errors import StageError
 from llmft_cli.base.file_checks import DamagedFile, check_start
 from llmft_cli.data.encoding.tokenising import Span
 from llmft_cli.data.forms.examples import IGNORED
@@ -30,7 +31,8 @@ REPORT_FILE = "report.json"
 REPORT_PAGE = "report.html"
 SAMPLES_FILE = "samples.jsonl"
 TOKENS_PER_RECORD_BATCH = 1 << 20
-COLUMNS = ["input_ids", "labels", "row_lengths"]
+COLUMNS = ["input_ids", "labels"]
+COLUMNS_BEFORE = [*COLUMNS, "row_lengths"]  # of packed sequences, up to version 4 of the data
 # A continuation marker and the length 0 (https://arrow.apache.org/docs/format/Columnar.html, "IPC Streaming Format").
 END_OF_STREAM = b"\xff" * 4 + b"\0" * 4
 BYTES_PER_TOKEN = 4
@@ -135,24 +137,24 @@ def split_file(data: Path, split: str) -> Path:
     return data / f"{split}.arrow"
 
 
-def write_split(path: Path, spool: RowSpool, sequences: Iterable[Sequence[int]]) -> None:
-    """Write sequences of rows as an Arrow stream with input_ids, labels and row_lengths (of the rows in each sequence)."""
+def write_split(path: Path, spool: RowSpool, rows: Iterable[int]) -> None:
+    """Write rows as an Arrow stream with the input_ids and labels of each; a row may occur more than once."""
     import pyarrow
 
     integers = pyarrow.list_(pyarrow.int32())
     schema = pyarrow.schema([(column, integers) for column in COLUMNS])
     with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, schema) as writer:
-        for group in record_batches(sequences, spool):
+        for group in record_batches(rows, spool):
             writer.write_batch(record_batch(group, spool, schema))
 
 
-def record_batches(sequences: Iterable[Sequence[int]], spool: RowSpool) -> Iterator[list[Sequence[int]]]:
-    """Sequences in groups of about a million tokens, to limit memory."""
-    group: list[Sequence[int]] = []
+def record_batches(rows: Iterable[int], spool: RowSpool) -> Iterator[list[int]]:
+    """Rows in groups of about a million tokens, to limit memory."""
+    group: list[int] = []
     tokens = 0
-    for sequence in sequences:
-        group.append(sequence)
-        tokens += sum(spool.lengths[row] for row in sequence)
+    for row in rows:
+        group.append(row)
+        tokens += spool.lengths[row]
         if tokens >= TOKENS_PER_RECORD_BATCH:
             yield group
             group, tokens = [], 0
@@ -160,19 +162,12 @@ def record_batches(sequences: Iterable[Sequence[int]], spool: RowSpool) -> Itera
         yield group
 
 
-def record_batch(sequences: Sequence[Sequence[int]], spool: RowSpool, schema: Any) -> Any:
+def record_batch(rows: Sequence[int], spool: RowSpool, schema: Any) -> Any:
     import numpy
     import pyarrow
 
-    def lists(values: Integers, lengths: Sequence[int]) -> Any:
-        offsets = numpy.concatenate([[0], numpy.cumsum(lengths)]).astype(numpy.int32)
-        return pyarrow.ListArray.from_arrays(offsets, values)
-
-    rows = [row for sequence in sequences for row in sequence]
-    input_ids, labels = spool.tokens(rows)
-    lengths = [sum(spool.lengths[row] for row in sequence) for sequence in sequences]
-    row_lengths = numpy.array([spool.lengths[row] for row in rows], numpy.int32)
-    columns = [lists(input_ids, lengths), lists(labels, lengths), lists(row_lengths, [len(item) for item in sequences])]
+    offsets = numpy.cumsum([0, *(spool.lengths[row] for row in rows)]).astype(numpy.int32)
+    columns = [pyarrow.ListArray.from_arrays(offsets, values) for values in spool.tokens(rows)]
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -180,7 +175,7 @@ def load_split(data: Path, split: str) -> datasets.Dataset | None:
     """A split of the data in a run's directory, or None if it has no rows.
 
     Raises:
-        StageError: its file is damaged, or the data is missing.
+        StageError: its file is damaged, the data is missing, or an earlier version prepared it.
     """
     import datasets
 
@@ -194,6 +189,7 @@ def load_split(data: Path, split: str) -> datasets.Dataset | None:
         check_end(file)
         rows = datasets.Dataset.from_file(str(file))
         rows.data.table.validate(full=True)
+        refuse_earlier(data, rows.column_names)
         if rows.column_names != COLUMNS:
             raise DamagedFile(file, f"is not prepared data: its columns are {', '.join(rows.column_names)}")
     return rows
@@ -203,13 +199,39 @@ def training_rows(data: Path) -> datasets.Dataset:
     """The training split of the data in a run's directory.
 
     Raises:
-        StageError: it is damaged or missing; there always is one.
+        StageError: it is damaged or missing (there always is one), or an earlier version prepared it.
     """
     rows = load_split(data, TRAIN)
     with reading(RunDir(data.parent), data):
         if not rows:
             raise DamagedFile(split_file(data, TRAIN), "is missing" if rows is None else "has no rows")
     return rows
+
+
+def check_version(data: Path) -> None:
+    """Check at once that the data in a run's directory, if it is there, is not of an earlier version.
+
+    Raises:
+        StageError: it is, or its file is damaged.
+    """
+    import pyarrow
+
+    file = split_file(data, TRAIN)
+    if file.exists():
+        with reading(RunDir(data.parent), file):
+            check_start(file)
+            with pyarrow.OSFile(str(file)) as content, pyarrow.ipc.open_stream(content) as stream:
+                refuse_earlier(data, stream.schema.names)
+
+
+def refuse_earlier(data: Path, columns: Sequence[str]) -> None:
+    """Raises StageError if the columns are those that earlier versions wrote."""
+    if columns == COLUMNS_BEFORE:
+        run = RunDir(data.parent)
+        raise StageError(
+            f"{run.path} was prepared by an earlier version of llmft, which packed its rows",
+            f"prepare it again: {run.command_for('prepare')} --overwrite",
+        )
 
 
 def check_end(file: Path) -> None:

@@ -69,13 +69,13 @@ def evaluate(
         name: of this evaluation; by default the prompt file's stem, or `held-out`.
 
     Raises:
-        StageError: the run is not trained or is stale, already has this evaluation, or has nothing to evaluate on.
+        StageError: the run is not trained, stale or of an earlier version, already has this evaluation, or has no rows for it.
         DataError: the prompt file cannot be used.
     """
     name = valid_name(name or (prompts_file.stem if prompts_file else HELD_OUT_NAME))
     trained = run.require("train", allow_stale)
     prompts = read_prompts(prompts_file, reporter, merges_turns(run)) if prompts_file else held_out_prompts(run, reporter)
-    if not prompts and load_split(run.data, VALIDATION) is None:
+    if load_split(run.data, VALIDATION) is None and not prompts:
         raise StageError(f"{run.path} has no held-out rows to evaluate on", "give prompts with --prompts FILE")
     # Before the model is loaded, which takes minutes: the run's tokenizer is all that prompts need.
     limits = limits_of_recorded(trained["model"], reporter)
@@ -150,17 +150,19 @@ def held_out_losses(tuned: TunedModel, run: RunDir, config: Config, reporter: Re
     Raises:
         VerificationError: a loss is not finite, so the model's answers mean nothing either.
     """
+    from llmft_cli.training.batches.sequences import Sequences
     from llmft_cli.training.step.row_separation import settle_rows
 
     rows = load_split(run.data, VALIDATION)
     losses: dict[str, HeldOutLoss] = {}
     if rows is None:
         return losses
+    sequences = Sequences.one_each(rows)
     settle_rows(tuned.model)
     with reporter.track("held-out loss", total=len(ARMS)) as advance:
         for arm in ARMS:
             with tuned.arm(arm) as model:
-                losses[arm] = held_out_loss(model, rows, config.eval_batch_size, tuned.device)
+                losses[arm] = held_out_loss(model, sequences, config.eval_batch_size, tuned.device)
             check_finite(arm, losses[arm].loss, tuned.compute_dtype, run)
             advance(1)
     return losses

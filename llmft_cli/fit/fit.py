@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import ConfigError, MachineError, OutOfMemory
 from llmft_cli.base.reporter import Reporter
+from llmft_cli.fit.assumptions import sequences_of, settled
 from llmft_cli.fit.host_resources import HostResources, host_resources
 from llmft_cli.fit.target_gpu import TargetGpu, for_gpu, limit
 from llmft_cli.models import random_model
@@ -17,12 +18,12 @@ from llmft_cli.settings import compute_types
 from llmft_cli.settings.config import Config
 
 if TYPE_CHECKING:
-    import datasets
     from peft import PeftModel
     from transformers import PreTrainedConfig
 
     from llmft_cli.run_dir.run import RunDir
     from llmft_cli.settings.compute_types import Abilities
+    from llmft_cli.training.batches.sequences import Sequences
     from llmft_cli.training.plan import Plan
     from llmft_cli.training.planning.options import Option
     from llmft_cli.training.planning.simulation import BatchShape
@@ -126,9 +127,9 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
     from llmft_cli.training.planning.decide import filled
 
     check_request(config, gpu, measure)
-    sequences = training_sequences(run) if run else None
     shape, weights_here = shape_of(config, reporter)
-    config = config if run else for_positions(config, shape, reporter)
+    config = settled(config if run else for_positions(config, shape, reporter), shape, run, reporter)
+    sequences = sequences_of(run, config) if run else None
     config, able = for_gpu(filled(config, sequences), gpu, reporter)
     reporter.note(f"simulating training steps of {config.model}")
     plans = consider_plans(config, trainable(shape, config, "meta", able=able), sequences, gpu)
@@ -166,7 +167,7 @@ def for_positions(config: Config, shape: PreTrainedConfig, reporter: Reporter) -
     return fitting
 
 
-def consider_plans(config: Config, model: PeftModel, sequences: datasets.Dataset | None, gpu: TargetGpu | None) -> Plans:
+def consider_plans(config: Config, model: PeftModel, sequences: Sequences | None, gpu: TargetGpu | None) -> Plans:
     from llmft_cli.training.planning.decide import considered, longest_batches, worst_batches
     from llmft_cli.training.planning.options import choose
     from llmft_cli.training.planning.speed import REFERENCE_RATES
@@ -220,13 +221,6 @@ def trainable(
     if plan is not None:
         apply_plan(model, plan)
     return model
-
-
-def training_sequences(run: RunDir) -> datasets.Dataset:
-    from llmft_cli.data.store import training_rows
-
-    run.require("prepare", allow_stale=False)
-    return training_rows(run.data)
 
 
 def longest_that_fits(model: PeftModel, config: Config, available_bytes: int | None) -> int | None:

@@ -18,6 +18,7 @@ from llmft_cli.base.files import hash_path
 from llmft_cli.base.libraries import versions
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.data.encoding.encoder import ConversationEncoder
+from llmft_cli.data.store import check_version
 from llmft_cli.merging.verify import Verification, compare, next_token_logits, probe_rows
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import load_adapter
@@ -53,12 +54,13 @@ def merge(
     """Write the merged model to `run.merged` as a plain Hugging Face directory.
 
     Raises:
-        StageError: the run is not trained, is stale, or is already merged.
+        StageError: the run is not trained, is stale, was prepared by an earlier version, or is already merged.
         VerificationError: the merged model does not match base + adapter; it is deleted.
     """
     import resource  # not on Windows, where gpu-check reads the figures above
 
     trained = run.require("train", allow_stale)
+    check_version(run.data)
     started = time.perf_counter()
     with stage(run, "merge", settings.of_command(config, "merge"), {"adapter": hash_path(run.adapter)}, overwrite) as record:
         device = loading.pick_device(config.device)

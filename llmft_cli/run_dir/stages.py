@@ -40,6 +40,11 @@ class StageRecord:
             yield folder
         self.outputs.append(output)
 
+    def settle(self, settings: Mapping[str, Any]) -> None:
+        """Record the settings with the values of those that were left open."""
+        self.entry["config"] = dict(settings)
+        self.save_facts()
+
     def save_facts(self) -> None:
         """Write the facts so far to the ledger, so that they survive a kill."""
         write_entry(self.run, self.name, {**self.entry, **self.facts})

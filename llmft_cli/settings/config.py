@@ -18,7 +18,7 @@ from llmft_cli.settings.fields import ALIASES as ALIASES
 from llmft_cli.settings.fields import FIELDS as FIELDS
 from llmft_cli.settings.fields import Field as Field
 from llmft_cli.settings.fields import flag_of as flag_of
-from llmft_cli.settings.setting import Command
+from llmft_cli.settings.setting import AUTO, Command
 from llmft_cli.settings.values import shown
 from llmft_cli.settings.values import validated as validated
 from llmft_cli.settings.yaml_files import Value, read_mapping
@@ -29,7 +29,7 @@ class Alternative:
     """Two settings of the same thing. The one that was given last counts.
 
     Attributes:
-        name: the setting that has a default.
+        name: the setting that counts if neither is given.
         replacement: the one that replaces it if it is set.
         purposes: what the other is for, if one of them is removed: `name`, then `replacement`.
     """
@@ -43,8 +43,12 @@ class Alternative:
         return self.name, self.replacement
 
 
+COUNT_ROWS, COUNT_SEQUENCES, FILL_BY_TOKENS = "count rows", "count sequences", "fill batches by tokens"
 ALTERNATIVES = (
-    Alternative("batch_size", "tokens_per_batch", ("fill batches by tokens", "count sequences")),
+    Alternative("rows_per_step", "batch_size", (COUNT_SEQUENCES, COUNT_ROWS)),
+    Alternative("rows_per_step", "tokens_per_batch", (FILL_BY_TOKENS, COUNT_ROWS)),
+    Alternative("rows_per_step", "gradient_accumulation_steps", (COUNT_SEQUENCES, COUNT_ROWS)),
+    Alternative("batch_size", "tokens_per_batch", (FILL_BY_TOKENS, COUNT_SEQUENCES)),
     Alternative("num_epochs", "max_steps", ("count steps", "count passes over the rows")),
 )
 
@@ -160,6 +164,8 @@ def dump(values: Mapping[str, Any]) -> str:
 
 
 def with_unit(name: str, value: Any) -> Any:
+    if value is None and name in FIELDS and FIELDS[name].setting.auto:
+        return AUTO
     unit = FIELDS[name].setting.unit if name in FIELDS else ""
     return f"{value}{unit}" if unit and value is not None else value
 
@@ -169,5 +175,5 @@ def of_command(config: Config, command: Command) -> dict[str, Any]:
     used = {name: getattr(config, name) for name, item in FIELDS.items() if command in item.setting.commands}
     for pair in ALTERNATIVES:
         if used.get(pair.replacement) is not None:
-            del used[pair.name]
+            used.pop(pair.name, None)
     return used

@@ -61,7 +61,6 @@ ON_UNRENDERED = data_setting(
 MERGE_TURNS = data_setting(
     False, "Join neighbouring messages of the same role. For chat templates that require alternating roles."
 )
-PACKING = data_setting(True, "Put several rows into one sequence. Rows do not attend to each other.", primary="prepare")
 VAL_SIZE = data_setting(
     0.05,
     "Rows held out: a share or number. Write a share as 0.05 or 5%.",

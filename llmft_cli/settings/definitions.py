@@ -6,17 +6,21 @@ from dataclasses import dataclass
 
 from llmft_cli.settings import data_settings, parsers
 from llmft_cli.settings.quantities import SIZE
-from llmft_cli.settings.setting import BASE, OF_PREPARED_DATA, setting
+from llmft_cli.settings.setting import BASE, OF_PREPARED_DATA, auto_setting, setting
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 LARGEST_SEED = 2**32 - 1  # numpy takes no larger one
+SEQUENCES, PASSES = 4, 4  # per pass and per step, if sequences are counted rather than rows
 FIT = "gpu-check train"  # what decides whether a training run fits
 EVALUATION = "Evaluation and logging"
 
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a run, checked. Field names are the flags' with underscores."""
+    """All settings of a run, checked. Field names are the flags' with underscores.
+
+    What the recipe settles is None before, though its type is that of its value.
+    """
 
     # -- model
     model: str = setting(
@@ -68,7 +72,6 @@ class Config:
     rows_per_answer: str = data_settings.ROWS_PER_ANSWER
     on_unrendered: str = data_settings.ON_UNRENDERED
     merge_turns: bool = data_settings.MERGE_TURNS
-    packing: bool = data_settings.PACKING
     val_size: float = data_settings.VAL_SIZE
     max_rejected: float = data_settings.MAX_REJECTED
     weights: str | None = data_settings.WEIGHTS
@@ -76,9 +79,21 @@ class Config:
     near_duplicates: bool = data_settings.NEAR_DUPLICATES
     strict: bool = data_settings.STRICT
     # -- training
-    learning_rate: float = setting(2e-4, "Peak learning rate.", "Training", "train", primary="train", above=0, below=1)
-    num_epochs: float = setting(
-        3.0, "Passes over the training rows.", "Training", FIT, primary="train", only_with={"gpu-check": "--run"}, above=0
+    learning_rate: float = auto_setting(
+        "Peak learning rate. By default, it falls with the model's width.",
+        "Training",
+        "train",
+        primary="train",
+        above=0,
+        below=1,
+    )
+    num_epochs: float = auto_setting(
+        "Passes over the training rows. By default, training ends earlier if the held-out loss stops falling.",
+        "Training",
+        FIT,
+        primary="train",
+        only_with={"gpu-check": "--run"},
+        above=0,
     )
     max_steps: int | None = setting(
         None,
@@ -89,24 +104,39 @@ class Config:
         only_with={"gpu-check": "--run"},
         minimum=1,
     )
+    rows_per_step: int = auto_setting(
+        "Rows that an optimizer step learns from. Packing does not change it.", "Training", FIT, primary=FIT, minimum=1
+    )
     batch_size: int = setting(
-        4,
-        "Sequences per forward pass. On a GPU, the plan may split --batch-size x --gradient-accumulation-steps another way.",
+        None,
+        "Sequences per forward pass. Replaces --rows-per-step: rows are packed into sequences of --max-seq-length tokens. On a "
+        "GPU, the plan may split --batch-size x --gradient-accumulation-steps another way.",
         "Training",
         FIT,
-        primary=FIT,
         minimum=1,
     )
     tokens_per_batch: int | None = setting(
         None,
-        "Tokens per forward pass, padding included. Replaces --batch-size: sequences of similar length are batched together.",
+        "Tokens per forward pass, padding included. Replaces --rows-per-step: similar lengths are batched together.",
         "Training",
         FIT,
         minimum=1,
     )
-    gradient_accumulation_steps: int = setting(4, "Forward passes per optimizer step.", "Training", FIT, minimum=1)
-    warmup_ratio: float = setting(
-        0.03,
+    packing: bool = setting(
+        True,
+        "Put several rows into one sequence, of at most --max-seq-length tokens. Rows do not attend to each other.",
+        "Training",
+        FIT,
+        only_with={"gpu-check": "--run"},
+    )
+    gradient_accumulation_steps: int = setting(
+        None,
+        f"Forward passes per optimizer step. By default {PASSES}, or what --rows-per-step needs.",
+        "Training",
+        FIT,
+        minimum=1,
+    )
+    warmup_ratio: float = auto_setting(
         "Share of the steps in which the learning rate rises. No effect with --lr-scheduler constant.",
         "Training",
         "train",
@@ -186,8 +216,7 @@ class Config:
         choices=("default", "gaussian"),
     )
     # -- evaluation during training and logging
-    eval_steps: float = setting(
-        0.2,
+    eval_steps: float = auto_setting(
         "Steps (or share) between evaluations. A value below 1 is a share of all steps. Each evaluation saves a checkpoint.",
         EVALUATION,
         "train",
@@ -198,8 +227,8 @@ class Config:
     load_best_model_at_end: bool = setting(
         True, "Keep the adapter of the best evaluation, not of the last step.", EVALUATION, "train"
     )
-    early_stopping_patience: int | None = setting(
-        None, "Stop after this many evaluations without a lower loss.", EVALUATION, "train", minimum=1
+    early_stopping_patience: int = auto_setting(
+        "Stop after this many evaluations without a lower loss. 0 never stops early.", EVALUATION, "train", minimum=0
     )
     save_total_limit: int = setting(2, "Checkpoints to keep. The best is always kept.", EVALUATION, FIT, minimum=1)
     logging_steps: int = setting(1, "Optimizer steps between log entries.", EVALUATION, "train", minimum=1)

@@ -38,7 +38,7 @@ def fields() -> Iterator[Field]:
         hint = hints[item.name]
         optional = get_origin(hint) in (Union, UnionType)
         base = next(arg for arg in get_args(hint) if arg is not type(None)) if optional else hint
-        yield Field(item.name, base, optional, item.default, item.metadata["setting"])
+        yield Field(item.name, base, optional or item.default is None, item.default, item.metadata["setting"])
 
 
 FIELDS = {item.name: item for item in fields()}

@@ -6,12 +6,12 @@ import codecs
 import contextlib
 from typing import Any
 
+from llmft_cli.settings.setting import AUTO as AUTO
 from llmft_cli.settings.setting import LARGEST_NUMBER
 
 LARGEST_WEIGHT = 10_000
 # transformers divides fp32 logits by the temperature: a much smaller one makes them infinite.
 LEAST_TEMPERATURE = 1e-6
-AUTO = "auto"
 # Encodings of names and of source code.
 NOT_OF_FILES = {"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined"}
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 Command = Literal["gpu-check", "prepare", "train", "merge", "eval", "chat"]
 LARGEST_NUMBER = 2**31 - 1  # the product of two such numbers still fits into 64 bits
 NONE = "none"
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Setting:
         parse: reads it from text, where not every text or more than a plain number is taken; of a list, each item.
         form: what such a text must be, for the complaint.
         unit: what follows the number in text that `parse` reads, where a saved number has none.
+        auto: whether the text `auto`, which is the default, leaves it to the recipe: the value is None until that is
+            settled (`recipe.settle`).
     """
 
     help: str
@@ -49,6 +52,7 @@ class Setting:
     parse: Callable[[str], Any] | None = None
     form: str = ""
     unit: str = ""
+    auto: bool = False
 
     def complaint(self, value: Any) -> str:
         """Why `value` is not allowed, or an empty string."""
@@ -78,6 +82,11 @@ def setting(default: Any, help: str, panel: str, commands: str, *, primary: str 
     """A dataclass field whose metadata is a `Setting`; names of commands are separated by spaces."""
     rule = Setting(help, panel, tuple(commands.split()), tuple(primary.split()), **rules)  # type: ignore[arg-type]
     return field(default=default, metadata={"setting": rule})
+
+
+def auto_setting(help: str, panel: str, commands: str, **rules: Any) -> Any:
+    """A number that the recipe settles unless it is given."""
+    return setting(None, help, panel, commands, auto=True, suggestions=(AUTO,), **rules)
 
 
 BASE = "gpu-check prepare train"  # what loads the model or its tokenizer before there is an adapter

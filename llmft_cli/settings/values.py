@@ -10,7 +10,7 @@ from llmft_cli.base.errors import ConfigError
 from llmft_cli.base.unicode_text import why_not_utf8
 from llmft_cli.settings.fields import FIELDS, Field
 from llmft_cli.settings.quantities import NoUnit
-from llmft_cli.settings.setting import NONE
+from llmft_cli.settings.setting import AUTO, NONE
 
 LONGEST_SHOWN = 60  # characters of a value in a message
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as in YAML
@@ -31,7 +31,8 @@ def validated(name: str, value: Any, origin: str) -> Any:
         ConfigError: it is not allowed.
     """
     item = FIELDS[name]
-    if value is None or (item.optional and isinstance(value, str) and value.strip().lower() == NONE):
+    nothing = AUTO if item.setting.auto else NONE
+    if value is None or (item.optional and isinstance(value, str) and value.strip().lower() == nothing):
         if item.optional:
             return None
         raise ConfigError(f"{origin} has no value")

@@ -14,7 +14,7 @@ class Plan:
     """How much goes through the model at once, what is recomputed, and what is kept where.
 
     Attributes:
-        batch_size: sequences in one forward and backward pass.
+        batch_size: sequences in one forward and backward pass; rows, packed into one sequence, if a step counts rows.
         gradient_accumulation_steps: passes per optimizer step.
         checkpointed_layers: how many layers, the first ones, keep only their input and recompute the rest.
         optim: the optimizer, as transformers names it.

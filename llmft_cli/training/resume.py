@@ -6,11 +6,13 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from llmft_cli.base.errors import ConfigError, StageError
+from llmft_cli.base.libraries import hardware, versions
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir import checkpoints
@@ -18,6 +20,7 @@ from llmft_cli.run_dir.checkpoints import Identity
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
+from llmft_cli.training.plan import Plan
 
 # Settings that do not change the result, except for rounding.
 MAY_CHANGE_ON_RESUME = {"device", "logging_steps", "save_total_limit", "report_to", "wandb_project", "eval_batch_size"}
@@ -35,7 +38,7 @@ def new_identity(config: Config, inputs: Mapping[str, str], source: ModelSource)
         inputs: sha256 of what it reads, by path.
     """
     used = settings.of_command(config, "train")
-    batch = math.prod(used.get(name, 1) for name in EFFECTIVE_BATCH)
+    batch = effective_batch(used)
     shaping = {name: value for name, value in used.items() if name not in MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH)}
     content = json.dumps({**shaping, "sequences_per_step": batch}, sort_keys=True)
     return {
@@ -44,6 +47,13 @@ def new_identity(config: Config, inputs: Mapping[str, str], source: ModelSource)
         "base": source.fingerprint,
         "settings": hashlib.sha256(content.encode()).hexdigest(),
     }
+
+
+def facts_of(source: ModelSource, config: Config, training: Identity, plan: Plan) -> dict[str, Any]:
+    """What the ledger records of a training run before it begins."""
+    facts = {"training": training, "model": source.facts(), "seed": config.seed, "compute_dtype": config.compute_dtype}
+    facts["plan"] = asdict(plan)
+    return facts | {"versions": versions(), "hardware": hardware()}
 
 
 def begin_or_resume(run: RunDir, config: Config, resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -60,18 +70,23 @@ def begin_or_resume(run: RunDir, config: Config, resume: bool, overwrite: bool) 
     return {}
 
 
-def check_same_data_settings(run: RunDir, prepared: Mapping[str, Any], config: Config) -> None:
-    """Check that the data was prepared with the settings requested now; the seed may differ.
+def with_data_settings(run: RunDir, prepared: Mapping[str, Any], config: Config) -> Config:
+    """The settings, with the length that the data was prepared for.
+
+    Args:
+        prepared: the settings of prepare. The seed may differ, and so may what is no setting of prepare any more.
 
     Raises:
-        StageError: it was not.
+        StageError: the data was prepared with other settings than those requested now.
     """
+    requested = settings.of_command(config, "prepare")
     for name, value in prepared.items():
-        wanted = getattr(config, name, value)
+        wanted = requested.get(name, value)
         if wanted != value and name != "seed" and not is_reduced_default(name, value, wanted):
             flag = settings.flag_of(name)
             hint = f"prepare again: llmft prepare DATA --run {run.path} {flag} {wanted} --overwrite"
             raise StageError(f"{run.path} was prepared with {flag} {value}, not {wanted}", hint)
+    return replace(config, max_seq_length=prepared.get("max_seq_length", config.max_seq_length))
 
 
 def is_reduced_default(name: str, prepared: Any, wanted: Any) -> bool:
@@ -112,18 +127,28 @@ def check_same_settings(before: Mapping[str, Any], config: Config) -> None:
     """
     # If batches are filled by tokens, `batch_size` is not recorded.
     recorded, given = {"tokens_per_batch": None} | dict(before), settings.of_command(config, "train")
-    size_before, size_now = (math.prod(values.get(name, 1) for name in EFFECTIVE_BATCH) for values in (recorded, given))
-    may_change = MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH if size_before == size_now else ())
+    may_change = MAY_CHANGE_ON_RESUME.union(EFFECTIVE_BATCH if effective_batch(recorded) == effective_batch(given) else ())
     for name, value in recorded.items():
         wanted = getattr(config, name)
         if wanted != value and name not in may_change:
             flag = settings.flag_of(name)
-            replaced = {pair.replacement: settings.flag_of(pair.name) for pair in settings.ALTERNATIVES}
-            surplus = replaced.get(name, flag) if wanted is None else flag
+            surplus = flag if wanted is not None else next(map(settings.flag_of, given_instead(name, config)), flag)
             raise ConfigError(
                 f"{flag} was {value} before the interruption and is {wanted} now",
                 f"omit {surplus}, or start over with --overwrite",
             )
+
+
+def effective_batch(used: Mapping[str, Any]) -> int:
+    """Sequences per optimizer step; 1 where rows or tokens are counted."""
+    return math.prod(used.get(name) or 1 for name in EFFECTIVE_BATCH)
+
+
+def given_instead(name: str, config: Config) -> Iterator[str]:
+    """The settings that exclude one and are set."""
+    for pair in settings.ALTERNATIVES:
+        if name in pair.names:
+            yield from (other for other in pair.names if other != name and getattr(config, other) is not None)
 
 
 def intact_checkpoint(run: RunDir, training: Identity, reporter: Reporter) -> Path:

@@ -12,10 +12,10 @@ from llmft_cli.base.cpu_memory import keep_freed_memory
 from llmft_cli.base.cpu_threads import use_free_cores
 from llmft_cli.base.errors import Interrupted
 from llmft_cli.base.files import hash_path
-from llmft_cli.base.libraries import hardware, import_training_libraries, import_transformers, versions
+from llmft_cli.base.libraries import import_training_libraries, import_transformers
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.base.stage_times import StageTimes
-from llmft_cli.data.store import VALIDATION, load_split, training_rows
+from llmft_cli.data.store import VALIDATION, check_version, load_split, training_rows
 from llmft_cli.models import loading, model_source
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir import checkpoints
@@ -28,13 +28,13 @@ from llmft_cli.settings import config as settings
 from llmft_cli.settings.config import Config
 from llmft_cli.settings.quantities import format_count
 from llmft_cli.training.batches.collate import collate
-from llmft_cli.training.batches.token_batches import sequence_lengths
+from llmft_cli.training.batches.sequences import Sequences, training_sequences
+from llmft_cli.training.judgement.result import Outcome, TrainResult, result_of
 from llmft_cli.training.loop import loss_chart, schedule
 from llmft_cli.training.loop.run_files import complete_checkpoints, save
 from llmft_cli.training.loop.tracking import check_installed, tracked
 from llmft_cli.training.planning.preflight import check_before_loading
-from llmft_cli.training.result import Outcome, TrainResult, result_of
-from llmft_cli.training.resume import begin_or_resume, check_same_data_settings, intact_checkpoint
+from llmft_cli.training.resume import begin_or_resume, facts_of, intact_checkpoint, with_data_settings
 from llmft_cli.training.starting_adapter import StartingAdapter, load_into, new_training
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def train(
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
     times = times or StageTimes("imports")
-    check_choices_and_data(run, config, allow_stale)
+    config = checked(run, config, allow_stale)
     recorded = begin_or_resume(run, config, resume, overwrite)
     inputs = recorded.get("inputs") or {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     replace_done = overwrite or (start is not None and start.of_this_run)
@@ -97,45 +97,55 @@ def train_adapter(
     """The stage itself; `recorded` is the ledger entry of the training to resume, and empty for a new one."""
     reporter.note("loading torch and transformers")
     from llmft_cli.training.planning.decide import decide
+    from llmft_cli.training.planning.recipe import settle_recipe
 
     run = record.run
     device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
-    source = base_model(run, recorded.get("model"), config, reporter)
+    source = model_source.base_model(run, recorded.get("model"), config, reporter)
+    config = settle_recipe(record, source, config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
     checkpoint = intact_checkpoint(run, training, reporter) if recorded else None
     import_training_libraries()
     times.enter("planning")
     check_before_loading(run, source, config, reporter)
-    chosen = decide(source, config, training_rows(run.data), device, reporter, recorded.get("plan"))
+    sequences = training_sequences(training_rows(run.data), config)
+    chosen = decide(source, config, sequences, device, reporter, recorded.get("plan"))
     record.facts |= facts_of(source, config, training, chosen.plan)
     record.save_facts()
     config = chosen.applied_to(config)
+    if sequences.passes is not None:
+        sequences = sequences.in_passes(config.gradient_accumulation_steps)
     times.enter("loading")
     base = load(source, config, device, reporter)
     model = build(base, source.name, config, chosen.plan, start, reporter)
-    trainer = trainer_of(run, model, config, training, reporter)
+    trainer = trainer_of(run, model, config, sequences, training, reporter)
     trainer.times = times
     with complete_checkpoints(run, checkpoint, start, record):
         with tracked(trainer, run, config, record, recorded, checkpoint, reporter):
             outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
         times.enter("end")
         save(run, trainer)
-        return result_of(run, trainer, config, chosen, outcome)
+        return result_of(run, trainer, config, chosen, outcome, record.entry["inputs"])
 
 
-def check_choices_and_data(run: RunDir, config: Config, allow_stale: bool) -> None:
+def checked(run: RunDir, config: Config, allow_stale: bool) -> Config:
     """Check the prepared data, and what the settings name besides the model: trackers, optimizer and plan.
 
+    Returns:
+        The settings, with the length that the data was prepared for.
+
     Raises:
-        StageError: the run is not prepared, or was prepared with other settings.
+        StageError: the run is not prepared, or was prepared with other settings or by an earlier version.
         MachineError: a tracker is not installed.
         ConfigError: there is no such optimizer, or the plan cannot be read.
     """
     from llmft_cli.training.planning.plan_files import check_choices
 
-    check_same_data_settings(run, run.require("prepare", allow_stale)["config"], config)
+    config = with_data_settings(run, run.require("prepare", allow_stale)["config"], config)
+    check_version(run.data)
     check_installed(config.report_to)
     check_choices(config)
+    return config
 
 
 def settle_device(config: Config, recorded_type: str | None, reporter: Reporter) -> tuple[torch.device, Config]:
@@ -144,20 +154,6 @@ def settle_device(config: Config, recorded_type: str | None, reporter: Reporter)
     config = compute_types.settled(config, device, reporter, recorded_type)
     use_free_cores(device, reporter)
     return device, config
-
-
-def base_model(run: RunDir, recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
-    """The model that the settings name, or the one that an interrupted training run has recorded."""
-    if recorded:
-        return model_source.resolve_recorded(recorded, reporter)
-    return model_source.resolve_prepared(run, config, reporter)
-
-
-def facts_of(source: ModelSource, config: Config, training: Identity, plan: Plan) -> dict[str, Any]:
-    """What the ledger records of a training run before it begins."""
-    facts = {"training": training, "model": source.facts(), "seed": config.seed, "compute_dtype": config.compute_dtype}
-    facts["plan"] = asdict(plan)
-    return facts | {"versions": versions(), "hardware": hardware()}
 
 
 def load(source: ModelSource, config: Config, device: torch.device, reporter: Reporter) -> PreTrainedModel:
@@ -201,11 +197,13 @@ def build(
     return model
 
 
-def trainer_of(run: RunDir, model: PeftModel, config: Config, training: Identity, reporter: Reporter) -> QLoRATrainer:
+def trainer_of(
+    run: RunDir, model: PeftModel, config: Config, sequences: Sequences, training: Identity, reporter: Reporter
+) -> QLoRATrainer:
     from llmft_cli.training.loop.trainer import QLoRATrainer
 
-    rows, held_out = training_rows(run.data), load_split(run.data, VALIDATION)
-    steps = schedule.plan(rows, config)
+    held_out = load_split(run.data, VALIDATION)
+    steps = schedule.plan(sequences, config)
     return QLoRATrainer(
         group_by_length=not config.packing,
         tokens_per_batch=config.tokens_per_batch,
@@ -214,8 +212,8 @@ def trainer_of(run: RunDir, model: PeftModel, config: Config, training: Identity
         checkpoints_kept=config.save_total_limit,
         model=model,
         args=schedule.training_arguments(run.checkpoints, steps, config, model.device, evaluate=held_out is not None),
-        train_dataset=rows,
-        eval_dataset=held_out,
+        train_dataset=sequences,
+        eval_dataset=None if held_out is None else Sequences.one_each(held_out),
         data_collator=collate,
     )
 
@@ -235,6 +233,7 @@ def run_training(
         Interrupted: the user or the system asked to stop.
         OutOfMemory: a single row takes too much.
     """
+    from llmft_cli.training.judgement.starting_loss import StartingLoss
     from llmft_cli.training.loop.callbacks import Rehearsal
     from llmft_cli.training.loop.expected_end import warn_if_long_on_cpu
     from llmft_cli.training.profiling.profiling import profiled
@@ -246,6 +245,7 @@ def run_training(
         trainer.add_callback(rehearsal)
     else:
         keep_freed_memory()
+    trainer.add_callback(StartingLoss(trainer))  # after the longest batch: if that does not fit, it is told at once
     warn_if_long_on_cpu(trainer, config, reporter)
     started = time.perf_counter()
     with profiled(profile, trainer, config, plan, run.path / "profile", reporter) as found_profile:
@@ -290,7 +290,7 @@ def add_callbacks(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(FirstStep(trainer.times))
     trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance, trainer.loss_scale))
-    held_out_tokens = sum(sequence_lengths(trainer.eval_dataset)) if trainer.eval_dataset is not None else 0
+    held_out_tokens = trainer.eval_dataset.tokens if trainer.eval_dataset is not None else 0
     trainer.add_callback(ExpectedEnd(trainer.clock, held_out_tokens, reporter))
     trainer.add_callback(StopWhenAsked(stop))
     if config.early_stopping_patience and trainer.eval_dataset is not None:

@@ -116,7 +116,7 @@ def arguments_of(file: Path, run: Path, model: str, rng: random.Random) -> list[
         options += ["--columns", rng.choice(["completion=chosen", "text=value", "prompt=a.b", "messages=chosen"])]
     if rng.random() < 0.5:
         options.append("--no-near-duplicates")
-    options += ["--max-seq-length", length, "--max-rejected", "1", "--no-packing", "--json"]
+    options += ["--max-seq-length", length, "--max-rejected", "1", "--json"]
     return ["prepare", str(file), "--run", str(run), "--model", model, "--format", form, *options]
 
 
@@ -154,7 +154,7 @@ def split_problem(run: Path) -> str:
     for name in (store.TRAIN, store.VALIDATION):
         for row in store.load_split(run / "data", name) or ():
             ids, labels = row["input_ids"], row["labels"]
-            if len(ids) != len(labels) or row["row_lengths"] != [len(ids)]:
+            if len(ids) != len(labels):
                 return f"lengths differ: {row}"
             if labels[0] != IGNORED or set(labels) == {IGNORED}:
                 return f"the first token is supervised, or none: {row}"

@@ -27,11 +27,11 @@ from llmft_cli.training.fast.architectures import blocks_of
 from llmft_cli.training.fast.cuda_graphs import recorded_passes
 from llmft_cli.training.fast.kernels import plain, select
 from llmft_cli.training.fast.output_loss import FP16_FACTOR
+from llmft_cli.training.judgement.result import TrainResult
 from llmft_cli.training.planning.decide import longest_batches, predicted_options
 from llmft_cli.training.planning.options import choose
 from llmft_cli.training.planning.simulation import BatchShape, full_batch
 from llmft_cli.training.profiling.measuring import measure, random_batch
-from llmft_cli.training.result import TrainResult
 from llmft_cli.training.step.loss import loss_and_gradients
 from llmft_cli.training.step.tuned_model import apply_plan, make_trainable
 from llmft_cli.training.train import train

@@ -18,13 +18,13 @@ from llmft_cli.models import random_model
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import Config, resolve
 from llmft_cli.training.device_memory import hold_to
+from llmft_cli.training.judgement.result import TrainResult
 from llmft_cli.training.loop.smaller_passes import memory_use
 from llmft_cli.training.plan import Plan
 from llmft_cli.training.planning.decide import longest_batches, predicted_options
 from llmft_cli.training.planning.options import FRUGAL_OPTIM, Option, choose
 from llmft_cli.training.planning.simulation import full_batch
 from llmft_cli.training.profiling.measuring import Measured, measure
-from llmft_cli.training.result import TrainResult
 from llmft_cli.training.step.tuned_model import apply_plan, make_trainable
 from llmft_cli.training.train import train
 

@@ -18,6 +18,7 @@ from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.batches.sequences import Sequences
 from llmft_cli.training.fast.architectures import offload_activations
 from llmft_cli.training.loop.callbacks import Rehearsal
 from llmft_cli.training.loop.smaller_passes import DoesNotFit
@@ -45,16 +46,18 @@ class Told(Silent):
         self.notes.append(message)
 
 
-def sequences() -> datasets.Dataset:
-    """Forty sequences of 2,048 tokens, each of four rows, half of whose tokens are supervised; a few ids come often."""
+def sequences(count: int = 40) -> Sequences:
+    """Sequences of 2,048 tokens, each of four rows, half of whose tokens are supervised; a few ids come often."""
     generator = torch.Generator().manual_seed(3)
     length = TOKENS // ROWS
     made = []
-    for _ in range(40):
-        ids = torch.randint(10, 60, (TOKENS,), generator=generator).tolist()
-        labels = [token if place % length >= length // 2 else IGNORED for place, token in enumerate(ids)]
-        made.append({"input_ids": ids, "labels": labels, "row_lengths": [length] * ROWS})
-    return datasets.Dataset.from_list(made)
+    for _ in range(count):
+        for _ in range(ROWS):
+            ids = torch.randint(10, 60, (length,), generator=generator).tolist()
+            labels = [token if place >= length // 2 else IGNORED for place, token in enumerate(ids)]
+            made.append({"input_ids": ids, "labels": labels})
+    groups = [range(first, first + ROWS) for first in range(0, len(made), ROWS)]
+    return Sequences.grouped(datasets.Dataset.from_list(made), groups)
 
 
 AUTOCAST, RECORDED, OFFLOADED = "under autocast", "recorded", "recorded, with activations offloaded"
@@ -103,7 +106,7 @@ def make_trainer(folder: Path, reporter: Silent, steps: str = AUTOCAST) -> QLoRA
         model=model,
         args=arguments,
         train_dataset=sequences(),
-        eval_dataset=sequences().select(range(8)),
+        eval_dataset=sequences(8),
         data_collator=collate,
     )
 

@@ -33,7 +33,7 @@ ROWS, EPOCHS = 30, 7
 
 # Steps of a few milliseconds each; dropout, so that a resumed training needs the random numbers that were next.
 TRAIN_FLAGS = ("--batch-size", 1, "--gradient-accumulation-steps", 2, "--max-steps", 40, "--eval-steps", 10)
-TRAIN_FLAGS += ("--learning-rate", 3e-3, "--lora-dropout", 0.1)
+TRAIN_FLAGS += ("--learning-rate", 3e-3, "--lora-dropout", 0.1, "--no-packing")
 FORKED = Path(__file__).with_name("forked.py")
 # What `llmft` spends most of its seconds on before it works.
 SLOW_IMPORTS = [
@@ -255,7 +255,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def prepared_run(run: Run, tiny_data: Path, tiny_model_dir: Path) -> Path:
     """A run on the tiny model that is prepared, to be copied."""
-    flags = ("--run", "prepared", "--model", tiny_model_dir, "--max-seq-length", 64, "--val-size", 4, "--no-packing")
+    flags = ("--run", "prepared", "--model", tiny_model_dir, "--max-seq-length", 64, "--val-size", 4)
     done = run("prepare", "rows.jsonl", *flags, folder=tiny_data)
     assert done.returncode == 0, done.stderr
     return tiny_data / "prepared"

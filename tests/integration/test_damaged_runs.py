@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -90,6 +91,33 @@ def test_what_a_command_needs_of_a_run_is_named_when_it_is_gone(trained_copy: Pa
     assert run("chat", "run", "--prompt", "hi", "--allow-stale", folder=trained_copy.parent).returncode == 0
 
 
+def test_a_run_of_an_earlier_version(trained_copy: Path, run: Run) -> None:
+    """Its data is not damaged. It held packed sequences, with the lengths of their rows."""
+    integers = pyarrow.list_(pyarrow.int32())
+    schema = pyarrow.schema([(name, integers) for name in ("input_ids", "labels", "row_lengths")])
+    for split in ("train", "validation"):
+        file = str(trained_copy / f"data/{split}.arrow")
+        with pyarrow.OSFile(file, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+            writer.write_batch(pyarrow.record_batch([[[5, 6, 7]], [[-100, 6, 7]], [[3]]], schema=schema))
+    ledger = RunDir(trained_copy).ledger()
+    data = hash_path(trained_copy / "data")
+    ledger["stages"]["prepare"]["outputs"]["data"] = ledger["stages"]["train"]["inputs"]["data"] = data
+    ledger["stages"]["prepare"]["config"]["packing"] = True
+    (trained_copy / "run.json").write_text(json.dumps(ledger))
+    before = (files_in(trained_copy), (trained_copy / "run.json").read_bytes())
+    reading = [["train", "run", "--overwrite", "--no-packing"], *COMMANDS[1:], ["gpu-check", "--run", "run", "--vram", "8GiB"]]
+    for arguments in reading:
+        refused = run(*arguments, folder=trained_copy.parent)
+        told = [line for line in refused.stderr.splitlines() if line.startswith(("error: ", "hint: "))]
+        assert refused.returncode == 2
+        assert told == [
+            "error: run was prepared by an earlier version of llmft, which packed its rows",
+            "hint: prepare it again: llmft prepare DATA --run run --overwrite",
+        ]
+    assert (files_in(trained_copy), (trained_copy / "run.json").read_bytes()) == before
+    assert run(*COMMANDS[0], folder=trained_copy.parent).returncode == 0
+
+
 def test_a_damaged_run_beside_others(trained_copy: Path, run: Run) -> None:
     """It broke every command without RUN."""
     folder = trained_copy.parent
@@ -107,7 +135,7 @@ def test_a_model_that_is_swapped_after_prepare(tmp_path: Path, tiny_model_dir: P
     """Training on another vocabulary than that of the data ended in an IndexError."""
     shutil.copytree(tiny_model_dir, tmp_path / "base")
     shutil.copy(tiny_data / "rows.jsonl", tmp_path)
-    flags = ("--run", "run", "--model", "base", "--max-seq-length", 64, "--val-size", 4, "--no-packing")
+    flags = ("--run", "run", "--model", "base", "--max-seq-length", 64, "--val-size", 4)
     assert run("prepare", "rows.jsonl", *flags, folder=tmp_path).returncode == 0
     config = json.loads((tmp_path / "base/config.json").read_text())
     (tmp_path / "base/config.json").write_text(json.dumps({**config, "vocab_size": 64}))
@@ -160,7 +188,7 @@ def test_another_base_model_under_the_same_path(
 ) -> None:
     shutil.copytree(tiny_model_dir, tmp_path / "base")
     shutil.copy(tiny_data / "rows.jsonl", tmp_path)
-    flags = ("--data", "rows.jsonl", "--model", "base", "--max-seq-length", 64, "--val-size", 4, "--no-packing")
+    flags = ("--data", "rows.jsonl", "--model", "base", "--max-seq-length", 64, "--val-size", 4)
     command = start("train", "run", *flags, *TRAIN_FLAGS, folder=tmp_path)
     command.wait_for("step 10:")
     command.interrupt()

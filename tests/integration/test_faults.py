@@ -39,7 +39,7 @@ FEW_STEPS = [
     "--save-total-limit",
     1,
 ]
-PREPARE = ["prepare", "rows.jsonl", "--run", "run", "--model", "model", "--max-seq-length", 64, "--val-size", 4, "--no-packing"]
+PREPARE = ["prepare", "rows.jsonl", "--run", "run", "--model", "model", "--max-seq-length", 64, "--val-size", 4]
 SHORT = ["--max-new-tokens", 4]
 COMMANDS = {
     "prepare": [*PREPARE, "--preview", 2],

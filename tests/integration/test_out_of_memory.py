@@ -102,7 +102,7 @@ def test_a_row_that_does_not_fit_ends_it_and_the_hint_goes_on(
     done = train_on_card(card=(ROOM, 11, 3))
     assert (done.returncode, done.stdout) == (5, "")
     message, hint = done.stderr.splitlines()[-2:]
-    place = r"row 1 of sequence \d+ in run/data/train.arrow \(\d\d tokens, its target begins with 'It is \d+\.<\|im_end\|>'\)"
+    place = r"row \d+ of run/data/train.arrow \(\d\d tokens, its target begins with 'It is \d+\.<\|im_end\|>'\)"
     reason = r"does not fit: CUDA out of memory\. Tried to allocate 2\.00 GiB\."
     assert re.fullmatch(rf"error: out of memory after step 6 of 8: {place} {reason}", message)
     assert hint == "hint: resume with: llmft train run --resume --gradient-checkpointing"

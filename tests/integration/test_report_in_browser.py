@@ -167,7 +167,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "rows": {"read": 1200, "kept": 1100, "rejected": 12, "duplicates": 3, "overlength": 2, "near_duplicates": 4},
         "tokens": {"total": 50_000, "supervised": 20_000},
         "splits": {"train": 1000, "validation": 100},
-        "packing": {"rows": 40, "efficiency": 0.95},
+        "packing": {"rows": 40, "length": 512, "efficiency": 0.95},
         "lengths": {
             "min": 4, "median": 7.5, "mean": 8.0, "p95": 400, "max": 512,
             "histogram": [{"up_to": 32 * number, "rows": 100 - 6 * number} for number in range(1, 17)],

@@ -5,7 +5,7 @@ import json
 
 def test_a_training_on_batches_of_tokens(run, prepared_copy):
     """36 rows of up to 64 tokens, 180 tokens at once."""
-    flags = ("--tokens-per-batch", 180, "--gradient-accumulation-steps", 2, "--num-epochs", 1, "--json")
+    flags = ("--tokens-per-batch", 180, "--gradient-accumulation-steps", 2, "--num-epochs", 1, "--no-packing", "--json")
     done = run("train", "run", *flags, folder=prepared_copy.parent)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

@@ -19,12 +19,12 @@ from llmft_cli.run_dir.run import RunDir
 
 RUN = "run"
 EVERY_TWO = ("--eval-steps", 2, "--max-steps", 10, "--lora-dropout", 0.1, "--learning-rate", 5e-3, "--lora-r", 4)
-ROWS = ("--batch-size", 2, "--gradient-accumulation-steps", 2)
+ROWS = ("--batch-size", 2, "--gradient-accumulation-steps", 2, "--no-packing")
 # Dropout, so that a resumed training needs the random numbers that were next.
 SETTINGS: dict[str, tuple[object, ...]] = {
     "best of all checkpoints": (*EVERY_TWO, *ROWS),
     "the last step": (*EVERY_TWO, *ROWS, "--no-load-best-model-at-end", "--save-total-limit", 1),
-    "batches by tokens": (*EVERY_TWO, "--tokens-per-batch", 200, "--save-total-limit", 20),
+    "batches by tokens": (*EVERY_TWO, "--tokens-per-batch", 200, "--no-packing", "--save-total-limit", 20),
     # The held-out loss falls, and then rises.
     "early stopping": (*("--eval-steps", 1, "--max-steps", 30, "--lora-r", 4, "--learning-rate", 0.2, "--lora-dropout", 0.1),
                        *("--lr-scheduler", "constant", "--max-grad-norm", 0, "--early-stopping-patience", 2), *ROWS),
@@ -59,7 +59,7 @@ class Lab:
         write_rows(folder / "other.jsonl", "That makes")
 
     def prepare(self, rows: str) -> list[object]:
-        flags = ("--max-seq-length", 64, "--val-size", 4, "--no-packing")
+        flags = ("--max-seq-length", 64, "--val-size", 4)
         return ["prepare", self.folder / rows, "--run", RUN, "--model", self.folder / "tiny", *flags]
 
     def start(self, name: str) -> Path | None:

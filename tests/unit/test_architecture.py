@@ -21,6 +21,7 @@ FLOORS = [
     {"run_dir", "gpu"},
     {"models"},
     {"data"},
+    {"recipe"},
     {"training", "serving", "merging"},
     {"evaluation", "fit"},
     {"cli"},

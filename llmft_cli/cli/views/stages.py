@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from llmft_cli.data.report.summary import PrepareResult
     from llmft_cli.evaluation.evaluate import EvalResult
     from llmft_cli.merging.merge import MergeResult
+    from llmft_cli.training.judgement.result import TrainResult
     from llmft_cli.training.profiling.profiling import Profile
-    from llmft_cli.training.result import TrainResult
 
 MOST_KEYS_SHOWN = 8
 
@@ -38,7 +38,7 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
                 "tokens": f"{result.tokens['total']:,}, of which {result.tokens['supervised']:,} supervised",
                 "row lengths": "min {min}, median {median:g}, p95 {p95}, max {max} tokens".format(**result.lengths),
                 "split": f"{result.splits['train']:,} training, {result.splits['validation']:,} held out",
-                "packing": f"{result.packing['rows']:,} sequences, {result.packing['efficiency']:.1%} full",
+                "packing": packing(result.packing),
                 "end of turn": result.template.get("end_of_turn"),
             },
         )
@@ -58,6 +58,12 @@ def prepare(run: str, result: PrepareResult) -> list[Section]:
     notes = [f"{words(check['check'])} {check['count']:,}" for check in result.checks if check["level"] == "note"]
     ending = {"notes": ", ".join(notes) or None, "report": f"{run}/data/report.html"}
     return [*sections, named("", ending), next_command("train", run)]
+
+
+def packing(forecast: Mapping[str, Any]) -> str:
+    """How full sequences would be; `train` packs them."""
+    sequences = format_count(forecast["rows"], "sequence")
+    return f"{sequences} of {forecast['length']:,} tokens would be {forecast['efficiency']:.1%} full"
 
 
 def ignored_keys(run: str, keys: Sequence[Mapping[str, Any]]) -> str | None:
@@ -112,7 +118,7 @@ def train(run: str, result: TrainResult, timings: bool = False) -> list[Section]
             {
                 "steps": result.steps,
                 "training loss": f"{result.train_loss:.4f}",
-                "held-out loss": None if result.eval_loss is None else f"{result.eval_loss:.4f}",
+                "held-out loss": held_out_loss(result),
                 "best step": result.best_step,
                 "speed": None if speed is None else f"{speed:,.0f} tokens/s",
                 "peak memory": gibibytes(result.peak_memory_bytes),
@@ -124,6 +130,7 @@ def train(run: str, result: TrainResult, timings: bool = False) -> list[Section]
         ),
         *([] if result.profile is None else profile(result.profile)),
         *([time_by_stage(result.timings)] if timings and result.timings else []),
+        *advice(result),
         next_command("eval", run),
     ]
 
@@ -133,6 +140,22 @@ def time_by_stage(seconds: Mapping[str, float]) -> Section:
     total = sum(seconds.values())
     rows = [(stage, f"{spent:,.1f}", f"{spent / total:.1%}") for stage, spent in {**seconds, "in all": total}.items()]
     return Section("Wall time", rows, ("", "s", "share"))
+
+
+def held_out_loss(result: TrainResult) -> str | None:
+    """The loss of the adapter that is kept, and what it was before training."""
+    if result.eval_loss is None:
+        return None
+    before = {"base": result.base_eval_loss, "starting adapter": result.starting_adapter_eval_loss}
+    known = [f" ({name}: {loss:.4f})" for name, loss in before.items() if loss is not None]
+    return "".join([f"{result.eval_loss:.4f}", *known])
+
+
+def advice(result: TrainResult) -> list[Section]:
+    """What the losses say, and the flag that would help; nothing where there is nothing to mend."""
+    if not result.advice:
+        return []
+    return [Section("Advice", [(words(item.kind), f"{item.message}\n{item.hint}") for item in result.advice])]
 
 
 def profile(found: Profile) -> list[Section]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.file_checks import read_json
+from llmft_cli.data.packing import pack
 from llmft_cli.run_dir.artifacts import reading
 from llmft_cli.run_dir.run import RunDir
 
@@ -33,7 +34,8 @@ class PrepareResult:
         rows: read, kept, rejected, duplicates, overlength, near_duplicates.
         tokens: total and supervised, of the kept rows.
         splits: rows in train and validation.
-        packing: number of training sequences (`rows`), and the used share of their capacity (`efficiency`).
+        packing: if the training rows are packed: the number of sequences (`rows`), the tokens that each has room for
+            (`length`), and the used share of them (`efficiency`).
         lengths: tokens of the kept rows: min, median, mean, p95, max, and a histogram of (up to, rows).
         forms: rows by format.
         documents_split: documents too long for one sequence, which became several rows.
@@ -77,11 +79,10 @@ def length_figures(lengths: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def packing_figures(lengths: Sequence[int], sequences: Sequence[Sequence[int]], capacity: int) -> dict[str, Any]:
-    """Used share of the sequences' capacity; without packing a sequence is as long as its row, so nothing is wasted."""
-    packed = any(len(sequence) > 1 for sequence in sequences)
-    capacity_tokens = capacity * len(sequences) if packed else sum(lengths)
-    return {"rows": len(sequences), "efficiency": round(sum(lengths) / capacity_tokens, 4)}
+def packing_figures(lengths: Sequence[int], capacity: int) -> dict[str, Any]:
+    """How many sequences of `capacity` tokens rows of these lengths can be packed into, and the used share of them."""
+    sequences = len(pack(lengths, capacity))
+    return {"rows": sequences, "length": capacity, "efficiency": round(sum(lengths) / (capacity * sequences), 4)}
 
 
 def reasons(rejections: Rejections) -> list[dict[str, Any]]:
@@ -97,7 +98,6 @@ def summarise(
     encoder: ConversationEncoder,
     split: Split,
     train: Sequence[int],
-    sequences: Sequence[Sequence[int]],
     findings: Sequence[Finding],
     config: Config,
 ) -> PrepareResult:
@@ -105,7 +105,6 @@ def summarise(
 
     Args:
         train: the training rows, repeated by weight.
-        sequences: the same rows, packed.
     """
     spool = ingested.spool
     near_duplicates = next((finding.count for finding in findings if finding.check == "near_duplicates"), 0)
@@ -120,7 +119,7 @@ def summarise(
         },
         tokens={"total": sum(spool.lengths), "supervised": sum(spool.supervised)},
         splits={"train": len(split.train), "validation": len(split.validation)},
-        packing=packing_figures([spool.lengths[row] for row in train], sequences, config.max_seq_length),
+        packing=packing_figures([spool.lengths[row] for row in train], config.max_seq_length),
         lengths=length_figures(spool.lengths),
         forms=dict(ingested.forms),
         documents_split=ingested.split_documents,

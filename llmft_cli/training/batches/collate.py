@@ -24,7 +24,7 @@ def collate(sequences: Sequence[Mapping[str, Any]], longest_of_all: int | None =
     at the end, so neither a padding id nor an attention mask is needed.
 
     Args:
-        sequences: with `input_ids`, `labels` and `row_lengths` as in `data/store.py`.
+        sequences: with `input_ids`, `labels` and `row_lengths` as in `batches/sequences.py`.
         longest_of_all: tokens of the dataset's longest sequence; if given, the batch is padded to one of a few lengths
             (`token_batches.padded_length`).
 

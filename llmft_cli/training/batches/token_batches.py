@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from llmft_cli.base.errors import ConfigError
 
 if TYPE_CHECKING:
-    import datasets
+    from transformers import TrainingArguments
+
+    from llmft_cli.training.batches.sequences import Sequences
+
 
 LENGTHS_PER_DOUBLING = 8
 SMALLEST_STEP = 8
@@ -25,11 +28,6 @@ class TokenBatch(NamedTuple):
     def tokens(self) -> int:
         """Padding included."""
         return self.sequences * self.length
-
-
-def sequence_lengths(sequences: datasets.Dataset) -> list[int]:
-    """Tokens of every sequence of a split."""
-    return [sum(lengths) for lengths in sequences["row_lengths"]]
 
 
 def padded_length(length: int, longest: int) -> int:
@@ -78,3 +76,16 @@ def token_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[TokenBa
 def largest_batch(lengths: Sequence[int], tokens_per_batch: int) -> TokenBatch:
     """The batch with the most tokens, padding included; of several, the one with the longest sequences."""
     return max(token_batches(lengths, tokens_per_batch), key=lambda batch: (batch.tokens, batch.length))
+
+
+def smaller_batches(
+    arguments: TrainingArguments, tokens_per_batch: int | None, sequences: Sequences, length: int, largest: int
+) -> str | None:
+    """The flags that limit passes with sequences of this length to `largest` tokens; None if no flags can."""
+    if tokens_per_batch is not None:
+        return f"--tokens-per-batch {largest}" if largest >= sequences.lengths.max() else None
+    if largest < length or sequences.passes is not None:
+        return None
+    step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    size = max(count for count in range(1, largest // length + 1) if step % count == 0)
+    return f"--batch-size {size} --gradient-accumulation-steps {step // size}"

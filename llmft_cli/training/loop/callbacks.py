@@ -28,6 +28,7 @@ from llmft_cli.training.loop.trainer import QLoRATrainer
 
 STOPPING = "stopping after this step with a checkpoint (Ctrl-C again: stop immediately without one)"
 FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm")
+UNTRAINED_HINT = "the model that training begins with is damaged, or needs another --compute-dtype (bf16, fp32)"
 FP16_HINT = "start over with --overwrite and --compute-dtype bf16 (fp32 if the GPU has no bf16), or a lower --learning-rate"
 
 
@@ -154,7 +155,8 @@ class Figures(TrainerCallback):
         row: dict[str, float | int | None] = {"step": state.global_step, "epoch": round(state.epoch or 0.0, 4)}
         row |= {name: value if math.isfinite(value) else None for name, value in figures.items()}
         if "eval_loss" in figures:
-            self._reporter.note(f"step {state.global_step}: held-out loss {figures['eval_loss']:.4f}")
+            when = f"step {state.global_step}" if state.global_step else "before training"
+            self._reporter.note(f"{when}: held-out loss {figures['eval_loss']:.4f}")
         else:
             reading = self._clock.at(state.global_step)
             speed = None if reading is None else self._clock.speed_until(reading)
@@ -194,6 +196,8 @@ def check_finite(figures: Mapping[str, float], step: int) -> None:
     """
     for name, label in (("loss", "training loss"), ("eval_loss", "held-out loss")):
         if name in figures and not math.isfinite(figures[name]):
+            if step == 0:
+                raise VerificationError(f"the {label} is {figures[name]} before the first step", UNTRAINED_HINT)
             raise VerificationError(
                 f"the {label} is {figures[name]} at step {step}", "start over with a lower --learning-rate and --overwrite"
             )

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmft_cli.training.batches.collate import collate, to_device
 
 if TYPE_CHECKING:
     import torch
 
+    from llmft_cli.training.batches.sequences import Sequences
     from llmft_cli.training.loop.smaller_passes import Passes
 
 # exp of more than this overflows a float; no model has a loss of 700 nats.
@@ -31,15 +31,14 @@ class HeldOutLoss:
 
 
 def held_out_loss(
-    model: torch.nn.Module, sequences: Sequence[Any], batch_size: int, device: torch.device, passes: Passes | None = None
+    model: torch.nn.Module, sequences: Sequences, batch_size: int, device: torch.device, passes: Passes | None = None
 ) -> HeldOutLoss:
     """The mean loss over all supervised tokens of the sequences.
 
-    Draws no random numbers, so an evaluation does not change the training. Only one batch is in memory at a time: as
-    Python lists, a split takes many times its size on disk.
+    Draws no random numbers, so an evaluation does not change the training. Only one batch is in memory at a time.
 
     Args:
-        sequences: as in `data/store.py`, at least one; a split of the data is read from disk batch by batch.
+        sequences: of held-out rows, at least one; they are read from disk batch by batch.
         batch_size: sequences in one forward pass.
         passes: of an earlier evaluation, with the pass size that fits into memory.
 
@@ -56,8 +55,7 @@ def held_out_loss(
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
     tokens = 0
-    lengths = [len(sequence["input_ids"]) for sequence in sequences]
-    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    by_length = sequences.lengths.argsort(kind="stable").tolist()
     with torch.no_grad():
         for start in range(0, len(by_length), batch_size):
             batch = to_device(collate([sequences[number] for number in by_length[start : start + batch_size]]), device)

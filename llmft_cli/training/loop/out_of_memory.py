@@ -53,15 +53,15 @@ def moment(trainer: QLoRATrainer) -> str:
 
 def describe_row(part: Batch, trainer: QLoRATrainer, run: RunDir, config: Config) -> str:
     """The position of a part's row in the run's data, its length, and the beginning of its target."""
-    splits = ((TRAIN, trainer.train_dataset), (VALIDATION, trainer.eval_dataset or []))
-    split, sequences, place = next((name, rows, places[0]) for name, rows in splits if (places := find_rows(part, rows)))
-    length = sequences[place.sequence - 1]["row_lengths"][place.row - 1]
+    splits = [(TRAIN, trainer.train_dataset), (VALIDATION, trainer.eval_dataset)]
+    of_split = [(name, sequences.rows) for name, sequences in splits if sequences is not None]
+    split, rows, number = next((name, rows, found[0]) for name, rows in of_split if (found := find_rows(part, rows)))
     targets = [label for label in part["labels"][0].tolist() if label != IGNORED][:TOKENS_QUOTED]
     tokenizer = loading.load_run_tokenizer(run, config.trust_remote_code)
     quoted = " ".join(tokenizer.decode(targets).split())
     return (
-        f"row {place.row} of sequence {place.sequence} in {split_file(run.data, split)} "
-        f"({length:,} tokens, its target begins with {quoted!r})"
+        f"row {number:,} of {split_file(run.data, split)} "
+        f"({rows.lengths[number - 1]:,} tokens, its target begins with {quoted!r})"
     )
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmft_cli.recipe.settle import counts_rows
 from llmft_cli.settings.compute_types import torch_type
 from llmft_cli.settings.config import Config
-from llmft_cli.training.batches.token_batches import sequence_lengths, token_batches
+from llmft_cli.training.batches.token_batches import token_batches
 
 if TYPE_CHECKING:
-    import datasets
     import torch
     from transformers import TrainingArguments
+
+    from llmft_cli.training.batches.sequences import Sequences
 
 
 @dataclass(frozen=True)
@@ -26,32 +28,29 @@ class Schedule:
     evaluate_every: int
 
 
-def plan(sequences: datasets.Dataset, config: Config) -> Schedule:
-    """The schedule for these training sequences.
-
-    The rate is 0 in the first step of a warm-up and at its peak in the step after it, so a warm-up never has all steps.
-    An interval above all steps is all steps.
-    """
-    per_epoch = math.ceil(batches_per_epoch(sequences, config) / config.gradient_accumulation_steps)
-    total = config.max_steps or math.ceil(per_epoch * config.num_epochs)
+def plan(sequences: Sequences, config: Config) -> Schedule:
+    """The schedule for these training sequences: a warm-up never has all steps; an interval above all steps is all steps."""
+    total = config.max_steps or math.ceil(steps_per_epoch(sequences, config) * config.num_epochs)
     every = config.eval_steps if config.eval_steps >= 1 else config.eval_steps * total
     warmup = min(math.ceil(config.warmup_ratio * total), total - 1)
     return Schedule(total, warmup, min(math.ceil(every), total))
 
 
-def batches_per_epoch(sequences: datasets.Dataset, config: Config) -> int:
+def steps_per_epoch(sequences: Sequences, config: Config) -> int:
+    if sequences.passes is not None:
+        return len(sequences) // sequences.passes
     if config.tokens_per_batch is None:
-        return math.ceil(len(sequences) / config.batch_size)
-    return len(token_batches(sequence_lengths(sequences), config.tokens_per_batch))
+        batches = math.ceil(len(sequences) / config.batch_size)
+    else:
+        batches = len(token_batches(sequences.lengths.tolist(), config.tokens_per_batch))
+    return math.ceil(batches / config.gradient_accumulation_steps)
 
 
-def training_tokens(sequences: datasets.Dataset, config: Config) -> int:
+def training_tokens(sequences: Sequences, config: Config) -> int:
     """Tokens processed in the whole training run."""
-    tokens = sum(sequence_lengths(sequences))
     if config.max_steps is None:
-        return int(tokens * config.num_epochs)
-    steps_per_epoch = plan(sequences, replace(config, max_steps=None, num_epochs=1)).total
-    return int(tokens / steps_per_epoch * config.max_steps)
+        return int(sequences.tokens * config.num_epochs)
+    return int(sequences.tokens / steps_per_epoch(sequences, config) * config.max_steps)
 
 
 def training_arguments(
@@ -70,7 +69,7 @@ def training_arguments(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=config.optim,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=1 if counts_rows(config) and config.packing else config.batch_size,
         per_device_eval_batch_size=config.eval_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         use_cpu=not on_gpu,
@@ -96,6 +95,22 @@ def training_arguments(
     return arguments
 
 
+def rates(arguments: TrainingArguments, optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """The learning rates of all steps, none of them 0.
+
+    transformers' schedules begin with a rate of 0, so theirs of one more step is used, without its first.
+    """
+    import torch
+    from transformers import get_scheduler
+
+    # A schedule sets the rate of its optimizer.
+    other = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    warmup = arguments.get_warmup_steps(total) + 1
+    longer = get_scheduler(arguments.lr_scheduler_type, other, num_warmup_steps=warmup, num_training_steps=total + 1)
+    factor = longer.lr_lambdas[0]
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(step + 1))
+
+
 def autocast_arguments(config: Config) -> dict[str, Any]:
     """Autocast, in fp16 with Trainer's loss scaling; without autocast, fp16 has its own (`loss_scale`)."""
     import torch
@@ -110,7 +125,7 @@ def evaluation_arguments(config: Config, steps: Schedule, evaluate: bool) -> dic
     return {
         "eval_strategy": "steps" if evaluate else "no",
         "eval_steps": steps.evaluate_every,
-        "load_best_model_at_end": evaluate and (config.load_best_model_at_end or config.early_stopping_patience is not None),
+        "load_best_model_at_end": evaluate and (config.load_best_model_at_end or config.early_stopping_patience > 0),
         "metric_for_best_model": "eval_loss" if evaluate else None,
         "greater_is_better": False if evaluate else None,
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
@@ -17,6 +17,7 @@ from llmft_cli.training.device_memory import CONTEXT_BYTES
 
 if TYPE_CHECKING:
     from llmft_cli.training.batches.collate import Batch
+    from llmft_cli.training.batches.stored_rows import StoredRows
 
 GIBIBYTE = 2**30
 ROWS_NAMED = 4
@@ -183,20 +184,20 @@ def release_memory(failure: Failure, device: torch.device) -> Failure:
     return replace(failure, memory=replace(failure.memory, kept=torch.cuda.memory_allocated(device)))
 
 
-def retry_notice(when: str, failure: Failure, largest: int, sequences: Iterable[Mapping[str, Any]], advice: str) -> str:
+def retry_notice(when: str, failure: Failure, largest: int, rows: StoredRows, advice: str) -> str:
     """One line for the user: what failed, its position in the data, what used the memory, and what happens now.
 
     Args:
         largest: maximum tokens in one pass from now on.
-        sequences: the split that contains the failed part.
+        rows: of the split that contains the failed part.
         advice: flags that avoid the failure next time.
     """
-    numbers = [f"{place.sequence:,}" for place in find_rows(failure.part, sequences)]
+    numbers = [f"{number:,}" for number in find_rows(failure.part, rows)]
     named = ", ".join(numbers[:ROWS_NAMED]) + (" ..." if len(numbers) > ROWS_NAMED else "")
-    which = "sequences" if len(numbers) > 1 else "sequence"
+    which = "rows" if len(numbers) > 1 else "row"
     return (
-        f"{when}: out of memory with {failure.shape} ({which} {named}): {failure.reason}; continuing with at most "
-        f"{largest:,} tokens per pass; batch and loss stay the same (to start this way: {advice})"
+        f"{when}: out of memory with {failure.shape} (beginning with {which} {named}): {failure.reason}; continuing with "
+        f"at most {largest:,} tokens per pass; batch and loss stay the same (to start this way: {advice})"
     )
 
 
@@ -223,31 +224,11 @@ def set_random_state(state: RandomState, device: torch.device) -> None:
         torch.cuda.set_rng_state(state.cuda, device)
 
 
-class RowLocation(NamedTuple):
-    """A row in a split: the number of its sequence and its number within it, both counted from 1."""
-
-    sequence: int
-    row: int
-
-
-def find_rows(part: Batch, sequences: Iterable[Mapping[str, Any]]) -> list[RowLocation]:
-    """The locations in a split of the first row of each of a part's sequences; rows of other splits are skipped.
-
-    Searches the whole split: a few seconds for 100,000 sequences.
-    """
-    found: dict[int, RowLocation] = {}
-    firsts = [first_row(*pair) for pair in zip(part["input_ids"].tolist(), part["position_ids"].tolist(), strict=True)]
-    for number, sequence in enumerate(sequences, 1):
-        start = 0
-        for row, length in enumerate(sequence["row_lengths"], 1):
-            ids = sequence["input_ids"][start : start + length]
-            for index, first in enumerate(firsts):
-                if index not in found and ids[: len(first)] == first:
-                    found[index] = RowLocation(number, row)
-            start += length
-        if len(found) == len(firsts):
-            break
-    return [found[index] for index in sorted(found)]
+def find_rows(part: Batch, rows: StoredRows) -> list[int]:
+    """The numbers in a split, from 1, of the first row of each of a part's sequences; rows of other splits are skipped."""
+    pairs = zip(part["input_ids"].tolist(), part["position_ids"].tolist(), strict=True)
+    found = (rows.beginning_with(first_row(*pair)) for pair in pairs)
+    return [number + 1 for number in found if number is not None]
 
 
 def first_row(input_ids: Sequence[int], positions: Sequence[int]) -> list[int]:

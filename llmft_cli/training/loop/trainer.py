@@ -14,12 +14,14 @@ from llmft_cli.base.reporter import Reporter, Silent
 from llmft_cli.base.stage_times import StageTimes
 from llmft_cli.models.adapters import save_adapter
 from llmft_cli.run_dir import checkpoints
-from llmft_cli.training.batches.sampling import LengthGroupedSampler, TokenBatchSampler
-from llmft_cli.training.batches.token_batches import sequence_lengths
+from llmft_cli.training.batches.sampling import TokenBatchSampler, sampler_of
+from llmft_cli.training.batches.token_batches import smaller_batches
 from llmft_cli.training.fast.cuda_graphs import recorded_passes
+from llmft_cli.training.judgement.curve import step_to_keep
 from llmft_cli.training.loop.deferred_log import DeferredLog, defer_log
 from llmft_cli.training.loop.held_out import held_out_loss
 from llmft_cli.training.loop.loss_scale import LossScale
+from llmft_cli.training.loop.schedule import rates
 from llmft_cli.training.loop.smaller_passes import CurrentStep, Failure, Passes, random_state, retry_notice, set_random_state
 from llmft_cli.training.loop.step_clock import StepClock
 from llmft_cli.training.step.loss import loss_and_gradients, summed_loss
@@ -38,10 +40,11 @@ class QLoRATrainer(transformers.Trainer):
         tokens_per_batch: tokens per batch, padding included; None if batches have a fixed number of sequences.
         loss_scale: for fp16 without autocast; else None (under autocast, accelerate has its own).
         times: of the process by stage.
-        keeps_best: whether the adapter of the best evaluation is kept, not that of the last step.
+        keeps_best: whether the adapter of the best evaluation is kept if it beats the loss before training.
     """
 
     control: transformers.TrainerControl
+    lr_scheduler: Any
     data_collator: Any
 
     def __init__(
@@ -73,17 +76,13 @@ class QLoRATrainer(transformers.Trainer):
             self.accelerator.scaler = self.loss_scale.scaler
         self._recorded = recorded_passes(self.model, self.args.device, partial(loss_and_gradients, self.model))
         if self._recorded is not None or tokens_per_batch is not None:
-            longest = max(sequence_lengths(self.train_dataset))
-            self.data_collator = partial(self.data_collator, longest_of_all=longest)
+            self.data_collator = partial(self.data_collator, longest_of_all=int(self.train_dataset.lengths.max()))
         # Makes Trainer count the step's supervised tokens and pass them to compute_loss, whatever the model's forward takes.
         self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int] | None:
-        rows = self.train_dataset if train_dataset is None else train_dataset
-        if not self._group_by_length:
-            return super()._get_train_sampler(rows)
-        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(sequence_lengths(rows), rows_per_step, self.args.seed)
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return sampler_of(self.train_dataset, per_step if self._group_by_length else None, self.args.seed)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader[Batch]:
         """Like the parent's, which supports only batches of a fixed number of sequences."""
@@ -91,11 +90,18 @@ class QLoRATrainer(transformers.Trainer):
             return super().get_train_dataloader()
         loader = torch.utils.data.DataLoader(
             self.train_dataset,
-            batch_sampler=TokenBatchSampler(sequence_lengths(self.train_dataset), self.tokens_per_batch, self.args.seed),
+            batch_sampler=TokenBatchSampler(self.train_dataset, self.tokens_per_batch, self.args.seed),
             collate_fn=self.data_collator,
             pin_memory=self.args.dataloader_pin_memory,
         )
         return self.accelerator.prepare(loader)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Like the parent's, without a step whose rate is 0."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = rates(self.args, optimizer or self.optimizer, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward, in smaller passes once memory has run out; returns the batch's share of the loss.
@@ -174,12 +180,13 @@ class QLoRATrainer(transformers.Trainer):
 
     def _report_training(self, failure: Failure, largest: int) -> None:
         when = "longest batch" if self.current_step is None else f"step {self.state.global_step + 1}"
-        advice = smaller_batches(self, failure.part["input_ids"].shape[1], largest) or "a smaller --max-seq-length"
-        self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset, advice))
+        length, limit = failure.part["input_ids"].shape[1], self.tokens_per_batch
+        advice = smaller_batches(self.args, limit, self.train_dataset, length, largest) or "a smaller --max-seq-length"
+        self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset.rows, advice))
 
     def _report_evaluation(self, failure: Failure, largest: int) -> None:
         advice = f"--eval-batch-size {max(1, largest // failure.part['input_ids'].shape[1])}"
-        self._reporter.warn(retry_notice("evaluating", failure, largest, self.eval_dataset, advice))
+        self._reporter.warn(retry_notice("evaluating", failure, largest, self.eval_dataset.rows, advice))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
@@ -280,18 +287,11 @@ class QLoRATrainer(transformers.Trainer):
             )
         self.model.load_adapter(str(kept), "default", is_trainable=True)
 
+    @property
+    def kept_evaluation(self) -> int | None:
+        """The step of the evaluation whose adapter is kept; None if that of the last step is."""
+        return step_to_keep(self.state) if self.keeps_best else None
+
     def kept_checkpoint(self) -> Path:
         """The checkpoint whose adapter is kept: that of the best evaluation, or of the last step."""
-        best = self.state.best_global_step if self.keeps_best else None
-        return checkpoints.checkpoint_of(self._checkpoint_folder, best or self.state.global_step)
-
-
-def smaller_batches(trainer: QLoRATrainer, length: int, largest: int) -> str | None:
-    """The flags that limit passes with sequences of this length to `largest` tokens; None if no flags can."""
-    if trainer.tokens_per_batch is not None:
-        return f"--tokens-per-batch {largest}" if largest >= max(sequence_lengths(trainer.train_dataset)) else None
-    if largest < length:
-        return None
-    step = trainer.args.per_device_train_batch_size * trainer.args.gradient_accumulation_steps
-    size = max(count for count in range(1, largest // length + 1) if step % count == 0)
-    return f"--batch-size {size} --gradient-accumulation-steps {step // size}"
+        return checkpoints.checkpoint_of(self._checkpoint_folder, self.kept_evaluation or self.state.global_step)

@@ -76,7 +76,7 @@ def options(
 
     Args:
         model: as `tuned_model.make_trainable` leaves it, on the `meta` device.
-        batch_of: the largest micro-batch of a number of sequences.
+        batch_of: the largest micro-batch of a number of sequences, or of rows if rows are counted.
         available_bytes: of GPU memory; None means no limit.
         kind: the kind to choose from them; those that it never chooses are left out.
     """
@@ -84,7 +84,7 @@ def options(
         batch = batch_of(size)
         if size > 1 and batch.tokens > MOST_TOKENS:
             return
-        predictor = Predictor(model, config, batch, rates)
+        predictor = Predictor(model, config, batch, rates, size)
         found = list(of_one_size(predictor, config.gradient_checkpointing, available_bytes, kind))
         yield from found
         if not any(one.fits(available_bytes) for one in found):
@@ -101,11 +101,15 @@ class Predictor:
         offloads: whether the inputs of its layers can be offloaded.
     """
 
-    def __init__(self, model: PeftModel, config: Config, batch: BatchShape, rates: Rates) -> None:
+    def __init__(
+        self, model: PeftModel, config: Config, batch: BatchShape, rates: Rates, batch_size: int | None = None
+    ) -> None:
+        """`batch_size` is that of the plans; by default, the number of sequences in the batch."""
+        size = batch_size or batch.sequences
         self._costs = StepCosts(model, batch)
         self._batch, self._rates = batch, rates
-        passes = config.batch_size * config.gradient_accumulation_steps // batch.sequences
-        self.checkpointed = Plan(batch.sequences, passes, len(decoder_layers(model)), config.optim)
+        passes = config.batch_size * config.gradient_accumulation_steps // size
+        self.checkpointed = Plan(size, passes, len(decoder_layers(model)), config.optim)
         self.moves_embeddings = movable_embeddings(model) is not None
         self.keeps_dequantized = can_keep_dequantized(model)
         self.offloads = bool(architectures.blocks_of(model))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmft_cli.base.errors import ConfigError
+from llmft_cli.recipe.settle import counts_rows, with_counts
 from llmft_cli.settings.config import Config
 from llmft_cli.settings.quantities import format_count
 from llmft_cli.settings.values import switch
@@ -32,8 +33,8 @@ def check_choices(config: Config) -> None:
     is_kind = config.plan in (*PLAN_KINDS, AS_GIVEN)
     if not is_kind and not Path(config.plan).is_fifo():  # a pipe can be read only once
         plan = read_plan(Path(config.plan))
-        if config.tokens_per_batch is None:
-            check_effective_batch(plan, config)
+        if config.tokens_per_batch is None and not counts_rows(config):
+            check_effective_batch(plan, with_counts(config))
 
 
 def plan_in_file(config: Config, resumed: bool) -> Plan:
@@ -111,6 +112,12 @@ def check_effective_batch(plan: Plan, config: Config) -> None:
     """
     planned = plan.batch_size * plan.gradient_accumulation_steps
     asked = config.batch_size * config.gradient_accumulation_steps
+    if planned != asked and counts_rows(config):
+        raise ConfigError(
+            f"{config.plan} has {format_count(planned, 'row')} per step ({plan.batch_size} x "
+            f"{plan.gradient_accumulation_steps}), but the settings have {asked}",
+            f"change batch_size and gradient_accumulation_steps there, or add --rows-per-step {planned}",
+        )
     if planned != asked:
         passes, rows = f"--gradient-accumulation-steps {plan.gradient_accumulation_steps}", f"--batch-size {plan.batch_size} "
         raise ConfigError(

@@ -16,7 +16,7 @@ from llmft_cli.settings.config import Config
 if TYPE_CHECKING:
     import datasets
 
-SEQUENCES_AT_A_TIME = 1000
+ROWS_AT_A_TIME = 10_000
 # No layer of a real model is so narrow that a rank up to this needs a look at its layers.
 ORDINARY_RANK = 64
 
@@ -31,7 +31,7 @@ def check_before_loading(run: RunDir, source: ModelSource, config: Config, repor
     """
     limits = limits_of_base(config, source)
     splits = [rows for name in (TRAIN, VALIDATION) if (rows := load_split(run.data, name)) is not None]
-    if config.early_stopping_patience is not None and len(splits) == 1:
+    if config.early_stopping_patience and len(splits) == 1:
         raise ConfigError(
             f"--early-stopping-patience {config.early_stopping_patience} needs held-out rows, and {run.path} has none",
             f"omit it, or hold rows out with: llmft prepare DATA --run {run.path} --val-size 5% --overwrite",
@@ -48,7 +48,7 @@ def check_settings(config: Config) -> None:
     Raises:
         ConfigError: a setting needs held-out rows, and none will be held out.
     """
-    if config.early_stopping_patience is not None and config.val_size == 0:
+    if config.early_stopping_patience and config.val_size == 0:
         raise ConfigError(
             f"--early-stopping-patience {config.early_stopping_patience} needs held-out rows, but --val-size is 0",
             "hold rows out, as with --val-size 5%, or omit --early-stopping-patience",
@@ -61,13 +61,12 @@ def check_rows(run: RunDir, rows: datasets.Dataset, limits: Limits) -> None:
     Raises:
         DataError: as `check_before_loading`.
     """
-    longest = largest_in(rows, "row_lengths")
+    longest, last = longest_and_last(rows)
     if limits.fails_beyond and limits.positions is not None and longest > limits.positions:
         raise DataError(
             f"{run.path} has a row of {longest} tokens, but {limits.model} has only {limits.positions} positions",
             f"prepare again with: llmft prepare DATA --run {run.path} --max-seq-length {limits.positions} --overwrite",
         )
-    last = largest_in(rows, "input_ids")
     if limits.embedding_rows is not None and last >= limits.embedding_rows:
         raise DataError(
             f"{run.path} has the token id {last}, but {limits.model} has embeddings for {limits.embedding_rows} tokens only "
@@ -76,12 +75,16 @@ def check_rows(run: RunDir, rows: datasets.Dataset, limits: Limits) -> None:
         )
 
 
-def largest_in(rows: datasets.Dataset, column: str) -> int:
-    """The largest number in a column of lists."""
+def longest_and_last(rows: datasets.Dataset) -> tuple[int, int]:
+    """The tokens of the longest row, and the largest token id."""
     import pyarrow.compute
 
-    tables = rows.select_columns([column]).with_format("arrow").iter(SEQUENCES_AT_A_TIME)
-    return max(int(pyarrow.compute.max(pyarrow.compute.list_flatten(table[column])).as_py()) for table in tables)
+    longest, last = 0, 0
+    for table in rows.select_columns(["input_ids"]).with_format("arrow").iter(ROWS_AT_A_TIME):
+        column = table["input_ids"]
+        longest = max(longest, pyarrow.compute.max(pyarrow.compute.list_value_length(column)).as_py())
+        last = max(last, pyarrow.compute.max(pyarrow.compute.list_flatten(column)).as_py())
+    return longest, last
 
 
 def check_adapter(source: ModelSource, config: Config, reporter: Reporter) -> None:

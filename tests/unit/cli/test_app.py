@@ -29,6 +29,7 @@ OWN = {
         "--resume",
         "--continue",
         "--from-adapter",
+        "--require-improvement",
         "--profile",
         "--timings",
         "--overwrite",

@@ -54,7 +54,7 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: Captured, **environment: st
         ("llmft --help-all tr", ["train"]),
         ("llmft train --resu", ["--resume"]),
         ("llmft train --help-all --resu", ["--resume"]),
-        ("llmft prepare x --no-p", ["--no-packing"]),
+        ("llmft train --no-p", ["--no-packing"]),
         ("llmft train --quantization ", ["nf4", "fp4", "int8", "none"]),
         ("llmft train --report-to w", ["wandb"]),
         ("llmft train --model sm", ["smollm2-135m"]),

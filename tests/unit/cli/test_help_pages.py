@@ -123,7 +123,7 @@ def test_what_train_uses_only_with_data_says_so(monkeypatch: pytest.MonkeyPatch,
 def test_what_gpu_check_uses_only_with_a_run_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     page = shown(monkeypatch, capsys, "gpu-check", "--help-all")
     (group,) = re.findall(r"^Training \(only with --run\):\n(.*?)\n\n", page, re.M | re.S)
-    assert listed(group) == {"--num-epochs", "--max-steps"}
+    assert listed(group) == {"--num-epochs", "--max-steps", "--packing", "--no-packing"}
 
 
 @pytest.mark.parametrize("arguments", PAGES, ids=["llmft", *COMMANDS])
@@ -180,7 +180,11 @@ def test_names_are_whole_at_any_width(columns: int, monkeypatch: pytest.MonkeyPa
             "Where to compute: auto, cuda, cpu. [default: auto]",
         ),
         ("use_dora", FIELDS["use_dora"].setting.help, FIELDS["use_dora"].setting.help),
-        ("learning_rate", "Peak learning rate. [default: 0.0002]", "Peak learning rate. [default: 0.0002]"),
+        (
+            "learning_rate",
+            "Peak learning rate. By default, it falls with the model's width. [default: auto]",
+            "Peak learning rate. [default: auto]",
+        ),
         ("lora_alpha", "LoRA scaling is alpha / rank. [default: 32]", "LoRA scaling is alpha / rank. [default: 32]"),
         ("max_vram", "GPU memory limit, as in 12GiB. No effect on training on a CPU.", "GPU memory limit, as in 12GiB."),
     ],

@@ -11,7 +11,6 @@ import pytest
 
 from llmft_cli.base.errors import ConfigError, DataError, ModelError
 from llmft_cli.base.reporter import Silent
-from llmft_cli.data import store
 from llmft_cli.data.prepare import prepare
 from llmft_cli.data.report.summary import PrepareResult
 from llmft_cli.run_dir.run import RunDir
@@ -73,10 +72,8 @@ def test_without_a_length_rows_are_as_long_as_the_model_takes(run: RunDir, model
 
 
 def test_packed_sequences_are_no_longer_either(run: RunDir, model: Any, do_prepare: Prepare) -> None:
-    do_prepare([chat(f"number {number}") for number in range(20)], model(**GPT2))
-    train = store.load_split(run.data, "train")
-    assert train is not None
-    assert max(map(len, train["input_ids"])) <= 64
+    result = do_prepare([chat(f"number {number}") for number in range(20)], model(**GPT2))
+    assert result.packing["length"] == 64
 
 
 @pytest.mark.parametrize(("length", "given"), [(65, False), (2048, True)])

@@ -63,8 +63,8 @@ def test_everything_that_prepare_leaves(run: RunDir, write: Any, do_prepare: Pre
     train, validation = store.load_split(run.data, "train"), store.load_split(run.data, "validation")
     assert train is not None
     assert validation is not None
-    assert len(train) == result.packing["rows"] < 16
-    assert sum(len(lengths) for lengths in train["row_lengths"]) == 16
+    assert train.column_names == ["input_ids", "labels"]
+    assert len(train) == 16 > result.packing["rows"]
     assert len(validation) == 4
     assert result.tokens["total"] == sum(map(len, [*train["input_ids"], *validation["input_ids"]]))
     held_out = lines_of(run.data / "held_out.jsonl")
@@ -177,7 +177,7 @@ def test_a_document_is_split_into_parts_whose_first_token_is_not_supervised(
 ) -> None:
     text = " ".join(f"The station number {number} stands in the garden." for number in range(20))
     (tmp_path / "a.txt").write_text(text)
-    result = do_prepare(tmp_path / "a.txt", max_seq_length=64, val_size=0, packing=False)
+    result = do_prepare(tmp_path / "a.txt", max_seq_length=64, val_size=0)
     ids = ConversationEncoder(tiny_tokenizer).document(text)
     parts = [ids[start : start + 64] for start in range(0, len(ids), 64)]
     train = store.load_split(run.data, "train")
@@ -188,7 +188,6 @@ def test_a_document_is_split_into_parts_whose_first_token_is_not_supervised(
     assert result.rows["read"] == 1
     assert ids[0] == tiny_tokenizer.bos_token_id
     assert ids[-1] == tiny_tokenizer.eos_token_id
-    assert result.packing == {"rows": len(train), "efficiency": 1.0}
 
 
 def test_a_text_of_one_token_is_rejected_not_lost(
@@ -385,9 +384,7 @@ def test_equal_prompts_stay_on_one_side_whatever_is_learned(
         form(f"Question {chr(65 + number // 2)}?", "\n" * (number % 2) + f"Answer {number}, {number * 31}.", number)
         for number in range(40)
     ]
-    result = do_prepare(
-        write(rows), near_duplicates=False, packing=False, val_size=10, train_on=train_on, chat_template=str(template)
-    )
+    result = do_prepare(write(rows), near_duplicates=False, val_size=10, train_on=train_on, chat_template=str(template))
     assert result.splits == {"train": 30, "validation": 10}
     assert not on_both_sides(run, lambda ids: tiny_tokenizer.decode(ids).partition("?")[0])
 
@@ -413,7 +410,7 @@ def test_equal_prompts_of_token_rows_and_of_parts_stay_on_one_side(run: RunDir, 
         prompt = [300 + number // 2, 5, 6, 7]
         answer = [(number * 7 + step * step) % 290 for step in range(40 if number % 3 else 10)]
         rows.append({"input_ids": [*prompt, *answer], "labels": [-100] * 4 + answer})
-    do_prepare(write(rows), near_duplicates=False, packing=False, val_size=12, max_seq_length=24, on_overlength="split")
+    do_prepare(write(rows), near_duplicates=False, val_size=12, max_seq_length=24, on_overlength="split")
     assert not on_both_sides(run, lambda ids: tuple(ids[:4]))
 
 
@@ -426,7 +423,6 @@ def test_rows_that_differ_in_their_mask_are_not_duplicates(run: RunDir, write: A
     result = do_prepare(
         write([{"messages": turns}, only_first, only_second, {"messages": turns}, *tokens, tokens[0]]),
         val_size=0,
-        packing=False,
     )
     assert (result.rows["kept"], result.rows["duplicates"]) == (5, 2)
     train = store.load_split(run.data, "train")
@@ -445,7 +441,7 @@ def test_rows_that_differ_in_their_mask_stay_on_one_side(run: RunDir, write: Any
     for number in range(20):
         ids = [(number * 7 + step * step) % 300 for step in range(12)]
         rows += [{"input_ids": ids}, {"input_ids": ids, "labels": [-100] * 8 + ids[8:]}]
-    assert do_prepare(write(rows), near_duplicates=False, packing=False, val_size=10).splits == {"train": 30, "validation": 10}
+    assert do_prepare(write(rows), near_duplicates=False, val_size=10).splits == {"train": 30, "validation": 10}
     assert not on_both_sides(run, tuple)
 
 
@@ -455,7 +451,7 @@ def test_weights_and_caps_of_sources(run: RunDir, write: Any, do_prepare: Prepar
     result = do_prepare(first, second, weights="3,1", max_rows="10,5", val_size=0)
     train = store.load_split(run.data, "train")
     assert train is not None
-    assert sum(len(lengths) for lengths in train["row_lengths"]) == 35
+    assert len(train) == 35
     assert result.sources == [
         {"name": str(first), "read": 10, "kept": 10, "rejected": 0, "weight": 3.0},
         {"name": str(second), "read": 5, "kept": 5, "rejected": 0, "weight": 1.0},
@@ -528,7 +524,7 @@ def test_token_rows_are_taken_as_they_are(run: RunDir, write: Any, do_prepare: P
     result = do_prepare(write(rows), val_size=0, max_rejected=0.5)
     train = store.load_split(run.data, "train")
     assert train is not None
-    assert train[:] == {"input_ids": [[5, 6, 7]], "labels": [[-100, -100, 7]], "row_lengths": [[3]]}
+    assert train[:] == {"input_ids": [[5, 6, 7]], "labels": [[-100, -100, 7]]}
     assert result.forms == {"tokens": 1}
     assert lines_of(run.data / "rejected.jsonl")[0]["reason"].startswith("input_ids contains 9999, but the tokenizer has only ")
 

@@ -33,7 +33,7 @@ def prepared(tmp_path: Path, tokenizer_dir: Path) -> Any:
     def do(rows: list[Any], template: str = QWEN3.template, **flags: Any) -> tuple[PrepareResult, RunDir]:
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (tmp_path / "template.jinja").write_text(template)
-        settings = {"model": str(tokenizer_dir), "chat_template": str(tmp_path / "template.jinja"), "packing": False, **flags}
+        settings = {"model": str(tokenizer_dir), "chat_template": str(tmp_path / "template.jinja"), **flags}
         run = RunDir(tmp_path / "run")
         return prepare(run, [str(tmp_path / "rows.jsonl")], config.resolve(settings), Silent(), overwrite=True), run
 

@@ -57,23 +57,23 @@ def test_an_answer_that_follows_no_question_is_not_asked_for(before: list[Messag
         assert spool.messages(0) is None
 
 
-def test_a_split_holds_packed_rows(spool: RowSpool, tmp_path: Path) -> None:
-    write_split(split_file(tmp_path, "train"), spool, [[2, 0], [1]])
+def test_a_split_holds_rows_in_the_given_order(spool: RowSpool, tmp_path: Path) -> None:
+    """A row whose source has a weight comes more than once."""
+    write_split(split_file(tmp_path, "train"), spool, [2, 0, 1, 0])
     split = load_split(tmp_path, "train")
     assert split is not None
     assert split[:] == {
-        "input_ids": [[6, 7, 8, 9, 1, 2, 3], [4, 5]],
-        "labels": [[-100, 7, -100, 9, -100, 2, 3], [-100, 5]],
-        "row_lengths": [[4, 3], [2]],
+        "input_ids": [[6, 7, 8, 9], [1, 2, 3], [4, 5], [1, 2, 3]],
+        "labels": [[-100, 7, -100, 9], [-100, 2, 3], [-100, 5], [-100, 2, 3]],
     }
     assert split.features["input_ids"].feature.dtype == "int32"
     assert load_split(tmp_path, "validation") is None
 
 
-def test_sequences_are_written_a_few_at_a_time(spool: RowSpool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_written_a_few_at_a_time(spool: RowSpool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "TOKENS_PER_RECORD_BATCH", 4)
-    assert list(store.record_batches([[0], [1], [2], [1]], spool)) == [[[0], [1]], [[2]], [[1]]]
-    write_split(split_file(tmp_path, "train"), spool, [[0], [1], [2], [1]])
+    assert list(store.record_batches([0, 1, 2, 1], spool)) == [[0, 1], [2], [1]]
+    write_split(split_file(tmp_path, "train"), spool, [0, 1, 2, 1])
     split = load_split(tmp_path, "train")
     assert split is not None
     assert split["input_ids"][:] == [[1, 2, 3], [4, 5], [6, 7, 8, 9], [4, 5]]
@@ -87,7 +87,7 @@ def data(spool: RowSpool, tmp_path: Path) -> Path:
     """The data of a run `tmp_path / "run"`."""
     folder = tmp_path / "run" / "data"
     folder.mkdir(parents=True)
-    write_split(split_file(folder, "train"), spool, [[2, 0], [1]])
+    write_split(split_file(folder, "train"), spool, [2, 0, 1])
     return folder
 
 
@@ -130,6 +130,27 @@ def test_splits_that_are_missing_or_of_another_kind(data: Path) -> None:
     assert complaint_of(data) == f"{file} is missing"
     data.rmdir()
     assert complaint_of(data) == f"{data} is missing"
+
+
+def test_data_of_an_earlier_version_is_told_from_damage(data: Path) -> None:
+    """It held packed sequences; `recreate it` would have sent people looking for what damaged it."""
+    import pyarrow
+
+    integers = pyarrow.list_(pyarrow.int32())
+    schema = pyarrow.schema([(name, integers) for name in ("input_ids", "labels", "row_lengths")])
+    with pyarrow.OSFile(str(split_file(data, "train")), "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+        writer.write_batch(pyarrow.record_batch([[[1, 2, 3]], [[-100, 2, 3]], [[2, 1]]], schema=schema))
+    for refused in (training_rows, store.check_version):
+        with pytest.raises(StageError) as caught:
+            refused(data)
+        assert caught.value.message == f"{data.parent} was prepared by an earlier version of llmft, which packed its rows"
+        assert caught.value.hint == f"prepare it again: llmft prepare DATA --run {data.parent} --overwrite"
+
+
+def test_the_version_of_whole_and_of_missing_data_is_no_fault(data: Path) -> None:
+    store.check_version(data)
+    split_file(data, "train").unlink()
+    store.check_version(data)
 
 
 def test_json_lines(tmp_path: Path) -> None:

@@ -162,12 +162,13 @@ def make_trainer(model_dir: Path, folder: Path, config: Any, transformers: Any) 
     import datasets
 
     from llmft_cli.training.batches.collate import collate
+    from llmft_cli.training.batches.sequences import Sequences
     from llmft_cli.training.loop.trainer import QLoRATrainer
 
     base = loading.load_base(model_source.resolve(str(model_dir), Silent()), torch.device("cpu"), dtype=torch.float32)
     transformers.set_seed(1)
-    rows = datasets.Dataset.from_list([{"input_ids": [7] * 9, "labels": [7] * 9, "row_lengths": [9]}] * 8)
-    other_rows = datasets.Dataset.from_list([{"input_ids": [9] * 9, "labels": [9] * 9, "row_lengths": [9]}] * 2)
+    rows = datasets.Dataset.from_list([{"input_ids": [7] * 9, "labels": [7] * 9}] * 8)
+    other_rows = datasets.Dataset.from_list([{"input_ids": [9] * 9, "labels": [9] * 9}] * 2)
     return QLoRATrainer(
         model=add_adapter(base, config, "tiny"),
         args=transformers.TrainingArguments(
@@ -188,8 +189,8 @@ def make_trainer(model_dir: Path, folder: Path, config: Any, transformers: Any) 
             label_names=["labels"],
             log_level="error",
         ),
-        train_dataset=rows,
-        eval_dataset=other_rows,
+        train_dataset=Sequences.one_each(rows),
+        eval_dataset=Sequences.one_each(other_rows),
         data_collator=collate,
     )
 

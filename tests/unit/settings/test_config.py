@@ -38,9 +38,16 @@ def complaint_of(action: Callable[[], Any]) -> tuple[str, str]:
 def test_the_defaults_are_the_designs() -> None:
     defaults = Config()
     assert defaults.model == "meta-llama/Llama-2-7b-chat-hf"
-    assert (defaults.max_seq_length, defaults.packing, defaults.batch_size) == (2048, True, 4)
+    assert (defaults.max_seq_length, defaults.packing, defaults.lr_scheduler) == (2048, True, "cosine")
     assert (defaults.gradient_accumulation_steps, defaults.num_epochs) == (4, 3.0)
-    assert (defaults.learning_rate, defaults.lr_scheduler, defaults.warmup_ratio) == (2e-4, "cosine", 0.03)
+    assert [name for name, item in FIELDS.items() if item.setting.auto] == [
+        "learning_rate",
+        "num_epochs",
+        "rows_per_step",
+        "warmup_ratio",
+        "eval_steps",
+        "early_stopping_patience",
+    ]
     assert (defaults.lora_r, defaults.lora_alpha, defaults.lora_dropout) == (16, 32, 0.0)
     assert (defaults.target_modules, defaults.val_size, defaults.max_rejected) == ("all-linear", 0.05, 0.05)
 
@@ -54,7 +61,7 @@ def test_flag_wins_over_file_over_saved_over_default(yaml_file: WriteYaml) -> No
     file = yaml_file("lora_r: 8\nbatch_size: 2\n")
     saved = {"lora_r": 4, "batch_size": 1, "seed": 7, "gone_since": 1}
     resolved = resolve({"lora_r": "64", "batch_size": None}, file, saved)
-    assert (resolved.lora_r, resolved.batch_size, resolved.seed, resolved.num_epochs) == (64, 2, 7, 3.0)
+    assert (resolved.lora_r, resolved.batch_size, resolved.seed, resolved.num_epochs) == (64, 2, 7, None)
 
 
 def test_a_file_can_take_back_what_is_saved(yaml_file: WriteYaml) -> None:
@@ -142,7 +149,7 @@ def test_what_a_file_may_say(text: str, name: str, value: Any, yaml_file: WriteY
         ("batch_size: 2.5", "batch_size in {file}: '2.5' is not a whole number"),
         ("batch_size: many", "batch_size in {file}: 'many' is not a whole number"),
         ("batch_size: 0", "batch_size in {file}: 0 must be at least 1"),
-        ("batch_size:", "batch_size in {file} has no value"),
+        ("lora_r:", "lora_r in {file} has no value"),
         ("seed: 4294967296", "seed in {file}: 4294967296 must be at most 4294967295"),
         (f"seed: 1{'0' * 400}", f"seed in {{file}}: '1{'0' * 58}... is not a whole number"),
         ("learning_rate: .nan", "learning_rate in {file}: '.nan' is not a number"),
@@ -209,7 +216,7 @@ def test_what_a_file_may_not_say_names_setting_and_file(text: str, message: str,
         ("temperature", "1e-300", "--temperature: '1e-300' is not 0 or a number of at least 0.000001"),
         ("wandb_project", "caf\udce9", "--wandb-project: 'caf\\udce9' is not UTF-8 (byte 0xe9 in column 4)"),
         ("target_modules", " ", "--target-modules: ' ' is empty"),
-        ("batch_size", "none", "--batch-size: 'none' is not a whole number"),
+        ("rows_per_step", "none", "--rows-per-step: 'none' is not a whole number"),
         ("lr_scheduler", "cosin", "--lr-scheduler: 'cosin' must be one of cosine, linear, constant, constant_with_warmup"),
     ],
 )  # fmt: skip
@@ -300,7 +307,7 @@ def test_of_command_gives_the_settings_of_a_command() -> None:
     assert config.of_command(Config(), "merge") == {"device": "auto", "compute_dtype": "auto"}
     assert set(config.of_command(Config(), "prepare")) == {
         "model", "revision", "trust_remote_code", "chat_template", "format", "columns", "dataset_split", "max_seq_length",
-        "on_overlength", "train_on", "packing", "val_size", "max_rejected", "weights", "max_rows", "near_duplicates", "strict",
+        "on_overlength", "train_on", "val_size", "max_rejected", "weights", "max_rows", "near_duplicates", "strict",
         "encoding", "seed", "rows_per_answer", "on_unrendered", "merge_turns",
     }  # fmt: skip
 
@@ -339,10 +346,10 @@ def values_of(item: Field) -> st.SearchStrategy[Any]:
 @given(values=st.fixed_dictionaries({name: values_of(item) for name, item in FIELDS.items()}))
 @example(values={**dataclasses.asdict(Config()), "wandb_project": "a\x85b", "model": "\u6a21\u578b", "revision": "0123"})
 def test_what_is_saved_reads_back_as_it_was(values: dict[str, Any], tmp_path: Path) -> None:
-    defaults = {"batch_size": Config().batch_size, "num_epochs": Config().num_epochs}
-    for name, replacement in (("batch_size", "tokens_per_batch"), ("num_epochs", "max_steps")):
-        if values[replacement] is not None:
-            values = {other: value for other, value in values.items() if other != name}
+    defaults = dataclasses.asdict(Config())
+    for pair in config.ALTERNATIVES:
+        if values.get(pair.replacement) is not None:
+            values = {other: value for other, value in values.items() if other != pair.name}
     file = tmp_path / "config.yaml"
     file.write_text(config.dump(values), encoding="utf-8")
     assert dataclasses.asdict(resolve({}, file)) == defaults | values
@@ -368,15 +375,38 @@ def test_a_flag_replaces_either_in_the_file_and_the_file_either_of_the_run(yaml_
     by_tokens, by_rows = {"tokens_per_batch": 8192}, {"batch_size": 2, "tokens_per_batch": None}
     file = yaml_file("batch_size: 3\n")
 
-    def sizes(*layers: Any) -> tuple[int, int | None]:
+    def sizes(*layers: Any) -> tuple[int | None, int | None]:
         resolved = resolve(*layers)
         return resolved.batch_size, resolved.tokens_per_batch
 
-    assert sizes({"tokens_per_batch": "64"}, file, by_rows) == (4, 64)
+    assert sizes({"tokens_per_batch": "64"}, file, by_rows) == (None, 64)
     assert sizes({}, file, by_tokens) == (3, None)
-    assert sizes({"lora_r": 8}, None, by_tokens) == (4, 8192)
+    assert sizes({"lora_r": 8}, None, by_tokens) == (None, 8192)
     assert sizes({"batch_size": "5"}, None, by_tokens) == (5, None)
     assert sizes({"lora_r": 8}, yaml_file("tokens_per_batch: null\n"), by_rows) == (2, None)
+
+
+@pytest.mark.parametrize("name", [name for name, item in FIELDS.items() if item.setting.auto])
+def test_auto_leaves_it_to_the_recipe(name: str, yaml_file: WriteYaml) -> None:
+    assert getattr(resolve({name: "Auto"}, yaml_file(f"{name}: 0.5\n") if "ratio" in name else None), name) is None
+    assert f"{name}: auto" in config.dump(dataclasses.asdict(Config()))
+    assert getattr(resolve({}, yaml_file(f"{name}: auto\n")), name) is None
+
+
+def test_rows_of_a_step_are_given_up_for_sequences() -> None:
+    """`--batch-size` after a training that counted rows; and rows after one that counted sequences."""
+    rows, sequences = {"rows_per_step": 32}, {"batch_size": 2, "gradient_accumulation_steps": 3}
+
+    def counts(*layers: Any) -> tuple[int | None, ...]:
+        resolved = resolve(*layers)
+        return resolved.rows_per_step, resolved.batch_size, resolved.gradient_accumulation_steps
+
+    assert counts({"batch_size": "4"}, None, rows) == (None, 4, None)
+    assert counts({"gradient_accumulation_steps": "4"}, None, rows) == (None, None, 4)
+    assert counts({"rows_per_step": "8"}, None, sequences) == (8, None, None)
+    message, hint = complaint_of(lambda: resolve({"rows_per_step": "8", "batch_size": "2"}))
+    assert message.startswith("--rows-per-step (8) and --batch-size (2) ")
+    assert hint == "remove --rows-per-step to count sequences, or --batch-size to count rows"
 
 
 @pytest.mark.parametrize("flags", [{"tokens_per_batch": 64}, {"batch_size": 2}])
@@ -439,7 +469,7 @@ def test_a_saved_size_is_in_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("early_stopping_patience", "3"), ("max_vram", "12GiB"), ("columns", "prompt=q"), ("max_steps", "9")]
+    ("name", "value"), [("batch_size", "3"), ("max_vram", "12GiB"), ("columns", "prompt=q"), ("max_steps", "9")]
 )
 def test_a_flag_can_take_back_what_a_file_sets(name: str, value: str, yaml_file: WriteYaml) -> None:
     file = yaml_file(f"{name}: {value}\n")

@@ -22,6 +22,8 @@ from llmft_cli.training.planning.speed import REFERENCE_RATES
 from llmft_cli.training.step.checkpointing import checkpoint_layers
 from llmft_cli.training.step.tuned_model import make_trainable
 
+from ..settled import settled
+
 META = torch.device("meta")
 RESULTS = Path(__file__).parents[3] / "benchmarks/results"
 RECORD, FAST_RECORD = RESULTS / "memory-h100.json", RESULTS / "memory-fast-h100.json"
@@ -98,7 +100,7 @@ def predicted_fast(number: int) -> Option:
     """What today's code predicts of the recorded training with fast layers."""
     case = recorded_fast()[number]
     model = fast_model(case["shape"], case["lora_r"])
-    predictor = Predictor(model, resolve({"batch_size": case["sequences"]}), batch_of(case), REFERENCE_RATES)
+    predictor = Predictor(model, settled({"batch_size": case["sequences"]}), batch_of(case), REFERENCE_RATES)
     layers = len(decoder_layers(model)) if case["checkpointed"] is None else case["checkpointed"]
     switches = {name: case[name] for name in ("embeddings_on_cpu", "dequantized_weights", "activation_offloading")}
     return option_with(predictor, layers, case["optim"], **switches)

@@ -20,17 +20,19 @@ from .weather import InterruptAt, adapter_of, prepare_run, prepared_run, same, t
 
 OFTEN = {"eval_steps": 2.0, "lora_dropout": 0.1}
 EACH_STEP = {"eval_steps": 1.0, "lr_scheduler": "constant"}
+LOSS_BEFORE_TRAINING = 1e3
 EARLY_STOPPING = EACH_STEP | {"max_steps": 30, "early_stopping_patience": 3}
 
 
 @pytest.fixture
 def rising_loss(monkeypatch):
-    """Makes the held-out loss rise with every step, on any processor: it is the size of the adapter's B matrices."""
+    """Makes the held-out loss rise with every step after the first, on any processor: it is the size of the B matrices."""
     from llmft_cli.training.loop import trainer
 
     def size_of_adapter(model, *arguments):
         sizes = [weight.detach().float().norm() for name, weight in model.named_parameters() if "lora_B" in name]
-        return replace(held_out_loss(model, *arguments), loss=float(torch.stack(sizes).norm()))
+        size = float(torch.stack(sizes).norm())
+        return replace(held_out_loss(model, *arguments), loss=size or LOSS_BEFORE_TRAINING)
 
     held_out_loss = trainer.held_out_loss
     monkeypatch.setattr(trainer, "held_out_loss", size_of_adapter)
@@ -63,7 +65,7 @@ def test_interrupted_training_resumes_to_the_same_adapter(tmp_path, data_file, t
     assert result.steps == 6
     assert same(adapter_of(whole), adapter_of(moved))
     steps = [json.loads(line)["step"] for line in moved.metrics.read_text().splitlines()]
-    assert steps == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert steps == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
 
 
 def test_resume_refuses_other_settings(tmp_path, data_file, tiny_model_dir):
@@ -72,6 +74,8 @@ def test_resume_refuses_other_settings(tmp_path, data_file, tiny_model_dir):
         train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
     with pytest.raises(ConfigError, match=r"--learning-rate was 0.005 before the interruption and is 0.1 now"):
         train_run(run, resume=True, learning_rate=0.1)
+    with pytest.raises(ConfigError, match=r"--packing was True before the interruption and is False now"):
+        train_run(run, resume=True, packing=False)
 
 
 @pytest.mark.slow
@@ -91,7 +95,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path, data_file, tiny_model_dir):
         train_run(run, eval_steps=2.0, reporter=InterruptAt(2))
     (run.checkpoints / "checkpoint-3" / "trainer_state.json").write_text('{"torn')
     assert train_run(run, resume=True).steps == 6
-    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert [json.loads(line)["step"] for line in run.metrics.read_text().splitlines()] == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
 
 
 def test_nothing_to_resume(tmp_path, data_file, tiny_model_dir):
@@ -241,7 +245,7 @@ def test_a_torn_last_line_of_the_figures_is_ignored(tmp_path, data_file, tiny_mo
     with run.metrics.open("a") as file:
         file.write(torn)
     train_run(run, resume=True)
-    assert steps_of(run) == [1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert steps_of(run) == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
 
 
 # -- what Trainer forgets

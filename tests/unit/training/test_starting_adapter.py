@@ -29,7 +29,7 @@ def trained_run(path: Path, data_file: Path, tiny_model_dir: Path, **flags) -> R
 
 
 def first_loss(run: RunDir) -> float:
-    return loss_chart.read_metrics(run.metrics)[0]["loss"]
+    return loss_chart.read_metrics(run.metrics)[1]["loss"]
 
 
 def adapter_config(folder: Path, **changes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 import transformers
 
@@ -15,7 +14,10 @@ from llmft_cli.models import loading, model_source
 from llmft_cli.models.adapters import add_adapter
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.batches.sequences import Sequences
 from llmft_cli.training.loop.trainer import QLoRATrainer
+
+from .made_sequences import sequences_of
 
 OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
@@ -34,7 +36,7 @@ class Told(Silent):
         self.notes.append(message)
 
 
-def sequences(count: int, packing: bool) -> datasets.Dataset:
+def sequences(count: int, packing: bool) -> Sequences:
     """Random sequences of three rows each, or of one row; the first half of each row is not supervised."""
     generator = torch.Generator().manual_seed(5)
     made = []
@@ -44,7 +46,7 @@ def sequences(count: int, packing: bool) -> datasets.Dataset:
         labels = [IGNORED if place < length // 2 else 0 for length in lengths for place in range(length)]
         labels = [token if label == 0 else label for token, label in zip(ids, labels, strict=True)]
         made.append({"input_ids": ids, "labels": labels, "row_lengths": lengths})
-    return datasets.Dataset.from_list(made)
+    return sequences_of(made)
 
 
 def make_trainer(

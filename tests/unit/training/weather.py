@@ -15,7 +15,7 @@ from llmft_cli.base.reporter import Silent
 from llmft_cli.data.prepare import prepare
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
-from llmft_cli.training.result import TrainResult
+from llmft_cli.training.judgement.result import TrainResult
 from llmft_cli.training.starting_adapter import StartingAdapter
 from llmft_cli.training.train import train
 

@@ -15,9 +15,10 @@ from llmft_cli.evaluation.evaluate import EvalResult
 from llmft_cli.evaluation.results import ArmScores
 from llmft_cli.merging.merge import MergeResult
 from llmft_cli.merging.verify import Verification
+from llmft_cli.training.judgement.advice import Advice
+from llmft_cli.training.judgement.result import TrainResult
 from llmft_cli.training.profiling.profiling import Profile
 from llmft_cli.training.profiling.roofline import Roofline
-from llmft_cli.training.result import TrainResult
 
 GIB = 2**30
 
@@ -31,7 +32,7 @@ def prepared(**changes: object) -> PrepareResult:
         "rows": {"read": 1200, "kept": 1100, "rejected": 0, "duplicates": 0, "overlength": 0, "near_duplicates": 0},
         "tokens": {"total": 5000, "supervised": 2000},
         "splits": {"train": 1000, "validation": 100},
-        "packing": {"rows": 40, "efficiency": 0.9512},
+        "packing": {"rows": 40, "length": 2048, "efficiency": 0.9512},
         "lengths": {"min": 4, "median": 7.5, "mean": 8.0, "p95": 20, "max": 30},
         "forms": {"messages": 1100},
         "documents_split": 0,
@@ -58,7 +59,7 @@ def test_prepare_of_clean_rows() -> None:
         "tokens": "5,000, of which 2,000 supervised",
         "row lengths": "min 4, median 7.5, p95 20, max 30 tokens",
         "split": "1,000 training, 100 held out",
-        "packing": "40 sequences, 95.1% full",
+        "packing": "40 sequences of 2,048 tokens would be 95.1% full",
         "end of turn": "<|im_end|>",
     }
     assert rows(ending) == {"report": "runs/x/data/report.html"}
@@ -175,6 +176,10 @@ def test_train() -> None:
         "adapter": "runs/a b/adapter",
     }
     assert rows(following) == {"next": "llmft eval 'runs/a b'"}
+    compared = stages.train("runs/a b", replace(result, eval_loss=0.19, base_eval_loss=4.29))[0]
+    assert rows(compared)["held-out loss"] == "0.1900 (base: 4.2900)"
+    further = stages.train("runs/a b", replace(result, eval_loss=0.19, starting_adapter_eval_loss=0.25))[0]
+    assert rows(further)["held-out loss"] == "0.1900 (starting adapter: 0.2500)"
     smaller = stages.train("runs/a b", replace(result, out_of_memory_retries=2, largest_pass_tokens=2048))[0]
     assert rows(smaller)["out of memory"] == "2 times; batches in passes of at most 2,048 tokens"
 
@@ -188,6 +193,18 @@ def test_wall_time_by_stage() -> None:
         ("steps", "12.0", "59.8%"),
         ("in all", "20.0", "100.0%"),
     ]
+
+
+def test_train_shows_its_advice_as_it_is() -> None:
+    item = Advice("still_learning", "the loss fell from 1.2 to 1.1 in runs/[bold]", "llmft train 'runs/[bold]'")
+    result = TrainResult(
+        steps=1, train_loss=1.0, eval_loss=1.1, best_step=1, tokens_per_second=None, peak_memory_bytes=1, plan={},
+        adapter="a", trainable_parameters=1, seconds=1, out_of_memory_retries=0, largest_pass_tokens=None,
+        rehearsal_peak_bytes=None, advice=[item],
+    )  # fmt: skip
+    _, advice, _ = stages.train("runs/x", result)
+    assert advice.title == "Advice"
+    assert advice.rows == [("still learning", f"{item.message}\n{item.hint}")]
 
 
 def test_profile() -> None:

@@ -36,7 +36,7 @@ def report(text: str = "harmless", **changes: Any) -> dict[str, Any]:
         "rows": {"read": 1200, "kept": 1100, "rejected": 12, "duplicates": 3, "overlength": 2, "near_duplicates": 4},
         "tokens": {"total": 50_000, "supervised": 19_000},
         "splits": {"train": 1000, "validation": 100},
-        "packing": {"rows": 40, "efficiency": 0.95},
+        "packing": {"rows": 40, "length": 512, "efficiency": 0.95},
         "lengths": length_figures([10, 20, 30, 500]),
         "forms": {text: 1100},
         "documents_split": 1,
@@ -132,10 +132,10 @@ def test_what_became_of_the_rows(tmp_path: Path) -> None:
         ["conversations whose answers have rows of their own", "3"],
     ]
     assert "Over-length rows lost 900 tokens and 2 ends of turn (--on-overlength truncate)." in words(tree)
-    assert "40 training sequences of up to 512 tokens, 95.0% full." in words(tree)
+    assert "the training rows take 40 sequences of 512 tokens, which would be 95.0% full." in words(tree)
     assert tree.xpath("//rect[@class='used']/@width") == ["95.00%"]
     assert "The rest is padding" in words(tree)
-    full = written_page(tmp_path, report(packing={"rows": 40, "efficiency": 1.0}), [])
+    full = written_page(tmp_path, report(packing={"rows": 40, "length": 512, "efficiency": 1.0}), [])
     assert "The rest is padding" not in words(full)
 
 

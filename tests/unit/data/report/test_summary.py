@@ -17,8 +17,9 @@ def test_length_figures() -> None:
 
 
 def test_packing_figures() -> None:
-    assert packing_figures([6, 3, 1], [[0, 1], [2]], 10) == {"rows": 2, "efficiency": 0.5}
-    assert packing_figures([6, 3], [[0], [1]], 10) == {"rows": 2, "efficiency": 1.0}
+    assert packing_figures([6, 3, 1], 10) == {"rows": 1, "length": 10, "efficiency": 1.0}
+    assert packing_figures([6, 5, 4], 10) == {"rows": 2, "length": 10, "efficiency": 0.75}
+    assert packing_figures([6, 6], 10) == {"rows": 2, "length": 10, "efficiency": 0.6}
 
 
 def test_reasons_come_commonest_first_with_three_places(tmp_path: Path) -> None:

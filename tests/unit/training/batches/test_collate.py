@@ -12,6 +12,8 @@ from llmft_cli.training.batches.collate import collate, each_row_alone, halves, 
 from llmft_cli.training.loop.held_out import held_out_loss
 from llmft_cli.training.step.loss import summed_loss
 
+from ..made_sequences import sequences_of
+
 ROWS = [[11, 12, 13, 14, 15], [21, 22, 23], [31, 32, 33, 34, 35, 36, 37]]
 
 
@@ -62,7 +64,7 @@ def test_packed_rows_have_the_loss_they_have_alone(tiny_model_dir):
     model = load_fp32(tiny_model_dir)
     expected, tokens = reference_loss(model, ROWS)
     for sequences in ([sequence(*ROWS)], [sequence(ROWS[2]), sequence(ROWS[0], ROWS[1])], [sequence(row) for row in ROWS]):
-        found = held_out_loss(model, sequences, batch_size=2, device=torch.device("cpu"))
+        found = held_out_loss(model, sequences_of(sequences), batch_size=2, device=torch.device("cpu"))
         assert found.tokens == tokens
         assert abs(found.loss - expected) < 1e-5
 
@@ -84,7 +86,7 @@ def test_a_row_does_not_see_the_row_before_it(tiny_model_dir):
 def test_held_out_loss_leaves_mode_and_random_state_alone(tiny_model_dir):
     model = load_fp32(tiny_model_dir).train()
     before = torch.get_rng_state()
-    held_out_loss(model, [sequence(*ROWS)], batch_size=1, device=torch.device("cpu"))
+    held_out_loss(model, sequences_of([sequence(*ROWS)]), batch_size=1, device=torch.device("cpu"))
     assert model.training
     assert torch.equal(before, torch.get_rng_state())
 

@@ -15,7 +15,7 @@ from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import random_model
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
-from llmft_cli.training.batches.token_batches import padded_length, sequence_lengths
+from llmft_cli.training.batches.token_batches import padded_length
 from llmft_cli.training.fast import cuda_graphs
 from llmft_cli.training.fast.cuda_graphs import RecordedPasses, padded_batch, recorded_passes
 from llmft_cli.training.loop import trainer as trainer_module
@@ -236,7 +236,7 @@ def test_where_passes_are_recorded_batches_come_in_few_lengths(
     plain = make_trainer(tiny_model_dir, tmp_path)
     monkeypatch.setattr(trainer_module, "recorded_passes", lambda *_: RecordedPasses([], lambda batch, divisor: divisor))
     padding = make_trainer(tiny_model_dir, tmp_path)
-    longest = max(sequence_lengths(plain.train_dataset))
+    longest = plain.train_dataset.lengths.max()
     pairs = list(zip(plain.get_train_dataloader(), padding.get_train_dataloader(), strict=True))
     lengths, padded = ([pair[number]["input_ids"].shape[1] for pair in pairs] for number in (0, 1))
     assert padded == [padded_length(length, longest) for length in lengths]

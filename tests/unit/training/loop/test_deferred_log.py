@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
+from llmft_cli.training.judgement.result import mean_loss
 from llmft_cli.training.loop.smaller_passes import DoesNotFit
 from llmft_cli.training.loop.trainer import QLoRATrainer
-from llmft_cli.training.result import mean_loss
 
 from ..tiny_training import OUT_OF_MEMORY, make_trainer
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import datasets
+import numpy
 import pytest
 import torch
 
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.loop.held_out import held_out_loss
 from llmft_cli.training.step import loss
+
+from ..made_sequences import sequences_of
 
 Batch = dict[str, Any]
 CPU = torch.device("cpu")
@@ -37,17 +39,15 @@ class Split:
         self._alive: weakref.WeakSet[Row] = weakref.WeakSet()
         self.most = 0
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    @property
+    def lengths(self) -> Any:
+        return numpy.array([len(row["input_ids"]) for row in self._rows])
 
     def __getitem__(self, number: int) -> Row:
         row = Row(self._rows[number])
         self._alive.add(row)
         self.most = max(self.most, len(self._alive))
         return row
-
-    def __iter__(self) -> Iterator[Row]:
-        return (self[number] for number in range(len(self)))
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_no_more_rows_than_a_batch_are_in_memory(batches: list[Batch]) -> None:
 
 def test_a_split_on_disk_has_the_loss_of_its_sorted_rows_to_the_last_bit(batches: list[Batch]) -> None:
     rows = rows_of_lengths([9, 3, 5, 3, 12, 5, 5, 2, 9, 4, 3])
-    found = held_out_loss(torch.nn.Module(), datasets.Dataset.from_list(rows), 3, CPU)
+    found = held_out_loss(torch.nn.Module(), sequences_of(rows), 3, CPU)
     in_order = sorted(rows, key=lambda row: len(row["input_ids"]))
     expected = [collate(in_order[start : start + 3]) for start in range(0, len(rows), 3)]
     total = torch.zeros((), dtype=torch.float64)

@@ -20,12 +20,12 @@ from llmft_cli.models import loading, model_source
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
 from llmft_cli.training.fast.architectures import blocks_of
+from llmft_cli.training.judgement.result import mean_loss
 from llmft_cli.training.loop import loss_chart
 from llmft_cli.training.loop.callbacks import Figures
 from llmft_cli.training.loop.loss_scale import LossScale
 from llmft_cli.training.loop.step_clock import StepClock
 from llmft_cli.training.loop.trainer import QLoRATrainer
-from llmft_cli.training.result import mean_loss
 from llmft_cli.training.step.tuned_model import make_trainable
 
 from ..tiny_training import Told, adapter, gradient_norms, losses, sequences

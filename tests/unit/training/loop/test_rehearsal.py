@@ -12,44 +12,33 @@ import pytest
 import torch
 
 from llmft_cli.base.errors import OutOfMemory
-from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training.batches.largest import longest_batch
+from llmft_cli.training.batches.sequences import Sequences
 from llmft_cli.training.loop.callbacks import Rehearsal
 from llmft_cli.training.loop.rehearsal import rehearse
 from llmft_cli.training.loop.smaller_passes import DoesNotFit
 from llmft_cli.training.loop.trainer import QLoRATrainer
 
+from ..made_sequences import rows_of
 from ..tiny_training import OUT_OF_MEMORY, Told, adapter, gradient_norms, losses, make_trainer
 
 
 def test_the_longest_batch_has_the_longest_sequence_and_the_most_supervised_tokens_beside_it() -> None:
-    def sequence(number: int, tokens: int, supervised: int) -> dict[str, Any]:
-        return {
-            "input_ids": [number] * tokens,
-            "labels": [IGNORED] * (tokens - supervised) + [number] * supervised,
-            "row_lengths": [tokens],
-        }
-
     sizes = [(9, 1), (12, 7), (20, 2), (10, 8), (8, 7), (15, 3)]
-    data = datasets.Dataset.from_list([sequence(number, *size) for number, size in enumerate(sizes)])
+    data = Sequences.one_each(rows_of(*sizes))
     batch = longest_batch(data, 3)
     assert batch["input_ids"].shape == (3, 20)
     assert batch["input_ids"][:, 0].tolist() == [2, 3, 1]
     assert len(batch["predicting"]) == 2 + 8 + 7
     assert longest_batch(data, 10)["input_ids"].shape == (6, 20)
-    many = datasets.concatenate_datasets([data] * 400).select(range(5, 2400))
+    many = Sequences.one_each(datasets.concatenate_datasets([rows_of(*sizes)] * 400).select(range(5, 2400)))
     assert longest_batch(many, 2)["input_ids"][:, 0].tolist() == [2, 3]
 
 
 def test_the_longest_batch_of_so_many_tokens_may_have_shorter_sequences() -> None:
     """The sequences of 64 tokens that fit have more tokens than one of 150; the most supervised are taken, none longer."""
-
-    def sequence(number: int, tokens: int, supervised: int) -> dict[str, Any]:
-        labels = [IGNORED] * (tokens - supervised) + [number] * supervised
-        return {"input_ids": [number] * tokens, "labels": labels, "row_lengths": [tokens]}
-
     sizes = [(30, 9), (150, 99), (58, 3), (60, 20), (64, 2), (59, 30), (57, 7)]
-    data = datasets.Dataset.from_list([sequence(number, *size) for number, size in enumerate(sizes)])
+    data = Sequences.one_each(rows_of(*sizes))
     batch = longest_batch(data, 1, tokens_per_batch=200)
     assert batch["input_ids"].shape == (3, 64)
     assert batch["input_ids"][:, 0].tolist() == [4, 5, 3]
@@ -87,7 +76,7 @@ def test_rehearsing_leaves_no_trace(optim: str, tiny_model_dir: Path, tmp_path: 
     assert losses(rehearsed) == losses(plain)
     assert gradient_norms(rehearsed) == gradient_norms(plain)
     assert all(torch.equal(adapter(rehearsed)[name], weights) for name, weights in adapter(plain).items())
-    longest = max(map(len, rehearsed.train_dataset["input_ids"]))
+    longest = rehearsed.train_dataset.lengths.max()
     assert told.notes == [f"longest batch (4 x {longest} tokens) fits"]
     assert rehearsal.peak_bytes is None
 

@@ -16,10 +16,10 @@ from transformers import TrainerCallback
 
 from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.judgement.result import mean_loss
 from llmft_cli.training.loop.held_out import held_out_loss
 from llmft_cli.training.loop.smaller_passes import DoesNotFit, MemoryUse, Passes, find_rows, random_state, set_random_state
 from llmft_cli.training.loop.trainer import QLoRATrainer
-from llmft_cli.training.result import mean_loss
 from llmft_cli.training.step import loss
 
 from ..tiny_training import OUT_OF_MEMORY, Told, adapter, gradient_norms, losses, make_trainer, sequences
@@ -116,7 +116,7 @@ def test_the_smaller_pass_is_told_once_and_stays(tiny_model_dir: Path, tmp_path:
     limit = sequences_ * tokens // 2
     assert sequences_ == 4
     assert len(told.warnings) == 1
-    assert told.warnings[0].startswith(f"step 2: out of memory with 4 x {tokens} tokens (sequences ")
+    assert told.warnings[0].startswith(f"step 2: out of memory with 4 x {tokens} tokens (beginning with rows ")
     assert told.warnings[0].endswith(
         f"): {OUT_OF_MEMORY}; continuing with at most {limit} tokens per pass; batch and loss stay the same "
         "(to start this way: --batch-size 2 --gradient-accumulation-steps 4)"
@@ -268,13 +268,14 @@ def test_evaluating_in_smaller_passes_gives_the_same_loss(
 
 
 def test_rows_are_found_in_the_data() -> None:
+    """By the first row of each sequence; each of these sequences has three rows."""
     data = sequences(6, packing=True)
     batch = collate([data[4], data[1]])
-    assert find_rows(batch, data) == [(5, 1), (2, 1)]
+    assert find_rows(batch, data.rows) == [13, 4]
     first, second, _ = data[4]["row_lengths"]
     part = {name: batch[name][:1, first : first + second - 1] for name in ("input_ids", "position_ids")}
-    assert find_rows(part, data) == [(5, 2)]
-    assert find_rows(batch, sequences(1, packing=True)) == []
+    assert find_rows(part, data.rows) == [14]
+    assert find_rows(batch, sequences(1, packing=True).rows) == []
 
 
 def test_memory_is_told_by_who_held_it() -> None:

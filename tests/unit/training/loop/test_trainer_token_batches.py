@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from llmft_cli.training.batches.token_batches import largest_batch, padded_length, sequence_lengths
+from llmft_cli.training.batches.token_batches import largest_batch, padded_length
 from llmft_cli.training.loop.callbacks import Rehearsal
 from llmft_cli.training.loop.trainer import QLoRATrainer
 
+from ..made_sequences import sequences_of
 from ..tiny_training import OUT_OF_MEMORY, Told, adapter, losses, make_trainer
 
 TOKENS = 64
@@ -70,7 +71,7 @@ def test_a_step_is_that_of_the_same_rows_in_batches_of_a_number(tiny_model_dir: 
         lr_scheduler_type="constant",
         **options,
     )
-    by_rows.train_dataset = by_tokens.train_dataset.select(rows)
+    by_rows.train_dataset = sequences_of([by_tokens.train_dataset[number] for number in rows])
     for one, other in zip(gradients, gradients_of_a_step(by_rows), strict=True):
         assert one.abs().max() > 1e-4
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
@@ -79,7 +80,7 @@ def test_a_step_is_that_of_the_same_rows_in_batches_of_a_number(tiny_model_dir: 
 
 def test_batches_hold_no_more_than_the_tokens_and_come_in_few_lengths(tiny_model_dir: Path, tmp_path: Path) -> None:
     trainer = make_trainer(tiny_model_dir, tmp_path, packing=False, tokens_per_batch=TOKENS, gradient_accumulation_steps=1)
-    lengths = sequence_lengths(trainer.train_dataset)
+    lengths = trainer.train_dataset.lengths.tolist()
     batches = list(trainer.get_train_dataloader())
     assert max(batch["input_ids"].numel() for batch in batches) <= TOKENS
     assert sum(batch["token_count"] for batch in batches) == sum(lengths)
@@ -114,7 +115,7 @@ def test_the_largest_batch_is_rehearsed(tiny_model_dir: Path, tmp_path: Path) ->
     )
     trainer.add_callback(Rehearsal(trainer, told))
     trainer.train()
-    largest = largest_batch(sequence_lengths(trainer.train_dataset), TOKENS)
+    largest = largest_batch(trainer.train_dataset.lengths.tolist(), TOKENS)
     assert largest.sequences > 2
     assert told.notes == [f"longest batch ({largest.sequences} x {largest.length} tokens) fits"]
 
@@ -126,7 +127,7 @@ def test_where_memory_runs_out_fewer_tokens_are_the_way(tiny_model_dir: Path, tm
     told = Told()
     options: dict[str, Any] = {"packing": False, "tokens_per_batch": tokens, "gradient_accumulation_steps": 2}
     trainer = make_trainer(tiny_model_dir, tmp_path / "limited", reporter=told, **options)
-    assert max(sequence_lengths(trainer.train_dataset)) == 29
+    assert max(trainer.train_dataset.lengths.tolist()) == 29
     compute_loss = trainer.compute_loss
 
     def limited(model: Any, inputs: dict[str, torch.Tensor], **options: Any) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 import yaml
@@ -17,7 +16,7 @@ from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import model_source
 from llmft_cli.settings.compute_types import ALL_ABILITIES, Abilities
 from llmft_cli.settings.config import Config, resolve
-from llmft_cli.training import result
+from llmft_cli.training.judgement import result
 from llmft_cli.training.plan import Plan
 from llmft_cli.training.planning import decide as planning
 from llmft_cli.training.planning.decide import (
@@ -38,6 +37,8 @@ from llmft_cli.training.planning.simulation import BatchShape, full_batch
 from llmft_cli.training.step.tuned_model import make_trainable
 
 from ...followed_once import of_the_model
+from ...settled import settled
+from ..made_sequences import sequences_of
 from ..tiny_training import Told, sequences
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -121,7 +122,7 @@ def test_on_a_gpu_with_room_everything_goes_through_at_once(tiny_model_dir: Path
     assert chosen.plan == Plan(6, 1, 0, "lion_32bit", dequantized_weights=True)
     applied = chosen.applied_to(resolve({"batch_size": 2, "gradient_accumulation_steps": 3}))
     assert (applied.batch_size, applied.gradient_accumulation_steps, applied.optim) == (6, 1, "lion_32bit")
-    assert told.notes == ["planning GPU memory", plan_notice(chosen.predicted, 80 * GIBIBYTE)]
+    assert told.notes == ["planning GPU memory", plan_notice(chosen.predicted, 80 * GIBIBYTE, settled({"batch_size": 6}))]
     assert told.notes[1].startswith(
         "plan: 6 sequences per pass, 1 pass per step, 0 layers checkpointed, lion_32bit, weights kept dequantised; needs about "
     )
@@ -196,7 +197,9 @@ def test_a_resumed_training_that_is_not_planned_keeps_its_optimizer(tiny_model_d
 @pytest.mark.usefixtures("card")
 def test_evaluation_takes_no_more_at_once_than_training(tiny_model_dir: Path) -> None:
     chosen = decided(tiny_model_dir, GPU, plan="frugal")
-    assert chosen.applied_to(resolve({"eval_batch_size": 8})).eval_batch_size == chosen.plan.batch_size == 1
+    assert chosen.plan.batch_size == 1
+    # The longest row takes nearly all of the longest sequence.
+    assert chosen.applied_to(resolve({"eval_batch_size": 8})).eval_batch_size == chosen.rows_of_longest == 2
     assert chosen.applied_to(resolve({"eval_batch_size": 8})).optim == chosen.plan.optim
 
 
@@ -212,7 +215,9 @@ def test_a_training_that_is_resumed_may_keep_its_weights_as_it_likes(tiny_model_
 @pytest.mark.parametrize(("kept", "end"), [(False, "sgd; needs about"), (True, "sgd, weights kept dequantised; needs about")])
 def test_kept_weights_are_told_and_recorded(kept: bool, end: str) -> None:
     plan = Plan(2, 8, 0, "sgd", dequantized_weights=kept)
-    assert f"0 layers checkpointed, {end} 3.0 of 4.0 GiB" in plan_notice(Option(plan, NOTHING, 3 * GIBIBYTE, 1.0), 4 * GIBIBYTE)
+    assert f"0 layers checkpointed, {end} 3.0 of 4.0 GiB" in plan_notice(
+        Option(plan, NOTHING, 3 * GIBIBYTE, 1.0), 4 * GIBIBYTE, settled({"batch_size": 2})
+    )
     assert result.describe(resolve({"compute_dtype": "bf16"}), CPU, ChosenPlan(plan))["dequantized_weights"] is kept
 
 
@@ -253,7 +258,8 @@ def test_a_plan_file_keeps_the_effective_batch(tiny_model_dir: Path, tmp_path: P
         "change batch_size and gradient_accumulation_steps there, or add --batch-size 1 --gradient-accumulation-steps 1"
     )
     with pytest.raises(ConfigError):
-        check_choices(resolve({"plan": str(path)}))
+        check_choices(resolve({"plan": str(path), "batch_size": 2}))
+    check_choices(resolve({"plan": str(path)}))  # rows are counted, which are not known yet
     once = {"batch_size": 1, "gradient_accumulation_steps": 1}
     check_choices(resolve({"plan": str(path), **once}))
     assert decided(tiny_model_dir, CPU, plan=str(path), **once).plan.batch_size == 1
@@ -293,7 +299,7 @@ def row(tokens: int, supervised: int, rows: list[int]) -> dict[str, Any]:
 
 
 def test_the_worst_batch_is_as_long_and_as_supervised_as_they_come() -> None:
-    data = datasets.Dataset.from_list([row(20, 3, [10, 10]), row(12, 9, [12]), row(16, 7, [16]), row(8, 1, [8])])
+    data = sequences_of([row(20, 3, [10, 10]), row(12, 9, [12]), row(16, 7, [16]), row(8, 1, [8])])
     batch_of = worst_batches(data)
     assert [batch_of(size).length for size in (1, 2, 4)] == [20, 20, 20]
     assert [batch_of(size).supervised for size in (1, 2, 3, 4)] == [9, 16, 19, 20]
@@ -303,20 +309,20 @@ def test_the_worst_batch_is_as_long_and_as_supervised_as_they_come() -> None:
 
 def test_the_worst_batch_of_so_many_tokens_is_the_largest_there_is() -> None:
     """Here three of up to 64 tokens, padded to them, rather than the longest one."""
-    data = datasets.Dataset.from_list([row(150, 99, [150]), row(63, 9, [63]), row(58, 30, [40, 18]), row(57, 7, [57])])
+    data = sequences_of([row(150, 99, [150]), row(63, 9, [63]), row(58, 30, [40, 18]), row(57, 7, [57])])
     assert worst_batches(data, 200)(1) == BatchShape(3, 64, 46, 3, 63)
     assert worst_batches(data, 150)(1) == BatchShape(1, 150, 99, 1, 150)
 
 
 def test_rows_of_the_worst_batch_cost_attention_what_the_rows_there_are_cost() -> None:
     """The squares of all rows' lengths, spread evenly over the batches."""
-    data = datasets.Dataset.from_list([row(40, 30, [20, 10, 10]), row(40, 30, [20, 20])] * 4)
+    data = sequences_of([row(40, 30, [20, 10, 10]), row(40, 30, [20, 20])] * 4)
     batch = worst_batches(data)(8)
     squares = 4 * (20**2 + 10**2 + 10**2) + 4 * 2 * 20**2
     assert batch.longest_row == 20
     assert batch.rows * batch.longest_row**2 == pytest.approx(squares, abs=20**2 / 2)
     # Rows much shorter than the longest one: still a row in each sequence.
-    uneven = datasets.Dataset.from_list([row(100, 50, [100]), *[row(4, 2, [4])] * 19])
+    uneven = sequences_of([row(100, 50, [100]), *[row(4, 2, [4])] * 19])
     assert worst_batches(uneven)(2).rows == 2
 
 
@@ -362,7 +368,7 @@ def test_on_a_gpu_a_batch_of_tokens_stays_the_users(tiny_model_dir: Path) -> Non
 
 
 def test_a_longer_sequence_than_a_batch_of_tokens_is_refused(tiny_model_dir: Path) -> None:
-    longest = max(sum(one) for one in sequences(12, packing=True)["row_lengths"])
+    longest = int(sequences(12, packing=True).lengths.max())
     with pytest.raises(ConfigError) as raised:
         decided_by_tokens(tiny_model_dir, CPU, tokens_per_batch=longest - 1)
     assert raised.value.message == f"--tokens-per-batch {longest - 1} is less than the longest sequence ({longest} tokens)"

@@ -16,7 +16,7 @@ from llmft_cli.models import loading
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.planning.preflight import check_settings
-from llmft_cli.training.resume import check_same_data_settings
+from llmft_cli.training.resume import with_data_settings
 from llmft_cli.training.train import train
 
 
@@ -135,7 +135,14 @@ def test_patience_without_held_out_rows_is_refused_before_the_data_is_prepared()
 
 def test_a_default_length_that_prepare_has_reduced_is_no_other_setting(tmp_path: Path) -> None:
     run, default = RunDir(tmp_path), resolve({})
-    check_same_data_settings(run, {"max_seq_length": 512}, default)
+    assert with_data_settings(run, {"max_seq_length": 512}, default) == resolve({"max_seq_length": 512})
     for prepared, wanted in ((4096, default), (512, resolve({"max_seq_length": 1024}))):
         with pytest.raises(StageError, match=f"was prepared with --max-seq-length {prepared}, not {wanted.max_seq_length}"):
-            check_same_data_settings(run, {"max_seq_length": prepared}, wanted)
+            with_data_settings(run, {"max_seq_length": prepared}, wanted)
+
+
+def test_what_an_earlier_version_prepared_with_is_no_setting_of_the_data_any_more(tmp_path: Path) -> None:
+    """The error named `prepare --packing`, which there is no longer."""
+    recorded = {"max_seq_length": 512, "packing": True, "of_long_ago": 3}
+    wanted = resolve({"max_seq_length": 512, "packing": False})
+    assert with_data_settings(RunDir(tmp_path), recorded, wanted) == wanted

@@ -28,6 +28,7 @@ from llmft_cli.training.planning.options import (
 from llmft_cli.training.planning.simulation import full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES
 
+from ...settled import settled
 from ..meta_models import fast_model, on_meta, option_with, recorded, recorded_fast, small_shape
 
 MEBIBYTE, GIBIBYTE = 2**20, 2**30
@@ -143,7 +144,7 @@ def test_the_reserve_by_arithmetic() -> None:
 @pytest.mark.parametrize("fast", [True, False])
 def test_a_plan_requires_what_its_kind_of_layers_does(fast: bool) -> None:
     model = on_meta(small_shape(5), None, fast=fast)
-    predictor = Predictor(model, resolve({"batch_size": 8}), full_batch(8, 4096), REFERENCE_RATES)
+    predictor = Predictor(model, settled({"batch_size": 8}), full_batch(8, 4096), REFERENCE_RATES)
     free, checkpointed = (option_with(predictor, layers, "sgd") for layers in (0, 5))
     kept = checkpointed.breakdown.activations
     assert free.required_bytes == required_bytes(free.breakdown, kept, fast_layers=fast, recorded=fast)
@@ -157,7 +158,11 @@ def test_a_plan_requires_what_its_kind_of_layers_does(fast: bool) -> None:
 def under(gibibytes: int) -> tuple[Option, ...]:
     """Plans of Llama-2-7B at length 2,048."""
     found = options(
-        fast_model("llama-2-7b", 16), resolve({}), lambda size: full_batch(size, 2048), gibibytes * GIBIBYTE, REFERENCE_RATES
+        fast_model("llama-2-7b", 16),
+        settled({"batch_size": 4}),
+        lambda size: full_batch(size, 2048),
+        gibibytes * GIBIBYTE,
+        REFERENCE_RATES,
     )
     return tuple(found)
 
@@ -171,7 +176,9 @@ def test_llama_2_7b_trains_in_6_gibibytes_with_activations_offloaded(kind: str, 
     assert option.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=on_cpu, activation_offloading=True)
     assert option.required_bytes < (5.4 if on_cpu else 5.9) * GIBIBYTE
     what = f"{FRUGAL_OPTIM}{', embeddings on the CPU' if on_cpu else ''}, activations offloaded"
-    assert plan_notice(option, 6 * GIBIBYTE).endswith(f"{what}; needs about {5.4 if on_cpu else 5.8} of 6.0 GiB")
+    assert plan_notice(option, 6 * GIBIBYTE, settled({"batch_size": 1})).endswith(
+        f"{what}; needs about {5.4 if on_cpu else 5.8} of 6.0 GiB"
+    )
 
 
 @pytest.mark.slow
@@ -180,7 +187,7 @@ def test_embeddings_stay_on_the_card_as_long_as_a_plan_fits_so() -> None:
         chosen = choose(under(available), available * GIBIBYTE, "fast")
         assert chosen is not None
         assert not chosen.plan.embeddings_on_cpu
-        assert "embeddings" not in plan_notice(chosen, available * GIBIBYTE)
+        assert "embeddings" not in plan_notice(chosen, available * GIBIBYTE, settled({"batch_size": 1}))
     frugal = choose(under(8), 8 * GIBIBYTE, "frugal")
     assert frugal is not None
     assert frugal.plan == Plan(1, 16, 32, FRUGAL_OPTIM, embeddings_on_cpu=True, activation_offloading=True)

@@ -18,12 +18,12 @@ from llmft_cli.data.prepare import prepare
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.judgement.result import TrainResult
 from llmft_cli.training.planning.simulation import Step
 from llmft_cli.training.planning.speed import Rates
 from llmft_cli.training.profiling.kernel_groups import group_of, groups, timed_events
 from llmft_cli.training.profiling.profiling import steps_before
 from llmft_cli.training.profiling.roofline import mean_shape, rates_or_why_none, roofline
-from llmft_cli.training.result import TrainResult
 from llmft_cli.training.train import train
 
 KERNELS = {

@@ -18,11 +18,11 @@ from llmft_cli.models.adapters import load_adapter, save_adapter
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
 from llmft_cli.training.batches.collate import collate
+from llmft_cli.training.judgement.result import TrainResult
 from llmft_cli.training.plan import Plan
 from llmft_cli.training.planning.memory import CUBLAS_BYTES, breakdown_of, holdings
 from llmft_cli.training.planning.plan_files import read_plan
 from llmft_cli.training.planning.simulation import full_batch, simulate
-from llmft_cli.training.result import TrainResult
 from llmft_cli.training.step.cpu_embeddings import keep_embeddings_on_cpu, movable_embeddings
 from llmft_cli.training.step.loss import summed_loss
 from llmft_cli.training.step.tuned_model import apply_plan, make_trainable

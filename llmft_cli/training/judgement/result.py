@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.compute_types import TORCH_NAMES
 from llmft_cli.settings.config import Config
+from llmft_cli.training.judgement.advice import Advice, advise
+from llmft_cli.training.judgement.facts import facts_of
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +27,12 @@ class TrainResult:
     """What `train --json` prints; losses are nats per supervised token.
 
     Attributes:
+        eval_loss: held-out loss of the adapter that was kept; None without held-out rows.
         best_step: step of the evaluation whose adapter was kept; None if that of the last step was.
+        base_eval_loss: held-out loss of the base model, measured before the first step; None if it was not, or if the
+            training began with an adapter.
+        starting_adapter_eval_loss: held-out loss of the adapter that the training began with; None for a new one.
+        advice: what these figures say; empty if there is nothing to mend.
         tokens_per_second: after the first two steps, without evaluating and saving; None for too few steps.
         peak_memory_bytes: peak GPU memory that torch allocated; on a CPU, the peak RAM of the process.
         out_of_memory_retries: how often memory ran out and a batch was split into smaller passes.
@@ -50,6 +58,9 @@ class TrainResult:
     skipped_steps: int | None = None
     profile: Profile | None = None
     timings: dict[str, float] | None = None
+    base_eval_loss: float | None = None
+    starting_adapter_eval_loss: float | None = None
+    advice: list[Advice] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,15 @@ class Outcome:
     profile: Profile | None
 
 
-def result_of(run: RunDir, trainer: QLoRATrainer, config: Config, chosen: ChosenPlan, outcome: Outcome) -> TrainResult:
-    """What a finished training run reports.
+def result_of(
+    run: RunDir,
+    trainer: QLoRATrainer,
+    config: Config,
+    chosen: ChosenPlan,
+    outcome: Outcome,
+    inputs: Mapping[str, str],
+) -> TrainResult:
+    """What a finished training run reports; `inputs` is what the ledger records as read by it.
 
     Raises:
         VerificationError: the loss is not a number.
@@ -72,11 +90,13 @@ def result_of(run: RunDir, trainer: QLoRATrainer, config: Config, chosen: Chosen
 
     model, device = trainer.model, trainer.args.device
     plan = describe(config, device, chosen)
+    facts = facts_of(run, trainer, config, inputs)
+    start = facts.curve.start
     return TrainResult(
         steps=trainer.state.global_step,
         train_loss=mean_loss(trainer.state),
         eval_loss=kept_eval_loss(trainer),
-        best_step=trainer.state.best_global_step if trainer.keeps_best else None,
+        best_step=trainer.kept_evaluation,
         tokens_per_second=trainer.clock.tokens_per_second,
         peak_memory_bytes=peak_memory_bytes(device),
         plan=plan | {"fast": bool(blocks_of(model)), "dequantized_weights": keeps_dequantized(model)},
@@ -89,6 +109,9 @@ def result_of(run: RunDir, trainer: QLoRATrainer, config: Config, chosen: Chosen
         skipped_steps=None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps,
         profile=outcome.profile,
         timings=trainer.times.seconds,
+        base_eval_loss=start if facts.starting_adapter is None else None,
+        starting_adapter_eval_loss=start if facts.starting_adapter is not None else None,
+        advice=advise(facts),
     )
 
 
@@ -106,7 +129,7 @@ def mean_loss(state: TrainerState) -> float:
 
 def kept_eval_loss(trainer: QLoRATrainer) -> float | None:
     """Held-out loss of the adapter that is kept, or None without an evaluation."""
-    if trainer.keeps_best:
+    if trainer.kept_evaluation is not None:
         return trainer.state.best_metric
     losses: list[float] = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
     return losses[-1] if losses else None
@@ -119,6 +142,7 @@ def describe(config: Config, device: torch.device, chosen: ChosenPlan) -> dict[s
         "device": str(device),
         "quantization": config.quantization,
         "compute_dtype": TORCH_NAMES[config.compute_dtype],
+        "rows_per_step": config.rows_per_step,
         "batch_size": config.batch_size,
         "tokens_per_batch": config.tokens_per_batch,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,

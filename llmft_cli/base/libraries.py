@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import logging
 import os
 import platform
 import sys
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 from llmft_cli import __version__
 
@@ -38,8 +42,9 @@ def configure_libraries() -> None:
 
 def import_transformers() -> ModuleType:
     """transformers without its weight-loading progress bars."""
-    import transformers
-
+    with compiling_when_called():
+        import transformers
+        import transformers.modeling_utils  # every model and every config imports it
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
@@ -59,7 +64,8 @@ def import_bitsandbytes() -> ModuleType:
     sys.modules["kernels"] = None  # type: ignore[assignment]
     logger.setLevel(logging.CRITICAL)
     try:
-        import bitsandbytes
+        with compiling_when_called():
+            import bitsandbytes
     finally:
         logger.setLevel(level)
         if kernels is None:
@@ -67,6 +73,52 @@ def import_bitsandbytes() -> ModuleType:
         else:
             sys.modules["kernels"] = kernels
     return bitsandbytes
+
+
+def import_training_libraries() -> None:
+    """Import what a training run needs at once, so that this is no part of the time of what it does."""
+    import_bitsandbytes()
+    transformers = import_transformers()
+    import datasets  # noqa: F401
+    import peft  # noqa: F401
+
+    _ = transformers.Trainer, transformers.AutoModelForCausalLM  # imported when they are first named
+
+
+@contextmanager
+def compiling_when_called() -> Iterator[None]:
+    """Inside the block, functions are compiled, or excepted from it, when they are first called instead of when defined.
+
+    bitsandbytes and transformers define such functions, and torch imports its compiler for each: two seconds, mostly for
+    functions that nobody calls.
+    """
+    import torch
+
+    compiled, excepted = torch.compile, torch.compiler.disable
+    torch.compile = compiled_when_called(compiled)  # type: ignore[assignment]
+    # What torch itself uses for its own functions; not in every version.
+    torch.compiler.disable = getattr(torch, "_disable_dynamo", excepted) if "torch._dynamo" not in sys.modules else excepted
+    try:
+        yield
+    finally:
+        torch.compile, torch.compiler.disable = compiled, excepted
+
+
+def compiled_when_called(compiler: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.compile` that compiles when the function is first called."""
+
+    def put_off(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+        if function is None:
+            return functools.partial(put_off, **options)
+        compiled = functools.cache(lambda: compiler(function, **options))
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            return compiled()(*arguments, **keywords)
+
+        return call
+
+    return put_off
 
 
 def version_of(package: str) -> str | None:

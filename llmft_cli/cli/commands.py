@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -42,13 +42,16 @@ from llmft_cli.cli.options import (
     RunArgument,
     StaleOption,
     SystemOption,
+    TimingsOption,
     VramOption,
     WaitOption,
 )
 from llmft_cli.cli.run_argument import find_run, run_to_prepare, saved_settings
 
 if TYPE_CHECKING:
+    from llmft_cli.base.stage_times import StageTimes
     from llmft_cli.cli.console import Console
+    from llmft_cli.run_dir.run import RunDir
     from llmft_cli.training.judgement.result import TrainResult
 
 app = typer.Typer(name="llmft", pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -151,6 +154,7 @@ def train(
     from_adapter: FromAdapterOption = None,
     require_improvement: RequireImprovementOption = False,
     profile: ProfileOption = False,
+    timings: TimingsOption = False,
     overwrite: OverwriteOption = False,
     allow_stale: StaleOption = False,
     *,
@@ -163,42 +167,44 @@ def train(
         llmft train --data chat.jsonl --model smollm2-135m  # prepare, then train
         llmft train runs/mine --resume                      # after an interruption
     """
-    from llmft_cli.data.prepare import prepare as prepare_data
-    from llmft_cli.training.planning.preflight import check_settings
+    from llmft_cli.base.stage_times import StageTimes, process_started
     from llmft_cli.training.starting_adapter import starting_adapter
     from llmft_cli.training.train import train as train_adapter
 
     refuse_together({"--resume": resume, "--continue": continue_, "--from-adapter": from_adapter})
     refuse_together({"--data": data, "--resume": resume, "--continue": continue_})
-    if data:
-        check_settings(given.config())
-        target = run_to_prepare(run, data)
-        rows = prepare_data(target, data, given.config(), given.console, overwrite, given.asks_for("max_seq_length")).rows
-        given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
-    else:
-        target = find_run(run, given.console)
+    times = StageTimes("imports", process_started())
+    target = prepare_to_train(run, data, given, overwrite, times) if data else find_run(run, given.console)
     start = starting_adapter(target, continue_, from_adapter)
     # A training that goes on keeps its data type, but not the device.
     saved = saved_settings(target, "prepare", *(["train"] if resume or continue_ else []), here=("device",))
     config = given.config(saved | (start.settings if start else {}))
-    result = train_adapter(
-        target, config, given.console, overwrite=overwrite, resume=resume, start=start, allow_stale=allow_stale, profile=profile
-    )
-    show_training(target.path, result, given.console, require_improvement)
+    ways: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "start": start, "allow_stale": allow_stale}
+    result = train_adapter(target, config, given.console, **ways, profile=profile, times=times)
+    show_training(target.path, result, given.console, require_improvement, timings)
 
 
-def show_training(run: Path, result: TrainResult, console: Console, require_improvement: bool) -> None:
-    """Show the result of a training.
+def prepare_to_train(run: Path | None, data: list[str], given: Given, overwrite: bool, times: StageTimes) -> RunDir:
+    """The run of `train --data`, prepared."""
+    from llmft_cli.data.prepare import prepare as prepare_data
+    from llmft_cli.training.planning.preflight import check_settings
 
-    Raises:
-        VerificationError: an improvement is required, and there is none; with --json, the error includes the result.
-    """
+    check_settings(given.config())
+    target = run_to_prepare(run, data)
+    with times.during("preparing"):
+        rows = prepare_data(target, data, given.config(), given.console, overwrite, given.asks_for("max_seq_length")).rows
+    given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
+    return target
+
+
+def show_training(run: Path, result: TrainResult, console: Console, require_improvement: bool, timings: bool) -> None:
+    """Show the result; raises VerificationError if an improvement is required and there is none (--json: with the result)."""
     from llmft_cli.cli.views import stages
     from llmft_cli.training.judgement import requirement
 
     if require_improvement and console.as_json:
         requirement.require_improvement(run, result)
-    console.result("train", str(run), asdict(result), stages.train(str(run), result))
+    console.result("train", str(run), asdict(result), stages.train(str(run), result, timings))
     if require_improvement:
         requirement.require_improvement(run, result)
 

@@ -194,6 +194,10 @@ FromAdapterOption = Annotated[
         show_default=False,
     ),
 ]
+TimingsOption = Annotated[
+    bool,
+    typer.Option("--timings", help="Show the wall time by stage, from the command on.", rich_help_panel=OTHER),
+]
 ProfileOption = Annotated[
     bool,
     typer.Option(

@@ -253,7 +253,8 @@ def measure_plan(shape: PreTrainedConfig, config: Config, plans: Plans, gpu: Tar
 
 
 def plan_option(option: Option, plans: Plans, measured_speed: bool) -> PlanOption:
-    from llmft_cli.training.planning.options import PLAN_KINDS, choose
+    from llmft_cli.training.plan import PLAN_KINDS
+    from llmft_cli.training.planning.options import choose
 
     available = plans.available_bytes
     return PlanOption(

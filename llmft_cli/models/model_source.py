@@ -75,6 +75,13 @@ def resolve(
     return ModelSource(name, path, revision, fingerprint(name, path) if weights else "", trust_remote_code)
 
 
+def base_model(run: RunDir, recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
+    """The model that the settings name, or the one that an interrupted training run has recorded."""
+    if recorded:
+        return resolve_recorded(recorded, reporter)
+    return resolve_prepared(run, config, reporter)
+
+
 def resolve_recorded(facts: Mapping[str, Any], reporter: Reporter) -> ModelSource:
     """The same base model that a ledger entry recorded.
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from llmft_cli.settings.config import Config
 
+PLAN_KINDS = ("fast", "balanced", "frugal")
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -12,11 +12,11 @@ from llmft_cli.base.cpu_memory import keep_freed_memory
 from llmft_cli.base.cpu_threads import use_free_cores
 from llmft_cli.base.errors import Interrupted
 from llmft_cli.base.files import hash_path
-from llmft_cli.base.libraries import import_transformers
+from llmft_cli.base.libraries import import_training_libraries, import_transformers
 from llmft_cli.base.reporter import Reporter
+from llmft_cli.base.stage_times import StageTimes
 from llmft_cli.data.store import VALIDATION, check_version, load_split, training_rows
 from llmft_cli.models import loading, model_source
-from llmft_cli.models.expected_time import TRAINING, warn_if_long
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.run_dir import checkpoints
 from llmft_cli.run_dir.checkpoints import Identity
@@ -58,6 +58,7 @@ def train(
     start: StartingAdapter | None = None,
     allow_stale: bool = False,
     profile: bool = False,
+    times: StageTimes | None = None,
 ) -> TrainResult:
     """Train an adapter on the run's prepared data: load, plan, build, train, save.
 
@@ -65,21 +66,23 @@ def train(
         resume: continue an interrupted training run from its last intact checkpoint.
         start: an adapter to train further; None for a new one.
         profile: write to `profile/` where the time of a step goes.
+        times: those of the process so far; None starts here.
 
     Raises:
         StageError: the run is not prepared, was prepared with other settings, or is trained already.
         Interrupted: the user asked to stop; the training can be resumed from its checkpoint.
         VerificationError: the loss is not a number, or the adapter changed nothing.
     """
+    times = times or StageTimes("imports")
     config = checked(run, config, allow_stale)
     recorded = begin_or_resume(run, config, resume, overwrite)
     inputs = recorded.get("inputs") or {name: hash_path(run.path / name) for name in ("data", "tokenizer")}
     replace_done = overwrite or (start is not None and start.of_this_run)
     with run_stage(run, "train", settings.of_command(config, "train"), inputs, replace_done, resume) as record:
-        result = train_adapter(record, config, reporter, recorded, start, profile)
+        result = train_adapter(record, config, reporter, recorded, start, profile, times)
         record.outputs += ["adapter", "metrics.jsonl", "loss.svg"]
         record.facts["headline"] = asdict(result)
-    return result
+    return replace(result, timings=times.seconds)
 
 
 def train_adapter(
@@ -89,17 +92,21 @@ def train_adapter(
     recorded: Mapping[str, Any],
     start: StartingAdapter | None,
     profile: bool,
+    times: StageTimes,
 ) -> TrainResult:
     """The stage itself; `recorded` is the ledger entry of the training to resume, and empty for a new one."""
+    reporter.note("loading torch and transformers")
     from llmft_cli.training.planning.decide import decide
     from llmft_cli.training.planning.recipe import settle_recipe
 
     run = record.run
     device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
-    source = base_model(run, recorded.get("model"), config, reporter)
+    source = model_source.base_model(run, recorded.get("model"), config, reporter)
     config = settle_recipe(record, source, config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
     checkpoint = intact_checkpoint(run, training, reporter) if recorded else None
+    import_training_libraries()
+    times.enter("planning")
     check_before_loading(run, source, config, reporter)
     sequences = training_sequences(training_rows(run.data), config)
     chosen = decide(source, config, sequences, device, reporter, recorded.get("plan"))
@@ -108,12 +115,15 @@ def train_adapter(
     config = chosen.applied_to(config)
     if sequences.passes is not None:
         sequences = sequences.in_passes(config.gradient_accumulation_steps)
+    times.enter("loading")
     base = load(source, config, device, reporter)
     model = build(base, source.name, config, chosen.plan, start, reporter)
     trainer = trainer_of(run, model, config, sequences, training, reporter)
+    trainer.times = times
     with complete_checkpoints(run, checkpoint, start, record):
         with tracked(trainer, run, config, record, recorded, checkpoint, reporter):
             outcome = run_training(trainer, run, config, chosen.plan, checkpoint, reporter, profile)
+        times.enter("end")
         save(run, trainer)
         return result_of(run, trainer, config, chosen, outcome, record.entry["inputs"])
 
@@ -144,13 +154,6 @@ def settle_device(config: Config, recorded_type: str | None, reporter: Reporter)
     config = compute_types.settled(config, device, reporter, recorded_type)
     use_free_cores(device, reporter)
     return device, config
-
-
-def base_model(run: RunDir, recorded: Mapping[str, Any] | None, config: Config, reporter: Reporter) -> ModelSource:
-    """The model that the settings name, or the one that an interrupted training run has recorded."""
-    if recorded:
-        return model_source.resolve_recorded(recorded, reporter)
-    return model_source.resolve_prepared(run, config, reporter)
 
 
 def load(source: ModelSource, config: Config, device: torch.device, reporter: Reporter) -> PreTrainedModel:
@@ -232,6 +235,7 @@ def run_training(
     """
     from llmft_cli.training.judgement.starting_loss import StartingLoss
     from llmft_cli.training.loop.callbacks import Rehearsal
+    from llmft_cli.training.loop.expected_end import warn_if_long_on_cpu
     from llmft_cli.training.profiling.profiling import profiled
 
     if checkpoint:
@@ -249,12 +253,6 @@ def run_training(
     return Outcome(time.perf_counter() - started, rehearsal.peak_bytes, found_profile())
 
 
-def warn_if_long_on_cpu(trainer: QLoRATrainer, config: Config, reporter: Reporter) -> None:
-    tokens = schedule.training_tokens(trainer.train_dataset, config)
-    less = f"use a GPU, a smaller --model, or fewer steps than {trainer.args.max_steps:,} (--max-steps)"
-    warn_if_long("training", trainer.model, tokens, TRAINING, trainer.args.device, config.compute_dtype, less, reporter)
-
-
 def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: Path | None, reporter: Reporter) -> None:
     """Train with our callbacks; see `run_training`."""
     from llmft_cli.training.loop.callbacks import StopRequest
@@ -266,6 +264,7 @@ def run_trainer(trainer: QLoRATrainer, run: RunDir, config: Config, checkpoint: 
     total = trainer.args.max_steps
     with stop.listening(), reporter.track("training", total=total, done=done) as advance:
         add_callbacks(trainer, run, config, stop, advance, reporter)
+        trainer.times.enter("first step")
         with leaving_a_checkpoint(trainer, run, config):
             train_to_the_end(trainer, checkpoint)
     if trainer.loss_scale is not None and (skipped := trainer.loss_scale.skipped_steps):
@@ -284,11 +283,12 @@ def add_callbacks(
     """Figures instead of prints, the expected end, stopping when asked to, and early stopping."""
     from transformers import PrinterCallback
 
-    from llmft_cli.training.loop.callbacks import Figures, StopWhenAsked
+    from llmft_cli.training.loop.callbacks import Figures, FirstStep, StopWhenAsked
     from llmft_cli.training.loop.expected_end import ExpectedEnd
     from llmft_cli.training.loop.resuming import DueEvaluation, Patience
 
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(FirstStep(trainer.times))
     trainer.add_callback(Figures(run.metrics, trainer.clock, reporter, advance, trainer.loss_scale))
     held_out_tokens = trainer.eval_dataset.tokens if trainer.eval_dataset is not None else 0
     trainer.add_callback(ExpectedEnd(trainer.clock, held_out_tokens, reporter))

@@ -105,7 +105,12 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def train(run: str, result: TrainResult) -> list[Section]:
+def train(run: str, result: TrainResult, timings: bool = False) -> list[Section]:
+    """A finished training run.
+
+    Args:
+        timings: whether to show the wall time by stage.
+    """
     speed = result.tokens_per_second
     return [
         named(
@@ -124,9 +129,17 @@ def train(run: str, result: TrainResult) -> list[Section]:
             },
         ),
         *([] if result.profile is None else profile(result.profile)),
+        *([time_by_stage(result.timings)] if timings and result.timings else []),
         *advice(result),
         next_command("eval", run),
     ]
+
+
+def time_by_stage(seconds: Mapping[str, float]) -> Section:
+    """Wall time by stage, and in all."""
+    total = sum(seconds.values())
+    rows = [(stage, f"{spent:,.1f}", f"{spent / total:.1%}") for stage, spent in {**seconds, "in all": total}.items()]
+    return Section("Wall time", rows, ("", "s", "share"))
 
 
 def held_out_loss(result: TrainResult) -> str | None:

@@ -39,6 +39,7 @@ class TrainResult:
         largest_pass_tokens: most tokens per pass at the end, padding included; None if whole batches fit.
         rehearsal_peak_bytes: peak GPU memory while the longest batch was tried first; None without a GPU.
         skipped_steps: steps whose gradients overflowed fp16, since the training was started or resumed; None for other types.
+        timings: wall seconds by stage, from the start of the process; together they are its whole time.
     """
 
     steps: int
@@ -56,6 +57,7 @@ class TrainResult:
     rehearsal_peak_bytes: int | None
     skipped_steps: int | None = None
     profile: Profile | None = None
+    timings: dict[str, float] | None = None
     base_eval_loss: float | None = None
     starting_adapter_eval_loss: float | None = None
     advice: list[Advice] = field(default_factory=list)
@@ -106,6 +108,7 @@ def result_of(
         rehearsal_peak_bytes=outcome.rehearsal_peak_bytes,
         skipped_steps=None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps,
         profile=outcome.profile,
+        timings=trainer.times.seconds,
         base_eval_loss=start if facts.starting_adapter is None else None,
         starting_adapter_eval_loss=start if facts.starting_adapter is not None else None,
         advice=advise(facts),

@@ -18,6 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llmft_cli.base.errors import VerificationError
 from llmft_cli.base.reporter import Advance, Reporter
+from llmft_cli.base.stage_times import StageTimes
 from llmft_cli.training.batches.largest import longest_batch
 from llmft_cli.training.loop.loss_scale import LossScale
 from llmft_cli.training.loop.rehearsal import rehearse
@@ -66,6 +67,21 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class FirstStep(TrainerCallback):
+    """Tells the stages' clock when the first step has ended; on a GPU, waits for it."""
+
+    def __init__(self, times: StageTimes) -> None:
+        self._times: StageTimes | None = times
+
+    def on_step_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        if self._times is None:
+            return
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        self._times.enter("steps")
+        self._times = None
 
 
 class StopWhenAsked(TrainerCallback):

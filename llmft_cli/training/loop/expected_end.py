@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import time
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llmft_cli.base.reporter import Reporter
+from llmft_cli.models.expected_time import TRAINING, warn_if_long
+from llmft_cli.settings.config import Config
 from llmft_cli.settings.quantities import format_duration
+from llmft_cli.training.loop import schedule
 from llmft_cli.training.loop.step_clock import Reading, StepClock
+
+if TYPE_CHECKING:
+    from llmft_cli.training.loop.trainer import QLoRATrainer
 
 FIRST_TIMED_STEPS = 3
 SHORTEST_SECONDS = 60
@@ -50,3 +56,9 @@ def format_end(seconds: float, now: datetime) -> str:
     end = now + timedelta(seconds=seconds)
     day = "" if end.date() == now.date() else end.strftime(" on %d %B")
     return f"done at about {end.strftime('%H:%M')}{day}, in {format_duration(round(seconds / 60) * 60)}"
+
+
+def warn_if_long_on_cpu(trainer: QLoRATrainer, config: Config, reporter: Reporter) -> None:
+    tokens = schedule.training_tokens(trainer.train_dataset, config)
+    less = f"use a GPU, a smaller --model, or fewer steps than {trainer.args.max_steps:,} (--max-steps)"
+    warn_if_long("training", trainer.model, tokens, TRAINING, trainer.args.device, config.compute_dtype, less, reporter)

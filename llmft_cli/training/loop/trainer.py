@@ -11,6 +11,7 @@ import transformers
 
 from llmft_cli.base.errors import StageError
 from llmft_cli.base.reporter import Reporter, Silent
+from llmft_cli.base.stage_times import StageTimes
 from llmft_cli.models.adapters import save_adapter
 from llmft_cli.run_dir import checkpoints
 from llmft_cli.training.batches.sampling import TokenBatchSampler, sampler_of
@@ -38,6 +39,7 @@ class QLoRATrainer(transformers.Trainer):
         passes, evaluation_passes: run batches through the model, in parts if needed.
         tokens_per_batch: tokens per batch, padding included; None if batches have a fixed number of sequences.
         loss_scale: for fp16 without autocast; else None (under autocast, accelerate has its own).
+        times: of the process by stage.
         keeps_best: whether the adapter of the best evaluation is kept if it beats the loss before training.
     """
 
@@ -61,6 +63,7 @@ class QLoRATrainer(transformers.Trainer):
         super().__init__(**kwargs)
         self.keeps_best: bool = self.args.load_best_model_at_end
         self.clock = StepClock(self.args.device)
+        self.times = StageTimes("steps")
         self._reporter = reporter or Silent()
         self.current_step: CurrentStep | None = None
         self._defers_logs = self.args.device.type == "cuda"
@@ -225,7 +228,7 @@ class QLoRATrainer(transformers.Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss per supervised token. The parent would average the batches' means, and draw random numbers."""
-        with self.clock.paused():
+        with self.clock.paused(), self.times.during("evaluations"):
             self._forget_recordings()
             batch_size, device = self.args.per_device_eval_batch_size, self.args.device
             result = held_out_loss(self.model, self.eval_dataset, batch_size, device, self.evaluation_passes)
@@ -240,7 +243,7 @@ class QLoRATrainer(transformers.Trainer):
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Like the parent's, which neither knows when all files are written nor leaves folders of others alone."""
-        with self.clock.paused():
+        with self.clock.paused(), self.times.during("saves"):
             super()._save_checkpoint(*args, **kwargs)
             best_step = self.state.best_global_step if self.keeps_best else None
             written = checkpoints.checkpoint_of(self._checkpoint_folder, self.state.global_step)

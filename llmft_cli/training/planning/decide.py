@@ -19,8 +19,9 @@ from llmft_cli.settings.quantities import format_count
 from llmft_cli.training.batches.token_batches import largest_batch, sequences_that_fill
 from llmft_cli.training.device_memory import available_bytes
 from llmft_cli.training.fast.kernels.select import abilities_of
-from llmft_cli.training.plan import Plan, given_plan
-from llmft_cli.training.planning.options import PLAN_KINDS, Option, Predictor, choose, options, sizes
+from llmft_cli.training.plan import PLAN_KINDS, Plan, given_plan
+from llmft_cli.training.planning.options import Option, Predictor, choose, options, sizes
+from llmft_cli.training.planning.plan_cache import question, remembered
 from llmft_cli.training.planning.plan_files import AS_GIVEN, plan_in_file
 from llmft_cli.training.planning.simulation import BatchShape, CannotBeSimulated, full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES, Rates
@@ -96,8 +97,7 @@ def decide(
     available = available_bytes(device, config.max_vram)
     batch_of = worst_batches(sequences, config.tokens_per_batch)
     try:
-        dtype = torch_type(config.compute_dtype)
-        found = predicted_options(shape, config, dtype, batch_of, available, able=abilities_of(device))
+        found = remembered_options(shape, config, batch_of, available, abilities_of(device))
     except CannotBeSimulated as error:
         reporter.note(f"memory cannot be planned, using the batch settings as given: {error}")
         return ChosenPlan(unplanned(config, shape, on_gpu, sequences))
@@ -160,6 +160,17 @@ def in_words(plan: Plan, config: Config) -> str:
     return f"{at_once} per pass, {passes} per step, {layers} checkpointed, {plan.optim}{embeddings}{weights}{offloaded}"
 
 
+def remembered_options(
+    shape: PreTrainedConfig, config: Config, batch_of: Callable[[int], BatchShape], room: int | None, able: Abilities | None
+) -> list[Option]:
+    """`predicted_options` of the kind in the settings, from disk if they were predicted before."""
+    dtype = torch_type(config.compute_dtype)
+    return remembered(
+        question(shape, config, batch_of, room, able),
+        lambda: predicted_options(shape, config, dtype, batch_of, room, able=able, kind=config.plan),
+    )
+
+
 def predicted_options(
     shape: PreTrainedConfig,
     config: Config,
@@ -168,6 +179,7 @@ def predicted_options(
     available_bytes: int | None,
     rates: Rates = REFERENCE_RATES,
     able: Abilities | None = None,
+    kind: str | None = None,
 ) -> list[Option]:
     """Plans for a model of this shape, with their predicted memory and speed.
 
@@ -176,12 +188,13 @@ def predicted_options(
         batch_of: the largest micro-batch of a number of sequences.
         available_bytes: of GPU memory; None means no limit.
         able: the GPU's abilities; None means all.
+        kind: as in `options.options`.
     """
     import torch
 
     base = random_model.build(shape, torch.device("meta"), config.quantization, dtype)
     model = make_trainable(base, config, config.model, able)
-    return options_of(model, config, batch_of, available_bytes, rates)
+    return options_of(model, config, batch_of, available_bytes, rates, kind)
 
 
 def options_of(
@@ -190,13 +203,15 @@ def options_of(
     batch_of: Callable[[int], BatchShape],
     available_bytes: int | None,
     rates: Rates,
+    kind: str | None = None,
 ) -> list[Option]:
     """`options.options`; if batches are filled by tokens, only for that one micro-batch."""
     if config.tokens_per_batch is None:
-        return list(options(model, config, batch_of, available_bytes, rates))
+        return list(options(model, config, batch_of, available_bytes, rates, kind))
     batch = batch_of(config.batch_size)
     one_size = replace(config, batch_size=1, gradient_accumulation_steps=1)
-    return [as_filled(option, config) for option in options(model, one_size, lambda size: batch, available_bytes, rates)]
+    found = options(model, one_size, lambda size: batch, available_bytes, rates, kind)
+    return [as_filled(option, config) for option in found]
 
 
 def as_filled(option: Option, config: Config) -> Option:

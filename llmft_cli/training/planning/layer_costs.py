@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,31 +27,40 @@ FEW = 3  # the first and last layers differ: the first passes no gradient on, an
 PLACE = ("layer_idx", "gradient_checkpointing", "training")
 
 
-@dataclass(frozen=True)
 class LayerCosts:
-    """Steps of the model with few layers, and its number of layers.
+    """Steps of a trainable model on the `meta` device whose layers are alike; each is simulated when it is first needed."""
 
-    Attributes:
-        free, checkpointed: steps with `FEW` layers and with one more; none or all of them are checkpointed.
-        mixed: the step with one checkpointed layer followed by `FEW` others.
-    """
+    def __init__(self, model: PeftModel, batch: BatchShape) -> None:
+        self._model, self._batch = model, batch
+        self.layers = len(decoder_layers(model))
 
-    layers: int
-    free: tuple[Step, Step]
-    checkpointed: tuple[Step, Step]
-    mixed: Step
+    @cached_property
+    def _free(self) -> tuple[Step, Step]:
+        """With `FEW` layers and with one more, none of them checkpointed."""
+        return pair_of_steps(self._model, self._batch, 0)
+
+    @cached_property
+    def _checkpointed(self) -> tuple[Step, Step]:
+        """The same with all of them checkpointed."""
+        return pair_of_steps(self._model, self._batch, None)
+
+    @cached_property
+    def _mixed(self) -> Step:
+        """With one checkpointed layer followed by `FEW` others."""
+        with only_layers(self._model, 1 + FEW):
+            return whole_step(self._model, self._batch, 1)
 
     def step(self, checkpointed_layers: int) -> Step:
         """The step of the whole model with its first `checkpointed_layers` layers checkpointed."""
-        all_checkpointed = extrapolate(self.checkpointed, checkpointed_layers)
         free = self.layers - checkpointed_layers
+        if checkpointed_layers == 0:
+            return extrapolate(self._free, free)
+        all_checkpointed = extrapolate(self._checkpointed, checkpointed_layers)
         if free == 0:
             return all_checkpointed
-        if checkpointed_layers == 0:
-            return extrapolate(self.free, free)
         # The backward pass first runs through the free layers, while everything is still in memory, then the others.
-        more_free = (free - FEW) * cost_of_one_layer(self.free)
-        in_free = self.mixed + more_free + (checkpointed_layers - 1) * cost_of_one_layer(self.checkpointed)
+        more_free = (free - FEW) * cost_of_one_layer(self._free)
+        in_free = self._mixed + more_free + (checkpointed_layers - 1) * cost_of_one_layer(self._checkpointed)
         if checkpointed_layers <= FEW or in_free.peak_bytes >= all_checkpointed.peak_bytes:
             return in_free
         return replace(
@@ -75,12 +85,7 @@ def extrapolate(steps: tuple[Step, Step], layers: int) -> Step:
 
 def layer_costs(model: PeftModel, batch: BatchShape) -> LayerCosts | None:
     """Costs of a trainable model on the `meta` device; None if its layers differ or are too few."""
-    if not layers_are_alike(model):
-        return None
-    free, checkpointed = pair_of_steps(model, batch, 0), pair_of_steps(model, batch, None)
-    with only_layers(model, 1 + FEW):
-        mixed = whole_step(model, batch, 1)
-    return LayerCosts(len(decoder_layers(model)), free, checkpointed, mixed)
+    return LayerCosts(model, batch) if layers_are_alike(model) else None
 
 
 def checkpointed_step(model: PeftModel, batch: BatchShape) -> Step:
@@ -91,6 +96,8 @@ def checkpointed_step(model: PeftModel, batch: BatchShape) -> Step:
     return extrapolate(steps, len(decoder_layers(model)))
 
 
+# One model at a time is asked about, with many micro-batches.
+@lru_cache(maxsize=1)
 def layers_are_alike(model: PeftModel) -> bool:
     """Whether the costs of a few layers can be extrapolated to all."""
     layers = decoder_layers(model)

@@ -24,7 +24,6 @@ from llmft_cli.training.step.cpu_embeddings import movable_embeddings
 if TYPE_CHECKING:
     from peft import PeftModel
 
-PLAN_KINDS = ("fast", "balanced", "frugal")
 # Memory that torch's allocator, with expandable segments, reserves on an H100 beyond its peak allocation: 0.19 GiB for
 # Llama-2-7B with 512 tokens per pass, 0.21 with 2,048, 0.44 with 8,192, 0.72 with 16,384. Holes come on top if fewer
 # layers are checkpointed. So it grows with what a fully checkpointed step keeps: 0.3 to 7.4 GiB there.
@@ -71,6 +70,7 @@ def options(
     batch_of: Callable[[int], BatchShape],
     available_bytes: int | None,
     rates: Rates,
+    kind: str | None = None,
 ) -> Iterator[Option]:
     """Plans worth considering, from small batches to large, until none of a size fits.
 
@@ -78,13 +78,14 @@ def options(
         model: as `tuned_model.make_trainable` leaves it, on the `meta` device.
         batch_of: the largest micro-batch of a number of sequences, or of rows if rows are counted.
         available_bytes: of GPU memory; None means no limit.
+        kind: the kind to choose from them; those that it never chooses are left out.
     """
     for size in sizes(config.batch_size * config.gradient_accumulation_steps):
         batch = batch_of(size)
         if size > 1 and batch.tokens > MOST_TOKENS:
             return
         predictor = Predictor(model, config, batch, rates, size)
-        found = list(of_one_size(predictor, config.gradient_checkpointing, available_bytes))
+        found = list(of_one_size(predictor, config.gradient_checkpointing, available_bytes, kind))
         yield from found
         if not any(one.fits(available_bytes) for one in found):
             return
@@ -131,7 +132,9 @@ class Predictor:
         return Option(plan, breakdown, required, self._batch.tokens / seconds)
 
 
-def of_one_size(predictor: Predictor, checkpointing: bool | None, available_bytes: int | None) -> Iterator[Option]:
+def of_one_size(
+    predictor: Predictor, checkpointing: bool | None, available_bytes: int | None, kind: str | None = None
+) -> Iterator[Option]:
     """Plans of one batch size, from the most memory to the least.
 
     Without checkpointing and with as little of it as fits, each with and without weights kept dequantised; then with every
@@ -139,6 +142,7 @@ def of_one_size(predictor: Predictor, checkpointing: bool | None, available_byte
 
     Args:
         checkpointing: whether the settings require or rule out checkpointing; None leaves it to the plan.
+        kind: as in `options`.
     """
     whole = predictor.checkpointed
     if checkpointing is not True:
@@ -150,7 +154,10 @@ def of_one_size(predictor: Predictor, checkpointing: bool | None, available_byte
         if checkpointing is False:
             yield from frugal(predictor, replace(whole, checkpointed_layers=0))
             return
-    yield predictor.predict(whole)
+    checkpointed = predictor.predict(whole)
+    yield checkpointed
+    if kind == "fast" and checkpointed.fits(available_bytes):
+        return  # the plans below only save memory, so that `fastest` takes none of them
     if predictor.offloads:
         yield predictor.predict(replace(whole, activation_offloading=True))
     yield from frugal(predictor, replace(whole, activation_offloading=predictor.offloads))

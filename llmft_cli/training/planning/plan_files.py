@@ -13,9 +13,8 @@ from llmft_cli.settings.config import Config
 from llmft_cli.settings.quantities import format_count
 from llmft_cli.settings.values import switch
 from llmft_cli.settings.yaml_files import Value, read_mapping
-from llmft_cli.training.plan import Plan
+from llmft_cli.training.plan import PLAN_KINDS, Plan
 from llmft_cli.training.planning.optimizers import check_optimizer
-from llmft_cli.training.planning.options import PLAN_KINDS
 
 NEEDED = [field.name for field in fields(Plan) if field.default is MISSING]
 SWITCHES = [field.name for field in fields(Plan) if field.default is False]

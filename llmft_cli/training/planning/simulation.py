@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmft_cli.base.errors import ConfigError, first_line
 from llmft_cli.training.fast.architectures import blocks_of, held_tensors
+from llmft_cli.training.planning.operations import ALLOCATIONS, OVERWRITING, result_of, tensors_in, traits_of
 from llmft_cli.training.step.loss import summed_loss
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::bmm", "aten::baddb
 # Products with fewer operations per byte are memory-bound: those of adapters. GPUs with bf16 do 160 to 270 operations in
 # the time of moving a byte; wide products have about 1,000 operations per byte.
 MEMORY_BOUND_FLOPS_PER_BYTE = 200
-# ALLOCATIONS launch no kernel; OVERWRITING operations do not read their first argument.
-ALLOCATIONS = ("aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided")
-OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")
 ATTENTION, ATTENTION_BACKWARD = "torch_attn::_varlen_attn", "torch_attn::_varlen_attn_backward"
 # The operators of `masked.masked_attention`.
 MASKED, MASKED_BACKWARD = (f"aten::_scaled_dot_product_efficient_attention{behind}" for behind in ("", "_backward"))
@@ -89,15 +87,22 @@ class StepCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors:
             self._storages[tensor.untyped_storage()._cdata] = "weights", 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled here, and with True torch would import its compiler, which takes a second."""
+        return False
+
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        result = operation(*args, **kwargs)
-        name: str = operation._schema.name
+        name, is_view, is_mutable = traits_of(operation)
+        result = result_of(name, operation, args, kwargs)
+        if is_view and isinstance(result, torch.Tensor) and result.untyped_storage()._cdata in self._storages:
+            return result
         inputs = list(tensors_in((*args, *kwargs.values())))
         outputs = list(tensors_in((result,)))
         new = [self._track(tensor, self._category(name, tensor)) for tensor in outputs]
         self._note_peak(workspace_bytes(name, inputs))
-        if (any(new) or operation._schema.is_mutable) and name not in ALLOCATIONS:
+        if (any(new) or is_mutable) and name not in ALLOCATIONS:
             overwritten = args[0] if name in OVERWRITING else kwargs.get("out")
             read = [tensor for tensor in inputs if tensor is not overwritten]
             self._count_work(name, args, read, outputs)
@@ -146,15 +151,6 @@ class StepCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.attention_flops += masked_attention_flops(name, read)
         else:
             self.moved_bytes += moved_bytes
-
-
-def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """The tensors among an operation's arguments or results, which may be lists."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors_in(value)
 
 
 def workspace_bytes(name: str, inputs: list[torch.Tensor]) -> int:

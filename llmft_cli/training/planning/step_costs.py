@@ -12,7 +12,7 @@ from llmft_cli.training.fast import architectures
 from llmft_cli.training.plan import Plan
 from llmft_cli.training.planning.layer_costs import LayerCosts, checkpointed_step, layer_costs, whole_step
 from llmft_cli.training.planning.memory import Holdings, holdings
-from llmft_cli.training.planning.simulation import BatchShape, Step, full_batch
+from llmft_cli.training.planning.simulation import BatchShape, Step
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -58,7 +58,7 @@ class StepCosts:
     """Steps of one micro-batch by plan, for a trainable model on the `meta` device; each is simulated once."""
 
     def __init__(self, model: PeftModel, batch: BatchShape) -> None:
-        self._model, self._batch = model, batch
+        self._model, self.batch = model, batch
         self._by_layers: LayerCosts | None = layer_costs(model, batch)
         self._of_whole_model = cache(partial(whole_step, model, batch))
 
@@ -69,7 +69,7 @@ class StepCosts:
         found = self.as_it_is(plan.checkpointed_layers)
         if not plan.dequantized_weights:
             return found
-        saved = dequantizing_costs(self._model).saved(plan.checkpointed_layers)
+        saved = dequantizing_costs(self._model).saved(plan.checkpointed_layers, self)
         return replace(found, moved_bytes=found.moved_bytes - saved.moved_bytes, kernels=found.kernels - saved.kernels)
 
     def as_it_is(self, checkpointed_layers: int) -> Step:
@@ -80,23 +80,29 @@ class StepCosts:
     def _offloading(self) -> Step:
         """With every layer checkpointed and weights dequantised at each use."""
         with activations_offloaded(self._model):
-            return checkpointed_step(self._model, self._batch)
+            return checkpointed_step(self._model, self.batch)
 
 
 class DequantizingCosts:
-    """The costs of dequantising the weights at each use; they do not depend on the batch."""
+    """The costs of dequantising the weights at each use; they do not depend on the batch, so those of the first one will do."""
 
     def __init__(self, model: PeftModel) -> None:
-        batch = full_batch(1, 64)
         self._model = model
-        self._at_each_use = StepCosts(model, batch)
-        with weights_kept(model, True):
-            self._kept = StepCosts(model, batch)
+        self._first: tuple[StepCosts, StepCosts] | None = None
 
-    def saved(self, checkpointed_layers: int) -> Step:
-        at_each_use = self._at_each_use.as_it_is(checkpointed_layers)
+    def saved(self, checkpointed_layers: int, costs: StepCosts) -> Step:
+        """What keeping the weights saves in a step.
+
+        Args:
+            costs: of any batch of the model, with weights dequantised at each use.
+        """
+        if self._first is None:
+            with weights_kept(self._model, True):
+                self._first = costs, StepCosts(self._model, costs.batch)
+        at_each_use, kept = self._first
+        dequantizing = at_each_use.as_it_is(checkpointed_layers)
         with weights_kept(self._model, True):
-            return at_each_use - self._kept.as_it_is(checkpointed_layers)
+            return dequantizing - kept.as_it_is(checkpointed_layers)
 
 
 # One model at a time is asked about, with many micro-batches.

@@ -44,3 +44,43 @@ def test_versions_name_what_a_result_depends_on() -> None:
     assert list(versions) == ["python", "llmft", *libraries.RECORDED]
     assert (versions["python"], versions["llmft"]) == (platform.python_version(), __version__)
     assert libraries.version_of("no-such-package") is None
+
+
+WITHOUT_COMPILER = """
+import sys
+from llmft_cli.base import libraries
+libraries.configure_libraries()
+libraries.import_bitsandbytes()
+import torch
+compiler = torch.compile
+libraries.import_transformers()
+print([name for name in ("torch._inductor.compile_fx", "torch._inductor.lowering") if name in sys.modules])
+print(torch.compile is compiler, torch.compile.__module__, torch.compiler.disable.__module__)
+"""
+
+
+@pytest.mark.slow
+def test_importing_them_does_not_import_the_compiler() -> None:
+    """bitsandbytes compiles four functions when it is imported, and torch took two seconds for each command then."""
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\nTrue torch torch.compiler\n"
+
+
+def test_a_function_is_compiled_once_and_when_it_is_called() -> None:
+    seen = []
+
+    def compiler(function, **options):
+        seen.append((function.__name__, options))
+        return lambda number: 10 * function(number)
+
+    def double(number: int) -> int:
+        """Twice the number."""
+        return 2 * number
+
+    put_off = libraries.compiled_when_called(compiler)
+    by_call, by_decorator = put_off(double, dynamic=False), put_off(mode="default")(double)
+    assert seen == []
+    assert (by_call.__name__, by_call.__doc__) == ("double", "Twice the number.")
+    assert [by_call(3), by_call(4), by_decorator(5)] == [60, 80, 100]
+    assert seen == [("double", {"dynamic": False}), ("double", {"mode": "default"})]

@@ -31,6 +31,7 @@ OWN = {
         "--from-adapter",
         "--require-improvement",
         "--profile",
+        "--timings",
         "--overwrite",
         "--allow-stale",
         "--config",

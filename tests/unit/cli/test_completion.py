@@ -161,7 +161,7 @@ def test_what_is_suggested_exists() -> None:
 
 def test_every_kind_of_plan_is_suggested() -> None:
     pytest.importorskip("torch")
+    from llmft_cli.training.plan import PLAN_KINDS
     from llmft_cli.training.planning.decide import AS_GIVEN
-    from llmft_cli.training.planning.options import PLAN_KINDS
 
     assert FIELDS["plan"].setting.suggestions == (*PLAN_KINDS, AS_GIVEN)

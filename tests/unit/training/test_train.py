@@ -1,11 +1,13 @@
 """Training end to end on a tiny model: what it writes, and what must not change its result."""
 
 import json
+import time
 
 import pytest
 
 from llmft_cli.base.errors import ConfigError, Interrupted, StageError
 from llmft_cli.base.reporter import Silent
+from llmft_cli.base.stage_times import StageTimes
 from llmft_cli.data.store import training_rows
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.settings.config import resolve
@@ -36,6 +38,24 @@ def test_training_writes_adapter_figures_chart_and_ledger(tmp_path, data_file, t
     assert set(entry["outputs"]) == {"adapter", "metrics.jsonl", "loss.svg"}
     assert entry["model"]["name"] == str(tiny_model_dir)
     assert not list(run.path.rglob("training_args.bin"))
+
+
+def test_the_times_of_all_stages_are_the_time_of_the_training(tmp_path, data_file, tiny_model_dir):
+    times = StageTimes("imports")
+    before = time.monotonic()
+    run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
+    prepared = time.monotonic() - before
+    config = resolve({**FLAGS, "max_steps": 4, "eval_steps": 2.0}, saved=run.saved_settings("prepare"))
+    result = train(run, config, Silent(), times=times)
+    whole = time.monotonic() - before
+    assert set(result.timings) == {"imports", "planning", "loading", "first step", "steps", "evaluations", "saves", "end"}
+    assert all(seconds > 0 for seconds in result.timings.values())
+    assert sum(result.timings.values()) == pytest.approx(whole, abs=0.1)
+    assert result.timings["imports"] > prepared
+    recorded = run.ledger()["stages"]["train"]["headline"]["timings"]
+    assert {name: seconds for name, seconds in recorded.items() if name != "end"} == {
+        name: seconds for name, seconds in result.timings.items() if name != "end"
+    }
 
 
 @pytest.mark.slow

@@ -184,6 +184,17 @@ def test_train() -> None:
     assert rows(smaller)["out of memory"] == "2 times; batches in passes of at most 2,048 tokens"
 
 
+def test_wall_time_by_stage() -> None:
+    found = stages.time_by_stage({"imports": 6.04, "first step": 2.0, "steps": 11.96})
+    assert found.header == ("", "s", "share")
+    assert list(found.rows) == [
+        ("imports", "6.0", "30.2%"),
+        ("first step", "2.0", "10.0%"),
+        ("steps", "12.0", "59.8%"),
+        ("in all", "20.0", "100.0%"),
+    ]
+
+
 def test_train_shows_its_advice_as_it_is() -> None:
     item = Advice("still_learning", "the loss fell from 1.2 to 1.1 in runs/[bold]", "llmft train 'runs/[bold]'")
     result = TrainResult(

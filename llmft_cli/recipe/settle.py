@@ -72,4 +72,4 @@ def rows_of_a_step(config: Config, facts: Facts) -> float:
 
 def in_words(recipe: Recipe) -> list[str]:
     """A line for each choice: the flag that would set it, with its value, and the reason."""
-    return [f"{flag_of(name)} {choice.value:g}: {choice.reason}" for name, choice in recipe.items()]
+    return [f"recipe: {flag_of(name)} {choice.value:g} ({choice.reason})" for name, choice in recipe.items()]

@@ -144,6 +144,7 @@ def test_a_model_that_is_swapped_after_prepare(tmp_path: Path, tiny_model_dir: P
     save_file(smaller, tmp_path / "base/model.safetensors", {"format": "pt"})
     refused = run("train", "run", *TRAIN_FLAGS, folder=tmp_path)
     lines = [
+        "loading torch and transformers",
         "error: run was prepared for another model base: config.json changed since",
         "hint: restore the model's files, or prepare again: llmft prepare DATA --run run --overwrite",
     ]
@@ -197,6 +198,7 @@ def test_another_base_model_under_the_same_path(
     save_file({name: tensor + 0.01 for name, tensor in weights.items()}, tmp_path / "other.safetensors", {"format": "pt"})
     original = (tmp_path / "base/model.safetensors").read_bytes()
     lines = [
+        "loading torch and transformers",
         "error: the base model base is not the one this run was trained on (its files differ)",
         "hint: restore the original, or train again with --overwrite",
     ]

@@ -16,7 +16,17 @@ from llmft_cli.run_dir.run import RunDir
 from .conftest import TRAIN_FLAGS, Run, files_in
 
 FULL = ["error: no space left on the disk", "hint: free some space, or keep the run on another disk"]
-NARRATION = ("loading ", "fused layers ", "before training: ", "training ", "step ", "merging ", "comparing ", "answering ")
+NARRATION = (
+    "loading ",
+    "fused layers ",
+    "before training: ",
+    "training ",
+    "step ",
+    "merging ",
+    "comparing ",
+    "answering ",
+    "recipe: ",
+)
 KEEP_ALL = ("--save-total-limit", 10)
 BLOCK = 4096
 

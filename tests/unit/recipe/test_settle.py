@@ -68,12 +68,12 @@ def test_any_rows_and_any_model_get_a_recipe(
 def test_each_choice_is_told_as_the_flag_that_sets_it() -> None:
     _, recipe = settle(resolve({}), facts(90, 44, 3.3))
     assert in_words(recipe) == [
-        "--rows-per-step 8: for 297 tokens to learn in 90 rows",
-        "--num-epochs 10: little to learn; 120 steps",
-        "--learning-rate 0.0027: for a model of width 576 and 120 steps",
-        "--warmup-ratio 0.05: of the steps",
-        "--eval-steps 0.1: 10 evaluations; the best adapter is kept",
-        "--early-stopping-patience 3: evaluations without a lower held-out loss end the training",
+        "recipe: --rows-per-step 8 (for 297 tokens to learn in 90 rows)",
+        "recipe: --num-epochs 10 (little to learn; 120 steps)",
+        "recipe: --learning-rate 0.0027 (for a model of width 576 and 120 steps)",
+        "recipe: --warmup-ratio 0.05 (of the steps)",
+        "recipe: --eval-steps 0.1 (10 evaluations; the best adapter is kept)",
+        "recipe: --early-stopping-patience 3 (evaluations without a lower held-out loss end the training)",
     ]
 
 

@@ -220,7 +220,6 @@ class Config:
         "Steps (or share) between evaluations. A value below 1 is a share of all steps. Each evaluation saves a checkpoint.",
         EVALUATION,
         "train",
-        primary="train",
         above=0,
         **parsers.STEPS,
     )

@@ -18,7 +18,7 @@ KEY = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_ThisIsNoRealTokenButLooksLikeOne"
 OFFLINE = "W&B is not logged in or not reachable; the run was saved offline. To sync: wandb sync "
 NOWHERE = "http://127.0.0.1:9"
-NARRATION = ("loading ", "fused layers ", "before training: ", "training ", "step ", "warning: W&B ")
+NARRATION = ("loading ", "recipe: ", "fused layers ", "before training: ", "training ", "step ", "warning: W&B ")
 
 
 class Refusing(BaseHTTPRequestHandler):

@@ -39,7 +39,6 @@ def test_the_defaults_are_the_designs() -> None:
     defaults = Config()
     assert defaults.model == "meta-llama/Llama-2-7b-chat-hf"
     assert (defaults.max_seq_length, defaults.packing, defaults.lr_scheduler) == (2048, True, "cosine")
-    assert (defaults.gradient_accumulation_steps, defaults.num_epochs) == (4, 3.0)
     assert [name for name, item in FIELDS.items() if item.setting.auto] == [
         "learning_rate",
         "num_epochs",

@@ -90,7 +90,7 @@ def train_by_tokens(run: RunDir, tokens: int = 300, resume: bool = False, report
 def test_batches_of_tokens_train_for_as_many_steps_as_they_are(tmp_path, data_file, tiny_model_dir, packing):
     run = prepared_run(tmp_path / "run", data_file, tiny_model_dir)
     result = train_by_tokens(run, max_steps=None, num_epochs=2.0, packing=packing)
-    settings = resolve({"packing": packing}, saved=run.saved_settings("prepare"))
+    settings = resolve({"packing": packing, "tokens_per_batch": 300}, saved=run.saved_settings("prepare"))
     lengths = training_sequences(training_rows(run.data), settings).lengths.tolist()
     batches = len(token_batches(lengths, 300))
     assert result.steps == 2 * -(-batches // 2)

@@ -147,12 +147,8 @@ class Sequences:
     def figures(self) -> SequenceFigures:
         """Reads all labels, once."""
         lengths, groups = self.rows.lengths, self._groups
-        supervised = groups.totals(self._supervised)
+        supervised = groups.totals(self.rows.supervised)
         return SequenceFigures(self.lengths, supervised, groups.totals(lengths**2), groups.largest(lengths))
-
-    @cached_property
-    def _supervised(self) -> Int64:
-        return self.rows.supervised()
 
     def at_most(self, number: int) -> dict[str, Any]:
         """A sequence with the tokens and supervised tokens of `figures`: the largest that this one gets in any epoch.
@@ -166,7 +162,7 @@ class Sequences:
         ends = numpy.cumsum(largest["row_lengths"])
         places = numpy.arange(len(largest["input_ids"]))
         row_of = numpy.searchsorted(ends, places, "right")
-        learned = places >= (ends - self._groups.maxima(self._supervised)[self._groups.strata_of(number)])[row_of]
+        learned = places >= (ends - self._groups.maxima(self.rows.supervised)[self._groups.strata_of(number)])[row_of]
         return {**largest, "labels": numpy.where(learned, largest["input_ids"], IGNORED)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy
@@ -51,8 +52,9 @@ class StoredRows:
         input_ids = numpy.concatenate([self._input_ids[chunk].row(row) for chunk, row in places])
         return input_ids, numpy.concatenate([self._labels[chunk].row(row) for chunk, row in places])
 
+    @cached_property
     def supervised(self) -> Int64:
-        """Supervised tokens of each row, of shape (rows,). Reads all labels."""
+        """Supervised tokens of each row, of shape (rows,). Reads all labels, once."""
         return joined([supervised_of(chunk) for chunk in self._labels])
 
     def beginning_with(self, input_ids: Sequence[int]) -> int | None:

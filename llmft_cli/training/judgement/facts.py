@@ -91,7 +91,7 @@ def facts_of(run: RunDir, trainer: QLoRATrainer, config: Config, inputs: Mapping
 
 def size_of(split: Sequences) -> tuple[int, int]:
     """The rows of a split, and their supervised tokens."""
-    return len(split.rows), int(split.rows.supervised().sum())
+    return len(split.rows), int(split.rows.supervised.sum())
 
 
 def facts_of_data(run: RunDir) -> dict[str, int]:

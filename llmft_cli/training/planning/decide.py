@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from llmft_cli.training.batches.sequences import SequenceFigures, Sequences
 
 GIBIBYTE = 2**30
+# More tokens per pass do not make a CPU faster, and attention between packed rows, which is masked there, costs their square.
 UNPLANNED_TOKENS = 2048
 
 

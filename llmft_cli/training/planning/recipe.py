@@ -55,7 +55,7 @@ def facts_of(shape: PreTrainedConfig, rows: datasets.Dataset, held_out: datasets
         hidden_size=shape.get_text_config().hidden_size,
         rows=len(stored),
         tokens=int(stored.lengths.sum()),
-        supervised_tokens=int(stored.supervised().sum()),
+        supervised_tokens=int(stored.supervised.sum()),
         longest_row_tokens=int(stored.lengths.max()),
         held_out_rows=len(held_out_lengths),
         held_out_tokens=sum(held_out_lengths),

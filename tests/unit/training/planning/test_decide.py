@@ -16,6 +16,7 @@ from llmft_cli.data.forms.examples import IGNORED
 from llmft_cli.models import model_source
 from llmft_cli.settings.compute_types import ALL_ABILITIES, Abilities
 from llmft_cli.settings.config import Config, resolve
+from llmft_cli.training.batches.sequences import training_sequences
 from llmft_cli.training.judgement import result
 from llmft_cli.training.plan import Plan
 from llmft_cli.training.planning import decide as planning
@@ -38,7 +39,7 @@ from llmft_cli.training.step.tuned_model import make_trainable
 
 from ...followed_once import of_the_model
 from ...settled import settled
-from ..made_sequences import sequences_of
+from ..made_sequences import rows_of, sequences_of
 from ..tiny_training import Told, sequences
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -399,3 +400,47 @@ def test_a_plan_file_has_the_batch_that_the_tokens_amount_to(tiny_model_dir: Pat
 )
 def test_what_can_be_predicted(flags: dict[str, Any], expected: bool) -> None:
     assert can_be_predicted(resolve(flags)) is expected
+
+
+# -- steps that count rows
+
+ROWS = rows_of(*((10 + number % 50, 4) for number in range(64)))
+
+
+def decided_for_rows(model_dir: Path, device: torch.device, reporter: Silent | None = None, **flags: Any) -> tuple[Any, Config]:
+    config = settled({"rows_per_step": 16, "lora_r": 4, "compute_dtype": "bf16", **flags})
+    source = model_source.resolve(str(model_dir), Silent())
+    chosen = decide(source, config, training_sequences(ROWS, config), device, reporter or Silent())
+    return chosen, chosen.applied_to(config)
+
+
+@pytest.mark.usefixtures("card")
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize(("plan", "rows", "passes"), [("fast", 16, 1), ("frugal", 1, 16)])
+def test_a_plan_says_in_how_many_passes_the_rows_of_a_step_go(
+    tiny_model_dir: Path, plan: str, rows: int, passes: int, packing: bool
+) -> None:
+    told = Told()
+    chosen, applied = decided_for_rows(tiny_model_dir, GPU, told, plan=plan, packing=packing)
+    assert (chosen.plan.batch_size, chosen.plan.gradient_accumulation_steps) == (rows, passes)
+    assert (applied.batch_size, applied.gradient_accumulation_steps, applied.rows_per_step) == (rows, passes, 16)
+    assert told.notes[-1].startswith(f"plan: {rows} row{'s' if rows > 1 else ''} per pass, {passes} pass")
+
+
+@pytest.mark.parametrize(("lengths", "rows"), [(1, 16), (6, 4), (60, 1)])
+def test_on_a_cpu_a_pass_has_as_many_rows_as_2048_tokens_hold(tiny_model_dir: Path, lengths: int, rows: int) -> None:
+    config = settled({"rows_per_step": 16, "compute_dtype": "fp32"})
+    sequences = training_sequences(rows_of(*((lengths * 80, 4) for _ in range(32))), config)
+    source = model_source.resolve(str(tiny_model_dir), Silent())
+    assert decide(source, config, sequences, CPU, Silent()).plan.batch_size == rows
+
+
+def test_a_plan_file_keeps_the_rows_of_a_step(tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAIN))
+    with pytest.raises(ConfigError) as raised:
+        decided_for_rows(tiny_model_dir, CPU, plan=str(path))
+    assert raised.value.message == f"{path} has 6 rows per step (2 x 3), but the settings have 16"
+    assert raised.value.hint == "change batch_size and gradient_accumulation_steps there, or add --rows-per-step 6"
+    path.write_text(yaml.safe_dump(PLAIN | {"gradient_accumulation_steps": 8}))
+    assert decided_for_rows(tiny_model_dir, CPU, plan=str(path))[0].plan.batch_size == 2

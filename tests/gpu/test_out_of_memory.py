@@ -245,7 +245,7 @@ def test_evaluating_goes_on_too(tmp_path: Path, undisturbed: Undisturbed) -> Non
     torch.cuda.empty_cache()
     take_memory(kept + 0.75 * (peak - kept))
     assert trainer.evaluate()["eval_loss"] == pytest.approx(before, rel=BF16_NOISE)
-    assert trainer.evaluation_passes.retries == len(told.warnings) >= 1
+    assert trainer.evaluation.passes.retries == len(told.warnings) >= 1
     assert told.warnings[0].startswith("evaluating: out of memory with ")
 
 

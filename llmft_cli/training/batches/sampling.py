@@ -7,12 +7,18 @@ it tells the sampler alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from llmft_cli.training.batches.sequences import Sequences
 from llmft_cli.training.batches.token_batches import padded_length, token_batches
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from llmft_cli.training.batches.collate import Batch
 
 
 class EpochSampler:
@@ -111,3 +117,11 @@ class TokenBatchSampler(EpochSampler, torch.utils.data.Sampler[list[int]]):
         for number in torch.randperm(len(self._batches), generator=generator).tolist():
             batch = self._batches[number]
             yield longest_first[batch.start : batch.start + batch.sequences]
+
+
+def loader_of(
+    sequences: Any, batches: TokenBatchSampler, collate: Any, arguments: TrainingArguments
+) -> torch.utils.data.DataLoader[Batch]:
+    """A loader of batches with different numbers of sequences, which Trainer's own does not support."""
+    pinned = arguments.dataloader_pin_memory
+    return torch.utils.data.DataLoader(sequences, batch_sampler=batches, collate_fn=collate, pin_memory=pinned)

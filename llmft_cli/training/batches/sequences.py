@@ -88,8 +88,7 @@ class Sequences:
     @classmethod
     def packed(cls, rows: datasets.Dataset, capacity: int) -> Sequences:
         """As few sequences as best-fit finds, of at most `capacity` tokens, or of the longest row if that has more."""
-        stored = StoredRows(rows)
-        return cls(stored, fixed_groups(pack(stored.lengths.tolist(), max(capacity, int(stored.lengths.max())))))
+        return cls.one_each(rows).packed_anew(capacity)
 
     @classmethod
     def drawn(cls, rows: datasets.Dataset, rows_per_step: int, passes: int, seed: int) -> Sequences:
@@ -99,6 +98,11 @@ class Sequences:
         """
         stored = StoredRows(rows)
         return cls(stored, DrawnGroups(stored.lengths, rows_per_step, passes, seed))
+
+    def packed_anew(self, capacity: int) -> Sequences:
+        """The same rows, packed as `packed` does."""
+        lengths = self.rows.lengths
+        return Sequences(self.rows, fixed_groups(pack(lengths.tolist(), max(capacity, int(lengths.max())))))
 
     def in_passes(self, passes: int) -> Sequences:
         """The same steps in so many passes, if rows are drawn."""
@@ -137,6 +141,11 @@ class Sequences:
     def set_epoch(self, epoch: int) -> None:
         """Call it before each epoch: `batches/sampling.py` does."""
         self._groups.set_epoch(epoch)
+
+    @property
+    def row_counts(self) -> Int64:
+        """Rows of each sequence, of shape (sequences,)."""
+        return self._groups.totals(numpy.ones(len(self.rows), numpy.int64))
 
     @property
     def tokens(self) -> int:

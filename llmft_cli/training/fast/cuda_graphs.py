@@ -49,6 +49,17 @@ class Recording:
         return self.loss.clone()
 
 
+class GraphMemory:
+    """Where graphs keep what is between their operations. They share it, so no two of them may run at once.
+
+    Attributes:
+        pool: torch's handle of it; None while there are no graphs.
+    """
+
+    def __init__(self) -> None:
+        self.pool: Any = None
+
+
 class RecordedPasses:
     """Passes of a model: the first runs directly, to compile kernels; later ones are captured once per shape and replayed.
 
@@ -59,16 +70,29 @@ class RecordedPasses:
         failure: one line on why recording stopped; None while it works.
     """
 
-    def __init__(self, weights: Iterable[torch.nn.Parameter], work: Work) -> None:
-        """`weights` are the trained ones."""
+    def __init__(self, weights: Iterable[torch.nn.Parameter], work: Work, memory: GraphMemory | None = None) -> None:
+        """`weights` are those whose gradients the work adds to."""
         self.failure: str | None = None
         self._weights = list(weights)
         self._work = work
+        self._memory = memory or GraphMemory()
         self._gradients: list[torch.Tensor] = []
         self._recordings: dict[Any, Recording] = {}
-        self._pool: Any = None
         self._warm = False
         self._made = self._used_again = 0
+
+    def beside(self, work: Work) -> RecordedPasses:
+        """Recorded passes of other work, without gradients, in the same memory: they take none if they need less.
+
+        Not even the first runs directly: its kernels must be compiled.
+        """
+        other = RecordedPasses([], work, self._memory)
+        other._warm = True
+        return other
+
+    @property
+    def has_recordings(self) -> bool:
+        return bool(self._recordings)
 
     def run(self, batch: Batch, divisor: torch.Tensor) -> torch.Tensor:
         """The loss of a batch on the GPU; adds its gradients to the weights' `grad`."""
@@ -97,7 +121,7 @@ class RecordedPasses:
         self._recordings.clear()
         self._made = self._used_again = 0
         self._gradients = []
-        self._pool = None
+        self._memory.pool = None
         torch.cuda.empty_cache()
 
     def _try_to_record(self, key: Any, batch: Batch, divisor: torch.Tensor) -> None:
@@ -113,7 +137,7 @@ class RecordedPasses:
         except Exception as error:  # nothing was computed yet, and the pass can run without a graph
             # Do not keep the error: its traceback keeps the pass's tensors alive. Its __context__ is the original error.
             self.failure = first_line(error.__context__ or error)
-            end_broken_capture(self._weights[0].device, self._pool)
+            end_broken_capture(divisor.device, self._memory.pool)
         if self.failure is not None:
             self.release()
 
@@ -121,11 +145,11 @@ class RecordedPasses:
         own = {name: value.clone() if name in TENSORS else value for name, value in batch.items()}
         own_divisor = divisor.clone()
         graph = torch.cuda.CUDAGraph()
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        self._memory.pool = self._memory.pool or torch.cuda.graph_pool_handle()
         # The outer context restores the stream after a failed capture. "thread_local": other threads may call CUDA.
         with (
             torch.cuda.stream(torch.cuda.current_stream()),
-            torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"),
+            torch.cuda.graph(graph, pool=self._memory.pool, capture_error_mode="thread_local"),
         ):
             loss = self._work(own, own_divisor)
         return Recording(graph, own, own_divisor, loss)
@@ -168,12 +192,13 @@ def recorded_passes(model: Any, device: torch.device, work: Work) -> RecordedPas
     return RecordedPasses([weights for weights in model.parameters() if weights.requires_grad], work)
 
 
-def padded_batch(batch: Batch) -> Batch:
-    """Pad targets, rows and the longest row to sizes that batches have in common."""
+def padded_batch(batch: Batch, targets: int = 0, rows: int = 0, longest_row: int = 0) -> Batch:
+    """Pad targets, rows and the longest row to sizes that batches have in common, and at least to the given ones."""
     positions = batch["input_ids"].numel()
     length = batch["input_ids"].shape[1]
-    missing = next_multiple(len(batch["targets"]), -(-positions // SUPERVISED_SHARE)) - len(batch["targets"])
-    rows = next_multiple(len(batch["row_starts"]), ROWS_AT_A_TIME) - len(batch["row_starts"])
+    missing = next_multiple(max(targets, len(batch["targets"])), -(-positions // SUPERVISED_SHARE)) - len(batch["targets"])
+    missing_rows = next_multiple(max(rows, len(batch["row_starts"])), ROWS_AT_A_TIME) - len(batch["row_starts"])
+    longest_row = max(longest_row, batch["longest_row"])
     alone = batch["first_rows_alone"]
     return {
         "input_ids": batch["input_ids"],
@@ -182,8 +207,8 @@ def padded_batch(batch: Batch) -> Batch:
         "predicting": pad(batch["predicting"], (0, missing), value=positions - 1),
         "targets": pad(batch["targets"], (0, missing), value=IGNORED),
         # Empty rows.
-        "row_starts": pad(batch["row_starts"], (0, rows), value=positions),
-        "longest_row": length if alone else min(length, 1 << (batch["longest_row"] - 1).bit_length()),
+        "row_starts": pad(batch["row_starts"], (0, missing_rows), value=positions),
+        "longest_row": length if alone else min(length, 1 << (longest_row - 1).bit_length()),
         "first_rows_alone": alone,
     }
 

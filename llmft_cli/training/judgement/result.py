@@ -103,7 +103,7 @@ def result_of(
         adapter=str(run.adapter),
         trainable_parameters=sum(weights.numel() for weights in model.parameters() if weights.requires_grad),
         seconds=outcome.seconds,
-        out_of_memory_retries=trainer.passes.retries + trainer.evaluation_passes.retries,
+        out_of_memory_retries=trainer.passes.retries + (trainer.evaluation.passes.retries if trainer.evaluation else 0),
         largest_pass_tokens=trainer.passes.largest,
         rehearsal_peak_bytes=outcome.rehearsal_peak_bytes,
         skipped_steps=None if trainer.loss_scale is None else trainer.loss_scale.skipped_steps,

@@ -1,21 +1,29 @@
-"""The loss on held-out rows, computed in the same way during training and in eval."""
+"""The loss on held-out rows, computed in the same way during training and in eval, and during training as fast as it is."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from llmft_cli.base.reporter import Reporter
 from llmft_cli.training.batches.collate import collate, to_device
 
 if TYPE_CHECKING:
     import torch
+    from transformers import Trainer
 
+    from llmft_cli.training.batches.collate import Batch
     from llmft_cli.training.batches.sequences import Sequences
-    from llmft_cli.training.loop.smaller_passes import Passes
+    from llmft_cli.training.fast.cuda_graphs import RecordedPasses
+    from llmft_cli.training.loop.smaller_passes import Failure, Passes
 
 # exp of more than this overflows a float; no model has a loss of 700 nats.
 LARGEST_EXPONENT = 700.0
+# `row_starts` of a batch has these besides its rows.
+PADDING_AND_END = 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,13 @@ class HeldOutLoss:
 
 
 def held_out_loss(
-    model: torch.nn.Module, sequences: Sequences, batch_size: int, device: torch.device, passes: Passes | None = None
+    model: torch.nn.Module,
+    sequences: Sequences,
+    batch_size: int,
+    device: torch.device,
+    passes: Passes | None = None,
+    loss_of: Callable[[Batch], torch.Tensor] | None = None,
+    longest_of_all: int | None = None,
 ) -> HeldOutLoss:
     """The mean loss over all supervised tokens of the sequences.
 
@@ -41,6 +55,8 @@ def held_out_loss(
         sequences: of held-out rows, at least one; they are read from disk batch by batch.
         batch_size: sequences in one forward pass.
         passes: of an earlier evaluation, with the pass size that fits into memory.
+        loss_of: the summed loss of a batch on the device, instead of `loss.summed_loss`.
+        longest_of_all: see `collate.collate`.
 
     Raises:
         DoesNotFit: a single row needs too much memory.
@@ -51,6 +67,7 @@ def held_out_loss(
     from llmft_cli.training.step.loss import summed_loss
 
     passes = passes or Passes(device)
+    loss_of = loss_of or partial(summed_loss, model)
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -58,8 +75,103 @@ def held_out_loss(
     by_length = sequences.lengths.argsort(kind="stable").tolist()
     with torch.no_grad():
         for start in range(0, len(by_length), batch_size):
-            batch = to_device(collate([sequences[number] for number in by_length[start : start + batch_size]]), device)
-            total += passes.run([batch], lambda part: summed_loss(model, part).double())
+            numbers = by_length[start : start + batch_size]
+            batch = to_device(collate([sequences[number] for number in numbers], longest_of_all), device)
+            total += passes.run([batch], lambda part: loss_of(part).double())
             tokens += len(batch["predicting"])
     model.train(was_training)
     return HeldOutLoss(total.item() / tokens, tokens)
+
+
+class Evaluation:
+    """Evaluates held-out rows: a few rows at once, or, where training passes are recorded, packed and recorded, too.
+
+    A packed sequence has at most the tokens of a training pass, and a forward pass needs less memory than training's. So
+    recorded evaluations find room in the memory of training's recordings, which stay. Kernels must be compiled before, in
+    an evaluation that runs directly: it needs memory of its own, so recordings are forgotten for it.
+
+    Attributes:
+        passes: with the pass size that fits into memory.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        held_out: Sequences,
+        device: torch.device,
+        batch_size: int,
+        pass_tokens: int,
+        recorded: RecordedPasses | None,
+        reporter: Reporter,
+    ) -> None:
+        """`batch_size` rows are evaluated at once, or sequences of `pass_tokens` if training passes are `recorded`."""
+        from llmft_cli.training.loop.smaller_passes import Passes
+
+        self.passes = Passes(device, self._report)
+        self._held_out = held_out
+        self._device = device
+        self._reporter = reporter
+        self._model = model
+        self._recorded_training = recorded
+        self._recorded = recorded and recorded.beside(partial(divided_loss, model))
+        self._compiled = False
+        self._sequences = held_out.packed_anew(pass_tokens) if recorded else held_out
+        self._batch_size = 1 if recorded else batch_size
+        self._longest = int(self._sequences.lengths.max()) if recorded else None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the next evaluation is recorded or replayed, so that the recordings of training can stay."""
+        training, own = self._recorded_training, self._recorded
+        return training is not None and training.has_recordings and own is not None and own.failure is None and self._compiled
+
+    def run(self) -> HeldOutLoss:
+        """See `held_out.held_out_loss`."""
+        loss_of = self._replayed if self.is_recorded else None
+        sequences, size = self._sequences, self._batch_size
+        found = held_out_loss(self._model, sequences, size, self._device, self.passes, loss_of, self._longest)
+        self._compiled = True
+        return found
+
+    def _replayed(self, batch: Batch) -> torch.Tensor:
+        """The loss of a batch by a recording; batches are padded so that few are needed."""
+        import torch
+
+        from llmft_cli.training.fast.cuda_graphs import padded_batch
+
+        assert self._recorded is not None
+        figures = self._sequences.figures
+        rows, targets = self._sequences.row_counts.max(), figures.supervised.max()
+        padded = padded_batch(batch, int(targets), int(rows) + PADDING_AND_END, int(figures.longest_row.max()))
+        return self._recorded.run(padded, torch.ones((), device=self._device))
+
+    def _report(self, failure: Failure, largest: int) -> None:
+        from llmft_cli.training.loop.smaller_passes import retry_notice
+
+        rows = max(1, largest // failure.part["input_ids"].shape[1])
+        advice = f"--eval-batch-size {rows}" if self._recorded is None else "more --gradient-accumulation-steps"
+        self._reporter.warn(retry_notice("evaluating", failure, largest, self._held_out.rows, advice))
+
+    def forget_recordings(self) -> None:
+        if self._recorded is not None:
+            self._recorded.release()
+
+
+def evaluation_of(
+    trainer: Trainer, tokens_per_batch: int | None, recorded: RecordedPasses | None, reporter: Reporter
+) -> Evaluation | None:
+    """The evaluation of a trainer's held-out rows, or None without any; `recorded` are its training passes."""
+    if trainer.eval_dataset is None:
+        return None
+    arguments = trainer.args
+    longest = int(trainer.train_dataset.lengths.max())
+    pass_tokens = tokens_per_batch or longest * arguments.per_device_train_batch_size
+    batch_size = arguments.per_device_eval_batch_size
+    return Evaluation(trainer.model, trainer.eval_dataset, arguments.device, batch_size, pass_tokens, recorded, reporter)
+
+
+def divided_loss(model: Any, batch: Batch, divisor: torch.Tensor) -> torch.Tensor:
+    """The loss of a batch divided by `divisor`, as recorded passes compute it."""
+    from llmft_cli.training.step.loss import summed_loss
+
+    return summed_loss(model, batch) / divisor

@@ -47,7 +47,7 @@ def fill_optimizer_state(trainer: QLoRATrainer) -> None:
     """
     optimizer = trainer.optimizer.optimizer
     try:
-        for weights in trained_weights(trainer):
+        for weights in trainer.trained_weights:
             weights.grad = torch.zeros_like(weights)
         if not optimizer.state and not getattr(optimizer, "is_paged", False):
             optimizer.step()
@@ -65,7 +65,7 @@ def everything_restored(trainer: QLoRATrainer) -> Iterator[None]:
     """Restore weights, gradients, optimizer and random state at the end of the block."""
     device = trainer.args.device
     generators = random_state(device)
-    weights_before = [weights.detach().to("cpu", copy=True) for weights in trained_weights(trainer)]
+    weights_before = [weights.detach().to("cpu", copy=True) for weights in trainer.trained_weights]
     optimizer = trainer.optimizer.optimizer
     was_fresh = not optimizer.state
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
@@ -78,10 +78,6 @@ def everything_restored(trainer: QLoRATrainer) -> Iterator[None]:
             for group, before in zip(optimizer.param_groups, options, strict=True):
                 group.update(before)
         with torch.no_grad():
-            for weights, values in zip(trained_weights(trainer), weights_before, strict=True):
+            for weights, values in zip(trainer.trained_weights, weights_before, strict=True):
                 weights.copy_(values)
         set_random_state(generators, device)
-
-
-def trained_weights(trainer: QLoRATrainer) -> list[torch.nn.Parameter]:
-    return [weights for weights in trainer.model.parameters() if weights.requires_grad]

@@ -14,17 +14,17 @@ from llmft_cli.base.reporter import Reporter, Silent
 from llmft_cli.base.stage_times import StageTimes
 from llmft_cli.models.adapters import save_adapter
 from llmft_cli.run_dir import checkpoints
-from llmft_cli.training.batches.sampling import TokenBatchSampler, sampler_of
+from llmft_cli.training.batches.sampling import TokenBatchSampler, loader_of, sampler_of
 from llmft_cli.training.batches.token_batches import smaller_batches
 from llmft_cli.training.fast.cuda_graphs import recorded_passes
 from llmft_cli.training.judgement.curve import step_to_keep
 from llmft_cli.training.loop.deferred_log import DeferredLog, defer_log
-from llmft_cli.training.loop.held_out import held_out_loss
+from llmft_cli.training.loop.held_out import evaluation_of
 from llmft_cli.training.loop.loss_scale import LossScale
 from llmft_cli.training.loop.schedule import rates
 from llmft_cli.training.loop.smaller_passes import CurrentStep, Failure, Passes, random_state, retry_notice, set_random_state
 from llmft_cli.training.loop.step_clock import StepClock
-from llmft_cli.training.step.loss import loss_and_gradients, summed_loss
+from llmft_cli.training.step.loss import clear_gradients, loss_and_gradients, summed_loss
 from llmft_cli.training.step.tuned_model import base_type
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ class QLoRATrainer(transformers.Trainer):
 
     Attributes:
         current_step: the optimizer step in progress, or the last one; None before the first.
-        passes, evaluation_passes: run batches through the model, in parts if needed.
+        passes: run batches through the model, in parts if needed.
         tokens_per_batch: tokens per batch, padding included; None if batches have a fixed number of sequences.
+        trained_weights: those of the adapter, in the model's order.
         loss_scale: for fp16 without autocast; else None (under autocast, accelerate has its own).
         times: of the process by stage.
+        evaluation: of the held-out rows; None if there are none.
         keeps_best: whether the adapter of the best evaluation is kept if it beats the loss before training.
     """
 
@@ -62,6 +64,9 @@ class QLoRATrainer(transformers.Trainer):
         self._checkpoints_kept = checkpoints_kept
         super().__init__(**kwargs)
         self.keeps_best: bool = self.args.load_best_model_at_end
+        self.trained_weights = [weights for weights in self.model.parameters() if weights.requires_grad]
+        # After each step, the parent clears all gradients of the model: for a small one, that took longer than its backward.
+        self.model.zero_grad = partial(clear_gradients, self.trained_weights)
         self.clock = StepClock(self.args.device)
         self.times = StageTimes("steps")
         self._reporter = reporter or Silent()
@@ -69,12 +74,12 @@ class QLoRATrainer(transformers.Trainer):
         self._defers_logs = self.args.device.type == "cuda"
         self._deferred_log: DeferredLog | None = None
         self.passes = Passes(self.args.device, self._report_training)
-        self.evaluation_passes = Passes(self.args.device, self._report_evaluation)
         self.loss_scale: LossScale | None = None
         if base_type(self.model) == torch.float16 and not self.args.fp16:
             self.loss_scale = LossScale(self.args.device)
             self.accelerator.scaler = self.loss_scale.scaler
         self._recorded = recorded_passes(self.model, self.args.device, partial(loss_and_gradients, self.model))
+        self.evaluation = evaluation_of(self, tokens_per_batch, self._recorded, self._reporter)
         if self._recorded is not None or tokens_per_batch is not None:
             self.data_collator = partial(self.data_collator, longest_of_all=int(self.train_dataset.lengths.max()))
         # Makes Trainer count the step's supervised tokens and pass them to compute_loss, whatever the model's forward takes.
@@ -88,13 +93,8 @@ class QLoRATrainer(transformers.Trainer):
         """Like the parent's, which supports only batches of a fixed number of sequences."""
         if self.tokens_per_batch is None:
             return super().get_train_dataloader()
-        loader = torch.utils.data.DataLoader(
-            self.train_dataset,
-            batch_sampler=TokenBatchSampler(self.train_dataset, self.tokens_per_batch, self.args.seed),
-            collate_fn=self.data_collator,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
+        batches = TokenBatchSampler(self.train_dataset, self.tokens_per_batch, self.args.seed)
+        return self.accelerator.prepare(loader_of(self.train_dataset, batches, self.data_collator, self.args))
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Like the parent's, without a step whose rate is 0."""
@@ -141,9 +141,11 @@ class QLoRATrainer(transformers.Trainer):
             self._recorded = None
         return loss
 
-    def _clip_grad_norm(self, model: Any) -> Any:
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        """Like the parent's, which walks through all modules of the model."""
         self._unscale()
-        return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return torch.nn.utils.clip_grad_norm_(self.trained_weights, self.args.max_grad_norm)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm of the unscaled gradients, clipped before or not."""
@@ -170,6 +172,8 @@ class QLoRATrainer(transformers.Trainer):
 
     def _forget_recordings(self) -> None:
         """Free the memory of the CUDA graphs."""
+        if self.evaluation is not None:
+            self.evaluation.forget_recordings()
         if self._recorded is not None:
             self._recorded.release()
 
@@ -183,10 +187,6 @@ class QLoRATrainer(transformers.Trainer):
         length, limit = failure.part["input_ids"].shape[1], self.tokens_per_batch
         advice = smaller_batches(self.args, limit, self.train_dataset, length, largest) or "a smaller --max-seq-length"
         self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset.rows, advice))
-
-    def _report_evaluation(self, failure: Failure, largest: int) -> None:
-        advice = f"--eval-batch-size {max(1, largest // failure.part['input_ids'].shape[1])}"
-        self._reporter.warn(retry_notice("evaluating", failure, largest, self.eval_dataset.rows, advice))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
@@ -228,10 +228,11 @@ class QLoRATrainer(transformers.Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss per supervised token. The parent would average the batches' means, and draw random numbers."""
+        assert self.evaluation is not None
         with self.clock.paused(), self.times.during("evaluations"):
-            self._forget_recordings()
-            batch_size, device = self.args.per_device_eval_batch_size, self.args.device
-            result = held_out_loss(self.model, self.eval_dataset, batch_size, device, self.evaluation_passes)
+            if not self.evaluation.is_recorded:
+                self._forget_recordings()
+            result = self.evaluation.run()
         metrics = {"eval_loss": result.loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

@@ -8,7 +8,7 @@ scaling) is elementwise and unchanged, so this is correct for every causal model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,11 @@ def loss_and_gradients(model: Any, batch: Mapping[str, Any], divisor: torch.Tens
     loss = summed_loss(model, batch) / divisor
     loss.backward()  # type: ignore[no-untyped-call]
     return loss.detach()
+
+
+def clear_gradients(weights: Sequence[torch.nn.Parameter]) -> None:
+    for one in weights:
+        one.grad = None
 
 
 def hidden_states(causal: Any, batch: Mapping[str, Any]) -> torch.Tensor:

@@ -27,15 +27,15 @@ EARLY_STOPPING = EACH_STEP | {"max_steps": 30, "early_stopping_patience": 3}
 @pytest.fixture
 def rising_loss(monkeypatch):
     """Makes the held-out loss rise with every step after the first, on any processor: it is the size of the B matrices."""
-    from llmft_cli.training.loop import trainer
+    from llmft_cli.training.loop import held_out
 
     def size_of_adapter(model, *arguments):
         sizes = [weight.detach().float().norm() for name, weight in model.named_parameters() if "lora_B" in name]
         size = float(torch.stack(sizes).norm())
         return replace(held_out_loss(model, *arguments), loss=size or LOSS_BEFORE_TRAINING)
 
-    held_out_loss = trainer.held_out_loss
-    monkeypatch.setattr(trainer, "held_out_loss", size_of_adapter)
+    held_out_loss = held_out.held_out_loss
+    monkeypatch.setattr(held_out, "held_out_loss", size_of_adapter)
 
 
 def interrupted_run(path: Path, data_file: Path, tiny_model_dir: Path, at: int = 2, **flags) -> RunDir:

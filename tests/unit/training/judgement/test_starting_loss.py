@@ -7,7 +7,7 @@ import pytest
 
 from llmft_cli.base.errors import Interrupted, VerificationError
 from llmft_cli.training.judgement.starting_loss import StartingLoss
-from llmft_cli.training.loop import trainer as trainer_module
+from llmft_cli.training.loop import held_out
 from llmft_cli.training.loop.loss_chart import read_metrics
 from llmft_cli.training.starting_adapter import own_adapter
 
@@ -36,8 +36,8 @@ def losses_of_evaluations(monkeypatch):
             found = held_out_loss(*arguments)
             return replace(found, loss=given.pop(0) if len(given) > 1 else given[0])
 
-        held_out_loss = trainer_module.held_out_loss
-        monkeypatch.setattr(trainer_module, "held_out_loss", next_loss)
+        held_out_loss = held_out.held_out_loss
+        monkeypatch.setattr(held_out, "held_out_loss", next_loss)
 
     return replace_by
 

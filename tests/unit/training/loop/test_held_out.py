@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
 import pytest
 import torch
 
+from llmft_cli.base.reporter import Silent
 from llmft_cli.training.batches.collate import collate
-from llmft_cli.training.loop.held_out import held_out_loss
+from llmft_cli.training.fast.cuda_graphs import RecordedPasses
+from llmft_cli.training.loop.held_out import Evaluation, held_out_loss
 from llmft_cli.training.step import loss
 
 from ..made_sequences import sequences_of
@@ -82,3 +85,68 @@ def test_a_split_on_disk_has_the_loss_of_its_sorted_rows_to_the_last_bit(batches
         total += ((wanted["targets"].float() * 0.1).sum() ** 1.5).double()
     tokens = sum(len(row["input_ids"]) - 1 for row in rows)
     assert (found.loss, found.tokens) == (total.item() / tokens, tokens)
+
+
+class Recorded(RecordedPasses):
+    """Recorded passes whose recordings are stand-ins that compute anew; `made` are the tokens of each recorded batch."""
+
+    made: list[int]
+
+    def beside(self, work: Any) -> RecordedPasses:
+        other = Recorded([], work, self._memory)
+        other._warm = True
+        return other
+
+    def _record(self, batch: Batch, divisor: torch.Tensor) -> Any:
+        self.__dict__.setdefault("made", []).append(batch["input_ids"].numel())
+        return SimpleNamespace(replay=self._work)
+
+
+def evaluation_beside(recorded: RecordedPasses | None) -> Evaluation:
+    lengths = [2 + number * 5 % 17 for number in range(50)]  # 500 tokens
+    held_out = sequences_of(rows_of_lengths(lengths))
+    return Evaluation(torch.nn.Module(), held_out, CPU, 8, 64, recorded, Silent())
+
+
+def test_rows_are_evaluated_a_few_at_once_where_passes_are_not_recorded(batches: list[Batch]) -> None:
+    evaluation = evaluation_beside(None)
+    evaluation.run()
+    assert not evaluation.is_recorded
+    assert [len(batch["input_ids"]) for batch in batches] == [8] * 6 + [2]
+
+
+def test_where_passes_are_recorded_rows_are_packed_and_recorded_beside_them(
+    batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recordings were forgotten for each evaluation: making them anew took most of the time of a small model's training."""
+    monkeypatch.setattr(loss, "summed_loss", lambda model, part: batches.append(part) or part["targets"].clamp(min=0).sum())
+    training = Recorded([torch.nn.Parameter(torch.zeros(1))], lambda batch, divisor: divisor)
+    evaluation = evaluation_beside(training)
+    tokens = [evaluation.run()]  # the first runs directly, and compiles kernels
+    assert [batch["input_ids"].shape for batch in batches] == [(1, batch["input_ids"].numel()) for batch in batches]
+    assert len(batches) == 8
+    assert max(batch["input_ids"].numel() for batch in batches) == 64
+    for _ in range(2):
+        training.run(collate(rows_of_lengths([9])), torch.tensor(1.0))
+    assert training.has_recordings
+    assert evaluation.is_recorded
+    tokens += [evaluation.run(), evaluation.run()]
+    assert evaluation._recorded is not None
+    made = evaluation._recorded.made  # type: ignore[attr-defined]
+    assert set(made) == {64, 56}
+    assert len(made) == 2
+    assert {found.loss for found in tokens} == {tokens[0].loss}
+    assert training.has_recordings
+
+
+def test_an_evaluation_that_could_not_be_recorded_runs_directly_from_then_on(
+    batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training = Recorded([torch.nn.Parameter(torch.zeros(1))], lambda batch, divisor: divisor)
+    evaluation = evaluation_beside(training)
+    evaluation.run()
+    for _ in range(2):
+        training.run(collate(rows_of_lengths([9])), torch.tensor(1.0))
+    assert evaluation._recorded is not None
+    evaluation._recorded.failure = "no graphs here"
+    assert not evaluation.is_recorded

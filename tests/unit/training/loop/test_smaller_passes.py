@@ -253,7 +253,7 @@ def test_evaluating_in_smaller_passes_gives_the_same_loss(
     monkeypatch.setattr(loss, "summed_loss", summed_loss)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
     failures = sum(tokens > 60 for tokens in passes)
-    assert failures == trainer.evaluation_passes.retries == len(told.warnings) > 0
+    assert failures == trainer.evaluation.passes.retries == len(told.warnings) > 0
     assert trainer.passes.retries == 0
     assert told.warnings[0].startswith("evaluating: out of memory with ")
     assert "(to start this way: --eval-batch-size " in told.warnings[0]

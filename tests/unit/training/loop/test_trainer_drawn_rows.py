@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 
 from llmft_cli.training.batches.largest import longest_batch
 from llmft_cli.training.batches.sequences import Sequences
@@ -67,3 +68,25 @@ def test_the_batch_that_is_tried_first_is_as_large_as_any(tiny_model_dir: Path, 
         for batch in loader:
             assert batch["input_ids"].numel() <= worst["input_ids"].numel()
             assert len(batch["predicting"]) <= len(worst["predicting"])
+
+
+def test_a_step_does_not_walk_through_the_modules_of_the_model(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clipping and clearing the gradients did, and took 20 ms of the 29 of a small model's step on an H200."""
+    walks: list[int] = []
+    named_parameters = torch.nn.Module.named_parameters
+
+    def counted(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(module, PeftModel):
+            walks.append(1)
+        return named_parameters(module, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.Module, "named_parameters", counted)
+    counts = []
+    for steps in (2, 5):
+        trainer = make_trainer(tiny_model_dir, tmp_path / str(steps), max_steps=steps, max_grad_norm=0.3)
+        walks.clear()
+        trainer.train()
+        counts.append(len(walks))
+    assert counts[0] == counts[1]

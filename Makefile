@@ -20,8 +20,8 @@ llmft = @printf '\n\033[1m$$ llmft %s\033[0m\n' '$(1)'; $(BIN)/llmft $(1)
 
 demo: $(VENV)/installed
 	@rm -rf $(RUN)
-	$(call llmft,prepare sample_data/chat.jsonl --run $(RUN) --model $(MODEL) --max-seq-length 128)
-	$(call llmft,train $(RUN) --batch-size 4 --gradient-accumulation-steps 1 --num-epochs 2.5 --learning-rate 2e-3 --eval-steps 0.34)
+	$(call llmft,prepare sample_data/chat.jsonl --run $(RUN) --model $(MODEL))
+	$(call llmft,train $(RUN))
 	$(call llmft,eval $(RUN) --prompts sample_data/prompts.jsonl --max-new-tokens 48 --eval-batch-size 16)
 	$(call llmft,merge $(RUN))
 	$(call llmft,chat $(RUN) --compare --max-new-tokens 48 --prompt "My station blinks amber. What is it telling me?")

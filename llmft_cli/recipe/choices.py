@@ -12,22 +12,26 @@ from llmft_cli.settings.quantities import format_count
 # they fit 5e-5 at a width of 2,000, and falls with the width to the power of 0.781 (Llama models). Short trainings take more.
 RATE_OF_FULL_TRAINING, RATE_OF_LORA = 5e-5, 10
 WIDTH_OF_RATE, POWER_OF_WIDTH = 2000, 0.781
-# By how much more, and all numbers below: the best of 92 trainings of SmolLM2-135M on nine sets of 90 to 14,700 rows
+# By how much more, and all numbers below: the best of some 250 trainings of SmolLM2-135M on 14 sets of 90 to 14,700 rows
 # (docs/recipe.md).
-SHORT_TRAINING_STEPS, SHORT_TRAINING_RATE = 90, 2.3
+SHORT_TRAINING_STEPS, SHORT_TRAINING_RATE = 190, 1.7
 POWER_OF_STEPS, LEAST_RATE = 0.4, 0.5
 
 # Supervised tokens of all rows from which a step averages so many rows. With less to learn from, more steps are better.
 ROWS_PER_STEP = ((25_000, 32), (10_000, 16), (0, 8))
 MOST_TOKENS_PER_STEP = 32_768
 
-# Few supervised tokens are learned in many passes; others are memorised in more than a few.
-FEW_SUPERVISED_TOKENS = 25_000
-STEPS_FOR_FEW, MOST_EPOCHS, ORDINARY_EPOCHS = 450, 10, 3
+# Rows are memorised in more than a few passes, and the fewer there are, the sooner; but short answers, of which there are
+# few tokens, need steps.
+ORDINARY_EPOCHS, MOST_EPOCHS = 3, 5
+FEW_SUPERVISED_TOKENS, SHORT_ANSWER_TOKENS = 25_000, 24
+STEPS_FOR_FEW, ROWS_FOR_A_PASS = 450, 70
+# The weights of so few rows hardly move otherwise.
+LEAST_STEPS, MOST_EPOCHS_FOR_LEAST = 20, 10
 MOST_ROWS = 300_000
 
 WARMUP = 0.05
-MOST_EVALUATIONS, EVALUATIONS_PER_EPOCH = 10, 2
+MOST_EVALUATIONS, EVALUATIONS_PER_EPOCH = 10, 2  # those of each of the first passes; then one each
 PATIENCE = 3
 
 
@@ -46,14 +50,19 @@ def rows_per_step(facts: Facts) -> Choice:
 
 
 def num_epochs(facts: Facts, steps_per_epoch: int) -> Choice:
-    if facts.supervised_tokens < FEW_SUPERVISED_TOKENS:
-        passes = min(max(math.ceil(STEPS_FOR_FEW / steps_per_epoch), ORDINARY_EPOCHS), MOST_EPOCHS)
-        why = "little to learn"
-    else:
-        passes = min(max(MOST_ROWS // facts.rows, 1), ORDINARY_EPOCHS)
-        why = "more passes would memorise" if passes == ORDINARY_EPOCHS else "many rows"
-    steps = format_count(passes * steps_per_epoch, "step")
-    return Choice(passes, f"{why}; {steps}")
+    passes, why = ORDINARY_EPOCHS, "more passes would memorise"
+    wanted = min(math.ceil(STEPS_FOR_FEW / steps_per_epoch), facts.rows // ROWS_FOR_A_PASS, MOST_EPOCHS)
+    if steps_per_epoch * ORDINARY_EPOCHS < LEAST_STEPS:
+        passes, why = min(math.ceil(LEAST_STEPS / steps_per_epoch), MOST_EPOCHS_FOR_LEAST), "few rows"
+    elif is_little_to_learn(facts) and wanted > ORDINARY_EPOCHS:
+        passes, why = wanted, "little to learn"
+    elif facts.rows * ORDINARY_EPOCHS > MOST_ROWS:
+        passes, why = max(MOST_ROWS // facts.rows, 1), "many rows"
+    return Choice(passes, f"{why}; {format_count(passes * steps_per_epoch, 'step')}")
+
+
+def is_little_to_learn(facts: Facts) -> bool:
+    return facts.supervised_tokens < min(FEW_SUPERVISED_TOKENS, SHORT_ANSWER_TOKENS * facts.rows)
 
 
 def learning_rate(facts: Facts, steps: float) -> Choice:
@@ -70,7 +79,7 @@ def warmup_ratio() -> Choice:
 
 def eval_steps(facts: Facts, epochs: float) -> Choice:
     """As a share of all steps. Without held-out rows, it is when checkpoints are saved."""
-    evaluations = min(max(math.ceil(EVALUATIONS_PER_EPOCH * epochs), 1), MOST_EVALUATIONS)
+    evaluations = min(math.ceil(max(EVALUATIONS_PER_EPOCH * min(epochs, ORDINARY_EPOCHS), epochs)), MOST_EVALUATIONS)
     if not facts.held_out_rows:
         return Choice(1 / evaluations, f"{format_count(evaluations, 'checkpoint')}; no rows are held out")
     return Choice(1 / evaluations, f"{format_count(evaluations, 'evaluation')}; the best adapter is kept")

@@ -68,6 +68,7 @@ class Fit:
         footprint: disk and RAM for training and merging.
         options: all plans that were considered.
         tokens_per_batch: as in the settings; None if batches have a fixed number of sequences.
+        rows_per_step: rows that an optimizer step learns from; None if sequences are counted.
     """
 
     model: str
@@ -85,6 +86,7 @@ class Fit:
     footprint: HostResources
     options: list[PlanOption]
     tokens_per_batch: int | None = None
+    rows_per_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def fit(config: Config, gpu: TargetGpu | None, run: RunDir | None, reporter: Rep
         footprint=host_resources_of(plans, config, weights_here),
         options=[plan_option(option, plans, measured_speed=rates is not None) for option in plans.options],
         tokens_per_batch=config.tokens_per_batch,
+        rows_per_step=config.rows_per_step,
     )
 
 

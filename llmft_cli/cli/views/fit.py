@@ -26,6 +26,7 @@ def fit_sections(fit: Fit) -> list[Section]:
             else f"{gibibytes(measured.peak_bytes)} "
             f"(prediction off by {fit.predicted_peak_bytes / measured.peak_bytes - 1:+.1%}), "
             f"{gibibytes(measured.reserved_bytes)} reserved, {gibibytes(measured.context_bytes)} outside torch",
+            "rows per step": fit.rows_per_step and f"{fit.rows_per_step:,}",
             "speed": None if fit.tokens_per_second is None else f"about {fit.tokens_per_second:,.0f} tokens/s",
             "time": None if fit.training_seconds is None else f"about {duration(fit.training_seconds)}",
         },

@@ -28,19 +28,33 @@ def build(shape: PreTrainedConfig, device: torch.device, quantization: str, dtyp
         quantization: `nf4`, `fp4`, `int8` or `none`.
         dtype: of the dense weights and of the computation.
     """
+    model = unfilled(shape, dtype)
+    fill_all(model, device, quantization, dtype)
+    return model
+
+
+def unfilled(shape: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of this shape on the `meta` device, without quantised layers."""
     import torch
 
     import_bitsandbytes()  # before transformers does, to silence its warnings
     transformers = import_transformers()
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    return model
+
+
+def fill_all(model: PreTrainedModel, device: torch.device, quantization: str, dtype: torch.dtype) -> None:
+    """Make a model from `unfilled` one from `build`: quantised, with frozen weights on the device."""
+    import torch
+
     if quantization != "none":
         use_quantized_layers(model, quantization, dtype)
     with torch.no_grad():
         for module in model.modules():
             fill(model, module, device, dtype)
     model.tie_weights()
-    return model.requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
 
 
 def use_quantized_layers(model: PreTrainedModel, quantization: str, dtype: torch.dtype) -> None:
@@ -81,7 +95,8 @@ def fill_bias(module: Any, device: torch.device) -> None:
 def quantized_weight(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
     bitsandbytes = import_bitsandbytes()
     # bitsandbytes caches this table on the first device that it quantises on; on `meta` it would have no values.
-    bitsandbytes.functional.name2qmap.setdefault("dynamic", bitsandbytes.functional.create_dynamic_map())
+    if "dynamic" not in bitsandbytes.functional.name2qmap:
+        bitsandbytes.functional.name2qmap["dynamic"] = bitsandbytes.functional.create_dynamic_map()
     kind = module.weight.quant_type
     weight = random_weight((module.out_features, module.in_features), device, dtype)
     packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type=kind, compress_statistics=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.errors import OutOfMemory
 from llmft_cli.base.reporter import Reporter
-from llmft_cli.models import random_model
 from llmft_cli.models.config_lookup import read_shape
 from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.models.model_source import ModelSource
@@ -23,6 +22,7 @@ from llmft_cli.training.plan import PLAN_KINDS, Plan, given_plan
 from llmft_cli.training.planning.options import Option, Predictor, choose, options, sizes
 from llmft_cli.training.planning.plan_cache import question, remembered
 from llmft_cli.training.planning.plan_files import AS_GIVEN, plan_in_file
+from llmft_cli.training.planning.planned_model import planned_model
 from llmft_cli.training.planning.simulation import BatchShape, CannotBeSimulated, full_batch
 from llmft_cli.training.planning.speed import REFERENCE_RATES, Rates
 from llmft_cli.training.step.tuned_model import computes_in_base_type, make_trainable
@@ -191,10 +191,7 @@ def predicted_options(
         able: the GPU's abilities; None means all.
         kind: as in `options.options`.
     """
-    import torch
-
-    base = random_model.build(shape, torch.device("meta"), config.quantization, dtype)
-    model = make_trainable(base, config, config.model, able)
+    model = planned_model(shape, config, dtype, lambda base: make_trainable(base, config, config.model, able))
     return options_of(model, config, batch_of, available_bytes, rates, kind)
 
 

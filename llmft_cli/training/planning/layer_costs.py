@@ -21,10 +21,13 @@ from llmft_cli.training.step.checkpointing import checkpoint_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 FEW = 3  # the first and last layers differ: the first passes no gradient on, and the last one's gradient is copied
 # Attributes that differ between layers of the same kind.
 PLACE = ("layer_idx", "gradient_checkpointing", "training")
+# The attribute of a list of layers that `planned_model.cut` shortened: how many there were.
+DEPTH = "llmft_depth"
 
 
 class LayerCosts:
@@ -32,7 +35,7 @@ class LayerCosts:
 
     def __init__(self, model: PeftModel, batch: BatchShape) -> None:
         self._model, self._batch = model, batch
-        self.layers = len(decoder_layers(model))
+        self.layers = depth_of(model)
 
     @cached_property
     def _free(self) -> tuple[Step, Step]:
@@ -93,15 +96,14 @@ def checkpointed_step(model: PeftModel, batch: BatchShape) -> Step:
     if not layers_are_alike(model):
         return whole_step(model, batch, None)
     steps = pair_of_steps(model, batch, None)
-    return extrapolate(steps, len(decoder_layers(model)))
+    return extrapolate(steps, depth_of(model))
 
 
 # One model at a time is asked about, with many micro-batches.
 @lru_cache(maxsize=1)
-def layers_are_alike(model: PeftModel) -> bool:
+def layers_are_alike(model: PeftModel | PreTrainedModel) -> bool:
     """Whether the costs of a few layers can be extrapolated to all."""
-    layers = decoder_layers(model)
-    return len(layers) > FEW + 1 and len({signature(layer) for layer in layers}) == 1
+    return depth_of(model) > FEW + 1 and len({signature(layer) for layer in decoder_layers(model)}) == 1
 
 
 def pair_of_steps(model: PeftModel, batch: BatchShape, checkpointed: int | None) -> tuple[Step, Step]:
@@ -140,12 +142,22 @@ def signature(layer: torch.nn.Module) -> tuple[Any, ...]:
 @contextmanager
 def only_layers(model: PeftModel, count: int) -> Iterator[None]:
     """Reduce the model to its first `count` layers inside the block."""
-    first = decoder_layers(model)[0]
-    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and first in list(module))
-    layers = next(lists)
+    layers = layer_list(model)
     every = layers._modules
     layers._modules = dict(list(every.items())[:count])
     try:
         yield
     finally:
         layers._modules = every
+
+
+def layer_list(model: Any) -> Any:
+    """The module list that contains the decoder layers."""
+    first = decoder_layers(model)[0]
+    return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and first in list(module))
+
+
+def depth_of(model: Any) -> int:
+    """The number of layers, including those that `planned_model.cut` removed."""
+    layers = decoder_layers(model)
+    return getattr(layer_list(model), DEPTH, len(layers)) if layers else 0

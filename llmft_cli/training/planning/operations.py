@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,6 +16,8 @@ OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")
 IN_PLACE = (*OVERWRITING, "aten::add_", "aten::mul_", "aten::index_put_")
 INTO_OUT = ("aten::mul",)
 SCALING = "aten::mul"
+# Always run: nothing is quicker than the first, and torch's own counter of operations is to see the products.
+ALWAYS_RUN = ("aten::empty", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 
 
 @cache
@@ -24,8 +26,13 @@ def traits_of(operation: Any) -> tuple[str, bool, bool]:
     return operation._schema.name, operation.is_view, operation._schema.is_mutable
 
 
-def result_of(name: str, operation: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The result of an operation on `meta`; what only writes to an existing tensor is not run."""
+def result_of(operation: Any, args: Any, kwargs: dict[str, Any], inputs: list[torch.Tensor]) -> Any:
+    """The result of an operation on `meta`; what only writes to an existing tensor is not run.
+
+    Args:
+        inputs: the tensors among the arguments.
+    """
+    name, _is_view, is_mutable = traits_of(operation)
     if name in IN_PLACE and args[0].is_meta:
         return args[0]
     out = kwargs.get("out")
@@ -33,7 +40,64 @@ def result_of(name: str, operation: Any, args: Any, kwargs: dict[str, Any]) -> A
         return out
     if name == SCALING and out is None and args[0].is_meta and is_plain_scaling(*args):
         return torch.empty(args[0].shape, dtype=args[0].dtype, device=args[0].device)
-    return operation(*args, **kwargs)
+    if is_mutable or name in ALWAYS_RUN or not all(one.is_meta for one in inputs):
+        return operation(*args, **kwargs)
+    layouts = new_layouts(operation, described(args), described(tuple(kwargs.items())))
+    if layouts is None:
+        return operation(*args, **kwargs)
+    tensors = [torch.empty_strided(*layout[:2], dtype=layout[2], device="meta") for layout in layouts]
+    return tensors[0] if len(operation._schema.returns) == 1 else tuple(tensors)
+
+
+class Layout(NamedTuple):
+    """What the result of an operation on `meta` depends on."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def described(value: Any) -> Any:
+    """An argument on `meta` as a dictionary's key: tensors by layout, and numbers with their type, because 1 equals 1.0."""
+    if isinstance(value, torch.Tensor):
+        return Layout(value.shape, value.stride(), value.dtype)
+    if isinstance(value, list | tuple):
+        return tuple(map(described, value))
+    return type(value), value
+
+
+# A step repeats the same operations in each layer, and torch takes up to 0.3 ms to find the shape of a result.
+@lru_cache(maxsize=4096)
+def new_layouts(operation: Any, args: Any, kwargs: Any) -> list[Layout] | None:
+    """The layouts of an operation's results on `meta`; None if they are not just new tensors there.
+
+    Args:
+        args, kwargs: as from `described`; kwargs as pairs.
+    """
+    given = [rebuilt(value) for value in args]
+    result = operation(*given, **{rebuilt(name): rebuilt(value) for name, value in kwargs})
+    results = list(result) if isinstance(result, tuple) else [result]
+    storages = {tensor.untyped_storage()._cdata for tensor in tensors_in(given)}
+    if not all(is_new(one, storages) for one in results):
+        return None
+    return [Layout(one.shape, one.stride(), one.dtype) for one in results]
+
+
+def is_new(result: Any, storages: set[int]) -> bool:
+    """Whether a result is a tensor on `meta` that has a storage of its own, of no more than its size."""
+    if not isinstance(result, torch.Tensor) or not result.is_meta or result.untyped_storage()._cdata in storages:
+        return False
+    alone = torch.empty_strided(result.shape, result.stride(), dtype=result.dtype, device="meta")
+    return alone.untyped_storage().nbytes() == result.untyped_storage().nbytes()
+
+
+def rebuilt(description: Any) -> Any:
+    """An argument from its description."""
+    if isinstance(description, Layout):
+        return torch.empty_strided(description.shape, description.strides, dtype=description.dtype, device="meta")
+    if len(description) == 2 and isinstance(description[0], type):
+        return description[1]
+    return tuple(map(rebuilt, description))
 
 
 def is_plain_scaling(values: torch.Tensor, factor: Any) -> bool:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.settings.config import Config
 from llmft_cli.training.device_memory import CONTEXT_BYTES
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.plan import Plan
+from llmft_cli.training.planning.layer_costs import depth_of
 from llmft_cli.training.planning.memory import Breakdown, breakdown_of
 from llmft_cli.training.planning.simulation import BatchShape
 from llmft_cli.training.planning.speed import Rates, step_seconds
@@ -109,7 +109,7 @@ class Predictor:
         self._costs = StepCosts(model, batch)
         self._batch, self._rates = batch, rates
         passes = config.batch_size * config.gradient_accumulation_steps // size
-        self.checkpointed = Plan(size, passes, len(decoder_layers(model)), config.optim)
+        self.checkpointed = Plan(size, passes, depth_of(model), config.optim)
         self.moves_embeddings = movable_embeddings(model) is not None
         self.keeps_dequantized = can_keep_dequantized(model)
         self.offloads = bool(architectures.blocks_of(model))

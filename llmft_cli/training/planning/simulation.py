@@ -95,10 +95,13 @@ class StepCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name, is_view, is_mutable = traits_of(operation)
-        result = result_of(name, operation, args, kwargs)
-        if is_view and isinstance(result, torch.Tensor) and result.untyped_storage()._cdata in self._storages:
-            return result
+        if is_view:  # most operations are
+            result = operation(*args, **kwargs)
+            if isinstance(result, torch.Tensor) and result.untyped_storage()._cdata in self._storages:
+                return result
         inputs = list(tensors_in((*args, *kwargs.values())))
+        if not is_view:
+            result = result_of(operation, args, kwargs, inputs)
         outputs = list(tensors_in((result,)))
         new = [self._track(tensor, self._category(name, tensor)) for tensor in outputs]
         self._note_peak(workspace_bytes(name, inputs))

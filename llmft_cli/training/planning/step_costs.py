@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
+from llmft_cli.models.decoder_layers import decoder_layers
 from llmft_cli.training.fast import architectures
 from llmft_cli.training.plan import Plan
-from llmft_cli.training.planning.layer_costs import LayerCosts, checkpointed_step, layer_costs, whole_step
+from llmft_cli.training.planning.layer_costs import (
+    FEW,
+    LayerCosts,
+    checkpointed_step,
+    depth_of,
+    layer_costs,
+    only_layers,
+    whole_step,
+)
 from llmft_cli.training.planning.memory import Holdings, holdings
 from llmft_cli.training.planning.simulation import BatchShape, Step
 
@@ -28,7 +38,25 @@ def can_keep_dequantized(model: PeftModel) -> bool:
 def holdings_of(model: PeftModel, dequantized_weights: bool) -> Holdings:
     """The memory used before a step starts, with 4-bit weights kept dequantised or not."""
     with weights_kept(model, dequantized_weights):
-        return holdings(model)
+        return whole_holdings(model)
+
+
+def whole_holdings(model: PeftModel) -> Holdings:
+    """The holdings of all layers; each of those that the model was cut by (`planned_model.cut`) has the same as the others."""
+    every, missing = holdings(model), depth_of(model) - len(decoder_layers(model))
+    if missing == 0:
+        return every
+    with only_layers(model, FEW):
+        fewer = holdings(model)
+    sizes = Counter(every.trained_sizes) - Counter(fewer.trained_sizes)
+    return replace(
+        every,
+        quantized_weights=every.quantized_weights + missing * (every.quantized_weights - fewer.quantized_weights),
+        dequantized_weights=every.dequantized_weights + missing * (every.dequantized_weights - fewer.dequantized_weights),
+        dense_weights=every.dense_weights + missing * (every.dense_weights - fewer.dense_weights),
+        adapters=every.adapters + missing * (every.adapters - fewer.adapters),
+        trained_sizes=(*every.trained_sizes, *missing * list(sizes.elements())),
+    )
 
 
 @contextmanager

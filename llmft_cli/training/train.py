@@ -12,7 +12,7 @@ from llmft_cli.base.cpu_memory import keep_freed_memory
 from llmft_cli.base.cpu_threads import use_free_cores
 from llmft_cli.base.errors import Interrupted
 from llmft_cli.base.files import hash_path
-from llmft_cli.base.libraries import import_training_libraries, import_transformers
+from llmft_cli.base.libraries import collector_paused, import_training_libraries, import_transformers
 from llmft_cli.base.reporter import Reporter
 from llmft_cli.base.stage_times import StageTimes
 from llmft_cli.data.store import VALIDATION, check_version, load_split, training_rows
@@ -96,11 +96,12 @@ def train_adapter(
 ) -> TrainResult:
     """The stage itself; `recorded` is the ledger entry of the training to resume, and empty for a new one."""
     reporter.note("loading torch and transformers")
-    from llmft_cli.training.planning.decide import decide
-    from llmft_cli.training.planning.recipe import settle_recipe
+    with collector_paused():
+        from llmft_cli.training.planning.decide import decide
+        from llmft_cli.training.planning.recipe import settle_recipe
 
+        device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
     run = record.run
-    device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
     source = model_source.base_model(run, recorded.get("model"), config, reporter)
     config = settle_recipe(record, source, config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import platform
 import subprocess
@@ -84,3 +85,34 @@ def test_a_function_is_compiled_once_and_when_it_is_called() -> None:
     assert (by_call.__name__, by_call.__doc__) == ("double", "Twice the number.")
     assert [by_call(3), by_call(4), by_decorator(5)] == [60, 80, 100]
     assert seen == [("double", {"dynamic": False}), ("double", {"mode": "default"})]
+
+
+COLLECTIONS = """
+import gc
+from llmft_cli.base import libraries
+libraries.configure_libraries()
+before = gc.get_stats()[2]["collections"]
+libraries.import_transformers()
+print(gc.get_stats()[2]["collections"] - before, gc.isenabled(), gc.get_freeze_count() > 100_000)
+frozen = gc.get_freeze_count()
+libraries.import_transformers()
+print(gc.get_freeze_count() - frozen)
+"""
+
+
+@pytest.mark.slow
+def test_the_collector_does_not_run_while_libraries_are_imported() -> None:
+    """It took over a second of the start of each training."""
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", COLLECTIONS], capture_output=True, text=True, check=True)
+    assert done.stdout == "0 True True\n0\n"
+
+
+def test_a_collector_that_is_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with libraries.collector_paused():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -103,10 +103,10 @@ def train_adapter(
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
     run = record.run
     source = model_source.base_model(run, recorded.get("model"), config, reporter)
+    import_training_libraries()
     config = settle_recipe(record, source, config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
     checkpoint = intact_checkpoint(run, training, reporter) if recorded else None
-    import_training_libraries()
     times.enter("planning")
     check_before_loading(run, source, config, reporter)
     sequences = training_sequences(training_rows(run.data), config)

@@ -2,7 +2,8 @@
 
     python benchmarks/recipe_chart.py benchmarks/results/recipe-smollm2-h200.json benchmarks/results/recipe-smollm2-h200.svg
 
-Needs matplotlib. For each set of rows: the held-out loss of the best epoch by learning rate and rows per step.
+Needs matplotlib. For each set of rows: the held-out loss of the best epoch by learning rate and rows per step, the mean of
+its seeds; and that of `llmft train` without a flag, where it was measured (`recipe`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from llmft_cli.recipe.facts import Facts
@@ -31,11 +33,14 @@ def draw_set(axes: Any, name: str, rows: dict[str, Any]) -> None:
     kinds = sorted({(one["asked_rows_per_step"], one["num_epochs"]) for one in ordinary})
     for rows_per_step, epochs in kinds:
         chosen = [one for one in ordinary if (one["asked_rows_per_step"], one["num_epochs"]) == (rows_per_step, epochs)]
-        points = sorted((one["learning_rate"], min(one["eval_loss_by_epoch"])) for one in chosen)
-        axes.plot(*zip(*points, strict=True), marker="o", label=f"{rows_per_step} rows per step, {epochs} epochs")
+        rates = sorted({one["learning_rate"] for one in chosen})
+        losses = [mean(min(one["eval_loss_by_epoch"]) for one in chosen if one["learning_rate"] == rate) for rate in rates]
+        axes.plot(rates, losses, marker="o", label=f"{rows_per_step} rows per step, {epochs} epochs")
     config = recipe_for(rows)
     label = f"recipe: {config.rows_per_step} rows, {config.num_epochs} epochs"
     axes.axvline(config.learning_rate, linestyle=":", color="black", label=label)
+    for measured in rows.get("recipe", []):
+        axes.plot(measured["learning_rate"], measured["eval_loss"], marker="*", markersize=12, color="black")
     axes.set(title=name, xscale="log", yscale="log", xlabel="learning rate")
     axes.legend(fontsize=7)
 

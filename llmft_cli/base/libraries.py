@@ -43,10 +43,13 @@ def configure_libraries() -> None:
 
 
 def import_transformers() -> ModuleType:
-    """transformers without its weight-loading progress bars."""
-    with collector_paused(), compiling_when_called():
+    """transformers without its weight-loading progress bars; without torch, it has tokenizers and configs."""
+    with collector_paused():
         import transformers
-        import transformers.modeling_utils  # every model and every config imports it
+
+        if transformers.is_torch_available():
+            with compiling_when_called():
+                import transformers.modeling_utils  # every model and every config imports it
     transformers.utils.logging.disable_progress_bar()
     return transformers
 

@@ -41,8 +41,9 @@ from llmft_cli.training.loop.step_clock import StepClock  # noqa: E402
 from llmft_cli.training.loop.trainer import QLoRATrainer  # noqa: E402
 from llmft_cli.training.planning import decide  # noqa: E402
 from llmft_cli.training.profiling.measuring import make_optimizer  # noqa: E402
+from llmft_cli.training.step.built_model import build  # noqa: E402
 from llmft_cli.training.step.loss import loss_and_gradients  # noqa: E402
-from llmft_cli.training.train import build, train  # noqa: E402
+from llmft_cli.training.train import train  # noqa: E402
 
 EVERY_STEP, USUAL = 1, 10
 BARE = "bare loop"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import platform
@@ -116,8 +117,11 @@ def compiling_when_called() -> Iterator[None]:
     """Inside the block, functions are compiled, or excepted from it, when they are first called instead of when defined.
 
     bitsandbytes and transformers define such functions, and torch imports its compiler for each: two seconds, mostly for
-    functions that nobody calls.
+    functions that nobody calls. Without torch, there is nothing to put off.
     """
+    if importlib.util.find_spec("torch") is None:
+        yield
+        return
     import torch
 
     compiled, excepted = torch.compile, torch.compiler.disable

@@ -7,10 +7,8 @@ Nothing heavy is imported here: every command imports what it needs when it runs
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,6 +38,8 @@ from llmft_cli.cli.options import (
     RequireImprovementOption,
     ResumeOption,
     RunArgument,
+    SearchMetricOption,
+    SearchOption,
     StaleOption,
     SystemOption,
     TimingsOption,
@@ -47,12 +47,6 @@ from llmft_cli.cli.options import (
     WaitOption,
 )
 from llmft_cli.cli.run_argument import find_run, run_to_prepare, saved_settings
-
-if TYPE_CHECKING:
-    from llmft_cli.base.stage_times import StageTimes
-    from llmft_cli.cli.console import Console
-    from llmft_cli.run_dir.run import RunDir
-    from llmft_cli.training.judgement.result import TrainResult
 
 app = typer.Typer(name="llmft", pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -152,6 +146,8 @@ def train(
     resume: ResumeOption = False,
     continue_: ContinueOption = False,
     from_adapter: FromAdapterOption = None,
+    search: SearchOption = None,
+    search_metric: SearchMetricOption = None,
     require_improvement: RequireImprovementOption = False,
     profile: ProfileOption = False,
     timings: TimingsOption = False,
@@ -167,53 +163,15 @@ def train(
         llmft train --data chat.jsonl --model smollm2-135m  # prepare, then train
         llmft train runs/mine --resume                      # after an interruption
     """
-    from llmft_cli.base.stage_times import StageTimes, process_started
-    from llmft_cli.training.starting_adapter import starting_adapter
-    from llmft_cli.training.train import train as train_adapter
+    from llmft_cli.cli import training
 
-    refuse_together({"--resume": resume, "--continue": continue_, "--from-adapter": from_adapter})
-    refuse_together({"--data": data, "--resume": resume, "--continue": continue_})
-    times = StageTimes("imports", process_started())
-    target = prepare_to_train(run, data, given, overwrite, times) if data else find_run(run, given.console)
-    start = starting_adapter(target, continue_, from_adapter)
-    # A training that goes on keeps its data type, but not the device.
-    saved = saved_settings(target, "prepare", *(["train"] if resume or continue_ else []), here=("device",))
-    config = given.config(saved | (start.settings if start else {}))
-    ways: dict[str, Any] = {"overwrite": overwrite, "resume": resume, "start": start, "allow_stale": allow_stale}
-    result = train_adapter(target, config, given.console, **ways, profile=profile, times=times)
-    show_training(target.path, result, given.console, require_improvement, timings)
-
-
-def prepare_to_train(run: Path | None, data: list[str], given: Given, overwrite: bool, times: StageTimes) -> RunDir:
-    """The run of `train --data`, prepared."""
-    from llmft_cli.data.prepare import prepare as prepare_data
-    from llmft_cli.training.planning.preflight import check_settings
-
-    check_settings(given.config())
-    target = run_to_prepare(run, data)
-    with times.during("preparing"):
-        rows = prepare_data(target, data, given.config(), given.console, overwrite, given.asks_for("max_seq_length")).rows
-    given.console.note(f"prepared {target.path}: {rows['kept']} of {rows['read']} rows kept")
-    return target
-
-
-def show_training(run: Path, result: TrainResult, console: Console, require_improvement: bool, timings: bool) -> None:
-    """Show the result; raises VerificationError if an improvement is required and there is none (--json: with the result)."""
-    from llmft_cli.cli.views import stages
-    from llmft_cli.training.judgement import requirement
-
-    if require_improvement and console.as_json:
-        requirement.require_improvement(run, result)
-    console.result("train", str(run), asdict(result), stages.train(str(run), result, timings))
-    if require_improvement:
-        requirement.require_improvement(run, result)
-
-
-def refuse_together(flags: Mapping[str, object]) -> None:
-    """Raises UsageError if more than one of these flags is given."""
-    given = [flag for flag, value in flags.items() if value]
-    if len(given) > 1:
-        raise UsageError(f"{' and '.join(given)} cannot be combined", f"remove {given[0]} or {given[1]}")
+    target, result = training.train(
+        run,
+        data,
+        training.Ways(resume, continue_, from_adapter, search, search_metric, overwrite, allow_stale, profile),
+        given,
+    )
+    training.show(target.path, result, given.console, require_improvement, timings)
 
 
 @command(app, "merge")

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from llmft_cli.cli.completion import run_names
+from llmft_cli.cli.completion import one_of, run_names
 from llmft_cli.cli.help_pages import GENERAL, OTHER, show_full_help
 
 RUN = "Run"
@@ -192,6 +192,30 @@ FromAdapterOption = Annotated[
         "Its base model must be the run's; rank, alpha and target modules are the adapter's.",
         rich_help_panel=OTHER,
         show_default=False,
+    ),
+]
+SearchOption = Annotated[
+    int | None,
+    typer.Option(
+        "--search",
+        metavar="<recipes>",
+        min=2,
+        help="Try this many recipes, and keep the best adapter. The first is the automatic recipe; the others have another "
+        "learning rate, step size and length. The worse half is dropped along the way. What is set stays set.",
+        rich_help_panel=OTHER,
+        show_default=False,
+    ),
+]
+SearchMetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--search-metric",
+        metavar="<metric>",
+        help="What --search compares recipes by, on the held-out rows. eval_loss, or exact_match of the answers. "
+        "[default: eval_loss]",
+        rich_help_panel=OTHER,
+        show_default=False,
+        autocompletion=one_of(("eval_loss", "exact_match")),
     ),
 ]
 TimingsOption = Annotated[

@@ -22,10 +22,13 @@ COPY_BYTES = {"cuda": 2**28, "cpu": 2**26}
 
 
 def flops_per_second(torch: Any, device: str, name: str) -> float:
-    """Floating point operations per second of a square matrix product in the named type ("bf16")."""
+    """Floating point operations per second of a square matrix product in the named type ("bf16").
+
+    Draws from a generator of its own: a training that follows has the random numbers that its seed gives.
+    """
     size = matrix_size(torch.device(device), name)
-    kind = getattr(torch, TORCH_NAMES[name])
-    left, right = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
+    kind, own = getattr(torch, TORCH_NAMES[name]), torch.Generator(device)
+    left, right = (torch.randn(size, size, device=device, dtype=kind, generator=own) for _ in range(2))
     result = torch.empty_like(left)
     return float(2 * size**3 / median_seconds(torch, device, lambda: torch.mm(left, right, out=result)))
 

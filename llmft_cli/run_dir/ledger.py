@@ -28,6 +28,7 @@ PARTS: dict[str, dict[str, type | UnionType]] = {
     "plan": {},
     "training": {"id": str},
     "trackers": {},
+    "search": {"recipes": int, "metric": str},
     PREVIOUS: ENTRY,
 }
 

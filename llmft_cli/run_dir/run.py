@@ -20,6 +20,7 @@ from llmft_cli.base.files import hash_path, put_back
 from llmft_cli.base.reporter import Reporter, Silent
 from llmft_cli.run_dir.checkpoints import of_training
 from llmft_cli.run_dir.ledger import entries_before, read_ledger, settings_of
+from llmft_cli.run_dir.training_files import TrainingFiles
 
 RUNS_ROOT = Path("runs")
 # The stage that each command needs, and the command that runs each stage.
@@ -52,8 +53,16 @@ class RunDir:
         return self.path / "tokenizer"
 
     @property
+    def training_files(self) -> TrainingFiles:
+        return TrainingFiles(self.path)
+
+    @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.training_files.checkpoints
+
+    @property
+    def search(self) -> Path:
+        return self.path / "search"
 
     @property
     def adapter(self) -> Path:
@@ -61,11 +70,11 @@ class RunDir:
 
     @property
     def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+        return self.training_files.metrics
 
     @property
     def loss_chart(self) -> Path:
-        return self.path / "loss.svg"
+        return self.training_files.loss_chart
 
     @property
     def merged(self) -> Path:
@@ -165,6 +174,8 @@ class RunDir:
         """The flag, with a space before it, with which an unfinished training is begun again; empty if none is needed."""
         if self.resumable_checkpoints(entry):
             return " --overwrite" if self.changed_path(entry["inputs"]) else " --resume"
+        if asked := entry.get("search"):
+            return f" --search {asked['recipes']} --search-metric {asked['metric']}"
         return " --continue" if self.adapter_to_continue(entry) else ""
 
     def adapter_to_continue(self, entry: Mapping[str, Any]) -> str | None:
@@ -174,8 +185,10 @@ class RunDir:
         return next((name for name in entry["inputs"] if name.startswith("earlier/")), None)
 
     def resumable_checkpoints(self, entry: Mapping[str, Any]) -> list[Path]:
-        """The complete checkpoints of the training that a ledger entry records, the newest first."""
-        return of_training(self.checkpoints, entry.get("training", {}).get("id", ""))
+        """The complete checkpoints of the training that a ledger entry records, the newest first; then those of its search."""
+        folders = [self.checkpoints, *sorted(TrainingFiles(folder).checkpoints for folder in self.search.glob("*"))]
+        training_id = entry.get("training", {}).get("id", "")
+        return [checkpoint for folder in folders for checkpoint in of_training(folder, training_id)]
 
     def lost_output(self, entry: Mapping[str, Any]) -> str | None:
         """The first output of a finished stage that is missing or has changed, or None."""

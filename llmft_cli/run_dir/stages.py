@@ -118,7 +118,7 @@ def tidy(run: RunDir) -> None:
 
 
 def remove_all_leftovers(run: RunDir) -> None:
-    for folder in (run.path, run.evaluations, run.earlier):
+    for folder in (run.path, run.evaluations, run.earlier, run.search):
         remove_leftovers(folder)
 
 

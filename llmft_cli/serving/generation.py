@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmft_cli.base.cpu_threads import use_free_cores
@@ -102,10 +102,15 @@ def load_tuned(run: RunDir, config: Config, reporter: Reporter, allow_stale: boo
         model = load_adapter(base, run.adapter)
     if device.type == "cpu" and compute_dtype == compute_types.FP32:
         hold_dense_weights(model, reporter)
-    limits = limits_of(base.config, source.name)
+    return with_tokenizer(model, tokenizer, source.name, replace(config, compute_dtype=compute_dtype))
+
+
+def with_tokenizer(model: PeftModel, tokenizer: PreTrainedTokenizerBase, base_name: str, config: Config) -> TunedModel:
+    """A model with an adapter, and what it needs to answer; `config` has the type that it computes in."""
+    limits = limits_of(model.get_base_model().config, base_name)
     encoder = ConversationEncoder(tokenizer, limits=limits)
     stop_ids = loading.end_of_answer_ids(tokenizer, model, encoder.end_of_turn())
-    return TunedModel(model, compute_dtype, tokenizer, encoder, stop_ids, longest_conversation(limits, config))
+    return TunedModel(model, config.compute_dtype, tokenizer, encoder, stop_ids, longest_conversation(limits, config))
 
 
 def hold_dense_weights(model: PeftModel, reporter: Reporter) -> None:

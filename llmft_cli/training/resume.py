@@ -151,21 +151,28 @@ def given_instead(name: str, config: Config) -> Iterator[str]:
             yield from (other for other in pair.names if other != name and getattr(config, other) is not None)
 
 
-def intact_checkpoint(run: RunDir, training: Identity, reporter: Reporter) -> Path:
-    """The newest checkpoint of a training whose files are as they were written; damaged ones are told.
+def checkpoint_to_resume(run: RunDir, training: Identity, reporter: Reporter) -> Path:
+    """The newest intact checkpoint of a training in its run; damaged ones are told.
 
     Raises:
         StageError: there is none.
     """
-    for checkpoint in checkpoints.of_training(run.checkpoints, training["id"]):
-        reason = checkpoints.why_not_resumable(checkpoint, training)
-        if reason is None:
-            return checkpoint
-        reporter.warn(f"{reason}: looking for an earlier checkpoint than step {checkpoints.step_of(checkpoint)}")
+    if found := intact_checkpoint(run.checkpoints, training, reporter):
+        return found
     raise StageError(
         f"{run.checkpoints} has no intact checkpoint of this training",
         f"start over with: llmft train {run.path} --overwrite",
     )
+
+
+def intact_checkpoint(folder: Path, training: Identity, reporter: Reporter) -> Path | None:
+    """The newest checkpoint of a training whose files are as they were written, or None; damaged ones are told."""
+    for checkpoint in checkpoints.of_training(folder, training["id"]):
+        reason = checkpoints.why_not_resumable(checkpoint, training)
+        if reason is None:
+            return checkpoint
+        reporter.warn(f"{reason}: looking for an earlier checkpoint than step {checkpoints.step_of(checkpoint)}")
+    return None
 
 
 def refuse_to_forget_checkpoints(run: RunDir) -> None:
@@ -180,7 +187,9 @@ def refuse_to_forget_checkpoints(run: RunDir) -> None:
     for newest in run.resumable_checkpoints(entry)[:1]:
         changed = run.changed_path(entry["inputs"])
         raise StageError(
-            f"{run.path}: an earlier training run stopped at step {checkpoints.step_of(newest)}",
+            f"{run.path}: an earlier search has not ended"
+            if "search" in entry
+            else f"{run.path}: an earlier training run stopped at step {checkpoints.step_of(newest)}",
             f"start over with: llmft train {run.path} --overwrite"
             if changed
             else f"resume with: llmft train {run.path} --resume, or start over with --overwrite",

@@ -24,6 +24,7 @@ FLOORS = [
     {"recipe"},
     {"training", "serving", "merging"},
     {"evaluation", "fit"},
+    {"search"},
     {"cli"},
     {"__main__"},
 ]

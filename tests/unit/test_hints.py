@@ -188,7 +188,7 @@ def test_every_flag_that_is_named_exists_where_it_is_shown(place: Place, text: s
 def test_the_search_sees_texts_and_who_shows_them() -> None:
     shown = commands_that_show()
     assert shown["models.adapters", "load_adapter"] == {"eval", "chat", "merge"}
-    assert shown["evaluation.prompts", "refuse"] == {"eval"}
+    assert shown["evaluation.prompts", "refuse"] == {"eval", "train"}
     assert shown["training.loop.smaller_passes", "DoesNotFit"] == {"train", "eval"}
     assert shown["data.forms.columns", "parse_columns"] == {"prepare", "train"}
     assert shown["cli.app", "bug"] == set(FUNCTIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llmft_cli.cli.views.search import search
 from llmft_cli.cli.views.sections import Section, gibibytes, named, next_command
 from llmft_cli.evaluation.results import LABELS
 from llmft_cli.settings.quantities import format_count
@@ -128,6 +129,7 @@ def train(run: str, result: TrainResult, timings: bool = False) -> list[Section]
                 "adapter": result.adapter,
             },
         ),
+        *search(result.search),
         *([] if result.profile is None else profile(result.profile)),
         *([time_by_stage(result.timings)] if timings and result.timings else []),
         *advice(result),

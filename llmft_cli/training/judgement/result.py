@@ -39,6 +39,7 @@ class TrainResult:
         largest_pass_tokens: most tokens per pass at the end, padding included; None if whole batches fit.
         rehearsal_peak_bytes: peak GPU memory while the longest batch was tried first; None without a GPU.
         skipped_steps: steps whose gradients overflowed fp16, since the training was started or resumed; None for other types.
+        search: of `train --search`, what its recipes are compared by, and each of them, the best first; None without it.
         timings: wall seconds by stage, from the start of the process; together they are its whole time.
     """
 
@@ -61,6 +62,7 @@ class TrainResult:
     base_eval_loss: float | None = None
     starting_adapter_eval_loss: float | None = None
     advice: list[Advice] = field(default_factory=list)
+    search: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Outcome:
 
     seconds: float
     rehearsal_peak_bytes: int | None
-    profile: Profile | None
+    profile: Profile | None = None
 
 
 def result_of(

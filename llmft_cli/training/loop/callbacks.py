@@ -40,10 +40,16 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class StopRequest:
-    """Set by the first Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C or SIGTERM ends the process immediately."""
+    """Set by the first Ctrl-C, SIGTERM or SIGHUP; a second Ctrl-C or SIGTERM ends the process immediately.
 
-    def __init__(self, reporter: Reporter) -> None:
+    Attributes:
+        made: whether anybody asked to stop.
+        pause_after: the step after which training stops without that, to be resumed later; None trains to the end.
+    """
+
+    def __init__(self, reporter: Reporter, pause_after: int | None = None) -> None:
         self.made = False
+        self.pause_after = pause_after
         self._reporter = reporter
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
@@ -97,6 +103,9 @@ class StopWhenAsked(TrainerCallback):
         elif self._stop.made:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = args.load_best_model_at_end = False
+        elif self._stop.pause_after is not None and state.global_step >= self._stop.pause_after:
+            control.should_save = control.should_training_stop = True  # an evaluation that is due is made
+            args.load_best_model_at_end = False
         # Log before saving, so that the checkpoint's log history is complete for resuming.
         control.should_log = control.should_log or control.should_save
 

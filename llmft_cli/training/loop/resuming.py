@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llmft_cli.run_dir.checkpoints import step_of
+from llmft_cli.run_dir.checkpoints import STATE_FILE, step_of
 
 if TYPE_CHECKING:
     from llmft_cli.training.loop.trainer import QLoRATrainer
@@ -19,10 +19,17 @@ class AlreadyStopped(Exception):
     """Early stopping ended the training at the checkpoint that it is resumed from."""
 
 
-def train_to_the_end(trainer: QLoRATrainer, checkpoint: Path | None) -> None:
-    """Train after the checkpoint; if that is the end, by its step or by early stopping, restore the end."""
+def train_after(checkpoint: Path | None, trainer: QLoRATrainer, pause_after: int | None = None) -> None:
+    """Train after the checkpoint, until the end or the step to pause after.
+
+    If the checkpoint is there already, by its step or by early stopping, the end or the pause is restored.
+    """
     if checkpoint and step_of(checkpoint) >= trainer.args.max_steps:
         trainer.restore_end(checkpoint)
+        return
+    if checkpoint and pause_after is not None and step_of(checkpoint) >= pause_after:
+        trainer.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+        trainer.model.load_adapter(str(checkpoint), "default", is_trainable=True)
         return
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -15,6 +15,7 @@ from llmft_cli.models.adapters import WEIGHTS_FILE, check_changes_something, sav
 from llmft_cli.run_dir import checkpoints
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import StageRecord
+from llmft_cli.run_dir.training_files import TrainingFiles
 from llmft_cli.training.loop import loss_chart
 from llmft_cli.training.starting_adapter import StartingAdapter, recorded_input
 
@@ -40,33 +41,40 @@ def save(run: RunDir, trainer: QLoRATrainer) -> None:
             )
 
 
+def begin(record: StageRecord, start: StartingAdapter | None, resumed: bool) -> None:
+    """Record that this training is what can be resumed from now on, and delete the results of an earlier one."""
+    run = record.run
+    if start is not None:
+        record.entry["inputs"] |= recorded_input(start, record)
+    record.begin()
+    if resumed:
+        return
+    forget_steps_after(None, run.training_files)
+    for folder in (run.path / "profile", run.search):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
-def complete_checkpoints(
-    run: RunDir, checkpoint: Path | None, start: StartingAdapter | None, record: StageRecord
-) -> Iterator[None]:
+def complete_checkpoints(files: TrainingFiles, checkpoint: Path | None) -> Iterator[None]:
     """Begin after the given checkpoint, and leave complete ones only, however the training ends."""
-    forget_steps_after(run, checkpoint, start, record)
+    forget_steps_after(checkpoint, files)
     try:
         yield
     finally:
-        for written in checkpoints.newest_first(run.checkpoints):
+        for written in checkpoints.newest_first(files.checkpoints):
             if not (written / checkpoints.SEAL_FILE).exists():
                 checkpoints.remove(written)
 
 
-def forget_steps_after(run: RunDir, checkpoint: Path | None, start: StartingAdapter | None, record: StageRecord) -> None:
-    """Delete the results of an earlier training: all of them, or those after the checkpoint to resume from."""
-    if start is not None:
-        record.entry["inputs"] |= recorded_input(start, record)
-    record.begin()
+def forget_steps_after(checkpoint: Path | None, files: TrainingFiles) -> None:
+    """Delete what was written after the checkpoint to go on from: everything if there is none."""
     step = checkpoints.step_of(checkpoint) if checkpoint else 0
-    for later in checkpoints.newest_first(run.checkpoints):
+    for later in checkpoints.newest_first(files.checkpoints):
         if checkpoint is None or checkpoints.step_of(later) > step:
             checkpoints.remove(later)
     if checkpoint is None:
-        shutil.rmtree(run.path / "profile", ignore_errors=True)
-        run.metrics.unlink(missing_ok=True)
+        files.metrics.unlink(missing_ok=True)
     else:
         log = json.loads((checkpoint / checkpoints.STATE_FILE).read_text(encoding="utf-8"))["log_history"]
         # An evaluation that the checkpoint does not know is made again.
-        loss_chart.forget_steps_after(run.metrics, step, {row["step"] for row in log if "eval_loss" in row})
+        loss_chart.forget_steps_after(files.metrics, step, {row["step"] for row in log if "eval_loss" in row})

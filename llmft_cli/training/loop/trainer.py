@@ -188,9 +188,7 @@ class QLoRATrainer(transformers.Trainer):
         advice = smaller_batches(self.args, limit, self.train_dataset, length, largest) or "a smaller --max-seq-length"
         self._reporter.warn(retry_notice(when, failure, largest, self.train_dataset.rows, advice))
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], *args: Any, num_items_in_batch: Any = None, **kwargs: Any
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
         """The batch's share of the mean loss over the supervised tokens of the whole step."""
         under_autocast = self.args.bf16 or self.args.fp16
         return summed_loss(self.model, inputs, forward=model if under_autocast else None) / num_items_in_batch
@@ -228,15 +226,18 @@ class QLoRATrainer(transformers.Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Loss per supervised token. The parent would average the batches' means, and draw random numbers."""
+        metrics = {"eval_loss": self.held_out_loss()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def held_out_loss(self) -> float:
+        """The held-out loss of the adapter as it is; the training does not know of it."""
         assert self.evaluation is not None
         with self.clock.paused(), self.times.during("evaluations"):
             if not self.evaluation.is_recorded:
                 self._forget_recordings()
-            result = self.evaluation.run()
-        metrics = {"eval_loss": result.loss}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+            return self.evaluation.run().loss
 
     @property
     def _checkpoint_folder(self) -> Path:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from llmft_cli.base.errors import ConfigError
+from llmft_cli.base.errors import ConfigError, first_line
 from llmft_cli.recipe.settle import counts_rows, with_counts
-from llmft_cli.settings.config import Config
+from llmft_cli.settings.config import FIELDS, Config
 from llmft_cli.settings.quantities import format_count
 from llmft_cli.settings.values import switch
 from llmft_cli.settings.yaml_files import Value, read_mapping
 from llmft_cli.training.plan import PLAN_KINDS, Plan
-from llmft_cli.training.planning.optimizers import check_optimizer
 
 NEEDED = [field.name for field in fields(Plan) if field.default is MISSING]
 SWITCHES = [field.name for field in fields(Plan) if field.default is False]
@@ -127,3 +127,31 @@ def check_effective_batch(plan: Plan, config: Config) -> None:
             "change batch_size and gradient_accumulation_steps there, or add "
             f"{rows if config.tokens_per_batch is None else ''}{passes}",
         )
+
+
+def check_optimizer(name: str, origin: str) -> None:
+    """Check that transformers has an optimizer and can create it here.
+
+    Args:
+        origin: the flag or the key of a file that names it, for messages.
+
+    Raises:
+        ConfigError: it does not, or a package is missing.
+    """
+    if name in FIELDS["optim"].setting.suggestions:  # always there, and transformers takes seconds to import
+        return
+    from transformers.training_args import OptimizerNames
+
+    known = [item.value for item in OptimizerNames]
+    if name not in known:
+        near = [item for item in known if item.startswith(name)] or difflib.get_close_matches(name[:60], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"for example adamw_torch_fused; all: {', '.join(known)}"
+        raise ConfigError(f"{origin}: {name!r} is not the name of an optimizer in transformers", hint)
+    from transformers import Trainer, TrainingArguments
+
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(output_dir="unused", optim=name, report_to=[]))
+    except Exception as error:  # each optimizer has its own kinds
+        raise ConfigError(
+            f"{origin}: {name} cannot be used here: {first_line(error)}", "use another one, such as adamw_torch_fused"
+        ) from error

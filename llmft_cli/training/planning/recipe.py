@@ -9,7 +9,7 @@ from llmft_cli.data.store import VALIDATION, load_split, training_rows
 from llmft_cli.models.config_lookup import read_shape
 from llmft_cli.models.model_source import ModelSource
 from llmft_cli.recipe.facts import Facts
-from llmft_cli.recipe.settle import in_words, settle
+from llmft_cli.recipe.settle import Recipe, in_words, settle
 from llmft_cli.run_dir.run import RunDir
 from llmft_cli.run_dir.stages import StageRecord
 from llmft_cli.settings import config as settings
@@ -23,17 +23,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def settle_recipe(record: StageRecord, source: ModelSource, config: Config, reporter: Reporter) -> Config:
+def settle_recipe(record: StageRecord, facts: Facts, config: Config, reporter: Reporter) -> Config:
     """The settings without `auto`: those of a training to resume are settled already."""
-    run = record.run
-    shape = read_shape(source.name, source.path, trust_remote_code=config.trust_remote_code)
-    settled, recipe = settle(config, facts_of_run(shape, run))
+    settled, recipe = settle(config, facts)
     if settled != config:
-        record.facts["recipe"] = {name: choice._asdict() for name, choice in recipe.items()}
-        record.settle(settings.of_command(settled, "train"))
+        record_recipe(record, settled, recipe)
     for line in in_words(recipe):
         reporter.note(line)
     return settled
+
+
+def record_recipe(record: StageRecord, settled: Config, recipe: Recipe) -> None:
+    """Record the settings that a training uses, and why those of them were chosen that nobody gave."""
+    record.facts["recipe"] = {name: choice._asdict() for name, choice in recipe.items()}
+    record.settle(settings.of_command(settled, "train"))
+
+
+def facts_of_training(source: ModelSource, config: Config, run: RunDir) -> Facts:
+    """As `facts_of`, for the base model and the rows of a run."""
+    return facts_of_run(read_shape(source.name, source.path, trust_remote_code=config.trust_remote_code), run)
 
 
 def facts_of_run(shape: PreTrainedConfig, run: RunDir) -> Facts:

@@ -31,6 +31,8 @@ OWN = {
         "--from-adapter",
         "--require-improvement",
         "--profile",
+        "--search",
+        "--search-metric",
         "--timings",
         "--overwrite",
         "--allow-stale",

@@ -66,8 +66,8 @@ def bare_loop(run: RunDir, config: Config) -> float:
     config = chosen.applied_to(config)
     import_transformers().set_seed(config.seed)
     base = loading.load_base(source, device, compute_types.torch_type(config.compute_dtype), config.quantization)
-    loading.keep_training_chosen(base)
-    model = build(base, source.name, config, chosen.plan, Silent())
+    loading.keep_training_layout(base)
+    model = build(base, source.name, config, chosen.plan, None, Silent())
     model.train()
     steps = steps_of_batches(run, model, config, sequences)
     weights = [one for one in model.parameters() if one.requires_grad]

@@ -31,10 +31,10 @@ class EvaluateEachStep(TrainerCallback):
         self.stayed: list[bool] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.evaluate()
+        self._trainer.held_out_loss()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        found = self._trainer.evaluate()["eval_loss"]
+        found = self._trainer.held_out_loss()
         direct = held_out_loss(self._trainer.model, self._trainer.eval_dataset, 4, args.device).loss
         self.pairs.append((found, direct))
         self.stayed.append(self._trainer._recorded.has_recordings)

@@ -79,6 +79,7 @@ def search_recipes(
     """The stage itself; `recorded` is the ledger entry of the search to resume, and empty for a new one."""
     reporter.note("loading torch and transformers")
     with collector_paused():
+        import_training_libraries()  # first: it silences bitsandbytes, which others import
         from llmft_cli.search.answers import held_out_questions
         from llmft_cli.search.finish import finish
         from llmft_cli.search.shared_model import load_shared
@@ -87,7 +88,6 @@ def search_recipes(
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
     run = record.run
     source = model_source.base_model(run, recorded.get("model"), config, reporter)
-    import_training_libraries()
     if recorded:
         found, plans = resumed(record, source, config, device, read(run, recorded["training"]))
     else:

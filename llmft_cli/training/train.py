@@ -120,6 +120,7 @@ def train_adapter(
     """The stage itself; `recorded` is the ledger entry of the training to resume, and empty for a new one."""
     reporter.note("loading torch and transformers")
     with collector_paused():
+        import_training_libraries()  # first: it silences bitsandbytes, which others import
         from llmft_cli.training.loop.expected_end import warn_if_long_on_cpu
         from llmft_cli.training.planning.planned import planned
         from llmft_cli.training.planning.recipe import facts_of_training, settle_recipe
@@ -129,7 +130,6 @@ def train_adapter(
         device, config = settle_device(config, recorded.get("compute_dtype"), reporter)
     run = record.run
     source = model_source.base_model(run, recorded.get("model"), config, reporter)
-    import_training_libraries()
     config = settle_recipe(record, facts_of_training(source, config, run), config, reporter)
     training = recorded.get("training") or new_training(start, config, record.entry["inputs"], source)
     checkpoint = checkpoint_to_resume(run, training, reporter) if recorded else None

@@ -21,6 +21,8 @@ def test_without_a_flag_the_recipe_is_told_recorded_and_the_same_each_time(
     folders = [shutil.copytree(prepared_run, tmp_path / name) for name in ("once", "twice")]
     trained = [run("train", folder.name, "--json", folder=tmp_path) for folder in folders]
     assert [done.returncode for done in trained] == [0, 0], trained[0].stderr
+    # On processors with bf16 instructions, bitsandbytes said that it lacks a kernel, if others imported it first.
+    assert "kernels" not in trained[0].stderr
     results = [json.loads(done.stdout) for done in trained]
     entry = RunDir(folders[0]).require("train")
     recipe, used = entry["recipe"], entry["config"]

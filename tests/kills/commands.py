@@ -44,7 +44,7 @@ IMPORTS = (
     "scipy.stats",
 )
 COMPUTATIONS = {
-    "compute held-out loss": ("llmft_cli.training.loop.trainer", "held_out_loss"),
+    "compute held-out loss": ("llmft_cli.training.loop.held_out", "held_out_loss"),
     "compute a batch": ("llmft_cli.training.step.loss", "summed_loss"),
     "compute a training batch": ("llmft_cli.training.loop.trainer", "summed_loss"),
     "compare models": ("llmft_cli.merging.merge", "next_token_logits"),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # exp of more than this overflows a float; no model has a loss of 700 nats.
 LARGEST_EXPONENT = 700.0
-# `row_starts` of a batch has these besides its rows.
-PADDING_AND_END = 2
+# `row_starts` of a batch has these besides its rows: a sequence's padding, and the end.
+PADDING, END = 1, 1
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def held_out_loss(
 class Evaluation:
     """Evaluates held-out rows: a few rows at once, or, where training passes are recorded, packed and recorded, too.
 
-    A packed sequence has at most the tokens of a training pass, and a forward pass needs less memory than training's. So
-    recorded evaluations find room in the memory of training's recordings, which stay. Kernels must be compiled before, in
-    an evaluation that runs directly: it needs memory of its own, so recordings are forgotten for it.
+    Packed batches have the shape of a training pass, and a forward pass needs less memory than training's. So recorded
+    evaluations find room in the memory of training's recordings, which stay. Kernels must be compiled before, in an
+    evaluation that runs directly: it needs memory of its own, so recordings are forgotten for it.
 
     Attributes:
         passes: with the pass size that fits into memory.
@@ -100,11 +100,16 @@ class Evaluation:
         held_out: Sequences,
         device: torch.device,
         batch_size: int,
-        pass_tokens: int,
-        recorded: RecordedPasses | None,
         reporter: Reporter,
+        recorded: RecordedPasses | None = None,
+        capacity: int | None = None,
     ) -> None:
-        """`batch_size` rows are evaluated at once, or sequences of `pass_tokens` if training passes are `recorded`."""
+        """
+        Args:
+            batch_size: rows at once; if they are packed, sequences.
+            recorded: the training passes, if they are recorded; rows are then packed.
+            capacity: tokens of a packed sequence.
+        """
         from llmft_cli.training.loop.smaller_passes import Passes
 
         self.passes = Passes(device, self._report)
@@ -115,9 +120,9 @@ class Evaluation:
         self._recorded_training = recorded
         self._recorded = recorded and recorded.beside(partial(divided_loss, model))
         self._compiled = False
-        self._sequences = held_out.packed_anew(pass_tokens) if recorded else held_out
-        self._batch_size = 1 if recorded else batch_size
-        self._longest = int(self._sequences.lengths.max()) if recorded else None
+        self._sequences = held_out if capacity is None else held_out.packed_anew(capacity)
+        self._batch_size = batch_size
+        self._longest = None if capacity is None else int(self._sequences.lengths.max())
 
     @property
     def is_recorded(self) -> bool:
@@ -140,9 +145,10 @@ class Evaluation:
         from llmft_cli.training.fast.cuda_graphs import padded_batch
 
         assert self._recorded is not None
-        figures = self._sequences.figures
-        rows, targets = self._sequences.row_counts.max(), figures.supervised.max()
-        padded = padded_batch(batch, int(targets), int(rows) + PADDING_AND_END, int(figures.longest_row.max()))
+        figures, count = self._sequences.figures, batch["input_ids"].shape[0]
+        targets = count * int(figures.supervised.max())
+        edges = count * (int(self._sequences.row_counts.max()) + PADDING) + END
+        padded = padded_batch(batch, targets, edges, int(figures.longest_row.max()))
         return self._recorded.run(padded, torch.ones((), device=self._device))
 
     def _report(self, failure: Failure, largest: int) -> None:
@@ -161,13 +167,14 @@ def evaluation_of(
     trainer: Trainer, tokens_per_batch: int | None, recorded: RecordedPasses | None, reporter: Reporter
 ) -> Evaluation | None:
     """The evaluation of a trainer's held-out rows, or None without any; `recorded` are its training passes."""
-    if trainer.eval_dataset is None:
+    held_out, arguments = trainer.eval_dataset, trainer.args
+    if held_out is None:
         return None
-    arguments = trainer.args
+    if recorded is None:
+        return Evaluation(trainer.model, held_out, arguments.device, arguments.per_device_eval_batch_size, reporter)
     longest = int(trainer.train_dataset.lengths.max())
-    pass_tokens = tokens_per_batch or longest * arguments.per_device_train_batch_size
-    batch_size = arguments.per_device_eval_batch_size
-    return Evaluation(trainer.model, trainer.eval_dataset, arguments.device, batch_size, pass_tokens, recorded, reporter)
+    sequences = arguments.per_device_train_batch_size if tokens_per_batch is None else max(1, tokens_per_batch // longest)
+    return Evaluation(trainer.model, held_out, arguments.device, sequences, reporter, recorded, longest)
 
 
 def divided_loss(model: Any, batch: Batch, divisor: torch.Tensor) -> torch.Tensor:

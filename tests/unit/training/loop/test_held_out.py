@@ -102,10 +102,12 @@ class Recorded(RecordedPasses):
         return SimpleNamespace(replay=self._work)
 
 
-def evaluation_beside(recorded: RecordedPasses | None) -> Evaluation:
+def evaluation_beside(recorded: RecordedPasses | None, sequences: int = 1) -> Evaluation:
     lengths = [2 + number * 5 % 17 for number in range(50)]  # 500 tokens
     held_out = sequences_of(rows_of_lengths(lengths))
-    return Evaluation(torch.nn.Module(), held_out, CPU, 8, 64, recorded, Silent())
+    if recorded is None:
+        return Evaluation(torch.nn.Module(), held_out, CPU, 8, Silent())
+    return Evaluation(torch.nn.Module(), held_out, CPU, sequences, Silent(), recorded, capacity=64)
 
 
 def test_rows_are_evaluated_a_few_at_once_where_passes_are_not_recorded(batches: list[Batch]) -> None:
@@ -137,6 +139,22 @@ def test_where_passes_are_recorded_rows_are_packed_and_recorded_beside_them(
     assert len(made) == 2
     assert {found.loss for found in tokens} == {tokens[0].loss}
     assert training.has_recordings
+
+
+def test_packed_sequences_are_evaluated_as_many_at_once_as_are_trained(
+    batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the batches have the shape of training's, whose memory they fit in; all but the last share one recording."""
+    monkeypatch.setattr(loss, "summed_loss", lambda model, part: batches.append(part) or part["targets"].clamp(min=0).sum())
+    training = Recorded([torch.nn.Parameter(torch.zeros(1))], lambda batch, divisor: divisor)
+    evaluation = evaluation_beside(training, sequences=3)
+    direct = evaluation.run().loss
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(3, 64), (3, 64), (2, 64)]
+    for _ in range(2):
+        training.run(collate(rows_of_lengths([9])), torch.tensor(1.0))
+    assert evaluation.run().loss == direct
+    assert evaluation._recorded is not None
+    assert evaluation._recorded.made == [3 * 64, 2 * 64]  # type: ignore[attr-defined]
 
 
 def test_an_evaluation_that_could_not_be_recorded_runs_directly_from_then_on(

@@ -63,12 +63,13 @@ def train(run: Path | None, data: list[str] | None, ways: Ways, given: Given) ->
 def prepared(run: Path | None, data: list[str], given: Given, ways: Ways, times: StageTimes) -> RunDir:
     """The run of `train --data`, prepared."""
     from llmft_cli.data.prepare import prepare as prepare_data
-    from llmft_cli.search.request import check_can_search
+    from llmft_cli.search.request import check_can_search, check_will_hold_out
     from llmft_cli.training.planning.preflight import check_settings
 
     check_settings(given.config())
     if ways.search:
         check_can_search(given.config())
+        check_will_hold_out(given.config())
     target = run_to_prepare(run, data)
     with times.during("preparing"):
         rows = prepare_data(target, data, given.config(), given.console, ways.overwrite, given.asks_for("max_seq_length")).rows

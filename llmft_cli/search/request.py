@@ -61,6 +61,14 @@ def check_can_search(config: Config) -> None:
             f"--search does not report to trackers, and --report-to is {config.report_to}",
             "omit --report-to; the figures of each recipe will be in RUN/search",
         )
+
+
+def check_will_hold_out(config: Config) -> None:
+    """Check that rows will be held out of data that is not prepared yet.
+
+    Raises:
+        ConfigError: none will be.
+    """
     if config.val_size == 0:
         raise ConfigError(
             "--search needs held-out rows, but --val-size is 0", "hold rows out, as with --val-size 10%, or omit --search"

@@ -104,7 +104,8 @@ class Evaluation:
         recorded: RecordedPasses | None = None,
         capacity: int | None = None,
     ) -> None:
-        """
+        """An evaluation of these held-out rows.
+
         Args:
             batch_size: rows at once; if they are packed, sequences.
             recorded: the training passes, if they are recorded; rows are then packed.

@@ -248,13 +248,15 @@ def test_without_held_out_rows_it_is_refused(tiny_data: Path, tiny_model_dir: Pa
     assert (refused.returncode, refused.stderr.splitlines()[:1]) == (2, lines)
     assert not (tmp_path / "run").exists()
     (tmp_path / "one.jsonl").write_text(rows.read_text().splitlines()[0] + "\n")
-    prepared = run("prepare", "one.jsonl", "--run", "run", *flags[:4], folder=tmp_path)
-    assert prepared.returncode == 0, prepared.stderr
-    refused = run("train", "run", "--search", 4, folder=tmp_path)
-    assert (refused.returncode, refused.stderr.splitlines()) == (
-        2,
-        [
-            "error: run has no held-out rows to compare recipes on",
-            "hint: prepare it again with some: llmft prepare DATA --run run --val-size 10% --overwrite",
-        ],
-    )
+    # A single row; and rows none of which are to be held out, where the hint was a flag that train does not have for a run.
+    for name, data, its_flags in (("one", "one.jsonl", flags[:4]), ("none", rows, flags)):
+        prepared = run("prepare", data, "--run", name, *its_flags, folder=tmp_path)
+        assert prepared.returncode == 0, prepared.stderr
+        refused = run("train", name, "--search", 4, folder=tmp_path)
+        assert (refused.returncode, refused.stderr.splitlines()) == (
+            2,
+            [
+                f"error: {name} has no held-out rows to compare recipes on",
+                f"hint: prepare it again with some: llmft prepare DATA --run {name} --val-size 10% --overwrite",
+            ],
+        )
